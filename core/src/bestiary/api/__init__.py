@@ -1,0 +1,1 @@
+"""Ring 0: the contracts. Imports neither torch nor any plugin."""

@@ -1,0 +1,158 @@
+"""Everything Bestiary raises at its users, as one tree.
+
+    BestiaryError
+    ├── UsageError                    a wrong argument or option                       exit 1
+    ├── EngineError                   the runtime itself failed                        exit 1
+    ├── RequestError                  one request is refused; others go on             exit 1
+    ├── ModelError                    the model (directory, file, hub id) is bad       exit 2
+    │   ├── ConfigError               config.json, its fields and overrides
+    │   │   └── UnknownArchitecture   nothing installed implements it
+    │   └── LoadError                 the weights
+    │       ├── CorruptWeights        a damaged or hostile safetensors file
+    │       ├── CorruptGguf           a damaged or hostile GGUF file
+    │       ├── PickleRefused         a format that could run code
+    │       └── WeightsMismatch       names, shapes or completeness
+    └── PluginError                   an installed package is bad                      exit 3
+        ├── BrokenPlugin              raises, crashes or hangs when imported
+        ├── DuplicateArchitecture     two packages claim one name
+        ├── IncompatiblePlugin        written for another core API version
+        └── InvalidModel              the class lacks members its protocols promise
+
+An error says what happened, where (`field`), against which rule (`limit`) and with which `value`, and what to
+do next (`fix`, a command where there is one). `code` is stable and meant for programs. All offenders of one kind are
+reported by one error, in `details`, one line each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+_VALUE_CHARS = 64
+_DETAIL_LINES = 20
+
+
+def shorten(value: object) -> str:
+    """`repr(value)` cut to 64 characters: an error never repeats a hostile input at length."""
+    text = repr(value[: _VALUE_CHARS * 2]) if isinstance(value, str | bytes) else repr(value)
+    return text if len(text) <= _VALUE_CHARS else text[: _VALUE_CHARS - 1] + "…"
+
+
+class BestiaryError(Exception):
+    """The root of the tree; raise one of its leaves."""
+
+    code: ClassVar[str] = "ERROR"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        field: str | None = None,
+        limit: object = None,
+        value: object = None,
+        details: Sequence[str] = (),
+        fix: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.error_code = code or type(self).code
+        self.field = field
+        self.limit = limit
+        self.value = value
+        self.details = tuple(details)
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [f"{self.error_code}: {self.message}"]
+        if self.field is not None:
+            lines.append(f"  field: {self.field}")
+        if self.value is not None:
+            lines.append(f"  value: {shorten(self.value)}")
+        if self.limit is not None:
+            lines.append(f"  rule:  {self.limit}")
+        lines += [f"  - {detail}" for detail in self.details[:_DETAIL_LINES]]
+        if len(self.details) > _DETAIL_LINES:
+            lines.append(f"  - … and {len(self.details) - _DETAIL_LINES} more")
+        if self.fix is not None:
+            lines.append(f"  fix:   {self.fix}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, object]:
+        """The error as data, for `--json` and for HTTP bodies."""
+        return {
+            "code": self.error_code,
+            "message": self.message,
+            "field": self.field,
+            "rule": None if self.limit is None else str(self.limit),
+            "value": None if self.value is None else shorten(self.value),
+            "details": list(self.details),
+            "fix": self.fix,
+        }
+
+
+class UsageError(BestiaryError):
+    code = "USAGE"
+
+
+class EngineError(BestiaryError):
+    code = "ENGINE"
+
+
+class RequestError(BestiaryError, ValueError):
+    code = "BAD_REQUEST"
+
+
+class ModelError(BestiaryError):
+    code = "BAD_MODEL"
+    exit_code = 2
+
+
+class ConfigError(ModelError):
+    code = "BAD_CONFIG"
+
+
+class UnknownArchitecture(ConfigError):
+    code = "UNKNOWN_ARCHITECTURE"
+
+
+class LoadError(ModelError):
+    code = "LOAD_FAILED"
+
+
+class CorruptWeights(LoadError):
+    code = "CORRUPT_WEIGHTS"
+
+
+class CorruptGguf(LoadError):
+    code = "CORRUPT_GGUF"
+
+
+class PickleRefused(LoadError):
+    code = "PICKLE_REFUSED"
+
+
+class WeightsMismatch(LoadError):
+    code = "WEIGHTS_MISMATCH"
+
+
+class PluginError(BestiaryError):
+    code = "BAD_PLUGIN"
+    exit_code = 3
+
+
+class BrokenPlugin(PluginError):
+    code = "BROKEN_PLUGIN"
+
+
+class DuplicateArchitecture(PluginError):
+    code = "DUPLICATE_ARCHITECTURE"
+
+
+class IncompatiblePlugin(PluginError):
+    code = "INCOMPATIBLE_PLUGIN"
+
+
+class InvalidModel(PluginError):
+    code = "INVALID_MODEL"

@@ -1,0 +1,35 @@
+"""What a plugin says about its architecture in GGUF files, as data.
+
+A distribution offers one through the entry-point group `bestiary_gguf`: the entry's name is the file's
+`general.architecture`, its value `module:OBJECT`, the object a `GgufArchitecture`. Importing it must not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufArchitecture:
+    """How a GGUF file of one `general.architecture` becomes a `config.json` and a checkpoint.
+
+    Attributes:
+        architecture: the name in `config.json`'s `architectures`, e.g. ``"LlamaForCausalLM"``.
+        model_type: `config.json`'s `model_type`, e.g. ``"llama"``.
+        config: further `config.json` fields → GGUF metadata keys, without the leading ``"<arch>."``
+            (``{"rms_norm_eps": "attention.layer_norm_rms_epsilon"}``), on top of the standard ones in
+            `engine/loader/gguf_names.py`.
+        constants: further `config.json` fields with fixed values.
+        tensors: GGUF tensor names → checkpoint names, ``{bid}`` standing for the layer index, on top of (and winning
+            over) the standard names. A value of None says the tensor is not a weight of the model.
+        rope_interleaved: checkpoint module names (``"q_proj"``) whose rows GGUF stores for interleaved rotary pairs and
+            which the loader puts back into half-split order, with the config field that counts their heads.
+    """
+
+    architecture: str
+    model_type: str
+    config: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, object] = field(default_factory=dict)
+    tensors: Mapping[str, str | None] = field(default_factory=dict)
+    rope_interleaved: Mapping[str, str] = field(default_factory=dict)
