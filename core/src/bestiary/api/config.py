@@ -1,0 +1,177 @@
+"""The configuration a model class receives, and the engine's own: frozen, keyword-only, checked once.
+
+Field names follow vLLM's, because model files read them (`vllm_config.model_config.hf_config`, `cache_config`,
+`quant_config`, `parallel_config.tensor_parallel_size` …). Facts found at run time (how many KV blocks fit) are not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _at_least(owner: object, low: int, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise UsageError(f"{name} is too small", field=name, value=value, limit=f"an integer, at least {low}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model as a class sees it.
+
+    Attributes:
+        model: what the user named: a directory, a file, a hub id or a short name.
+        architecture: the registry's name of the class.
+        hf_config: the transformers configuration object (or an attribute bag for a type transformers does not know).
+        hf_text_config: its text part; `hf_config` itself where there is none.
+        dtype: of the weights and activations. max_model_len: prompt and answer together, in tokens.
+        seed: of everything drawn at random. deterministic: logprobs bitwise independent of batch and schedule.
+    """
+
+    model: str
+    architecture: str
+    hf_config: Any
+    hf_text_config: Any
+    dtype: torch.dtype
+    max_model_len: int
+    seed: int = 0
+    deterministic: bool = False
+    revision: str | None = None
+    pooler_config: Any = None
+    use_mla: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_model_len")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """The paged KV cache: tokens a block, bytes in all (None: what fits), dtype ("auto": the model's), prefix caching."""
+
+    block_size: int = 16
+    memory_bytes: int | None = None
+    num_blocks: int | None = None
+    cache_dtype: str = "auto"
+    enable_prefix_caching: bool = True
+    sliding_window: int | None = None
+    mamba_cache_dtype: str = "auto"
+    mamba_ssm_cache_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "block_size")
+        if self.num_blocks is not None:
+            _at_least(self, 1, "num_blocks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """How much one step may do: requests running, tokens computed, and whether a prompt may be computed in pieces."""
+
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    enable_chunked_prefill: bool = True
+    max_queue: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_num_seqs", "max_num_batched_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EPLBConfig:
+    """Expert load balancing: spare expert copies and how often placements are reconsidered (steps)."""
+
+    num_redundant_experts: int = 0
+    window_size: int = 1000
+    step_interval: int = 3000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How many ranks share the model, and this process's place among them."""
+
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    enable_expert_parallel: bool = False
+    enable_eplb: bool = False
+    eplb_config: EPLBConfig = field(default_factory=EPLBConfig)
+    use_sequence_parallel_moe: bool = False
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def tensor_parallel_rank(self) -> int:
+        return self.rank % self.tensor_parallel_size
+
+    @property
+    def pipeline_parallel_rank(self) -> int:
+        return self.rank // self.tensor_parallel_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Adapter slots held beside the model, and the largest rank they hold."""
+
+    max_loras: int = 4
+    max_lora_rank: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceConfig:
+    """Where the model lives: "cpu" or "cuda"."""
+
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """How weights are read: "auto", a weight format's name, or "dummy" (random); whether NaN and Inf may pass."""
+
+    load_format: str = "auto"
+    allow_nonfinite: bool = False
+    progress: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpConfig:
+    """Which implementation of an op or attention backend to use, by name; anything not named is chosen at start."""
+
+    attention_backend: str | None = None
+    implementations: Mapping[str, str] = field(default_factory=dict)
+
+
+Runner = Literal["generate", "pooling"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmConfig:
+    """All of it: the one argument of every model class."""
+
+    model_config: ModelConfig
+    cache_config: CacheConfig = field(default_factory=CacheConfig)
+    scheduler_config: SchedulerConfig = field(default_factory=SchedulerConfig)
+    parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
+    device_config: DeviceConfig = field(default_factory=DeviceConfig)
+    load_config: LoadConfig = field(default_factory=LoadConfig)
+    op_config: OpConfig = field(default_factory=OpConfig)
+    quant_config: Any = None
+    lora_config: LoRAConfig | None = None
+    speculative_config: Any = None
+
+    @property
+    def num_speculative_tokens(self) -> int:
+        return 0 if self.speculative_config is None else int(self.speculative_config.num_speculative_tokens)

@@ -1,0 +1,62 @@
+"""What comes back from the engine. Names follow vLLM's `RequestOutput`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """A token's log-probability (natural logarithm), its rank from 1, and its text where text is made."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None = None
+
+
+TokenLogprobs = dict[int, Logprob]
+"""Token id → log-probability: the token itself first, then the likeliest, best first."""
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One answer. `finish_reason` is None while it grows; `stop_reason` is the stop string or id that ended it."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Seconds on the monotonic clock; differences are what matter. `cached_tokens` came from the prefix cache."""
+
+    arrival: float = 0.0
+    first_scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+    cached_tokens: int = 0
+    preemptions: int = 0
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A request and all that was generated for it so far; `outputs` holds its `n` answers."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    finished: bool = False
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)

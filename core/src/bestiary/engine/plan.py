@@ -1,0 +1,79 @@
+"""The arrows between scheduler and executor: small frozen values without tensors, cheap to send.
+
+A `StepPlan` names requests by id. Whoever executes it keeps the tokens of each request it was told of (`new`), appends what
+it samples, and forgets a request when `finished` names it. So a plan never repeats a prompt, and a worker can run
+ahead of the ids it has not reported yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..api.outputs import TokenLogprobs
+from ..api.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class NewRequest:
+    """A request the executor has not seen. `seed` is final: draws are keyed by it and the token's position.
+
+    `eos_token_ids` are banned while fewer than `sampling.min_tokens` tokens were drawn.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    seed: int
+    eos_token_ids: tuple[int, ...] = ()
+    lora_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledItem:
+    """Compute tokens `start … start + count - 1` of one request.
+
+    Attributes:
+        block_ids: the request's whole block table; token i lives in block `block_ids[i // block_size]`.
+        samples: whether the last of these tokens is the newest known one, so that a token is drawn after it.
+    """
+
+    request_id: str
+    start: int
+    count: int
+    block_ids: tuple[int, ...]
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One forward pass: items in batch order."""
+
+    step: int
+    items: tuple[ScheduledItem, ...]
+    new: tuple[NewRequest, ...] = ()
+    finished: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(item.count for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """One drawn token. `error` says why none could be drawn (``"numerical"``: NaN or Inf in its logits)."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step produced: one token for every item that samples; prompt log-probabilities as they become known.
+
+    `prompt_logprobs[request_id]` continues where the last step's ended; the first prompt token has none.
+    """
+
+    step: int
+    sampled: dict[str, SampledToken]
+    prompt_logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
