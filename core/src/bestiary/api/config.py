@@ -1,7 +1,7 @@
 """The configuration a model class receives, and the engine's own: frozen, keyword-only, checked once.
 
 Field names follow vLLM's, because model files read them (`vllm_config.model_config.hf_config`, `cache_config`,
-`quant_config`, `parallel_config.tensor_parallel_size` …). Facts found at run time (how many KV blocks fit) are not here.
+`quant_config`, `parallel_config.tensor_parallel_size` …). Facts found at run time (blocks that fit) are not here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """The paged KV cache: tokens a block, bytes in all (None: what fits), dtype ("auto": the model's), prefix caching."""
+    """The paged KV cache: tokens a block, bytes in all (None: what fits), dtype ("auto": the model's), prefix cache."""
 
     block_size: int = 16
     memory_bytes: int | None = None

@@ -24,10 +24,10 @@ class SamplingParams:
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_p, top_k, min_p: keep the smallest set of tokens whose probability reaches `top_p`; the `top_k` likeliest
             (0 or -1: all); those at least `min_p` times as likely as the likeliest.
-        repetition_penalty: divides positive and multiplies negative logits of every token seen (CTRL, arXiv 1909.05858).
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen (CTRL, arXiv 1909.05858).
         presence_penalty, frequency_penalty: subtracted once, or per occurrence, for tokens already generated.
-        seed: draws depend on (seed, position) alone, so never on the batch. None: derived from the engine's seed and the
-            request's number.
+        seed: draws depend on (seed, position) alone, so never on the batch. None: derived from the engine's seed and
+            the request's number.
         max_tokens: None means as many as the context allows. min_tokens: before it no stop id is drawn.
         stop, stop_token_ids: strings and ids that end the answer; `include_stop_str_in_output` keeps the string.
         ignore_eos: the model's end-of-sequence ids do not end the answer.

@@ -1,7 +1,7 @@
 """The arrows between scheduler and executor: small frozen values without tensors, cheap to send.
 
-A `StepPlan` names requests by id. Whoever executes it keeps the tokens of each request it was told of (`new`), appends what
-it samples, and forgets a request when `finished` names it. So a plan never repeats a prompt, and a worker can run
+A `StepPlan` names requests by id. Whoever executes it keeps the tokens of each request it was told of (`new`), appends
+what it samples, and forgets a request when `finished` names it. So a plan never repeats a prompt, and a worker can run
 ahead of the ids it has not reported yet.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..api.outputs import TokenLogprobs
-from ..api.sampling import SamplingParams
+from bestiary.api.outputs import TokenLogprobs
+from bestiary.api.sampling import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
