@@ -1,0 +1,113 @@
+"""The engine: requests in, updates out, one step at a time.
+
+Where a token comes from: `add_request` gives the scheduler a `Sequence`; each `step` asks the scheduler which tokens to compute
+(`StepPlan`), has the executor compute them (`StepResult`), and lets the scheduler record what was drawn (`SequenceUpdate`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as SequenceOf
+
+from bestiary.api.config import VllmConfig
+from bestiary.api.errors import RequestError
+from bestiary.api.hooks import StepObserver
+from bestiary.api.sampling import SamplingParams
+
+from .executor import Executor
+from .scheduler import Scheduler, SequenceUpdate
+from .sequence import Sequence
+
+
+class LLMEngine:
+    """Owns the scheduler and the executor. Not thread-safe: one thread calls it.
+
+    Args:
+        vocab_size: width of the logits; token ids in requests must lie below it.
+        eos_token_ids: what ends an answer unless `ignore_eos`.
+        observers: called after every step.
+    """
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        scheduler: Scheduler,
+        executor: Executor,
+        *,
+        vocab_size: int,
+        eos_token_ids: frozenset[int] = frozenset(),
+        observers: SequenceOf[StepObserver] = (),
+    ) -> None:
+        self.vllm_config = vllm_config
+        self.scheduler = scheduler
+        self.executor = executor
+        self.vocab_size = vocab_size
+        self.eos_token_ids = eos_token_ids
+        self.observers = tuple(observers)
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: SequenceOf[int],
+        sampling: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> None:
+        """Admit one request (``n`` = 1). Raises `RequestError` where it can never run; nothing is changed then."""
+        self._check_ids("prompt_token_ids", prompt_token_ids)
+        for name in ("stop_token_ids", "bad_token_ids", "allowed_token_ids"):
+            self._check_ids(name, getattr(sampling, name) or ())
+        self._check_ids("logit_bias", tuple(sampling.logit_bias))
+        self.scheduler.add(
+            Sequence(
+                request_id,
+                prompt_token_ids,
+                sampling,
+                seed=self._seed(request_id, sampling),
+                priority=priority,
+                eos_token_ids=self.eos_token_ids,
+                cache_salt=cache_salt,
+            )
+        )
+
+    def step(self) -> list[SequenceUpdate]:
+        """Compute one step; what changed for each request, every accepted one ending in exactly one terminal update."""
+        plan = self.scheduler.schedule()
+        result = self.executor.execute(plan)
+        updates = self.scheduler.update(plan, result)
+        for observer in self.observers:
+            observer.after_step(plan, result)
+        return updates
+
+    def finish(self, request_id: str, stop: str) -> None:
+        """End a request because its text holds a stop string."""
+        self.scheduler.finish(request_id, stop)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; unknown ids are ignored, since it may just have ended."""
+        self.scheduler.abort(request_id)
+
+    @property
+    def has_unfinished_requests(self) -> bool:
+        return self.scheduler.has_unfinished()
+
+    def shutdown(self) -> None:
+        self.executor.shutdown()
+
+    def _check_ids(self, field: str, ids: SequenceOf[int]) -> None:
+        for index, token in enumerate(ids):
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self.vocab_size:
+                raise RequestError(
+                    f"{field}[{index}] is not a token of this model",
+                    code="TOKEN_OUT_OF_RANGE",
+                    field=f"{field}[{index}]",
+                    value=token,
+                    limit=f"an integer from 0 to {self.vocab_size - 1}",
+                )
+
+    def _seed(self, request_id: str, sampling: SamplingParams) -> int:
+        if sampling.seed is not None:
+            return sampling.seed
+        key = f"{self.vllm_config.model_config.seed}/{request_id}".encode()
+        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
