@@ -1,7 +1,8 @@
 """The engine: requests in, updates out, one step at a time.
 
-Where a token comes from: `add_request` gives the scheduler a `Sequence`; each `step` asks the scheduler which tokens to compute
-(`StepPlan`), has the executor compute them (`StepResult`), and lets the scheduler record what was drawn (`SequenceUpdate`).
+Where a token comes from: `add_request` gives the scheduler a `Sequence`; each `step` asks the scheduler which tokens to
+compute (`StepPlan`), has the executor compute them (`StepResult`), and lets the scheduler record what was drawn
+(`SequenceUpdate`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from collections.abc import Sequence as SequenceOf
 
 from bestiary.api.config import VllmConfig
 from bestiary.api.errors import RequestError
-from bestiary.api.hooks import StepObserver
 from bestiary.api.sampling import SamplingParams
 
 from .executor import Executor
-from .scheduler import Scheduler, SequenceUpdate
-from .sequence import Sequence
+from .observers import StepObserver
+from .scheduler import Scheduler, SchedulerStats
+from .sequence import Sequence, SequenceUpdate
 
 
 class LLMEngine:
@@ -52,45 +53,69 @@ class LLMEngine:
         sampling: SamplingParams,
         *,
         priority: int = 0,
-        cache_salt: str = "",
-    ) -> None:
-        """Admit one request (``n`` = 1). Raises `RequestError` where it can never run; nothing is changed then."""
+        cache_salt: str | None = None,
+    ) -> list[str]:
+        """Admit one request, all its `n` answers or none.
+
+        Returns:
+            The ids under which updates come: `request_id` itself, or ``request_id/0`` … where `n` > 1.
+
+        Raises:
+            RequestError: it can never run; nothing was changed.
+        """
         self._check_ids("prompt_token_ids", prompt_token_ids)
         for name in ("stop_token_ids", "bad_token_ids", "allowed_token_ids"):
             self._check_ids(name, getattr(sampling, name) or ())
         self._check_ids("logit_bias", tuple(sampling.logit_bias))
-        self.scheduler.add(
-            Sequence(
-                request_id,
-                prompt_token_ids,
-                sampling,
-                seed=self._seed(request_id, sampling),
-                priority=priority,
-                eos_token_ids=self.eos_token_ids,
-                cache_salt=cache_salt,
+        children = [request_id] if sampling.n == 1 else [f"{request_id}/{index}" for index in range(sampling.n)]
+        sequences: list[Sequence] = []
+        for index, child in enumerate(children):
+            own = sampling if sampling.n == 1 else sampling.child(index)
+            sequences.append(
+                Sequence(
+                    child,
+                    prompt_token_ids,
+                    own,
+                    seed=self._seed(child, own),
+                    priority=priority,
+                    eos_token_ids=self.eos_token_ids,
+                    cache_salt=cache_salt,
+                    leader=sequences[0] if sequences else None,
+                )
             )
-        )
+        self.scheduler.add(*sequences)
+        return children
 
     def step(self) -> list[SequenceUpdate]:
-        """Compute one step; what changed for each request, every accepted one ending in exactly one terminal update."""
+        """Compute one step; every accepted request ends in exactly one terminal update.
+
+        Whatever the executor raises is passed on, with nothing computed and nothing lost: the next step repeats it.
+        """
         plan = self.scheduler.schedule()
-        result = self.executor.execute(plan)
+        try:
+            result = self.executor.execute(plan)
+        except BaseException:
+            self.scheduler.abandon(plan)
+            raise
         updates = self.scheduler.update(plan, result)
         for observer in self.observers:
             observer.after_step(plan, result)
         return updates
 
-    def finish(self, request_id: str, stop: str) -> None:
-        """End a request because its text holds a stop string."""
-        self.scheduler.finish(request_id, stop)
+    def finish(self, request_id: str, stop: str) -> SequenceUpdate | None:
+        """End an answer because its text holds the stop string `stop`; None if it had ended already."""
+        return self.scheduler.finish(request_id, "stop", stop)
 
-    def abort(self, request_id: str) -> None:
-        """Forget a request; unknown ids are ignored, since it may just have ended."""
-        self.scheduler.abort(request_id)
+    def abort(self, request_id: str) -> SequenceUpdate | None:
+        """Forget an answer; None if it had ended already."""
+        return self.scheduler.abort(request_id)
 
     @property
     def has_unfinished_requests(self) -> bool:
         return self.scheduler.has_unfinished()
+
+    def stats(self) -> SchedulerStats:
+        return self.scheduler.stats()
 
     def shutdown(self) -> None:
         self.executor.shutdown()

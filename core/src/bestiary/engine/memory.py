@@ -56,8 +56,8 @@ def num_kv_blocks(specs: Iterable[KVCacheSpec], config: VllmConfig) -> int:
         raise EngineError(f"no memory for a KV cache: a block of {block_size} tokens takes {size} bytes of {budget}")
     if fitting < per_sequence:
         raise UsageError(
-            f"a sequence of max_model_len={config.model_config.max_model_len} tokens needs {per_sequence * size} bytes of "
-            f"KV cache; {budget} are available",
+            f"a sequence of max_model_len={config.model_config.max_model_len} tokens needs {per_sequence * size}
+            bytes of " f"KV cache; {budget} are available",
             field="max_model_len",
             value=config.model_config.max_model_len,
             limit=f"at most {fitting * block_size}",
