@@ -55,11 +55,11 @@ def num_kv_blocks(specs: Iterable[KVCacheSpec], config: VllmConfig) -> int:
     if fitting < 1:
         raise EngineError(f"no memory for a KV cache: a block of {block_size} tokens takes {size} bytes of {budget}")
     if fitting < per_sequence:
+        longest = config.model_config.max_model_len
         raise UsageError(
-            f"a sequence of max_model_len={config.model_config.max_model_len} tokens needs {per_sequence * size}
-            bytes of " f"KV cache; {budget} are available",
+            f"max_model_len={longest} needs {per_sequence * size} bytes of KV cache; {budget} are available",
             field="max_model_len",
-            value=config.model_config.max_model_len,
+            value=longest,
             limit=f"at most {fitting * block_size}",
             fix=f"max_model_len={fitting * block_size}, or more kv_cache_memory_bytes",
         )

@@ -69,7 +69,7 @@ class LLM:
         (request,) = self._submit([prompt], sampling_params, None)
         try:
             while not request.finished:
-                if request in self._outputs.step():
+                if any(each is request for each in self._outputs.step()):
                     yield request
         finally:
             self._outputs.abort(request)
