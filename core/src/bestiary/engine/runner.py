@@ -31,7 +31,7 @@ def kv_cache_specs(model: nn.Module) -> dict[str, KVCacheSpec]:
 
 
 class ModelRunner:
-    """Runs one model, step by step.
+    """Runs one model, step by step. A step that raises leaves every request as it was: tokens are appended last.
 
     Args:
         model: loaded and finished; its attention layers have their backends.
@@ -56,17 +56,28 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """One forward pass and the draws after it."""
+        batch = self._prepare(plan)
+        logits = None if batch is None else self._forward(batch)
+        if batch is None or logits is None:
+            return StepResult(plan.step, {})
+        prompts = _prompt_logprobs(batch, logits)
+        return StepResult(plan.step, self._sample(batch, logits), prompts)
+
+    @torch.inference_mode()
+    def logits(self, plan: StepPlan) -> torch.Tensor:
+        """The logits `execute` would sample from, without sampling: ``[rows wanted by the plan, vocabulary]``."""
+        batch = self._prepare(plan)
+        logits = None if batch is None else self._forward(batch)
+        if logits is None:
+            raise ValueError("this plan wants no logits")
+        return logits
+
+    def _prepare(self, plan: StepPlan) -> ForwardBatch | None:
         for request_id in plan.finished:
             self.states.pop(request_id, None)
         for new in plan.new:
             self.states[new.request_id] = RequestState(new)
-        if not plan.items:
-            return StepResult(plan.step, {})
-        batch = make_batch(plan, self.states, self.block_size, self.device)
-        logits = self._forward(batch)
-        if logits is None:
-            return StepResult(plan.step, {})
-        return StepResult(plan.step, self._sample(batch, logits), _prompt_logprobs(batch, logits))
+        return make_batch(plan, self.states, self.block_size, self.device) if plan.items else None
 
     def _forward(self, batch: ForwardBatch) -> torch.Tensor | None:
         with forward_context(ForwardContext(batch.attention, self.kv_caches)):
