@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from bestiary import LLM, SamplingParams
+from bestiary import LLM
 
 
 @pytest.fixture(scope="session")
@@ -47,21 +47,3 @@ def alone(engine):
         return known[key]
 
     return run
-
-
-def prompt(seed, length):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, 101, (length,), generator=generator).tolist()
-
-
-def params(kind, tokens, seed=0):
-    """Greedy, plain, or heavily shaped sampling, all seeded."""
-    shaped = {
-        "greedy": {"temperature": 0.0},
-        "random": {"temperature": 1.0},
-        "shaped": {
-            "temperature": 0.8, "top_p": 0.9, "top_k": 40, "repetition_penalty": 1.1, "presence_penalty": 0.3,
-            "frequency_penalty": 0.2, "logit_bias": {5: 1.5}, "bad_token_ids": [7],
-        },
-    }[kind]  # fmt: skip
-    return SamplingParams(max_tokens=tokens, ignore_eos=True, seed=seed, logprobs=2, **shaped)
