@@ -29,9 +29,9 @@ def rotary_embedding(
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, head_size: int, is_neox_style: bool) -> Tensor:
     rotary_dim = cos.shape[-1]
-    heads = x.view(x.shape[0], -1, head_size)
+    heads = x.reshape(x.shape[0], -1, head_size)
     if rotary_dim == head_size:
-        return _turn(heads, cos, sin, is_neox_style).view(x.shape)
+        return _turn(heads, cos, sin, is_neox_style).reshape(x.shape)
     turned = _turn(heads[..., :rotary_dim], cos, sin, is_neox_style)
     return torch.cat((turned, heads[..., rotary_dim:]), -1).view(x.shape)
 
@@ -40,6 +40,6 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, is_neox_style: bool) -> Tensor:
     if is_neox_style:
         partner = x.roll(x.shape[-1] // 2, -1)
     else:
-        partner = x.reshape(*x.shape[:-1], -1, 2).flip(-1).view(x.shape)
+        partner = x.reshape(*x.shape[:-1], -1, 2).flip(-1).reshape(x.shape)
     turned = (x * cos).add_(partner * sin)
     return turned if turned.dtype is x.dtype else turned.to(x.dtype)

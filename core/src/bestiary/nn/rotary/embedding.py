@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bestiary.api.errors import EngineError
 from bestiary.nn.context import get_forward_context_or_none
 from bestiary.nn.ops.rotary import rotary_embedding
+
 from .frequencies import Frequencies
 
 

@@ -9,8 +9,8 @@ from weakref import WeakValueDictionary
 import torch
 
 from bestiary.api.errors import ConfigError
-
 from bestiary.nn.scope import get_current_vllm_config_or_none
+
 from .embedding import RotaryEmbedding
 from .frequencies import RopeGeometry, frequencies
 
