@@ -39,6 +39,10 @@ def get_forward_context() -> ForwardContext:
     return _current
 
 
+def get_forward_context_or_none() -> ForwardContext | None:
+    return _current
+
+
 @contextmanager
 def forward_context(context: ForwardContext) -> Iterator[None]:
     """Run one forward pass under `context`; refuses nesting."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -21,6 +23,8 @@ class AttentionMetadata:
         max_query_len, max_seq_len: their maxima.
         num_decodes: how many leading sequences have exactly one query token (the runner puts them first).
         block_size: tokens a block.
+        derived: what layers and backends computed from this step's geometry and share among the layers (masks, page
+            indices, rotary rows); each under a key of its own, dropped with the step.
     """
 
     query_start: torch.Tensor
@@ -33,3 +37,4 @@ class AttentionMetadata:
     max_seq_len: int
     num_decodes: int
     block_size: int
+    derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
