@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,20 @@ from .config_fields import Config, Offence, check_fields, check_ratios, refuse
 from .config_rope import check_rope
 
 NAMES_CODE = frozenset(
-    "auto_map trust_remote_code custom_pipelines custom_generate attn_implementation _attn_implementation"
-    " _attn_implementation_internal _attn_implementation_autoset _experts_implementation"
-    " _experts_implementation_internal use_kernels kernel_config".split()
+    (
+        "auto_map",
+        "trust_remote_code",
+        "custom_pipelines",
+        "custom_generate",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "_attn_implementation_autoset",
+        "_experts_implementation",
+        "_experts_implementation_internal",
+        "use_kernels",
+        "kernel_config",
+    )
 )
 """Fields by which a model directory picks code, wherever they stand: never obeyed."""
 
@@ -81,7 +92,7 @@ def architectures(data: Config, *, known: Collection[str] | None = None) -> tupl
     name = "architectures"
     if data.get(name) is None:
         hint = f" for model_type {data['model_type']!r}" if isinstance(data.get("model_type"), str) else ""
-        fix = f'add "architectures": ["<ClassName>"]{hint} to config.json, or pass hf_overrides={{"architectures": [...]}}'
+        fix = f'add "architectures": ["<ClassName>"]{hint} to config.json, or give it by hf_overrides'
         raise ConfigError(
             "config.json names no architecture", code="MISSING_ARCHITECTURE", field=name, limit="given", fix=fix
         )
@@ -111,10 +122,12 @@ def architectures(data: Config, *, known: Collection[str] | None = None) -> tupl
     return tuple(value)
 
 
-def nearest(name: str, names: Collection[str], *, count: int = 3) -> list[str]:
+def nearest(name: str, names: Collection[str], *, count: int = 3, cutoff: float = 0.6) -> list[str]:
     """Up to `count` of `names` that look like `name`, the likest first; letter case does not matter."""
     by_lower = {candidate.lower(): candidate for candidate in sorted(names)}
-    return [by_lower[match] for match in difflib.get_close_matches(name.lower()[:200], by_lower, n=count, cutoff=0.6)]
+    return [
+        by_lower[match] for match in difflib.get_close_matches(name.lower()[:200], by_lower, n=count, cutoff=cutoff)
+    ]
 
 
 def _without_code(value: Mapping[str, Any], where: str, notices: list[str]) -> dict[str, Any]:
@@ -153,7 +166,7 @@ def _is_config_name(name: str) -> bool:
     return name.endswith("_config") or name in ("decoder", "encoder")
 
 
-def _check_quantization(value: Any, where: str, methods: Sequence[str] | Collection[str]) -> None:
+def _check_quantization(value: Any, where: str, methods: Collection[str]) -> None:
     known = ", ".join(sorted(methods)) or "none"
     fix = f"registered methods: {known}; a package with a `bestiary_hooks` entry can add one"
     if not isinstance(value, Mapping):

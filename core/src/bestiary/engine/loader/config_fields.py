@@ -128,7 +128,17 @@ RULES: dict[str, Count | Number | Flag] = {
     **dict.fromkeys(("use_sliding_window", "norm_topk_prob", "use_qk_norm", "qk_layernorm", "multi_query"), Flag()),
     **dict.fromkeys(("attention_bias", "new_decoder_architecture", "parallel_attn", "alibi"), Flag()),
 }
-_DTYPES = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz auto".split()
+_DTYPES = (
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "float8_e4m3fnuz",
+    "float8_e5m2fnuz",
+    "auto",
+)
 
 
 @dataclass(frozen=True, slots=True)
