@@ -120,7 +120,9 @@ def transformers_config_class(model_type: object) -> type[Any] | None:
         raise ConfigError("model_type is no string", field="model_type", limit="a string", value=model_type)
     _import_without_torch_compiler()
     mapping = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
-    cls: type[Any] | None = mapping[model_type] if model_type in mapping else None
+    if model_type not in mapping:
+        return None
+    cls: type[Any] = mapping[model_type]
     return cls
 
 
