@@ -62,19 +62,16 @@ def tensor_index(files: Sequence[Path]) -> dict[str, TensorInfo]:
     index: dict[str, TensorInfo] = {}
     for file in files:
         header = read_header(file)
-        twice = [
-            f"{name}: in {index[name].file and index[name].file.name} and {file.name}"
-            for name in header
-            if name in index
-        ]  # type: ignore[union-attr]
+        twice = [name for name in header if name in index]
         if twice:
-            raise _corrupt(file, "a tensor is in two files", field=twice[0].split(":")[0], details=twice)
+            details = [f"{name}: also in {_file_name(index[name])}" for name in twice]
+            raise _corrupt(file, "a tensor is in two files", field=twice[0], limit="each name once", details=details)
         index.update(header)
     return index
 
 
 def iterate_safetensors(files: Sequence[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    """`(name, tensor)` in the order of the data, memory-mapped: one tensor is alive at a time if the caller keeps none."""
+    """`(name, tensor)` in the order of the data, memory-mapped; one is alive at a time if the caller keeps none."""
     from safetensors import SafetensorError, safe_open
 
     for file in files:
@@ -148,7 +145,7 @@ def _are_sizes(value: Any, most: int) -> bool:
 
 
 def _check_layout(file: Path, tensors: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
-    """The tensors cover the bytes behind the header: no gap, no overlap, nothing past the end, nothing after the last."""
+    """The tensors cover the bytes behind the header: no gap, no overlap, nothing past the end, nothing left over."""
     end = data_start
     for name, tensor in tensors.items():
         if tensor.offset != end:
@@ -188,6 +185,10 @@ def _refuse_other_formats(file: Path, start: bytes) -> None:
     if kind:
         message = f"{file.name} is a {kind} (a torch checkpoint that can run code), not safetensors"
         raise PickleRefused(message, field=str(file), limit="safetensors or GGUF", value=kind, fix=CONVERT)
+
+
+def _file_name(tensor: TensorInfo) -> str:
+    return "another file" if tensor.file is None else tensor.file.name
 
 
 def _corrupt(file: Path, message: str, *, field: str | None = None, **rest: Any) -> CorruptWeights:

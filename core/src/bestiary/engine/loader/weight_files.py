@@ -39,7 +39,9 @@ def find_weights(directory: Path) -> tuple[Path, ...]:
         if len(files) == 1 and not _NUMBERED.fullmatch(files[0].name):
             return (files[0],)
         if files:
-            return numbered_set(files[0]) if _is_one_set(files) else _ambiguous(directory, files)
+            if not _is_one_set(files):
+                raise _ambiguous(directory, files)
+            return numbered_set(files[0])
     return ()
 
 
@@ -162,8 +164,8 @@ def _is_one_set(files: Sequence[Path]) -> bool:
     return len({match and (match["stem"], match["parts"]) for match in matches}) == 1 and None not in matches
 
 
-def _ambiguous(directory: Path, files: Sequence[Path]) -> tuple[Path, ...]:
-    raise LoadError(
+def _ambiguous(directory: Path, files: Sequence[Path]) -> LoadError:
+    return LoadError(
         f"{directory.name} holds {len(files)} weight files and no index says which belong together",
         code="AMBIGUOUS_WEIGHTS",
         field=str(directory),
