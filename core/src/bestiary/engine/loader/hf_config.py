@@ -10,7 +10,7 @@ import copy
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -76,17 +76,24 @@ class AttributeConfig:
 
 
 def make_hf_config(
-    data: Mapping[str, Any], *, config_class: type[Any] | None = None, source: str = "config.json"
+    data: Mapping[str, Any],
+    *,
+    parser: Callable[[dict[str, Any]], Any] | None = None,
+    config_class: type[Any] | None = None,
+    source: str = "config.json",
 ) -> tuple[Any, tuple[str, ...]]:
     """The configuration object for checked `data`, and notices about fields that look misspelt.
 
     Args:
+        parser: a hook's function from the data to the object; it wins over everything else.
         config_class: a plugin's own class, which wins over transformers'; called with the fields as keyword arguments.
         source: the file's name, for errors.
 
     Raises:
         ConfigError: the class refuses a field, or a field that decides the model's shape goes by another name.
     """
+    if parser is not None:
+        return _parsed(parser, data, source), ()
     fields = {name: copy.deepcopy(value) for name, value in data.items() if name != "model_type"}
     cls = config_class or transformers_config_class(data.get("model_type"))
     if cls is None:
@@ -99,7 +106,7 @@ def make_hf_config(
     except ConfigError:
         raise
     except Exception as cause:
-        raise _class_error(cls, data, cause, source) from cause
+        raise _class_error(cls.__name__, data, cause, source) from cause
     return config, _misspelt(cls, fields, known)
 
 
@@ -171,6 +178,15 @@ def _import_without_torch_compiler() -> None:
         sys.modules.pop(_ACTIVATIONS, None)
 
 
+def _parsed(parser: Callable[[dict[str, Any]], Any], data: Mapping[str, Any], source: str) -> Any:
+    try:
+        return parser(copy.deepcopy(dict(data)))
+    except ConfigError:
+        raise
+    except Exception as cause:
+        raise _class_error(getattr(parser, "__name__", "the parser"), data, cause, source) from cause
+
+
 def _known_fields(cls: type[Any]) -> frozenset[str]:
     """The names that the class reads: its constructor's, and the aliases it maps to them."""
     parameters = inspect.signature(cls).parameters.values()
@@ -225,16 +241,16 @@ def _misspelt(cls: type[Any], fields: Mapping[str, Any], known: frozenset[str]) 
     return tuple(notices)
 
 
-def _class_error(cls: type[Any], fields: Mapping[str, Any], cause: Exception, source: str) -> ConfigError:
+def _class_error(who: str, fields: Mapping[str, Any], cause: Exception, source: str) -> ConfigError:
     """What the class complained about, with the field it named where one can be found in its message."""
     message = " ".join(str(cause).split())
     by_length = sorted(fields, key=len, reverse=True)
     quoted = [name for name in by_length if f"'{name}'" in message or f"`{name}`" in message]
     field = next(iter(quoted or [name for name in by_length if name in message]), None)
     return ConfigError(
-        f"{cls.__name__} refuses the configuration: {message[:300]}",
+        f"{who} refuses the configuration: {message[:300]}",
         field=source if field is None else f"{source}: {field}",
-        limit=f"what {cls.__name__} accepts ({type(cause).__name__})",
+        limit=f"what {who} accepts ({type(cause).__name__})",
         value=None if field is None else fields[field],
         fix="correct the field in config.json, or override it with hf_overrides",
     )

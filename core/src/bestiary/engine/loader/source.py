@@ -6,10 +6,10 @@ provides, or a hub id (`owner/name`, `owner/name:file.gguf`). Anything else is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from bestiary.api.errors import LoadError, UsageError
 
@@ -17,11 +17,20 @@ from . import hub
 from .config_check import nearest
 from .weight_files import find_weights, is_plain_name, numbered_set
 
-ShortNames = Mapping[str, Callable[[], str | Path]]
-"""Short name → a function that says where the model lies; called only for the name that was asked for."""
-
 MAX_NAME_CHARS = 4096
 _LISTED = 1000
+
+
+class Locator(Protocol):
+    """What gives models short names: an installed package's model-source hook."""
+
+    def locate(self, name: str) -> Path | None:
+        """Where the model called `name` is; None when the name is not this locator's."""
+        ...
+
+    def names(self) -> Mapping[str, str]:
+        """Names to offer → one line about each."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +57,7 @@ def resolve_source(
     model: str,
     *,
     revision: str | None = None,
-    short_names: ShortNames | None = None,
+    locators: Sequence[Locator] = (),
     download_dir: str | Path | None = None,
     hf_config_path: str | None = None,
     weights: bool = True,
@@ -57,6 +66,7 @@ def resolve_source(
 
     Args:
         revision: of a hub id; an error with anything else.
+        locators: who gives models short names, asked in this order.
         download_dir: the hub's cache; None is huggingface_hub's own.
         hf_config_path: a `config.json`, a directory or a hub id that holds one, used in place of the model's own.
         weights: False leaves weights on the hub (dummy weights, inspection).
@@ -67,13 +77,11 @@ def resolve_source(
     _check_name(model, "model")
     cache = None if download_dir is None else Path(download_dir)
     path = Path(model).expanduser()
-    names = short_names or {}
-    if path.exists():
-        source = _from_path(path, model)
-    elif model in names:
-        source = _from_path(Path(names[model]()), model)
+    located = path if path.exists() else next(filter(None, (locator.locate(model) for locator in locators)), None)
+    if located is not None:
+        source = _from_path(located, model)
     else:
-        source = _from_hub(model, names, revision, cache, weights)
+        source = _from_hub(model, locators, revision, cache, weights)
         revision = None
     if revision is not None:
         raise UsageError(
@@ -107,15 +115,16 @@ def _from_path(path: Path, name: str, *, revision: str | None = None) -> ModelSo
     return ModelSource(kind=kind, root=root, weight_files=files, config_path=found, name=name, revision=revision)
 
 
-def _from_hub(model: str, names: ShortNames, revision: str | None, cache: Path | None, weights: bool) -> ModelSource:
+def _from_hub(
+    model: str, locators: Sequence[Locator], revision: str | None, cache: Path | None, weights: bool
+) -> ModelSource:
     repo, _, file = model.partition(":")
     if (
         not hub.REPO_ID.fullmatch(repo)
         or model.startswith((".", "~", "/"))
-        or (model.endswith((".gguf", "/"))
-        and not file)
+        or (model.endswith((".gguf", "/")) and not file)
     ):
-        raise _not_found(model, names)
+        raise _not_found(model, locators)
     if file and not (file.endswith(".gguf") and all(is_plain_name(part) for part in file.split("/"))):
         rule = "owner/name:file.gguf"
         raise UsageError("only a GGUF file can be named in a repository", field="model", limit=rule, value=model)
@@ -144,17 +153,11 @@ def _with_config(source: ModelSource, hf_config_path: str, cache: Path | None) -
         raise LoadError(
             "no config.json there", code="CONFIG_NOT_FOUND", field="hf_config_path", limit=rule, value=hf_config_path
         )
-    return ModelSource(
-        kind=source.kind,
-        root=source.root,
-        weight_files=source.weight_files,
-        config_path=config,
-        name=source.name,
-        revision=source.revision,
-    )
+    return replace(source, config_path=config)
 
 
-def _not_found(model: str, names: ShortNames) -> LoadError:
+def _not_found(model: str, locators: Sequence[Locator]) -> LoadError:
+    names = {name for locator in locators for name in locator.names()}
     path = Path(model).expanduser()
     beside = [str(path.with_name(name)) for name in nearest(path.name, _listing(path.parent))] if path.name else []
     close = nearest(model, names) + beside
