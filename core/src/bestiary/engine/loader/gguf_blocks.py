@@ -77,7 +77,7 @@ def q2_0(x: torch.Tensor, out: torch.Tensor) -> None:
 def q2_k(x: torch.Tensor, out: torch.Tensor) -> None:
     scale = (half(x, 80) * (x[:, :16] & 15)).unsqueeze(-1)
     minimum = (half(x, 82) * (x[:, :16] >> 4)).unsqueeze(-1)
-    quants = planes(x[:, 16:80].unflatten(1, (2, 32)), 2)
+    quants = planes(x[:, 16:80].view(len(x), 2, 32), 2)
     torch.mul(quants.view(-1, 16, 16), scale, out=out.view(-1, 16, 16)).sub_(minimum)
 
 
@@ -85,7 +85,7 @@ def q3_k(x: torch.Tensor, out: torch.Tensor) -> None:
     """Six-bit scales in bytes 96–107: the low nibbles in eight bytes, the upper two bits in four."""
     packed = planes(x[:, 96:104], 4).view(-1, 16) | (planes(x[:, 104:108], 2).view(-1, 16) << 4)
     scale = (half(x, 108) * signed(packed, 32)).unsqueeze(-1)
-    low = planes(x[:, 32:96].unflatten(1, (2, 32)), 2).view(-1, 8, 32)
+    low = planes(x[:, 32:96].view(len(x), 2, 32), 2).view(-1, 8, 32)
     quants = signed(low.bitwise_or_(planes(x[:, :32], 1) << 2), 4)
     torch.mul(quants.view(-1, 16, 16), scale, out=out.view(-1, 16, 16))
 
@@ -105,21 +105,21 @@ def _scales_and_minima(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def q4_k(x: torch.Tensor, out: torch.Tensor) -> None:
     scale, minimum = _scales_and_minima(x)
-    quants = planes(x[:, 16:].unflatten(1, (4, 32)), 4)
+    quants = planes(x[:, 16:].view(len(x), 4, 32), 4)
     torch.mul(quants.view(-1, 8, 32), scale, out=out.view(-1, 8, 32)).sub_(minimum)
 
 
 def q5_k(x: torch.Tensor, out: torch.Tensor) -> None:
     scale, minimum = _scales_and_minima(x)
-    quants = planes(x[:, 48:].unflatten(1, (4, 32)), 4).view(-1, 8, 32)
+    quants = planes(x[:, 48:].view(len(x), 4, 32), 4).view(-1, 8, 32)
     quants.bitwise_or_(planes(x[:, 16:48], 1) << 4)
     torch.mul(quants, scale, out=out.view(-1, 8, 32)).sub_(minimum)
 
 
 def q6_k(x: torch.Tensor, out: torch.Tensor) -> None:
     scale = (half(x, 208) * x[:, 192:208].view(torch.int8)).unsqueeze(-1)
-    low = planes(x[:, :128].unflatten(1, (2, 64)), 4).view(-1, 256)
-    high = planes(x[:, 128:192].unflatten(1, (2, 32)), 2).view(-1, 256)
+    low = planes(x[:, :128].view(len(x), 2, 64), 4).view(-1, 256)
+    high = planes(x[:, 128:192].view(len(x), 2, 32), 2).view(-1, 256)
     quants = signed(low.bitwise_or_(high << 4), 32)
     torch.mul(quants.view(-1, 16, 16), scale, out=out.view(-1, 16, 16))
 
@@ -136,7 +136,7 @@ def tq1_0(x: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def tq2_0(x: torch.Tensor, out: torch.Tensor) -> None:
-    quants = signed(planes(x[:, :64].unflatten(1, (2, 32)), 2), 1)
+    quants = signed(planes(x[:, :64].view(len(x), 2, 32), 2), 1)
     torch.mul(quants.view(-1, 256), half(x, 64), out=out)
 
 
@@ -157,5 +157,5 @@ def _ue4m3(byte: int) -> float:
 
 def nvfp4(x: torch.Tensor, out: torch.Tensor) -> None:
     scales = torch.tensor([_ue4m3(byte) for byte in range(256)], dtype=torch.float32)[x[:, :4].int()]
-    quants = lookup(E2M1, planes(x[:, 4:].unflatten(1, (4, 8)), 4).view(-1, 4, 16))
+    quants = lookup(E2M1, planes(x[:, 4:].view(len(x), 4, 8), 4).view(-1, 4, 16))
     torch.mul(quants, scales.unsqueeze(-1), out=out.view(-1, 4, 16))

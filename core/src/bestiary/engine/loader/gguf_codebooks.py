@@ -1,9 +1,9 @@
 """Decoders of the block formats with a codebook: IQ1_S … IQ4_XS.
 
-A quant of IQ1, IQ2 and IQ3 is the number of a row in a grid: eight (or four) magnitudes out of two to eight possible
-ones. The grids are lists of chosen lattice points in ascending order, so a set of points says everything: point p is the
-number whose digits, base = number of magnitudes and least significant first, are the row. Below each grid is such a set,
-a bit per point, compressed. Conventions as in `gguf_blocks`.
+A quant of IQ1, IQ2 and IQ3 is the number of a row in a grid: eight (or four) magnitudes out of three or eight possible
+ones. The grids are lists of chosen lattice points in ascending order, so a set of points says everything: point p is
+the number whose digits, base = number of magnitudes and least significant first, are the row. Each grid stands below as
+such a set, one bit per point, compressed. Conventions as in `gguf_blocks`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _words(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Bytes (…, w) read as little-endian unsigned 16-bit or as 32-bit words, int32; 32-bit words keep their sign bit."""
+    """Bytes (…, w) read as little-endian words, int32: unsigned 16-bit ones, or 32-bit ones as they are."""
     words = x.clone(memory_format=torch.contiguous_format).view(dtype).int()
     return words & 0xFFFF if dtype == torch.int16 else words
 
@@ -103,7 +103,7 @@ def _scaled(scale: torch.Tensor, grid: torch.Tensor, signs: torch.Tensor, out: t
 
 def iq2_xxs(x: torch.Tensor, out: torch.Tensor) -> None:
     """Per 32 elements four bytes of grid rows, then a word: four 7-bit sign numbers and a 4-bit scale."""
-    groups = x[:, 2:].unflatten(1, (8, 8))
+    groups = x[:, 2:].view(len(x), 8, 8)
     word = _words(groups[..., 4:], torch.int32)
     scale = half(x, 0) * (0.5 + (word.squeeze(-1) >> 28 & 15)) * 0.25
     grid = _rows(_grid(_IQ2_XXS, _THREE, 8), groups[..., :4])
@@ -166,7 +166,7 @@ def _three_bits(word: torch.Tensor) -> torch.Tensor:
 
 
 def iq1_m(x: torch.Tensor, out: torch.Tensor) -> None:
-    """Per 8 elements 8 + 3 bits of grid row and a shift; four words: 3-bit scales per 16, and a nibble of the factor."""
+    """Per 8 elements 8 + 3 bits of grid row and a shift; four words: 3-bit scales per 16, the factor in nibbles."""
     word = _words(x[:, 48:], torch.int16)
     nibbles = (word >> 12) << torch.tensor([0, 4, 8, 12], dtype=torch.int32)
     factor = nibbles.sum(1, keepdim=True).to(torch.uint16).view(torch.float16).float()
@@ -184,5 +184,5 @@ def iq4_xs(x: torch.Tensor, out: torch.Tensor) -> None:
     """Per 32 elements a 6-bit scale: two bits in bytes 2–3, four in bytes 4–7."""
     packed = fields(x[:, 4:8], 4) | fields(x[:, 2:4], 2) << 4
     scale = (half(x, 0) * signed(packed, 32)).unsqueeze(-1)
-    quants = planes(x[:, 8:].unflatten(1, (8, 16)), 4).view(-1, 8, 32)
+    quants = planes(x[:, 8:].view(len(x), 8, 16), 4).view(-1, 8, 32)
     torch.mul(lookup(IQ4_VALUES, quants), scale, out=out.view(-1, 8, 32))

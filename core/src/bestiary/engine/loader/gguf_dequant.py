@@ -73,7 +73,7 @@ SUPPORTED = frozenset(_DECODERS)
 
 
 def dequantize(data: NDArray[np.uint8], type: GgmlType, shape: Sequence[int]) -> torch.Tensor:
-    """The float32 tensor of `shape` (torch order, last dimension contiguous) that `data`, contiguous blocks, stands for.
+    """The float32 tensor of `shape` (torch order) that `data`, contiguous blocks, stands for.
 
     Raises:
         LoadError: a type that cannot be decoded, or a number of bytes that is not `shape`'s.

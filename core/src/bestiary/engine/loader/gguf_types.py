@@ -1,8 +1,8 @@
 """The tensor types of GGUF files: number, elements per block and bytes per block.
 
-A row of a tensor is a whole number of blocks; a block holds its elements' quants and their scales. The facts are those of
-ggml's type enumeration as of its value 42. Formats that ggml uses only between operations (Q8_1, Q8_K) never stand in a
-file and are not listed.
+A row of a tensor is a whole number of blocks; a block holds its elements' quants and their scales. The facts are those
+of ggml's type enumeration as of its value 42. Formats that ggml uses only between operations (Q8_1, Q8_K) never stand
+in a file and are not listed.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ class GgmlType(IntEnum):
         return _BLOCKS[self][1]
 
 
+_BY_NUMBER = {int(member): member for member in GgmlType}
+
+
 def type_of(number: int) -> GgmlType | None:
     """The type with this number, or None where ggml knows none."""
-    return GgmlType(number) if number in _BLOCKS else None
+    return _BY_NUMBER.get(number)
