@@ -1,8 +1,8 @@
 """GGUF blocks to float32: every tensor type that llama.cpp writes today.
 
 The decoders of `gguf_blocks` and `gguf_codebooks` see one chunk of blocks at a time and write into the result, so the
-memory beyond the result is a few chunks (about 8 MiB), whatever the tensor's size. Results are bit for bit those of the
-`gguf` package's reference `dequantize` (for Q1_0, Q2_0 and F64, which it lacks, those of the definition).
+memory beyond the result is a few chunks (at most 20 MiB), whatever the tensor's size. Results are bit for bit those of
+the `gguf` package's reference `dequantize` (for Q1_0, Q2_0 and F64, which it lacks, those of the definition).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bestiary.engine.loader.gguf_types import GgmlType
 Decoder = Callable[[torch.Tensor, torch.Tensor], None]
 """Takes uint8 blocks (n, type_size) and float32 (n, block_size) to be written."""
 
-_CHUNK_ELEMENTS = 1 << 19
+_CHUNK_ELEMENTS = 1 << 20
 
 
 def _floats(dtype: torch.dtype) -> Decoder:
