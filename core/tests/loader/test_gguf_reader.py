@@ -74,7 +74,7 @@ HOSTILE = [
     ("M12-name", forge([], [], string("t", 2**63) + bytes(64), tensor_count=1, alignment=1), [str(2**63)]),
     (
         "M12-element",
-        forge([string("k") + struct.pack("<IIQ", ARRAY, STRING, 2) + string("v", 2**64 - 1)]),
+        forge([string("k") + struct.pack("<IIQ", ARRAY, STRING, 2) + string("v", 2**64 - 1) + bytes(64)]),
         ["string 0"],
     ),
     ("M13-strings", forge([array("k", STRING, ["a"], count=2**61)]), [str(2**61), "'k'"]),
