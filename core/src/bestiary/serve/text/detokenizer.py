@@ -2,7 +2,8 @@
 
 The sum of all deltas equals what a full decode of prompt and answer says about the answer, whatever the ids are, and a
 character is never split. Three things are held back, none of them longer than needed: bytes that do not yet form a
-character, a run of byte tokens (its meaning depends on its end, see `_ByteRuns`), and a suffix that may become a stop string.
+character, a run of byte tokens (its meaning depends on its end, see `_ByteRuns`), and a suffix that may become a stop
+string.
 """
 
 from __future__ import annotations
@@ -149,8 +150,8 @@ class _ByteRuns:
     """Every other decoder: a token's text depends at most on the token before it, except in a run of byte tokens.
 
     The library's ByteFallback turns a run (``<0xE2><0x82><0xAC>``) into text as a whole: if all of it is UTF-8 the
-    characters, otherwise one U+FFFD per byte. So a run is held back until another token, or the end, closes it. All text
-    comes from the library itself, as the difference of two decodes of a few tokens, of which the first gives the context.
+    characters, otherwise one U+FFFD per byte. So a run is held back until another token, or the end, closes it. All
+    text comes from the library itself, as the difference of two decodes of a few tokens: with and without the context.
     """
 
     def __init__(
