@@ -1,8 +1,8 @@
 """Messages to prompt text, by the checkpoint's own Jinja template.
 
 A template is a program somebody else wrote. It is rendered by minijinja, which has no way to Python, to files or to
-other templates, and on a ration of fuel that also pays for the bytes it produces. The dialect is the one that checkpoints
-are written for: Jinja2 with transformers' settings and helpers.
+other templates, and on a ration of fuel that also pays for the bytes it produces. The dialect is the one that
+checkpoints are written for: Jinja2 with transformers' settings and helpers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEMPLATE_LIMIT = 256 * 2**10
 OUTPUT_LIMIT = 8 * 2**20
 """Characters of a rendered prompt, and of all that `tojson` writes in one rendering."""
 
-_OPERATOR_LIMIT = 4_000
+_OPERATOR_LIMIT = 3_000
 _FUEL, _FUEL_PER_MESSAGE = 300_000, 500
 _FUEL_LIMIT = 3_000_000
 _DEPTH_LIMIT = 48
@@ -121,7 +121,7 @@ def _without_generation_tags(template: str) -> str:
     return _GENERATION.sub(lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", template)
 
 
-def _check_messages(messages: Sequence[Mapping[str, object]]) -> object:
+def _check_messages(messages: object) -> object:
     if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
         raise RequestError("messages are a list", code="BAD_MESSAGES", field="messages", value=messages)
     for index, message in enumerate(messages):
@@ -150,7 +150,7 @@ class _Dict(dict[str, object]):
     def _immutable(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("a chat template cannot change its input")
 
-    clear = copy = fromkeys = pop = popitem = setdefault = update = _immutable  # type: ignore[assignment]
+    clear = copy = fromkeys = pop = popitem = setdefault = update = _immutable
 
 
 class _List(list[object]):
@@ -159,7 +159,7 @@ class _List(list[object]):
     def _immutable(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("a chat template cannot change its input")
 
-    append = clear = copy = extend = insert = pop = remove = reverse = sort = _immutable  # type: ignore[assignment]
+    append = clear = copy = extend = insert = pop = remove = reverse = sort = _immutable
 
 
 def _plain(value: object, field: str, depth: int = 0) -> object:
