@@ -1,0 +1,321 @@
+"""From an architecture's name to its class: one entry point, one import, and every failure with its cause.
+
+    ModelRegistry.resolve(["LlamaForCausalLM"])                          the class, checked
+    ModelRegistry.register_model("MyModel", "my_module:MyModel")         without packaging, for this process
+    ModelRegistry.inspect("LlamaForCausalLM")                            what it can do, without importing it here
+    ModelRegistry.list()                                                 rows for `bestiary models` and `doctor`
+
+Registrations by hand win over installed ones. Two distributions that claim one name are an error until the user
+chooses (`choices.py`); nothing depends on the order of `sys.path`. Listing imports no plugin.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from . import choices, discovery, index
+from .conformance import ModelInfo, capabilities, require
+from .discovery import Distribution, Installation
+from .errors import BestiaryError, BrokenPlugin, DuplicateArchitecture, PluginError, UnknownArchitecture, UsageError
+from .importing import load_object, location, split
+from .version import incompatibility
+
+if TYPE_CHECKING:
+    from .probe import ProbeResult
+    from .probe_cache import ProbeCache
+    from .rows import PluginRow
+
+logger = logging.getLogger("bestiary.registry")
+
+ProbeMode = Literal["never", "cached", "run"]
+Choices = Iterable[str] | Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredModel:
+    """A class somebody holds in their hands."""
+
+    architecture: str
+    model_class: type
+    distribution: None = None
+
+    @property
+    def origin(self) -> str:
+        return f"{self.model_class.__module__}, registered by hand"
+
+    @property
+    def value(self) -> str:
+        return f"{self.model_class.__module__}:{self.model_class.__qualname__}"
+
+    def load(self) -> type:
+        return require(self.model_class, origin=self.origin)
+
+
+@dataclass(frozen=True, slots=True)
+class LazyRegisteredModel:
+    """``"module:Class"``, imported when asked for; `distribution` is None when registered by hand."""
+
+    architecture: str
+    value: str
+    distribution: Distribution | None = None
+
+    @property
+    def origin(self) -> str:
+        return "registered by hand" if self.distribution is None else f"dist {self.distribution}"
+
+    def load(self) -> type:
+        """Imports and checks the class. Raises BrokenPlugin or InvalidModel."""
+        reference = split(self.value)
+        if reference is None or not reference[1]:
+            raise BrokenPlugin(
+                f"the entry point of {self.architecture} is not module:Class (from {self.origin})", value=self.value
+            )
+        found = load_object(self.value, self.origin)
+        self._refuse_shadow(reference[0])
+        return require(found, origin=self.origin)
+
+    def _refuse_shadow(self, module: str) -> None:
+        """Two distributions may ship one module name; Python imports the first, which need not be the one meant."""
+        file = location(self.value)
+        if self.distribution is None or file is None:
+            return
+        stem = os.path.join(self.distribution.root, *module.split("."))
+        own = [path for path in (f"{stem}.py", os.path.join(stem, "__init__.py")) if os.path.exists(path)]
+        if own and not any(os.path.samefile(path, file) for path in own):
+            raise BrokenPlugin(
+                f"module {module} of {self.distribution} is hidden by another of the same name",
+                field=module,
+                value=file,
+                fix="uninstall the distribution that you did not choose",
+            )
+
+
+Entry = RegisteredModel | LazyRegisteredModel
+
+
+class Registry:
+    """What this process can serve. Looks at `sys.path` once; `refresh` makes it look again.
+
+    Args:
+        paths: folders to look at instead of `sys.path`. cache_directory: instead of the user's.
+    """
+
+    def __init__(self, paths: Sequence[str] | None = None, cache_directory: Path | None = None) -> None:
+        self._paths = paths
+        self._cache_directory = cache_directory
+        self._by_hand: dict[str, Entry] = {}
+        self._installation: Installation | None = None
+        self._cache: ProbeCache | None = None
+        self._loaded: dict[Entry, type] = {}
+        self._failures: dict[Entry, PluginError] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def installation(self) -> Installation:
+        with self._lock:
+            if self._installation is None:
+                self._installation = discovery.scan(self._paths)
+            return self._installation
+
+    def refresh(self) -> None:
+        """Forgets what was found; the next question looks again. Classes already handed out stay as they are."""
+        with self._lock:
+            self._installation = None
+            self._cache = None
+            self._failures.clear()
+
+    def register_model(self, architecture: str, model: type | str) -> None:
+        """Adds or replaces an architecture for this process; a string ``"module:Class"`` is imported when asked for."""
+        if not isinstance(architecture, str) or not architecture:
+            raise UsageError("an architecture is a non-empty string", field="architecture", value=architecture)
+        entry: Entry
+        if isinstance(model, str):
+            reference = split(model)
+            if reference is None or not reference[1]:
+                raise UsageError("a model by name is written module:Class", field="model", value=model)
+            entry = LazyRegisteredModel(architecture, model)
+        else:
+            entry = RegisteredModel(architecture, require(model, origin="register_model"))
+        with self._lock:
+            replaced = self._by_hand.get(architecture) or next(iter(self._claimants(architecture)), None)
+            if replaced is not None and replaced.value != entry.value:
+                logger.warning(
+                    "%s: %s, registered by hand, replaces %s (%s)",
+                    architecture, entry.value, replaced.value, replaced.origin,
+                )  # fmt: skip
+            self._by_hand[architecture] = entry
+
+    def architectures(self) -> list[str]:
+        installed = (entry.name for entry, _ in self.installation.providers(discovery.MODELS))
+        return sorted({*installed, *self._by_hand})
+
+    def _claimants(self, architecture: str) -> list[LazyRegisteredModel]:
+        return [
+            LazyRegisteredModel(architecture, entry.value, distribution)
+            for entry, distribution in self.installation.providers(discovery.MODELS)
+            if entry.name == architecture
+        ]
+
+    def entry(self, architecture: str, plugins: Choices = ()) -> Entry:
+        """Who provides `architecture`; imports nothing.
+
+        Raises:
+            UnknownArchitecture, DuplicateArchitecture, IncompatiblePlugin; UsageError for a choice nobody answers to.
+        """
+        if architecture in self._by_hand:
+            return self._by_hand[architecture]
+        claimants = self._claimants(architecture)
+        if not claimants:
+            raise self._unknown([architecture])
+        chosen = choose(architecture, claimants, choices.current(plugins))
+        if chosen.distribution is not None:
+            refused = incompatibility(
+                chosen.distribution.name, chosen.distribution.version, chosen.distribution.api_versions
+            )
+            if refused is not None:
+                raise refused
+        return chosen
+
+    def resolve(self, architectures: Sequence[str], plugins: Choices = ()) -> type:
+        """The class of the first of `architectures` that can be had.
+
+        A name that is installed but broken or incompatible is passed over, with a line in the log, only for a later
+        one that works. Two claimants are never passed over: that is the user's to decide.
+        """
+        names = [architectures] if isinstance(architectures, str) else list(architectures)
+        failed: list[PluginError] = []
+        for name in names:
+            try:
+                found = self.load(self.entry(name, plugins))
+            except UnknownArchitecture:
+                continue
+            except DuplicateArchitecture:
+                raise
+            except PluginError as error:
+                failed.append(error)
+                continue
+            for error in failed:
+                logger.warning("%s is used instead: %s", name, error.message)
+            return found
+        raise failed[0] if failed else self._unknown(names)
+
+    def load(self, entry: Entry) -> type:
+        """Imports what `entry` names, once."""
+        with self._lock:
+            if entry not in self._loaded:
+                try:
+                    self._loaded[entry] = entry.load()
+                except PluginError as error:
+                    self._failures[entry] = error
+                    raise
+                self._failures.pop(entry, None)
+            return self._loaded[entry]
+
+    def inspect(self, architecture: str, plugins: Choices = ()) -> ModelInfo:
+        """What the class can do. One that is not loaded is imported in a child process, and the answer kept."""
+        entry = self.entry(architecture, plugins)
+        if isinstance(entry, RegisteredModel) or entry in self._loaded:
+            return capabilities(self.load(entry), architecture)
+        result = self.probe(entry, "run")
+        if result is None or result.info is None:
+            raise (result and result.error()) or BrokenPlugin(f"{architecture} cannot be inspected")
+        return result.info
+
+    def probe(self, entry: LazyRegisteredModel, mode: ProbeMode) -> ProbeResult | None:
+        """A child's answer about `entry`: the kept one, or a new one when `mode` is "run"; None when there is none."""
+        from .probe import probe
+        from .probe_cache import ProbeCache
+
+        with self._lock:
+            if self._cache is None:
+                self._cache = ProbeCache(self.installation.versions, self._cache_directory)
+            cache = self._cache
+        known = cache.get(entry.distribution, entry.value, entry.architecture) if entry.distribution else None
+        if known is not None or mode != "run":
+            return known
+        result = probe(entry.value, entry.architecture, entry.origin)
+        if entry.distribution is not None:
+            cache.put(entry.distribution, entry.value, entry.architecture, result)
+        return result
+
+    def failure(self, entry: Entry) -> PluginError | None:
+        """Why `entry` could not be loaded, if that was tried."""
+        return self._failures.get(entry)
+
+    def by_hand(self) -> list[Entry]:
+        return [self._by_hand[name] for name in sorted(self._by_hand)]
+
+    def list(self, probe: ProbeMode = "cached", *, verify: bool = False, plugins: Choices = ()) -> list[PluginRow]:
+        """Rows for `bestiary models` and `doctor`, never an exception for a plugin's sake; see `rows.plugin_rows`."""
+        from .rows import plugin_rows
+
+        return plugin_rows(self, probe, verify=verify, choices=choices.current(plugins))
+
+    def _unknown(self, names: Sequence[str]) -> UnknownArchitecture:
+        """Nothing installed has any of `names`: what comes near, what to install, what failed."""
+        known, catalogue = self.architectures(), index.packages()
+        details, packages = [], []
+        for name in names:
+            near = difflib.get_close_matches(str(name), sorted({*known, *catalogue}), 3, 0.6)
+            packages += [catalogue[one] for one in [name, *near[:1]] if one in catalogue and one not in known][:1]
+            if near and name not in catalogue:
+                details.append(f"near {name!r:.64}: {', '.join(near)}")
+        details.append(f"installed: {', '.join(known[:12]) or 'no architecture'}{' …' if len(known) > 12 else ''}")
+        details += [f"failed to load: {entry.architecture}: {error.message}" for entry, error in self._failures.items()]
+        details += [f"skipped: {row.name}: {row.reason} ({row.path})" for row in self.installation.malformed]
+        fix = f"pip install {' '.join(dict.fromkeys(packages))}" if packages else (
+            "install the package that provides it, or register a class: see docs/write-a-plugin"
+        )  # fmt: skip
+        shown = ", ".join(f"{name!r:.64}" for name in names) or "(config.json names none)"
+        return UnknownArchitecture(
+            f"no installed package implements {shown}", field="architectures", value=list(names), details=details, fix=fix
+        )
+
+
+def choose(
+    architecture: str, claimants: Sequence[LazyRegisteredModel], chosen: Mapping[str, str]
+) -> LazyRegisteredModel:
+    """The one claimant, or the one the user chose; the same whatever their order."""
+    wanted = chosen.get(architecture)
+    named = {claim.distribution.name: claim for claim in claimants if claim.distribution is not None}
+    if wanted is not None:
+        if wanted not in named:
+            raise UsageError(
+                f"{wanted} does not provide {architecture}", field=architecture, value=wanted,
+                limit=f"one of {', '.join(sorted(named))}",
+            )  # fmt: skip
+        return named[wanted]
+    if len(claimants) == 1:
+        return claimants[0]
+    ordered = sorted(named)
+    ours = [name for name in ordered if name in index.official()]
+    raise DuplicateArchitecture(
+        f"{len(claimants)} distributions claim {architecture}: {', '.join(str(named[n].distribution) for n in ordered)}",
+        field=architecture,
+        details=[describe(named[name]) for name in ordered],
+        fix=f"--plugin {architecture}={(ours or ordered)[0]} (or {choices.ENVIRONMENT}, or the configuration file), "
+        "or uninstall the other",
+    )
+
+
+def describe(claim: LazyRegisteredModel) -> str:
+    """Distribution, version, mark, place and entry point, on one line."""
+    if claim.distribution is None:
+        return f"{claim.value} (registered by hand)"
+    mark = " (official)" if claim.distribution.name in index.official() else ""
+    return f"{claim.distribution}{mark} at {claim.distribution.path}: {claim.value}"
+
+
+def as_plugin_error(error: BestiaryError) -> str:
+    """One line for a row's `cause`."""
+    return error.message
+
+
+ModelRegistry = Registry()
