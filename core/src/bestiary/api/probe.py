@@ -82,19 +82,19 @@ def probe(value: str, architecture: str, origin: str, *, timeout_s: float = TIME
             code = child.wait()
             answer = _read_answer(reader)
         if not ended:
-            return ProbeResult(outcome="hung", cause=f"hung during import: no answer in {timeout_s:g} s (from {origin})")
+            return ProbeResult(
+                outcome="hung", cause=f"hung during import: no answer in {timeout_s:g} s (from {origin})"
+            )
         if answer is not None:
             return answer
         text = f"crashed during import ({_exit_text(code)}) (from {origin})"
         return ProbeResult(outcome="crashed", cause=text, details=_tail(output))
 
 
-def _start(
-    value: str, architecture: str, origin: str, writer: int, output: IO[bytes]
-) -> subprocess.Popen[bytes]:
-    hidden = {name: "" for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")}
+def _start(value: str, architecture: str, origin: str, writer: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    hidden = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"), "")
     path = os.pathsep.join(os.path.abspath(entry or os.curdir) for entry in sys.path if isinstance(entry, str))
-    command = [sys.executable, "-P", "-m", __spec__.name if __spec__ else __name__]
+    command = [sys.executable, "-P", "-m", "bestiary.api.probe"]
     return subprocess.Popen(
         [*command, f"--fd={writer}", f"--origin={origin}", "--", value, architecture],
         env=os.environ | hidden | {"PYTHONPATH": path},

@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from bestiary import __version__
+
 from . import record
 from .discovery import Distribution
 from .probe import ProbeResult

@@ -6,21 +6,24 @@ None where nobody has looked yet (shown as "?").
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from . import discovery, index, record
 from .conformance import ModelInfo, capabilities
 from .discovery import Distribution
-from .errors import BestiaryError, DuplicateArchitecture
-from .registry import LazyRegisteredModel, RegisteredModel, choose
+from .entries import Entry, LazyRegisteredModel, RegisteredModel, choose
+from .errors import BestiaryError
 from .version import incompatibility
 
 if TYPE_CHECKING:
-    from .registry import Entry, ProbeMode, Registry
+    from .probe import ProbeResult
+    from .registry import ProbeMode, Registry
 
 Status = Literal["ok", "broken", "duplicate", "incompatible", "malformed"]
+Verdict: TypeAlias = tuple[Status, str, tuple[str, ...]]
+"""Status, cause, details."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +49,7 @@ class PluginRow:
         return fields | {"details": list(self.details), "info": info}
 
 
-def plugin_rows(
-    registry: Registry, probe: ProbeMode, *, verify: bool, choices: Mapping[str, str]
-) -> list[PluginRow]:
+def plugin_rows(registry: Registry, probe: ProbeMode, *, verify: bool, choices: Mapping[str, str]) -> list[PluginRow]:
     """All rows, by architecture, then distribution.
 
     Args:
@@ -56,8 +57,8 @@ def plugin_rows(
         verify: hash every file of every plugin against its RECORD.
     """
     claims: dict[str, list[LazyRegisteredModel]] = {}
-    for entry, distribution in registry.installation.providers(discovery.MODELS):
-        claims.setdefault(entry.name, []).append(LazyRegisteredModel(entry.name, entry.value, distribution))
+    for point, distribution in registry.installation.providers(discovery.MODELS):
+        claims.setdefault(point.name, []).append(LazyRegisteredModel(point.name, point.value, distribution))
     by_hand = registry.by_hand()
     entries: list[Entry] = [*by_hand, *(claim for claimants in claims.values() for claim in claimants)]
     probes = _probe_all(registry, entries, probe)
@@ -72,7 +73,7 @@ def plugin_rows(
     return rows + [_malformed_row(one) for one in registry.installation.malformed]
 
 
-def _probe_all(registry: Registry, entries: list[Entry], mode: ProbeMode) -> dict[Entry, Any]:
+def _probe_all(registry: Registry, entries: list[Entry], mode: ProbeMode) -> dict[Entry, ProbeResult | None]:
     lazy = [entry for entry in entries if isinstance(entry, LazyRegisteredModel)]
     if mode == "never" or not lazy:
         return {}
@@ -88,31 +89,25 @@ def _verify_all(registry: Registry) -> dict[Distribution, record.RecordCheck]:
     return {distribution: record.verify(distribution) for distribution in registry.installation.plugins}
 
 
-def _metadata_verdict(
-    entry: Entry, claimants: Any, choices: Mapping[str, str]
-) -> tuple[Status, str, tuple[str, ...]]:
+def _metadata_verdict(entry: Entry, claimants: Sequence[LazyRegisteredModel], choices: Mapping[str, str]) -> Verdict:
     """What is known without importing anything."""
     if entry.distribution is None:
         return ("ok", "", ())
     try:
         chosen = choose(entry.architecture, claimants, choices)
-    except DuplicateArchitecture as error:
-        return ("duplicate", error.message, error.details)
     except BestiaryError as error:
         return ("duplicate", error.message, error.details)
     if chosen != entry:
         return ("duplicate", f"not used: {chosen.distribution} was chosen", ())
-    refused = incompatibility(
-        entry.distribution.name, entry.distribution.version, entry.distribution.api_versions
-    )
+    refused = incompatibility(entry.distribution.name, entry.distribution.version, entry.distribution.api_versions)
     return ("ok", "", ()) if refused is None else ("incompatible", refused.message, (refused.fix or "",))
 
 
 def _row(
     registry: Registry,
     entry: Entry,
-    verdict: tuple[Status, str, tuple[str, ...]],
-    result: Any,
+    verdict: Verdict,
+    result: ProbeResult | None,
     checks: Mapping[Distribution, record.RecordCheck],
 ) -> PluginRow:
     status, cause, details = verdict

@@ -1,9 +1,9 @@
 """The version of the interface between core and plugins, and what it promises.
 
 `API_VERSION` is ``(major, minor)``. Core and a plugin fit when the majors are equal and the plugin's minor is not above
-core's. Within a major, nothing that `bestiary.api` and `bestiary.nn` export is renamed, removed, or given a new required
-argument; a minor only adds. A plugin states the version it was written for as an entry point, so that it is read
-without importing anything:
+core's. Within a major, nothing that `bestiary.api` and `bestiary.nn` export is renamed, removed, or given a new
+required argument; a minor only adds. A plugin states the version it was written for as an entry point, so that it is
+read without importing anything:
 
     [project.entry-points.bestiary_api]
     "1.0" = "my_plugin"
