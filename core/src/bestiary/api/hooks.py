@@ -22,12 +22,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import pluggy
-
-if TYPE_CHECKING:
-    from bestiary.engine.plan import StepPlan  # typing only: Ring 0 imports no outer ring
 
 PROJECT = "bestiary"
 
@@ -139,6 +136,6 @@ class TextParser(Protocol):
 class StepObserver(Protocol):
     """Is told of every step, after it; must be quick and change nothing."""
 
-    def on_step(self, plan: StepPlan, seconds: float) -> None:
-        """`seconds` of wall time went into executing `plan`."""
+    def on_step(self, plan: Any, seconds: float) -> None:
+        """`seconds` of wall time went into executing `plan`, a frozen `bestiary.engine.plan.StepPlan`."""
         ...

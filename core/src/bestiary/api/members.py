@@ -42,7 +42,8 @@ def check(subject: object, protocol: type) -> list[Problem]:
         else:
             annotation, default = expected
             text = f"{name}: {annotation}" + ("" if default is _MISSING else f" = {default!r}")
-            problems = _check_value(subject, name, annotation)
+            optional = default is not _MISSING and "Literal[True]" not in annotation
+            problems = _check_value(subject, name, annotation, optional=optional)
         found += [Problem(declared_in, name, what, text) for what in problems]
     return found
 
@@ -114,10 +115,11 @@ def _parameters(method: Any) -> frozenset[str]:
     return frozenset() if signature is None else frozenset(signature.parameters)
 
 
-def _check_value(subject: object, name: str, annotation: str) -> Iterator[str]:
+def _check_value(subject: object, name: str, annotation: str, *, optional: bool) -> Iterator[str]:
+    """`optional`: the protocol has a default, which holds also for a class that does not inherit it."""
     member = find(subject, name, inherit_values=True)
     if member is _MISSING:
-        if not _exists_otherwise(subject, name):
+        if not optional and not _exists_otherwise(subject, name):
             yield "is missing"
         return
     descriptor = hasattr(type(member), "__get__")

@@ -59,10 +59,8 @@ class ProbeResult:
             details=tuple(details),
         )
 
-    def error(self) -> BestiaryError | None:
-        """The result as the error it stands for; None when all is well."""
-        if self.outcome == "ok":
-            return None
+    def error(self) -> BestiaryError:
+        """What anything but "ok" stands for, to be raised."""
         kind = InvalidModel if self.outcome == "invalid" else BrokenPlugin
         return kind(self.cause, details=self.details, fix="reinstall, upgrade or remove the package")
 

@@ -42,11 +42,18 @@ class Registry:
 
     Args:
         paths: folders to look at instead of `sys.path`. cache_directory: instead of the user's.
+        probe_timeout_s: how long an inspection's import may take.
     """
 
-    def __init__(self, paths: Sequence[str] | None = None, cache_directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str] | None = None,
+        cache_directory: Path | None = None,
+        probe_timeout_s: float = 30.0,
+    ) -> None:
         self._paths = paths
         self._cache_directory = cache_directory
+        self._probe_timeout_s = probe_timeout_s
         self._by_hand: dict[str, Entry] = {}
         self._installation: Installation | None = None
         self._cache: ProbeCache | None = None
@@ -160,27 +167,36 @@ class Registry:
         entry = self.entry(architecture, plugins)
         if isinstance(entry, RegisteredModel) or entry in self._loaded:
             return capabilities(self.load(entry), architecture)
-        result = self.probe(entry, "run")
-        if result is None or result.info is None:
-            raise (result and result.error()) or BrokenPlugin(f"{architecture} cannot be inspected")
+        result = self.probe(entry)
+        if result.info is None:
+            raise result.error()
         return result.info
 
-    def probe(self, entry: LazyRegisteredModel, mode: ProbeMode) -> ProbeResult | None:
-        """A child's answer about `entry`: the kept one, or a new one when `mode` is "run"; None when there is none."""
+    def kept_probe(self, entry: LazyRegisteredModel) -> ProbeResult | None:
+        """What an earlier probe said about `entry`, if it still holds. What was registered by hand is not kept."""
+        if entry.distribution is None:
+            return None
+        return self._probe_cache().get(entry.distribution, entry.value, entry.architecture)
+
+    def probe(self, entry: LazyRegisteredModel) -> ProbeResult:
+        """The kept answer about `entry`, or that of a child process started now."""
         from .probe import probe
+
+        known = self.kept_probe(entry)
+        if known is not None:
+            return known
+        result = probe(entry.value, entry.architecture, entry.origin, timeout_s=self._probe_timeout_s)
+        if entry.distribution is not None:
+            self._probe_cache().put(entry.distribution, entry.value, entry.architecture, result)
+        return result
+
+    def _probe_cache(self) -> ProbeCache:
         from .probe_cache import ProbeCache
 
         with self._lock:
             if self._cache is None:
                 self._cache = ProbeCache(self.installation.versions, self._cache_directory)
-            cache = self._cache
-        known = cache.get(entry.distribution, entry.value, entry.architecture) if entry.distribution else None
-        if known is not None or mode != "run":
-            return known
-        result = probe(entry.value, entry.architecture, entry.origin)
-        if entry.distribution is not None:
-            cache.put(entry.distribution, entry.value, entry.architecture, result)
-        return result
+            return self._cache
 
     def failure(self, entry: Entry) -> PluginError | None:
         """Why `entry` could not be loaded, if that was tried."""

@@ -78,11 +78,11 @@ def _probe_all(registry: Registry, entries: list[Entry], mode: ProbeMode) -> dic
     if mode == "never" or not lazy:
         return {}
     if mode == "cached":
-        return {entry: registry.probe(entry, mode) for entry in lazy}
+        return {entry: registry.kept_probe(entry) for entry in lazy}
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(max_workers=2) as pool:  # each child imports torch: two are enough for any machine
-        return dict(zip(lazy, pool.map(lambda entry: registry.probe(entry, mode), lazy), strict=True))
+        return dict(zip(lazy, pool.map(registry.probe, lazy), strict=True))
 
 
 def _verify_all(registry: Registry) -> dict[Distribution, record.RecordCheck]:

@@ -24,7 +24,7 @@ def parse_text(parser: TextParser, text: str) -> TextDelta:
 
 
 class TagSplitter:
-    """Cuts a stream at the next tag, the tags taking turns: ``(text, False)`` before one, ``(text, True)`` up to one."""
+    """Cuts a stream at its tags, opening and closing in turn, holding back what may be the beginning of the next."""
 
     def __init__(self, opening: str, closing: str, *, inside: bool = False) -> None:
         self._tags = (opening, closing)
@@ -57,6 +57,41 @@ class TagSplitter:
         return held
 
 
+class EdgeTrimmer:
+    """Passes text on without the white space at its two ends: what may be the end's is kept back.
+
+    Args:
+        fresh: nothing came yet, so white space that comes first is dropped.
+    """
+
+    def __init__(self, *, fresh: bool) -> None:
+        self._fresh = fresh
+        self._space: list[str] = []
+
+    def feed(self, piece: str) -> str:
+        text = piece.lstrip(_SPACE) if self._fresh else piece
+        if not text:
+            return ""
+        self._fresh = False
+        body = text.rstrip(_SPACE)
+        kept = "".join(self._space) if body else ""
+        if body:
+            self._space.clear()
+        self._space.append(text[len(body) :])
+        return kept + body
+
+    def restart(self) -> None:
+        """Drops what is kept back; what comes is a beginning again."""
+        self._fresh = True
+        self._space.clear()
+
+    def finish(self) -> str:
+        """What was kept back, for those who want it after all."""
+        kept = "".join(self._space)
+        self._space.clear()
+        return kept
+
+
 def _overlap(text: str, start: int, tag: str) -> int:
     """The length of the longest end of `text[start:]` that begins `tag` without being all of it."""
     for length in range(min(len(tag) - 1, len(text) - start), 0, -1):
@@ -77,59 +112,37 @@ class HermesToolCallParser:
     def __init__(self) -> None:
         self._split = TagSplitter(self.OPENING, self.CLOSING)
         self._block: list[str] = []
-        self._space = ""
-        self._after_call = False
+        self._outside = EdgeTrimmer(fresh=False)
 
     def feed(self, chunk: str) -> TextDelta:
-        content: list[str] = []
-        calls: list[ToolCall] = []
+        delta = TextDelta()
         for piece, tagged in self._split.feed(chunk):
             was_inside = self._split.inside != tagged
             if not was_inside:
-                content.append(self._outside(piece))
+                delta += TextDelta(self._outside.feed(piece))
                 continue
             self._block.append(piece)
             if tagged:
-                self._end_block(content, calls, self.CLOSING)
-        return TextDelta("".join(content), "", tuple(calls))
+                delta += self._end_block(self.CLOSING)
+        return delta
 
     def finish(self) -> TextDelta:
-        content: list[str] = []
-        calls: list[ToolCall] = []
         rest = self._split.finish()
         if self._split.inside:
             self._block.append(rest)
-            self._end_block(content, calls, "")
+            delta = self._end_block("")
         else:
-            content.append(self._outside(rest))
-        if not self._after_call:
-            content.append(self._space)
-        self._space = ""
-        return TextDelta("".join(content), "", tuple(calls))
+            delta = TextDelta(self._outside.feed(rest))
+        return delta + TextDelta(self._outside.finish())
 
-    def _outside(self, piece: str) -> str:
-        """Content, its trailing white space kept back until it is known not to stand before a call."""
-        if self._after_call:
-            piece = piece.lstrip(_SPACE)
-        if not piece:
-            return ""
-        self._after_call = False
-        body = piece.rstrip(_SPACE)
-        if not body:
-            self._space += piece
-            return ""
-        body, self._space = self._space + body, piece[len(body) :]
-        return body
-
-    def _end_block(self, content: list[str], calls: list[ToolCall], closing: str) -> None:
+    def _end_block(self, closing: str) -> TextDelta:
         text = "".join(self._block)
         self._block.clear()
         call = _tool_call(text)
         if call is None:
-            content.append(self._outside(f"{self.OPENING}{text}{closing}"))
-        else:
-            calls.append(call)
-            self._space, self._after_call = "", True
+            return TextDelta(self._outside.feed(f"{self.OPENING}{text}{closing}"))
+        self._outside.restart()
+        return TextDelta(tool_calls=(call,))
 
 
 def _tool_call(text: str) -> ToolCall | None:
@@ -139,19 +152,11 @@ def _tool_call(text: str) -> ToolCall | None:
         name, arguments = data["name"], data.get("arguments", {})
         if not isinstance(name, str) or not name.strip() or not isinstance(arguments, dict):
             return None
-        written = json.dumps(arguments, ensure_ascii=not _encodable(text), allow_nan=False)
-        return ToolCall(name, written) if _encodable(name + written) else None
+        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        (name + written).encode()  # a lone surrogate could not be sent
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-
-
-def _encodable(text: str) -> bool:
-    """Whether it holds no lone surrogate, written out or as an escape that becomes one."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\\ud" not in text.lower()
+    return ToolCall(name, written)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -179,63 +184,54 @@ class ThinkReasoningParser:
 
     def __init__(self, *, started: bool = False) -> None:
         self._state: Callable[[str], TextDelta] = self._reasoning if started else self._beginning
+        self._lead: list[str] = []
         self._held = ""
-        self._space = ""
-        self._fresh = True
+        self._thought = EdgeTrimmer(fresh=True)
+        self._fresh = False
 
     def feed(self, chunk: str) -> TextDelta:
         return self._state(chunk) if chunk else TextDelta()
 
     def finish(self) -> TextDelta:
-        held, self._held = self._held, ""
+        lead, held = "".join(self._lead), self._held
+        self._lead.clear()
+        self._held = ""
         if self._state == self._reasoning:
-            return TextDelta(reasoning=self._trimmed(held))
-        return TextDelta(content=held)
+            return TextDelta(reasoning=self._thought.feed(held))
+        return TextDelta(content=lead + held)
 
     def _beginning(self, chunk: str) -> TextDelta:
         """Nothing but white space and perhaps the start of the opening tag so far."""
+        if not self._held:
+            text = chunk.lstrip(_SPACE)
+            self._lead.append(chunk[: len(chunk) - len(text)])
+            chunk = text
         self._held += chunk
-        text = self._held.lstrip(_SPACE)
-        if self.OPENING.startswith(text) and text != self.OPENING:
+        if len(self._held) < len(self.OPENING) and self.OPENING.startswith(self._held):
             return TextDelta()
-        held, self._held = self._held, ""
-        if not text.startswith(self.OPENING):
+        if not self._held.startswith(self.OPENING):
             self._state = self._content
-            self._fresh = False
-            return TextDelta(content=held)
+            return self.finish()
+        text, self._held = self._held[len(self.OPENING) :], ""
+        self._lead.clear()
         self._state = self._reasoning
-        return self.feed(text[len(self.OPENING) :])
+        return self.feed(text)
 
     def _reasoning(self, chunk: str) -> TextDelta:
         text = self._held + chunk
         at = text.find(self.CLOSING)
         if at >= 0:
             self._held = ""
-            thought = self._trimmed(text[:at])
             self._state, self._fresh = self._content, True
-            return TextDelta(reasoning=thought) + self.feed(text[at + len(self.CLOSING) :])
+            return TextDelta(reasoning=self._thought.feed(text[:at])) + self.feed(text[at + len(self.CLOSING) :])
         keep = len(text) - _overlap(text, 0, self.CLOSING)
         self._held = text[keep:]
-        return TextDelta(reasoning=self._trimmed(text[:keep]))
+        return TextDelta(reasoning=self._thought.feed(text[:keep]))
 
     def _content(self, chunk: str) -> TextDelta:
         text = chunk.lstrip(_SPACE) if self._fresh else chunk
         self._fresh = self._fresh and not text
         return TextDelta(content=text)
-
-    def _trimmed(self, piece: str) -> str:
-        """Reasoning without white space at its two ends: what may be the end's is kept back."""
-        if self._fresh:
-            piece = piece.lstrip(_SPACE)
-        if not piece:
-            return ""
-        self._fresh = False
-        body = piece.rstrip(_SPACE)
-        if not body:
-            self._space += piece
-            return ""
-        body, self._space = self._space + body, piece[len(body) :]
-        return body
 
 
 @hookimpl
