@@ -1,0 +1,218 @@
+"""Loading hooks: ours from a table, others' from entry points, each isolated from the rest.
+
+A hook module that cannot be imported, has a hook that raises or returns nonsense, becomes a `HookRow` with the cause
+and one line in the log; the others work on. A name offered twice is an error that names both, raised when somebody
+asks for that name, unless the user chooses (``kind.name=distribution``, see `choices.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pluggy
+
+from . import choices, discovery
+from .errors import BrokenPlugin, PluginError, UsageError
+from .hooks import KINDS, PROJECT, HookSpecs
+from .importing import cause, load_object
+from .version import incompatibility
+
+logger = logging.getLogger("bestiary.hooks")
+
+OWN = "bestiary"
+BUILTIN_HOOKS: tuple[str, ...] = ("bestiary.engine.loader.sources", "bestiary.serve.text.parsers")
+"""Modules of our own with hook implementations, imported when an engine starts; `register_builtin` adds to them."""
+
+_registered: list[str] = []
+
+
+def register_builtin(module: str) -> None:
+    """Adds a module of core's own to those that every later `HookManager.load` imports."""
+    if module not in (*BUILTIN_HOOKS, *_registered):
+        _registered.append(module)
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """One name of one kind, and who offers it."""
+
+    kind: str
+    name: str
+    value: Any
+    distribution: str
+
+    def __str__(self) -> str:
+        shown = self.value if isinstance(self.value, str) else type(self.value).__name__
+        return f"{self.distribution}: {shown}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookRow:
+    """One hook module, for `doctor`: what it offers, as ``kind.name``, or why it does not."""
+
+    distribution: str
+    version: str
+    entry_point: str
+    status: Literal["ok", "broken", "incompatible"]
+    cause: str = ""
+    offers: tuple[str, ...] = ()
+
+
+class HookManager:
+    """The hooks of one engine (or one command).
+
+    Args:
+        installation: where to look; default: a fresh scan of `sys.path`.
+        plugins: the user's choices among names offered twice.
+    """
+
+    def __init__(
+        self,
+        installation: discovery.Installation | None = None,
+        plugins: Iterable[str] | Mapping[str, str] = (),
+    ) -> None:
+        self._installation = installation
+        self._choices = choices.current(plugins)
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(HookSpecs)
+        self._offers: dict[tuple[str, str], list[Offered]] = {}
+        self.rows: list[HookRow] = []
+
+    def load(self) -> HookManager:
+        """Imports every hook module, ours first, and collects what they offer. Raises for our own mistakes only."""
+        for module in (*BUILTIN_HOOKS, *_registered):
+            self._collect(load_object(module, OWN), OWN, module)
+            self._add_row(OWN, "", module)
+        installation = discovery.scan() if self._installation is None else self._installation
+        for entry, distribution in installation.providers(discovery.HOOKS):
+            refused = incompatibility(distribution.name, distribution.version, distribution.api_versions)
+            try:
+                if refused is not None:
+                    raise refused
+                module = load_object(entry.value, f"dist {distribution}")
+                self._collect(module, distribution.name, entry.value)
+            except PluginError as error:
+                status: Literal["broken", "incompatible"] = "incompatible" if error is refused else "broken"
+                logger.warning("hooks %s of %s are left out: %s", entry.value, distribution, error.message)
+                self.rows.append(
+                    HookRow(
+                        distribution=distribution.name,
+                        version=distribution.version,
+                        entry_point=entry.value,
+                        status=status,
+                        cause=error.message,
+                    )
+                )
+            else:
+                self._add_row(distribution.name, distribution.version, entry.value)
+        return self
+
+    def _add_row(self, distribution: str, version: str, entry_point: str) -> None:
+        mine = self._manager.get_plugin(f"{distribution}:{entry_point}")
+        kinds = [caller.name for caller in self._manager.get_hookcallers(mine) or ()]
+        offers = [
+            f"{kind}.{name}"
+            for (kind, name), offered in self._offers.items()
+            if kind in kinds and any(one.distribution == distribution for one in offered)
+        ]
+        self.rows.append(
+            HookRow(
+                distribution=distribution,
+                version=version,
+                entry_point=entry_point,
+                status="ok",
+                offers=tuple(offers),
+            )
+        )
+
+    def _collect(self, module: Any, distribution: str, entry_point: str) -> None:
+        """All that one module offers, or nothing of it: it is registered only when every hook of it answered."""
+        origin = f"dist {distribution}"
+        try:
+            self._manager.register(module, f"{distribution}:{entry_point}")
+            found = [offer for kind in KINDS for offer in self._ask(kind, module, distribution)]
+        except Exception as error:  # a plugin's code runs here; whatever it raises is a row
+            if self._manager.is_registered(module):
+                self._manager.unregister(module)
+            raise BrokenPlugin(f"{cause(error)} (from {origin})", field=entry_point) from error
+        unknown = _unknown_hooks(module)
+        if unknown:
+            self._manager.unregister(module)
+            raise BrokenPlugin(
+                f"{', '.join(unknown)}: no such hook (from {origin})", field=entry_point, limit=f"one of {KINDS}"
+            )
+        for offer in found:
+            self._offers.setdefault((offer.kind, offer.name), []).append(offer)
+
+    def _ask(self, kind: str, module: Any, distribution: str) -> list[Offered]:
+        """One module's answer to one hook: nobody else's implementation is called."""
+        others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
+        answers = self._manager.subset_hook_caller(kind, others)()
+        found = []
+        for answer in answers:
+            if not isinstance(answer, Mapping) or not all(isinstance(name, str) and name for name in answer):
+                raise TypeError(f"{kind}() must return a mapping with names as keys, not {type(answer).__name__}")
+            found += [Offered(kind, name, value, distribution) for name, value in answer.items()]
+        return found
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """All names offered for a kind of hook, sorted; imports nothing."""
+        return tuple(sorted(name for offered_kind, name in self._offers if offered_kind == kind))
+
+    def get(self, kind: str, name: str) -> Any:
+        """The object offered as `name`, imported now.
+
+        Raises:
+            UsageError: nobody offers it. BrokenPlugin: it cannot be imported, or (code ``DUPLICATE_HOOK``) two
+                distributions offer it and the user did not choose.
+        """
+        offered = self._chosen(kind, name)
+        if not isinstance(offered.value, str):
+            return offered.value
+        return load_object(offered.value, f"dist {offered.distribution}")
+
+    def all(self, kind: str) -> dict[str, Any]:
+        """Every object of a kind that can be had; one that cannot is left out with a line in the log."""
+        found = {}
+        for name in self.names(kind):
+            try:
+                found[name] = self.get(kind, name)
+            except PluginError as error:
+                logger.warning("%s.%s is left out: %s", kind, name, error.message)
+        return found
+
+    def _chosen(self, kind: str, name: str) -> Offered:
+        offered = {offer.distribution: offer for offer in self._offers.get((kind, name), ())}
+        if not offered:
+            near = difflib.get_close_matches(name, self.names(kind), 1)
+            raise UsageError(
+                f"nothing installed offers {name!r:.64} as one of {kind}",
+                field=kind,
+                value=name,
+                limit=f"one of {', '.join(self.names(kind)) or '(none)'}",
+                fix=f"did you mean {near[0]!r}?" if near else None,
+            )
+        wanted = self._choices.get(f"{kind}.{name}")
+        if wanted is not None and wanted in offered:
+            return offered[wanted]
+        if len(offered) > 1 or wanted is not None:
+            raise BrokenPlugin(
+                f"{kind}.{name} is offered by {' and '.join(sorted(offered))}"
+                + (f", not by {wanted}" if wanted is not None else ""),
+                code="DUPLICATE_HOOK",
+                field=kind,
+                value=name,
+                details=[str(offered[one]) for one in sorted(offered)],
+                fix=f"--plugin {kind}.{name}={min(offered)}, or uninstall the other",
+            )
+        return next(iter(offered.values()))
+
+
+def _unknown_hooks(module: Any) -> list[str]:
+    """Functions marked as hook implementations whose name is no hook's: a misspelling would be silent otherwise."""
+    marked = (name for name, value in vars(module).items() if hasattr(value, f"{PROJECT}_impl"))
+    return sorted(name for name in marked if name not in KINDS)

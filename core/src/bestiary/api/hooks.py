@@ -1,0 +1,141 @@
+"""What packages may add beside models: pluggy hooks, all of one shape.
+
+A hook returns a mapping *name → what it offers*; what it offers is ``"module:object"`` (imported when that name is
+chosen) or the object itself. Listing names thus imports nothing heavy. A package offers hooks from a module that it
+names in the entry-point group `bestiary_hooks`:
+
+    [project.entry-points.bestiary_hooks]
+    my_formats = "my_plugin.hooks"
+
+    from bestiary.api.hooks import hookimpl
+
+    @hookimpl
+    def tool_call_parsers():
+        return {"my_format": "my_plugin.parsers:MyToolCallParser"}
+
+That module is imported when an engine starts and must not import torch at its top. Who loads hooks, and what happens
+to a broken one: `hook_manager.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import pluggy
+
+PROJECT = "bestiary"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Offer: TypeAlias = "str | Any"
+Offers: TypeAlias = Mapping[str, Offer]
+
+
+class HookSpecs:
+    """The hooks. Each takes nothing and returns `Offers`."""
+
+    @hookspec
+    def quantization_methods(self) -> Offers:  # type: ignore[empty-body]
+        """`quant_method` in `config.json` → a `QuantizationConfig` class (`bestiary.nn.quant`)."""
+
+    @hookspec
+    def attention_backends(self) -> Offers:  # type: ignore[empty-body]
+        """Backend name → a class that fulfils the backend protocol of `bestiary.nn.attention`."""
+
+    @hookspec
+    def op_implementations(self) -> Offers:  # type: ignore[empty-body]
+        """``"op/implementation"`` (``"rms_norm/triton"``) → a function with the signature of the torch reference."""
+
+    @hookspec
+    def weight_formats(self) -> Offers:  # type: ignore[empty-body]
+        """`load_format` name → a function that streams ``(name, tensor)`` pairs (`bestiary.engine.loader`)."""
+
+    @hookspec
+    def config_parsers(self) -> Offers:  # type: ignore[empty-body]
+        """`model_type` → a function from `config.json`, parsed as data, to the configuration object of models."""
+
+    @hookspec
+    def tool_call_parsers(self) -> Offers:  # type: ignore[empty-body]
+        """Parser name → a class whose instances, one an answer, are `TextParser`s."""
+
+    @hookspec
+    def reasoning_parsers(self) -> Offers:  # type: ignore[empty-body]
+        """Parser name → a class whose instances, one an answer, are `TextParser`s."""
+
+    @hookspec
+    def model_sources(self) -> Offers:  # type: ignore[empty-body]
+        """Source name → a `ModelSource`."""
+
+    @hookspec
+    def step_observers(self) -> Offers:  # type: ignore[empty-body]
+        """Observer name → a class whose instances, one an engine, are `StepObserver`s."""
+
+
+KINDS: tuple[str, ...] = tuple(name for name in vars(HookSpecs) if not name.startswith("_"))
+
+
+@runtime_checkable
+class ModelSource(Protocol):
+    """Turns what a user calls a model into something on this machine's disk."""
+
+    def locate(self, name: str) -> Path | None:
+        """The file or directory of the model called `name`; None when the name is not this source's.
+
+        Raises ModelError when the name is its own but cannot be had; `fix` says how to get it.
+        """
+        ...
+
+    def names(self) -> Mapping[str, str]:
+        """Names to offer → one line about each (licence, size, whether it is there)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function the model wants called; `arguments` is a JSON object as text, never evaluated."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """What became certain since the last delta. Deltas add up: strings concatenate, calls append."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    def __add__(self, other: TextDelta) -> TextDelta:
+        return TextDelta(
+            self.content + other.content, self.reasoning + other.reasoning, self.tool_calls + other.tool_calls
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.content or self.reasoning or self.tool_calls)
+
+
+@runtime_checkable
+class TextParser(Protocol):
+    """Takes one answer's text apart while it arrives. The sum of all deltas does not depend on how it was cut."""
+
+    def feed(self, chunk: str) -> TextDelta:
+        """The next piece of text."""
+        ...
+
+    def finish(self) -> TextDelta:
+        """No more text comes: what was held back."""
+        ...
+
+
+@runtime_checkable
+class StepObserver(Protocol):
+    """Is told of every step, after it; must be quick and change nothing."""
+
+    def on_step(self, plan: Any, seconds: float) -> None:
+        """`seconds` of wall time went into executing `plan`, a frozen `bestiary.engine.plan.StepPlan`."""
+        ...

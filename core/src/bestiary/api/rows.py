@@ -1,0 +1,152 @@
+"""What `bestiary models` and `doctor` show, as data: one row an architecture and claimant. Nothing is imported here.
+
+Without `probe="run"` a row tells what metadata, earlier imports of this process and kept inspections tell; `info` is
+None where nobody has looked yet (shown as "?").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from . import discovery, index, record
+from .conformance import ModelInfo, capabilities
+from .discovery import Distribution
+from .entries import Entry, LazyRegisteredModel, RegisteredModel, choose
+from .errors import BestiaryError
+from .version import incompatibility
+
+if TYPE_CHECKING:
+    from .probe import ProbeResult
+    from .registry import ProbeMode, Registry
+
+Status = Literal["ok", "broken", "duplicate", "incompatible", "malformed"]
+Verdict: TypeAlias = tuple[Status, str, tuple[str, ...]]
+"""Status, cause, details."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginRow:
+    """One claim to one architecture; for malformed metadata, `architecture` is empty."""
+
+    architecture: str
+    distribution: str
+    version: str
+    path: str
+    entry_point: str
+    api_version: str
+    status: Status
+    cause: str = ""
+    details: tuple[str, ...] = ()
+    official: bool = False
+    record: record.RecordStatus = "unchecked"
+    info: ModelInfo | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        info = None if self.info is None else self.info.as_dict()
+        return fields | {"details": list(self.details), "info": info}
+
+
+def plugin_rows(registry: Registry, probe: ProbeMode, *, verify: bool, choices: Mapping[str, str]) -> list[PluginRow]:
+    """All rows, by architecture, then distribution.
+
+    Args:
+        probe: "never", "cached" (kept inspections only) or "run" (a child process for each unknown one).
+        verify: hash every file of every plugin against its RECORD.
+    """
+    claims: dict[str, list[LazyRegisteredModel]] = {}
+    for point, distribution in registry.installation.providers(discovery.MODELS):
+        claims.setdefault(point.name, []).append(LazyRegisteredModel(point.name, point.value, distribution))
+    by_hand = registry.by_hand()
+    entries: list[Entry] = [*by_hand, *(claim for claimants in claims.values() for claim in claimants)]
+    probes = _probe_all(registry, entries, probe)
+    checks = _verify_all(registry) if verify else {}
+    rows = []
+    for entry in entries:
+        verdict = _metadata_verdict(entry, claims.get(entry.architecture, ()), choices)
+        if entry.distribution is not None and any(one.architecture == entry.architecture for one in by_hand):
+            verdict = ("duplicate", "not used: the architecture was registered by hand", ())
+        rows.append(_row(registry, entry, verdict, probes.get(entry), checks))
+    rows.sort(key=lambda row: (row.architecture, row.distribution))
+    return rows + [_malformed_row(one) for one in registry.installation.malformed]
+
+
+def _probe_all(registry: Registry, entries: list[Entry], mode: ProbeMode) -> dict[Entry, ProbeResult | None]:
+    lazy = [entry for entry in entries if isinstance(entry, LazyRegisteredModel)]
+    if mode == "never" or not lazy:
+        return {}
+    if mode == "cached":
+        return {entry: registry.kept_probe(entry) for entry in lazy}
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(max_workers=2) as pool:  # each child imports torch: two are enough for any machine
+        return dict(zip(lazy, pool.map(registry.probe, lazy), strict=True))
+
+
+def _verify_all(registry: Registry) -> dict[Distribution, record.RecordCheck]:
+    return {distribution: record.verify(distribution) for distribution in registry.installation.plugins}
+
+
+def _metadata_verdict(entry: Entry, claimants: Sequence[LazyRegisteredModel], choices: Mapping[str, str]) -> Verdict:
+    """What is known without importing anything."""
+    if entry.distribution is None:
+        return ("ok", "", ())
+    try:
+        chosen = choose(entry.architecture, claimants, choices)
+    except BestiaryError as error:
+        return ("duplicate", error.message, error.details)
+    if chosen != entry:
+        return ("duplicate", f"not used: {chosen.distribution} was chosen", ())
+    refused = incompatibility(entry.distribution.name, entry.distribution.version, entry.distribution.api_versions)
+    return ("ok", "", ()) if refused is None else ("incompatible", refused.message, (refused.fix or "",))
+
+
+def _row(
+    registry: Registry,
+    entry: Entry,
+    verdict: Verdict,
+    result: ProbeResult | None,
+    checks: Mapping[Distribution, record.RecordCheck],
+) -> PluginRow:
+    status, cause, details = verdict
+    info = None
+    failure = registry.failure(entry)
+    if isinstance(entry, RegisteredModel):
+        info = capabilities(entry.model_class, entry.architecture)
+    elif result is not None and result.info is not None:
+        info = result.info
+    if status == "ok" and failure is not None:
+        status, cause, details = "broken", failure.message, failure.details
+    elif status == "ok" and result is not None and result.outcome != "ok":
+        status, cause, details = "broken", result.cause, result.details
+    distribution = entry.distribution
+    check = checks.get(distribution) if distribution is not None else None
+    return PluginRow(
+        architecture=entry.architecture,
+        distribution=distribution.name if distribution else "(by hand)",
+        version=distribution.version if distribution else "",
+        path=distribution.path if distribution else "",
+        entry_point=entry.value,
+        api_version=", ".join(distribution.api_versions) if distribution else "",
+        status=status,
+        cause=cause,
+        details=details,
+        official=distribution is not None and distribution.name in index.official(),
+        record=check.status if check else "unchecked",
+        info=info,
+    )
+
+
+def _malformed_row(one: discovery.Malformed) -> PluginRow:
+    return PluginRow(
+        architecture="",
+        distribution=one.name,
+        version="",
+        path=one.path,
+        entry_point="",
+        api_version="",
+        status="malformed",
+        cause=one.reason,
+    )
