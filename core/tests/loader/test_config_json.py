@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestiary.api.errors import ConfigError, CorruptWeights
-from bestiary.engine.loader.config_json import MAX_CONFIG_BYTES, MAX_DEPTH, parse_json_object, read_json
+from bestiary.engine.loader.config_json import MAX_CONFIG_BYTES, MAX_DEPTH, MAX_QUOTES, parse_json_object, read_json
 
 
 def refused(path: Path, **options: Any) -> ConfigError:
@@ -73,7 +73,9 @@ def test_worst_cases_of_16_mib_take_less_than_two_seconds(tmp_path: Path) -> Non
     half = MAX_CONFIG_BYTES // 2 - 8
     assert "too many values" in str(refused(written(tmp_path, '{"a": [' + "[]" * half)))
     refused(written(tmp_path, '{"a": "' + "\\" * (2 * half)))
-    refused(written(tmp_path, '{"' + '"{"' * (half // 2)))
+    assert "too many strings" in str(refused(written(tmp_path, '{"' + '"{"' * (half // 2))))
+    few_enough = MAX_QUOTES // 2 - 2
+    refused(written(tmp_path, "{" + '""' * few_enough + " " * half))
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e400", "-1e999", "1" * 65])
