@@ -90,8 +90,14 @@ def test_a_missing_module_and_a_wrong_attribute(site: Site) -> None:
         registry.resolve(["Odd"])
 
 
-def test_the_users_own_interrupt_still_stops_an_import(site: Site) -> None:
-    site.add("slow", models={"Slow": "slow:Slow"}, source="import time\nprint('here', flush=True)\ntime.sleep(30)")
+@pytest.mark.parametrize("ending", ["raise", "raise ImportError('x')", "pass"])
+def test_the_users_own_interrupt_still_stops_an_import(site: Site, ending: str) -> None:
+    source = (
+        "import time\n"
+        "try:\n    print('here', flush=True)\n    time.sleep(30)\n"
+        f"except KeyboardInterrupt:\n    {ending}\n"
+    )
+    site.add("slow", models={"Slow": "slow:Slow"}, source=source)
     program = (
         "from bestiary.api.registry import Registry\n"
         "try:\n"

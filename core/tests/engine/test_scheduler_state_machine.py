@@ -6,6 +6,7 @@ each rule that the books balance. A failing program shrinks to a short list of c
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -24,24 +25,35 @@ from bestiary.testing.paged_model import Answer, PagedModel
 
 EOS = (0, 1)
 SHARED = [(5,) * 40, tuple(i % 7 + 2 for i in range(40)), tuple(i * i % 9 + 1 for i in range(40))]
-IDS = st.integers(0, 10)
 
-samplings = st.builds(
-    SamplingParams,
-    max_tokens=st.none() | st.integers(4, 12),
-    min_tokens=st.integers(0, 4),
-    stop_token_ids=st.lists(st.integers(0, 4), max_size=2),
-    ignore_eos=st.booleans(),
-    prompt_logprobs=st.sampled_from([None, None, 0]),
-)
-prompts = st.builds(
-    lambda shared, length, own: [*shared[:length], *own],
-    st.sampled_from(SHARED),
-    st.integers(0, 36),
-    st.lists(IDS, max_size=6),
-)
-# block size, and how many blocks: few, so that preemption is the rule
-pools = st.sampled_from([(1, 6), (1, 20), (1, 48), (3, 6), (8, 2), (8, 3), (8, 8), (16, 1), (16, 3), (16, 6)])
+# What a request looks like: every entry a list to choose from.
+SHAPE = {
+    "shared": [0, 1, 2],
+    "length": [9, 3, 16, 17, 24, 1, 36, 0],
+    "own": [(), (), (3,), (7, 8, 9)],
+    "max_tokens": [20, 30, 12, None, 5, 1],
+    "min_tokens": [0, 0, 3, 20],
+    "stop_token_ids": [(), (5, 6), (1,)],
+    "ignore_eos": [False, True],
+    "prompt_logprobs": [None, None, 0],
+    "priority": [0, 1, 2],
+    "lora_name": [None, None, "a"],
+    "cache_salt": [None, None, None, "s"],
+    "n": [1, 1, 1, 2, 3],
+    "numerical_at": [None] * 11 + [0, 1, 5],
+    "made_to_fit": [True] * 9 + [False],
+}
+# The engine; a pool is (tokens a block, blocks), small enough that preemption is the rule.
+ENGINE = {
+    "pool": [(8, 6), (1, 40), (16, 4), (3, 14), (8, 5), (1, 64), (16, 6), (8, 2), (16, 1), (1, 6)],
+    "max_num_seqs": [4, 6, 2, 1],
+    "budget": [13, 200, 40, 7, 4, 2, 1],
+    "max_model_len": [48, 24, 64, 8],
+    "chunked": [True, False],
+    "prefix_caching": [True, True, False],
+}
+shapes = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in SHAPE.items()})
+engines = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in ENGINE.items()})
 
 
 @dataclass
@@ -53,51 +65,57 @@ class Request:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    @initialize(
-        pool=pools,
-        max_num_seqs=st.integers(1, 6),
-        budget=st.sampled_from([1, 2, 3, 5, 8, 13, 40, 200]),
-        max_model_len=st.integers(8, 48),
-        chunked=st.booleans(),
-        prefix_caching=st.sampled_from([True, True, False]),
-    )
-    def start(self, pool, max_num_seqs, budget, max_model_len, chunked, prefix_caching):
-        self.block_size, self.num_blocks = pool
-        self.budget, self.max_num_seqs, self.max_model_len, self.chunked = budget, max_num_seqs, max_model_len, chunked
+    @initialize(engine=engines, batch=st.lists(shapes, min_size=3, max_size=8))
+    def start(self, engine, batch):
+        self.block_size, self.num_blocks = engine["pool"]
+        self.budget, self.max_num_seqs = engine["budget"], engine["max_num_seqs"]
+        self.max_model_len, self.chunked = engine["max_model_len"], engine["chunked"]
         config = SchedulerConfig(
-            max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, enable_chunked_prefill=chunked
+            max_num_seqs=self.max_num_seqs, max_num_batched_tokens=self.budget, enable_chunked_prefill=self.chunked
         )
-        cache = CacheConfig(block_size=self.block_size, enable_prefix_caching=prefix_caching)
-        self.scheduler = Scheduler(config, cache, max_model_len, self.num_blocks)
-        self.model = PagedModel(self.num_blocks, self.block_size)
+        cache = CacheConfig(block_size=self.block_size, enable_prefix_caching=engine["prefix_caching"])
+        self.scheduler = Scheduler(config, cache, self.max_model_len, self.num_blocks)
+        self.model = PagedModel(self.num_blocks, self.block_size, vocab_size=31)
         self.requests: dict[str, Request] = {}
         self.number = 0
         self.plan = None
         self.ended_in_flight: set[str] = set()
+        self.add(batch)
 
     # --- rules ----------------------------------------------------------------------------------------------------
 
-    @rule(
-        prompt=prompts,
-        sampling=samplings,
-        priority=st.integers(0, 2),
-        lora_name=st.sampled_from([None, None, "a"]),
-        cache_salt=st.sampled_from([None, None, "s"]),
-        n=st.sampled_from([1, 1, 1, 2, 3]),
-        numerical_at=st.none() | st.integers(0, 12),
-    )
-    def add(self, prompt, sampling, priority, lora_name, cache_salt, n, numerical_at):
+    @rule(batch=st.lists(shapes, min_size=1, max_size=4))
+    def add(self, batch):
+        for shape in batch:
+            self._add(shape)
+
+    def _add(self, shape):
+        prompt = [*SHARED[shape["shared"]][: shape["length"]], *shape["own"]]
+        max_tokens, min_tokens = shape["max_tokens"], shape["min_tokens"]
+        if shape["made_to_fit"]:
+            limit = min(self.max_model_len, self.num_blocks * self.block_size + 1)
+            prompt = (prompt or [3])[: min(limit - 1, limit if self.chunked else self.budget)]
+            room = limit - len(prompt)
+            max_tokens = room if max_tokens is None else min(max_tokens, room)
+        sampling = SamplingParams(
+            n=shape["n"],
+            max_tokens=max_tokens,
+            min_tokens=min_tokens if max_tokens is None else min(min_tokens, max_tokens),
+            stop_token_ids=shape["stop_token_ids"],
+            ignore_eos=shape["ignore_eos"],
+            prompt_logprobs=shape["prompt_logprobs"],
+        )
         group: list[Sequence] = []
-        for index in range(n):
+        for index in range(sampling.n):
             sequence = Sequence(
                 f"r{self.number}.{index}",
                 prompt,
                 sampling.child(index),
                 seed=self.number * 100 + index,
-                priority=priority,
+                priority=shape["priority"],
                 eos_token_ids=EOS,
-                lora_name=lora_name,
-                cache_salt=cache_salt,
+                lora_name=shape["lora_name"],
+                cache_salt=shape["cache_salt"],
                 leader=group[0] if group else None,
             )
             group.append(sequence)
@@ -107,12 +125,11 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.scheduler.add(*group)
             return
         self.scheduler.add(*group)
-        if numerical_at is not None:
-            self.model.numerical_at[group[-1].request_id] = numerical_at
-        for sequence in group:
-            new = NewRequest(sequence.request_id, tuple(prompt), sequence.sampling, sequence.seed, EOS, lora_name)
-            answer = self.model.generate_alone(new, self.max_model_len)
-            self.requests[sequence.request_id] = Request(sequence, answer)
+        if shape["numerical_at"] is not None:
+            self.model.numerical_at[group[-1].request_id] = shape["numerical_at"]
+        for s in group:
+            new = NewRequest(s.request_id, tuple(prompt), s.sampling, s.seed, EOS, s.lora_name)
+            self.requests[s.request_id] = Request(s, self.model.generate_alone(new, self.max_model_len))
 
     def _fits(self, prompt, sampling):
         total = self.max_model_len if sampling.max_tokens is None else len(prompt) + sampling.max_tokens
@@ -123,10 +140,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             and (self.chunked or len(prompt) <= self.budget)
         )
 
-    @precondition(lambda self: self._live())
-    @rule(data=st.data(), reason=st.sampled_from(["abort", "abort", "stop"]))
-    def end_from_outside(self, data, reason):
-        name = data.draw(st.sampled_from(self._live()))
+    @precondition(lambda self: len(self._live()) > 2)
+    @rule(which=st.integers(0, 50), reason=st.sampled_from(["abort", "abort", "stop"]))
+    def end_from_outside(self, which, reason):
+        name = self._live()[which % len(self._live())]
         update = self.scheduler.finish(name, reason, "text" if reason == "stop" else None)
         assert (update.finish_reason, update.token_id) == (reason, None)
         self.requests[name].ended_by = reason
@@ -246,7 +263,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert usage.free_blocks == usage.num_blocks
 
 
-quick = settings(deadline=None, max_examples=250, stateful_step_count=20, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(deadline=None, max_examples=100, stateful_step_count=15, suppress_health_check=[HealthCheck.too_slow])
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = quick
 
@@ -254,3 +271,56 @@ TestSchedulerMachine.settings = quick
 @pytest.mark.full
 class TestManyPrograms(SchedulerMachine.TestCase):
     settings = settings(quick, max_examples=5000, stateful_step_count=40)
+
+
+def walk(seed):
+    """A program drawn evenly (Hypothesis prefers small and similar ones, which rarely preempt); returns the machine."""
+    draw = random.Random(seed)
+    machine = SchedulerMachine()
+
+    def batch(size):
+        return [{name: draw.choice(choices) for name, choices in SHAPE.items()} for _ in range(size)]
+
+    machine.start({name: draw.choice(choices) for name, choices in ENGINE.items()}, batch(draw.randint(1, 8)))
+    for _ in range(draw.randint(5, 40)):
+        action = draw.random()
+        if action < 0.1:
+            machine.add(batch(draw.randint(1, 3)))
+        elif action < 0.2 and len(machine._live()) > 2:
+            machine.end_from_outside(draw.randrange(50), draw.choice(["abort", "stop"]))
+        elif machine.plan is None:
+            machine.schedule()
+        elif action < 0.25:
+            machine.lose_a_step(draw.random() < 0.5)
+        else:
+            machine.execute()
+        machine.balance()
+    machine.teardown()
+    return machine
+
+
+def walks(seeds):
+    seen = Counter()
+    for seed in seeds:
+        try:
+            machine = walk(seed)
+        except Exception as error:
+            error.add_note(f"replay with walk({seed})")
+            raise
+        stats = machine.scheduler.stats()
+        seen["preempting"] += stats.preemptions > 0
+        seen["hitting"] += stats.kv_cache.prefix_hits > 0
+        seen.update(request.ended_by for request in machine.requests.values())
+    return seen
+
+
+def test_random_walks():
+    seen = walks(range(150))
+    assert min(seen[reason] for reason in ("stop", "length", "abort", "error")) >= 50, seen
+    assert seen["preempting"] >= 50, "too few programs preempt for this test to mean anything"
+    assert seen["hitting"] >= 50, "too few programs hit the prefix cache"
+
+
+@pytest.mark.full
+def test_many_random_walks():
+    walks(range(1000, 6000))

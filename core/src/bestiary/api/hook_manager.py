@@ -18,7 +18,7 @@ import pluggy
 from . import choices, discovery
 from .errors import BrokenPlugin, PluginError, UsageError
 from .hooks import KINDS, PROJECT, HookSpecs
-from .importing import cause, load_object
+from .importing import isolated, load_object
 from .version import incompatibility
 
 logger = logging.getLogger("bestiary.hooks")
@@ -133,18 +133,20 @@ class HookManager:
         """All that one module offers, or nothing of it: it is registered only when every hook of it answered."""
         origin = f"dist {distribution}"
         try:
-            self._manager.register(module, f"{distribution}:{entry_point}")
-            found = [offer for kind in KINDS for offer in self._ask(kind, module, distribution)]
-        except Exception as error:  # a plugin's code runs here; whatever it raises is a row
+            with isolated(origin, entry_point):
+                self._manager.register(module, f"{distribution}:{entry_point}")
+                found = [offer for kind in KINDS for offer in self._ask(kind, module, distribution)]
+            unknown = _unknown_hooks(module)
+            if unknown:
+                raise BrokenPlugin(
+                    f"{', '.join(unknown)}: no such hook (from {origin})",
+                    field=entry_point,
+                    limit=f"one of {', '.join(KINDS)}",
+                )
+        except BrokenPlugin:
             if self._manager.is_registered(module):
                 self._manager.unregister(module)
-            raise BrokenPlugin(f"{cause(error)} (from {origin})", field=entry_point) from error
-        unknown = _unknown_hooks(module)
-        if unknown:
-            self._manager.unregister(module)
-            raise BrokenPlugin(
-                f"{', '.join(unknown)}: no such hook (from {origin})", field=entry_point, limit=f"one of {KINDS}"
-            )
+            raise
         for offer in found:
             self._offers.setdefault((offer.kind, offer.name), []).append(offer)
 

@@ -46,48 +46,69 @@ def load_object(value: str, origin: str) -> Any:
     if reference is None:
         raise BrokenPlugin(f"{value!r:.64} is not module:object (from {origin})", value=value, limit="module:object")
     module_name, attribute = reference
-    with _user_interrupts() as interrupted:
-        try:
-            found: Any = importlib.import_module(module_name)
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and interrupted:
-                raise
-            raise BrokenPlugin(
-                f"{cause(error)} (from {origin})",
-                field=module_name,
-                fix="reinstall or remove the package; --debug shows the traceback",
-            ) from error
-    for part in attribute.split(".") if attribute else ():
-        found = _attribute(found, part, module_name, origin)
+    with isolated(origin, module_name):
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split(".") if attribute else ():
+            found = _attribute(found, part)
     return found
 
 
-def _attribute(owner: Any, name: str, module: str, origin: str) -> Any:
+def _attribute(owner: Any, name: str) -> Any:
     try:
         return getattr(owner, name)
-    except Exception as error:  # a module's __getattr__ is plugin code too
+    except AttributeError as error:
         near = difflib.get_close_matches(name, [str(one) for one in dir(owner)], 1)
-        hint = f"; it has {near[0]!r}" if near else ""
-        raise BrokenPlugin(f"{cause(error)}{hint} (from {origin})", field=module, value=name) from error
+        if not near:
+            raise
+        raise AttributeError(f"{error}; it has {near[0]!r}") from error
 
 
 @contextlib.contextmanager
-def _user_interrupts() -> Iterator[list[int]]:
-    """The list fills when a real SIGINT arrives; a KeyboardInterrupt without one was raised by the plugin."""
-    received: list[int] = []
+def isolated(origin: str, field: str) -> Iterator[None]:
+    """Whatever a plugin's code raises inside becomes BrokenPlugin, the original chained.
+
+    Only the user's own interrupt passes: one that arrives as a signal, even if the plugin swallowed it.
+    """
+    with _user_interrupts() as raised:
+        try:
+            yield
+        except BrokenPlugin:
+            raise
+        except BaseException as error:
+            if raised:
+                raise raised[0] from error
+            raise BrokenPlugin(
+                f"{cause(error)} (from {origin})",
+                field=field,
+                fix="reinstall, upgrade or remove the package; --debug shows the traceback",
+            ) from error
+        if raised:
+            raise raised[0]
+
+
+@contextlib.contextmanager
+def _user_interrupts() -> Iterator[list[BaseException]]:
+    """The list receives what the handler of a real SIGINT raises; other KeyboardInterrupts are a plugin's own making.
+
+    Outside the main thread the list stays empty: Python runs signal handlers nowhere else.
+    """
+    raised: list[BaseException] = []
     previous = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield received
+        yield raised
         return
     handler = previous
 
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        handler(number, frame)
+        try:
+            handler(number, frame)
+        except BaseException as error:
+            raised.append(error)
+            raise
 
     signal.signal(signal.SIGINT, note)
     try:
-        yield received
+        yield raised
     finally:
         if signal.getsignal(signal.SIGINT) is note:
             signal.signal(signal.SIGINT, previous)

@@ -22,7 +22,7 @@ from . import choices, discovery, index
 from .conformance import ModelInfo, capabilities, require
 from .discovery import Installation
 from .entries import Entry, LazyRegisteredModel, RegisteredModel, choose
-from .errors import BrokenPlugin, DuplicateArchitecture, PluginError, UnknownArchitecture, UsageError
+from .errors import DuplicateArchitecture, PluginError, UnknownArchitecture, UsageError
 from .importing import split
 from .version import incompatibility
 

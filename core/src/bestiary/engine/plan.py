@@ -50,8 +50,8 @@ class ScheduledItem(NamedTuple):
 class StepPlan:
     """One forward pass: items in batch order.
 
-    The executor applies `finished` first, then `new`: an id may end and come back in one plan. Both may be said again
-    after a step that failed, so it ignores the end of a request it does not know, and starts one it knows afresh.
+    The executor applies `finished` first, then `new`: an id may end and come back in one plan. After a step that failed
+    as a whole both are said again, so it ignores the end of a request it does not know.
     """
 
     step: int

@@ -184,14 +184,14 @@ class Scheduler:
     def abandon(self, plan: StepPlan) -> None:
         """`plan` failed as a whole: nothing of it was computed, and the next plan will say all of it again.
 
-        The executor may have read some of it, so it takes a request it knows as new, and ignores an end it knows of.
+        The executor may or may not have read it, so it is told to forget what was new before it hears of it again.
         """
         if plan is not self._plan:
             raise EngineError(f"plan {plan.step} is not the step in flight")
-        new = {request.request_id for request in plan.new}
+        new = [request.request_id for request in plan.new]
         for sequence in self._scheduled:
             sequence.sent = sequence.sent and sequence.request_id not in new
-        self._unreported[:0] = plan.finished
+        self._unreported += [*plan.finished, *new]
         self._plan, self._scheduled = None, []
 
     # --- choosing -------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from bestiary.api.errors import ConfigError, ModelError
 MAX_CONFIG_BYTES = 16 * 2**20
 MAX_DEPTH = 64
 MAX_VALUES = 2_000_000
+MAX_QUOTES = 4_000_000
 MAX_DIGITS = 64
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -97,6 +98,9 @@ def parse_json_object(data: bytes, *, name: str, error: type[ModelError] = Confi
 
 def _check_structure(data: bytes, name: str, error: type[ModelError]) -> None:
     """Depth and number of values, without recursion. Stops where the parser would: at the first surplus bracket."""
+    quotes = data.count(b'"')
+    if quotes > MAX_QUOTES:
+        raise error("too many strings", field=name, limit=f"at most {MAX_QUOTES} quotation marks", value=quotes)
     structure = _STRING.sub(b"", data).translate(None, _ALL_BUT_STRUCTURE)
     if len(structure) > MAX_VALUES:
         raise error("too many values", field=name, limit=f"at most {MAX_VALUES}", value=len(structure))

@@ -67,7 +67,7 @@ def _is_per_layer(value: Mapping[str, Any]) -> bool:
 
 
 def _check_settings(settings: Mapping[str, Any], where: str, more_types: Collection[str]) -> list[Offence]:
-    kind = settings.get("rope_type", settings.get("type", "default" if where.endswith("rope_parameters") else None))
+    kind = settings.get("rope_type", settings.get("type", "default" if "rope_parameters" in where else None))
     if not isinstance(kind, str) or kind not in {*REQUIRED, *more_types}:
         return [Offence(f"{where}.rope_type", f"one of {', '.join(sorted({*REQUIRED, *more_types}))}", kind)]
     required = REQUIRED.get(kind, ())

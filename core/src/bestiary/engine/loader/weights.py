@@ -29,9 +29,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class WeightStream:
-    """Weights to be read: what is stored, under the names in the files, and how to read it.
+    """Weights to be read: what is stored, under checkpoint names, and how to read it.
 
-    Iterating yields each tensor once, under its checkpoint name. A yielded tensor may be a view of a mapped file: it is
+    Iterating yields each tensor once. A yielded tensor may be a view of a mapped file: it is
     read-only, and copied by whoever keeps it.
     """
 
@@ -106,17 +106,24 @@ def open_safetensors(source: ModelSource) -> WeightStream:
 
 
 def open_gguf(source: ModelSource, declaration: Any) -> WeightStream:
-    """GGUF through our own reader; `tensors` bears the file's names, the stream the checkpoint's."""
+    """GGUF through our own reader: sizes and types are the file's, names the checkpoint's."""
     if source.kind != "gguf" or not source.weight_files:
         raise LoadError("this is no GGUF model", field="load_format", limit="a .gguf file", value=source.name)
+    if declaration is None:
+        rule = "a package that declares the file's architecture (entry points `bestiary_gguf`)"
+        raise LoadError(
+            "nothing says how to read this GGUF file", field="gguf_declaration", limit=rule, value=source.name
+        )
     reader = importlib.import_module("bestiary.engine.loader.gguf_reader")
     names = importlib.import_module("bestiary.engine.loader.gguf_names")
-    file = reader.GgufFile.open(source.weight_files[0])
-    stored = {
-        name: TensorInfo(tuple(tensor.shape), tensor.type.name, tensor.nbytes, source.weight_files[0])
-        for name, tensor in file.tensors.items()
-    }
-    return WeightStream(format="gguf", tensors=stored, read=lambda: names.gguf_tensors(file, declaration))
+    decoder = importlib.import_module("bestiary.engine.loader.gguf_weights")
+    path = source.weight_files[0]
+    file = reader.GgufFile.open(path)
+    tensors = {}
+    for stored, name in names.checkpoint_names(file, declaration).items():
+        tensor = file.tensors[stored]
+        tensors[name] = TensorInfo(tuple(tensor.shape), tensor.type.name, tensor.nbytes, path)
+    return WeightStream(format="gguf", tensors=tensors, read=lambda: decoder.gguf_tensors(file, declaration))
 
 
 def open_dummy(parameters: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> WeightStream:
@@ -172,17 +179,12 @@ def _finite(
 
 
 def _reported(stream: WeightStream, progress: Progress) -> NamedTensors:
-    """Stored bytes as they are done. Where a checkpoint name is not a stored one, elements times the average size."""
-    total = stream.total_bytes
-    elements = sum(torch.Size(tensor.shape).numel() for tensor in stream.tensors.values())
-    average = total / max(elements, 1)
-    done = 0.0
+    """Stored bytes, counted when the reader of the stream has come back from a tensor."""
+    done, total = 0, stream.total_bytes
     progress(0, total)
     for name, tensor in stream:
-        stored = stream.tensors.get(name)
-        nbytes = tensor.numel() * average if stored is None else stored.nbytes
         yield name, tensor
         del tensor
-        done = min(done + nbytes, total)
-        progress(round(done), total)
+        done += stream.tensors[name].nbytes if name in stream.tensors else 0
+        progress(done, total)
     progress(total, total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -108,12 +108,17 @@ class Attention(nn.Module):
         keys = values = None
         if self.kv_sharing_target_layer_name is None:
             keys, values = key.reshape(shape), value.reshape(shape)
-        cache = query.new_empty(0)
-        if self._has_cache:
-            cache = cast(Tensor, context.kv_caches[self.kv_sharing_target_layer_name or self.layer_name])
+        cache = self._cache(context.kv_caches) if self._has_cache else query.new_empty(0)
         queries = query.reshape(shape)
         out = self.backend.forward(queries, keys, values, cache, context.attention, self.spec, self.sinks)
         return out.reshape(query.shape)
+
+    def _cache(self, kv_caches: Mapping[str, object]) -> Tensor:
+        name = self.kv_sharing_target_layer_name or self.layer_name
+        try:
+            return cast(Tensor, kv_caches[name])
+        except KeyError as error:
+            raise EngineError(f"no KV cache was made for layer {name!r}", field="layer_name", value=name) from error
 
     @property
     def _has_cache(self) -> bool:
@@ -127,7 +132,17 @@ class Attention(nn.Module):
 class EncoderOnlyAttention(Attention):
     """Bidirectional attention of an encoder-only model: no cache, nothing kept."""
 
-    def __init__(self, *args: Any, attn_type: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        *,
+        attn_type: str | None = None,
+        **options: Any,
+    ) -> None:
+        """As `Attention`, without the choice of a type."""
         if attn_type not in (None, AttentionType.ENCODER_ONLY):
             raise ConfigError(
                 "EncoderOnlyAttention is encoder-only",
@@ -136,7 +151,7 @@ class EncoderOnlyAttention(Attention):
                 value=attn_type,
                 limit=AttentionType.ENCODER_ONLY.value,
             )
-        super().__init__(*args, attn_type=AttentionType.ENCODER_ONLY, **kwargs)
+        super().__init__(num_heads, head_size, scale, num_kv_heads, attn_type=AttentionType.ENCODER_ONLY, **options)
 
 
 def _refuse(extra: dict[str, Any]) -> None:

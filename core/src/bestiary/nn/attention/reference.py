@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bestiary.api.errors import EngineError
 from bestiary.nn.ops.attention import write_kv_cache
 
 from . import pages
@@ -64,7 +65,7 @@ def _attend_one(query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec
 def bidirectional(key: Tensor | None, value: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:
     """The keys and values of an encoder's sequence, which come with its queries."""
     if key is None or value is None:
-        raise TypeError("an encoder's attention needs keys and values")
+        raise EngineError("an encoder's attention needs keys and values")
     return key[rows], value[rows]
 
 

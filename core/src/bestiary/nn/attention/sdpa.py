@@ -32,7 +32,7 @@ _KEPT_MASK_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class _Decodes:
-    """The step's decode rows under one sliding window: slots of ``count * length`` tokens, padded, and who sees them."""
+    """The step's decode rows under one window: slots of ``count * length`` tokens, padded, and who sees them."""
 
     count: int
     length: int
@@ -80,14 +80,14 @@ def _decode(
     query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, spec: AttentionSpec, sinks: Tensor | None
 ) -> Tensor:
     """The decode rows, ``[count, num_heads, head_size]``, as one batch."""
-    kept = ("torch.decodes", spec.sliding_window, spec.alibi_slopes, query.dtype)
+    kept = ("torch.decodes", spec.sliding_window, spec.alibi_slopes, _bias_dtype(spec, query.dtype))
     step: _Decodes | None = metadata.derived.get(kept)
     if step is None:
         step = metadata.derived[kept] = _plan_decodes(query, metadata, spec)
     pairs = pages.read(kv_cache, step.slots, query.dtype)
     pairs = pairs.view(step.count, step.length, 2, spec.num_kv_heads, spec.head_size).permute(2, 0, 3, 1, 4)
     folded = query.reshape(step.count, spec.num_kv_heads, -1, spec.head_size)
-    if _needs_explicit(spec):
+    if _needs_explicit(spec, query.dtype):
         return attend(folded.unsqueeze(3), pairs[0], pairs[1], step.bias, spec, sinks).view(query.shape)
     mask = None if step.bias is None else step.bias.squeeze(3)
     out = F.scaled_dot_product_attention(folded, pairs[0], pairs[1], attn_mask=mask, scale=spec.scale)
@@ -103,7 +103,7 @@ def _plan_decodes(query: Tensor, metadata: AttentionMetadata, spec: AttentionSpe
     keys = torch.tensor(firsts, device=query.device)[:, None] + torch.arange(longest, device=query.device)
     slots = pages.slots_of(metadata, metadata.block_tables[: len(query)], torch.minimum(keys, last)).flatten()
     plain = even and spec.alibi_slopes is None
-    bias = None if plain else score_bias(spec, last, keys, query.dtype)
+    bias = None if plain else score_bias(spec, last, keys, _bias_dtype(spec, query.dtype))
     return _Decodes(len(query), longest, pages.run_of(slots) if len(query) == 1 else slots, bias)
 
 
@@ -155,8 +155,8 @@ def _attend_sequence(
         bias = _bias(metadata, sequence, spec, (end - count + rows.start, end - count + rows.stop), seen, query)
         here = slice(seen[0] - first, seen[1] - first)
         block_keys, block_values = by_head[0][:, :, here], by_head[1][:, :, here]
-        if _needs_explicit(spec):
-            grouped = heads[:, :, rows].unflatten(1, (spec.num_kv_heads, -1))
+        if _needs_explicit(spec, query.dtype):
+            grouped = heads[:, :, rows].reshape(1, spec.num_kv_heads, -1, len(query[rows]), spec.head_size)
             out = attend(grouped, block_keys, block_values, bias, spec, sinks).flatten(1, 2)
         else:
             out = F.scaled_dot_product_attention(
@@ -184,23 +184,30 @@ def _bias(
     keys: tuple[int, int],
     like: Tensor,
 ) -> Tensor:
-    kept = ("torch.bias", sequence, queries, keys, spec.attn_type, spec.sliding_window, spec.alibi_slopes, like.dtype)
+    dtype = _bias_dtype(spec, like.dtype)
+    kept = ("torch.bias", sequence, queries, keys, spec.attn_type, spec.sliding_window, spec.alibi_slopes, dtype)
     bias: Tensor | None = metadata.derived.get(kept)
     if bias is None:
         here, there = (torch.arange(*span, device=like.device)[None] for span in (queries, keys))
-        bias = score_bias(spec, here, there, like.dtype)
+        bias = score_bias(spec, here, there, dtype)
         if bias.numel() <= _KEPT_MASK_ELEMENTS:
             metadata.derived[kept] = bias
     return bias
 
 
-def _needs_explicit(spec: AttentionSpec) -> bool:
-    return spec.logits_soft_cap is not None or spec.has_sinks
+def _needs_explicit(spec: AttentionSpec, dtype: torch.dtype) -> bool:
+    """What the fused kernel has no argument for, and ALiBi where a mask in `dtype` could not tell neighbours apart."""
+    coarse = spec.alibi_slopes is not None and dtype is not torch.float32
+    return coarse or spec.logits_soft_cap is not None or spec.has_sinks
+
+
+def _bias_dtype(spec: AttentionSpec, dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if _needs_explicit(spec, dtype) else dtype
 
 
 def _needs_no_mask(spec: AttentionSpec, count: int, length: int) -> bool:
-    """Whether `is_causal`, or nothing, says who sees whom: a whole sequence, shorter than the window, or one last row."""
-    if _needs_explicit(spec) or spec.alibi_slopes is not None:
+    """Whether `is_causal`, or nothing, says who sees whom: a whole sequence within the window, or one last row."""
+    if spec.logits_soft_cap is not None or spec.has_sinks or spec.alibi_slopes is not None:
         return False
     within = spec.sliding_window is None or length <= spec.sliding_window
     return within and (not is_causal(spec) or count in (1, length))
