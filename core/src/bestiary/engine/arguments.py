@@ -15,7 +15,6 @@ _LATER = {
     "data_parallel_size": 1,
     "enable_expert_parallel": False,
     "enable_lora": False,
-    "quantization": None,
     "trust_remote_code": False,
 }
 """vLLM's arguments this version knows but has one value for; any other is an error rather than ignored."""
@@ -36,7 +35,9 @@ class EngineArgs:
         hf_config_path: another directory's config.json. hf_overrides: fields to change in it.
         load_format: "auto", "safetensors", "gguf" or "dummy". allow_nonfinite: accept NaN and Inf in weights.
         plugin: architecture → distribution, where several provide one.
-        attention_backend, ops: implementations by name instead of the best one.
+        quantization: quantize while loading, by a method's name. attention_backend, ops: implementations by name
+        instead
+            of the best one.
     """
 
     model: str
@@ -61,6 +62,7 @@ class EngineArgs:
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     load_format: str = "auto"
     allow_nonfinite: bool = False
+    quantization: str | None = None
     attention_backend: str | None = None
     ops: Mapping[str, str] = field(default_factory=dict)
     plugin: Mapping[str, str] = field(default_factory=dict)

@@ -8,14 +8,17 @@ compute (`StepPlan`), has the executor compute them (`StepResult`), and lets the
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from types import MappingProxyType
 
 from bestiary.api.config import VllmConfig
 from bestiary.api.errors import RequestError
+from bestiary.api.hooks import StepObserver
 from bestiary.api.sampling import SamplingParams
 
 from .executor import Executor
-from .observers import StepObserver
 from .scheduler import Scheduler, SchedulerStats
 from .sequence import Sequence, SequenceUpdate
 
@@ -26,7 +29,7 @@ class LLMEngine:
     Args:
         vocab_size: width of the logits; token ids in requests must lie below it.
         eos_token_ids: what ends an answer unless `ignore_eos`.
-        observers: called after every step.
+        observers: told of every step. ops: which implementation of each op was chosen, for `doctor`.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class LLMEngine:
         vocab_size: int,
         eos_token_ids: frozenset[int] = frozenset(),
         observers: SequenceOf[StepObserver] = (),
+        ops: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.vllm_config = vllm_config
         self.scheduler = scheduler
@@ -45,6 +49,7 @@ class LLMEngine:
         self.vocab_size = vocab_size
         self.eos_token_ids = eos_token_ids
         self.observers = tuple(observers)
+        self.ops = ops
 
     def add_request(
         self,
@@ -92,14 +97,16 @@ class LLMEngine:
         Whatever the executor raises is passed on, with nothing computed and nothing lost: the next step repeats it.
         """
         plan = self.scheduler.schedule()
+        started = time.perf_counter()
         try:
             result = self.executor.execute(plan)
         except BaseException:
             self.scheduler.abandon(plan)
             raise
         updates = self.scheduler.update(plan, result)
+        seconds = time.perf_counter() - started
         for observer in self.observers:
-            observer.after_step(plan, result)
+            observer.on_step(plan, seconds)
         return updates
 
     def finish(self, request_id: str, stop: str) -> SequenceUpdate | None:

@@ -1,28 +1,21 @@
-"""Step observers: whoever wants to see every plan and its result, found through the hook of that name."""
+"""The built-in step observer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
-from .plan import StepPlan, StepResult
-
-
-class StepObserver(Protocol):
-    """Called after each step, in the engine's thread; must be quick and must not raise."""
-
-    def after_step(self, plan: StepPlan, result: StepResult) -> None: ...
+from .plan import StepPlan
 
 
 @dataclass(slots=True)
 class StepCounter:
-    """The built-in observer: totals since the engine started."""
+    """Totals since the engine started: steps, tokens computed, seconds spent executing."""
 
     steps: int = 0
     computed_tokens: int = 0
-    drawn_tokens: int = 0
+    seconds: float = 0.0
 
-    def after_step(self, plan: StepPlan, result: StepResult) -> None:
+    def on_step(self, plan: StepPlan, seconds: float) -> None:
         self.steps += 1
         self.computed_tokens += plan.num_tokens
-        self.drawn_tokens += len(result.sampled)
+        self.seconds += seconds

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bestiary.api.config import VllmConfig
+from bestiary.api.errors import EngineError
 from bestiary.api.outputs import TokenLogprobs
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.attention.layer import Attention
@@ -49,7 +50,10 @@ class ModelRunner:
         caches = {}
         layers = attention_layers(model)
         for name, spec in kv_cache_specs(model).items():
-            shape = layers[name].backend.cache_shape(spec, num_blocks, self.block_size)
+            backend = layers[name].backend
+            if backend is None:
+                raise EngineError(f"attention layer {name} has no backend: the model was not finished")
+            shape = backend.cache_shape(spec, num_blocks, self.block_size)
             caches[name] = torch.zeros(tuple(shape), dtype=spec.dtype, device=self.device)
         return caches
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,14 @@ from bestiary.api.errors import RequestError, UsageError
 from bestiary.api.outputs import RequestOutput
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
-from bestiary.engine.build import build_engine
+from bestiary.engine.build import EngineBuilder
 
 from .outputs import OutputProcessor
 from .text.prompts import Prompt, as_prompts, prompt_ids
 
 if TYPE_CHECKING:
+    from bestiary.engine.loader.description import ModelDescription
+
     from .text.tokenizer import Tokenizer
 
 
@@ -35,10 +38,10 @@ class LLM:
 
     def __init__(self, model: str, **options: Any) -> None:
         self.args = EngineArgs.make(model, options)
-        built = build_engine(self.args)
-        self.engine = built.engine
-        self.vllm_config = built.engine.vllm_config
-        self.tokenizer: Tokenizer | None = built.tokenizer
+        builder = EngineBuilder(self.args)
+        self.tokenizer: Tokenizer | None = _tokenizer(self.args, builder.description)
+        self.engine = builder.build(self.tokenizer.eos_token_ids if self.tokenizer else frozenset())
+        self.vllm_config = self.engine.vllm_config
         self._outputs = OutputProcessor(self.engine, self.tokenizer)
         self._requests = 0
 
@@ -175,6 +178,17 @@ class LLM:
             for request in requests:
                 if not request.finished:
                     self._outputs.abort(request)
+
+
+def _tokenizer(args: EngineArgs, description: ModelDescription) -> Tokenizer | None:
+    """The model's own tokenizer, or the one in the directory `args.tokenizer`."""
+    if args.skip_tokenizer_init:
+        return None
+    from .text.tokenizer import load_tokenizer
+
+    if args.tokenizer is not None:
+        return load_tokenizer(Path(args.tokenizer))
+    return load_tokenizer(description.source.root, metadata=description.metadata)
 
 
 def _one_each(given: Any, count: int, name: str) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .registry import Target, op
+from .registry import Implementation, Target, op
 
 _TILE = 8
 
@@ -16,11 +16,6 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return F.linear(x, weight, bias)
 
 
-def _only_deterministic(target: Target) -> str | None:
-    return None if target.deterministic else "it is slower, and meant for deterministic mode"
-
-
-@linear.register("fixed_tile", why_not=_only_deterministic, priority=10)
 def fixed_tile_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """The same product in GEMMs of exactly 8 rows, so that a row's bits depend on that row alone.
 
@@ -37,3 +32,10 @@ def fixed_tile_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
     if bias is not None:
         out = out + bias
     return out.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _only_deterministic(target: Target) -> str | None:
+    return None if target.deterministic else "it is slower, and meant for deterministic mode"
+
+
+FIXED_TILE = Implementation("fixed_tile", fixed_tile_linear, _only_deterministic, priority=10)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
@@ -72,12 +73,16 @@ class Op(Generic[P, R]):
         """Offer a version; the one with the highest priority that can run is chosen. A taken name is a `UsageError`."""
 
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
-            if name in self.implementations:
-                raise UsageError(f"op {self.name} already has an implementation called {name}", field=self.name)
-            self.implementations[name] = Implementation(name, function, why_not, priority)
+            self.add(Implementation(name, function, why_not, priority))
             return function
 
         return decorate
+
+    def add(self, implementation: Implementation[P, R]) -> None:
+        """Offer a ready-made version; the same one may be offered again."""
+        held = self.implementations.setdefault(implementation.name, implementation)
+        if held is not implementation:
+            raise UsageError(f"op {self.name} already has an implementation called {held.name}", field=self.name)
 
     def bind(self, target: Target, wanted: str | None = None) -> None:
         """Choose the version for `target`: the `wanted` one, or the best that can run there."""
@@ -103,6 +108,7 @@ class Op(Generic[P, R]):
 
 
 OPS: dict[str, Op[..., Any]] = {}
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def op(reference: Callable[P, R]) -> Op[P, R]:
@@ -112,9 +118,15 @@ def op(reference: Callable[P, R]) -> Op[P, R]:
     return made
 
 
-def bind_ops(target: Target, wanted: Mapping[str, str]) -> dict[str, str]:
-    """Choose the version of every op for `target`; return op → chosen name. Unknown op names are a `UsageError`."""
-    _refuse_unknown(wanted)
+def bind_ops(target: Target, wanted: Mapping[str, str], offered: Mapping[str, Any] = NOTHING) -> dict[str, str]:
+    """Choose the version of every op for `target`; return op → chosen name. Unknown op names are a `UsageError`.
+
+    `offered` is what hooks bring: ``"op/name"`` → an `Implementation`, or a function that runs everywhere.
+    """
+    _refuse_unknown([*wanted, *(each.partition("/")[0] for each in offered)])
+    for label, value in offered.items():
+        name, _, version = label.partition("/")
+        OPS[name].add(value if isinstance(value, Implementation) else Implementation(version, value))
     for name, each in OPS.items():
         each.bind(target, wanted.get(name))
     return {name: each.active_name for name, each in OPS.items()}
