@@ -210,12 +210,10 @@ class Scheduler:
                 count = len(sequence.token_ids) - start
                 if count > budget:
                     count = budget
-                if start + count > sequence.capacity:
-                    preemptions = self._preemptions
+                if start + count > sequence.capacity and not self._kv.allocate(sequence, start + count):
+                    candidate = None  # where blocks are short, nobody is admitted
                     if not self._make_room(sequence, start + count):
                         break
-                    if self._preemptions > preemptions:
-                        candidate = None
             elif candidate is not None:
                 sequence = candidate
                 count = self._admit(sequence, budget)
@@ -248,10 +246,11 @@ class Scheduler:
         while True:
             if len(self._running) < self._config.max_num_seqs:
                 count = sequence.total - self._kv.match_prefix(sequence)
-                if self._kv.fits(sequence, sequence.total) and not (whole and count > budget):
+                too_long = whole and count > budget
+                if self._kv.fits(sequence, sequence.total) and not too_long:
                     break
                 self._kv.free(sequence)
-                if whole and count > budget:
+                if too_long:
                     return 0
             if not self._running or self._running[-1].priority <= sequence.priority:
                 return 0
@@ -267,7 +266,7 @@ class Scheduler:
         return count
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Blocks for a running sequence, if need be those of worse-ranked ones; False if it had to give up its own."""
+        """Blocks for a running sequence, taken from the worst-ranked; False if it had to give up its own."""
         while not self._kv.allocate(sequence, num_tokens):
             victim = self._running[-1]
             self._preempt(victim)
