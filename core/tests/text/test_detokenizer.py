@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -23,17 +23,17 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return Tokenizer(FAMILIES[request.param]())
 
 
-def _byte_tail(tokenizer: Tokenizer, ids: list[int], skip: bool) -> bytes:
-    """The bytes of the run of <0xNN> tokens that `ids` ends in."""
-    tail = b""
-    for token_id in reversed(ids):
+def _byte_run(tokenizer: Tokenizer, ids: Iterable[int], skip: bool) -> list[int]:
+    """The bytes of the run of <0xNN> tokens that `ids` begins with."""
+    run = []
+    for token_id in ids:
         token = tokenizer.backend.id_to_token(token_id)
         if token is None or (skip and token_id in tokenizer.special_ids):
             continue
         if not token.startswith("<0x"):
             break
-        tail = bytes.fromhex(token[3:5]) + tail
-    return tail
+        run.append(int(token[3:5], 16))
+    return run
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -47,16 +47,18 @@ def _is_utf8(data: bytes) -> bool:
 def expected(tokenizer: Tokenizer, prompt: list[int], answer: list[int], skip: bool) -> str:
     """The answer's share of `decode(prompt + answer)`, from full decodes alone."""
     base, full = (tokenizer.decode(ids, skip) for ids in (prompt, prompt + answer))
-    if full.startswith(base):
-        return full[len(base) :]
-    tail = _byte_tail(tokenizer, prompt, skip)
-    if not tail:  # byte level: the prompt's last, incomplete character was completed
+    before = bytes(reversed(_byte_run(tokenizer, reversed(prompt), skip)))
+    after = before + bytes(_byte_run(tokenizer, answer, skip))
+    if _is_utf8(before) == _is_utf8(after):
+        if full.startswith(base):
+            return full[len(base) :]
+        assert not before  # byte level: the answer completed the character that the prompt left in half
         assert base.endswith("\ufffd")
         return full[len(base) - 1 :]
-    stable = base[: -len(tail.decode()) if _is_utf8(tail) else -len(tail)]
-    if _is_utf8(tail):  # whole before, broken by the answer: one U+FFFD per byte now
-        return full[len(stable) + len(tail) :]
-    return full[len(stable) + len(tail.decode(errors="ignore")) :]
+    if _is_utf8(before):  # characters before, broken by the answer: one U+FFFD per byte now
+        stable = max(0, len(base) - len(before.decode()))  # a space at the very beginning has no text
+        return full[stable + len(before) :]
+    return full[len(base) - len(before) + len(before.decode(errors="ignore")) :]
 
 
 def pieces(detokenizer: Detokenizer, ids: list[int], rng: random.Random) -> list[str]:

@@ -131,19 +131,19 @@ class _ByteLevel:
         the prompt's own text ends in it already."""
         if not self._half or not text:
             return text
-        self._half = False
-        return text.removeprefix("\ufffd")
+        half, self._half = self._half, ""
+        return text.removeprefix(half)
 
-    def _read_prompt(self, prompt_ids: Sequence[int]) -> bool:
-        """Leaves the prompt's last, incomplete character in the decoder; four bytes suffice to find it."""
+    def _read_prompt(self, prompt_ids: Sequence[int]) -> str:
+        """Leaves the prompt's last, incomplete character in the decoder and returns how the prompt's text shows it."""
         tail = b""
         for token_id in reversed(prompt_ids):
-            if len(tail) >= 4:
+            if len(tail) >= 4:  # no character is longer
                 break
             if token_id not in self._skipped:
                 tail = self._bytes(token_id) + tail
         self._decoder.decode(tail[-4:])
-        return bool(self._decoder.getstate()[0])
+        return self._decoder.getstate()[0].decode(errors="replace")
 
 
 class _ByteRuns:

@@ -60,11 +60,12 @@ class Tokenizer:
         """The ids of `text`. Special tokens that stand in the text are recognised either way; `add_special_tokens`
         decides about those that the checkpoint puts around a text (BOS, EOS)."""
         try:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as error:
+            text.encode()
+        except UnicodeEncodeError as error:  # the library would take it for something that is no text
             raise RequestError(
                 "the text holds half of a surrogate pair and is not Unicode", field="prompt", value=text[error.start]
             ) from error
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`, exactly as the library decodes it: no clean-up of spaces; bytes that are not UTF-8 become
