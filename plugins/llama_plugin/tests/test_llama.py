@@ -56,6 +56,7 @@ def save(config, folder, **options):
             if name.endswith("bias") or "norm" in name:
                 param.add_(torch.randn_like(param) * 0.2)
     model.save_pretrained(folder, **options)
+    model.generation_config.eos_token_id = None  # the engine is told to go on too
     return model
 
 
@@ -75,8 +76,7 @@ def check(model, llm, tokens=24):
     for ids, output in zip(prompts(), outputs, strict=True):
         with torch.inference_mode():
             want = model.generate(
-                torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=tokens,
-                min_new_tokens=tokens, do_sample=False, pad_token_id=0,
+                torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=tokens, do_sample=False
             )  # fmt: skip
         assert output.outputs[0].token_ids == want[0, len(ids) :].tolist()
 
