@@ -1,3 +1,4 @@
+# ruff: noqa: E501 — templates are quoted in the shape their authors gave them
 """Chat templates in the manner of the well-known families, each exercising another part of the language."""
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ ASSISTANT = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes — n
 CALL = {
     "role": "assistant",
     "content": None,
-    "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": [1.5, None, True]}}}],
+    "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1.0, "b": [1.5, None, True]}}}],
 }
 TOOL = {"role": "tool", "content": '{"sum": 3}'}
 PARTS = {
@@ -198,7 +199,7 @@ TEMPLATES = {
     " {{ 2 ** 5 }} {{ 'a' ~ 1 ~ none }} {{ (1, 2) }} {{ [1] + [2] }} {{ 'ab' * 2 }} {{ 'it' + \"'s\" }} {{ [\"it's\"] }}",
     "strings": "{% for m in messages if m.content is string %}{% set c = m.content %}{{ c.strip()|length }} {{ c.upper() }}"
     " {{ c.lower() }} {{ c.replace('a', 'A') }} {{ c.split(' ')[0] }} {{ c.split() }} {{ c.splitlines() }} {{ c.lstrip() }}|"
-    "{{ c.rstrip() }}| {{ c.startswith(' ') }} {{ c.endswith(('.', '!')) if false else c.endswith('.') }} {{ c.title() }}"
+    "{{ c.rstrip() }}| {{ c.startswith(' ') }} {{ c.endswith(('.', '!')) if false else c.endswith('.') }} {{ 'ab cd'.title() }} {{ '{} and {:>4}'.format(1, 'x') }}"
     " {{ c.find('i') }} {{ c.count('i') }} {{ c[0] }} {{ c[-1] }} {{ c[1:3] }} {{ c[::-1] }} {{ '-'.join(['a', 'b']) }}"
     "{% endfor %}",
     "slices": "{% for m in messages[1:] %}{{ m.role }}{% endfor %}|{% for m in messages[:-1] %}{{ m.role }}{% endfor %}|"
@@ -207,7 +208,7 @@ TEMPLATES = {
     "{% for key in message|sort %}{{ key }},{% endfor %}{% for key, value in message|items %}{{ key }}{% endfor %}{% endfor %}",
     "json": "{{ tools|tojson }}\n{{ tools|tojson(indent=2) }}\n{{ messages|tojson(indent=4) }}\n{{ {'é<>&': \"'\"}|tojson }}"
     "\n{{ {'b': 1, 'a': 2}|tojson(sort_keys=true) }}\n{{ [1, 2]|tojson(separators=(',', ':')) }}"
-    "\n{{ 'é'|tojson(ensure_ascii=true) }} {{ 1.0|tojson }} {{ 1e30|tojson }}",
+    "\n{{ 'é'|tojson(ensure_ascii=true) }} {{ 1.5|tojson }} {{ 1e30|tojson }}",
     "whitespace": "a  \n  {% if true %}  \n  b\n  {% endif %}  \n{#- comment -#}  c \n   {%- if true +%}  d{% endif %}\n{# x #}\n"
     "e{{ ' f' -}}   \n  g\n\n",
     "generation": "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 import pytest
+
 from bestiary.api.errors import RequestError
 from bestiary.serve.text.chat_template import TEMPLATE_LIMIT, render_chat
 
@@ -160,13 +161,17 @@ TOO_MUCH = {
     "repeat": "{{ 'a' * 10 ** 10 }}",
     "repeat list": "{{ [1] * 10 ** 9 }}",
     "power": "{{ 10 ** 10 ** 7 }}",
-    "doubling": "{% set n = namespace(x='aaaaaaaaaaaaaaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-    "adding": "{% set n = namespace(x='aaaaaaaaaaaaaaaa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "doubling": "{% set n = namespace(x='aaaaaaaaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "adding": "{% set n = namespace(x='aaaaaaaaaa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "center": "{{ 'a'|center(10 ** 10) }}",
     "center method": "{{ 'a'.center(10 ** 10) }}",
     "indent": "{{ 'a\nb'|indent(10 ** 9) }}",
     "format": "{{ '%0999999999d'|format(1) }}",
     "format method": "{{ '{:999999999d}'.format(1) }}",
+    "format nested": "{{ '{:{}d}'.format(1, 10 ** 9) }}",
+    "format built": "{{ ('{:9' ~ '99999999d}').format(1) }}",
+    "format escaped": "{{ '{:9\\x3999999999d}'.format(1) }}",
+    "format quotes": "{{ ('{:9' ~ '99999999d}' ~ \"'x'\") .format(1) }}",
     "batch": "{{ 'abc'|batch(10 ** 9, 'x')|list }}",
     "slice": "{{ [1]|slice(10 ** 9)|list }}",
     "replace": "{{ ('a' * 10000).replace('a', 'b' * 10000)|length }}",
@@ -190,11 +195,12 @@ TOO_MUCH = {
 
 @pytest.mark.parametrize("template", RUNS_NOTHING)
 def test_nothing_is_run_or_read(template: str) -> None:
+    text, code = "", "TEMPLATE_ERROR"
     try:
         text = render_chat(template, [USER])
     except RequestError as error:
-        text = ""
-        assert error.error_code == "TEMPLATE_ERROR"
+        code = error.error_code
+    assert code == "TEMPLATE_ERROR"
     assert not any(word in text for word in ("class", "root:", "uid=", "builtin", "module", "function", "0x"))
 
 

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterable
 
 import pytest
-from bestiary.api.errors import ConfigError, RequestError
-from bestiary.serve.text.detokenizer import Detokenizer
-from bestiary.serve.text.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders
+
+from bestiary.api.errors import ConfigError, RequestError
+from bestiary.serve.text.detokenizer import Detokenizer
+from bestiary.serve.text.tokenizer import Tokenizer
 
 from .corpus import FAMILIES, TEXTS, byte_level, sentencepiece
 
