@@ -202,6 +202,32 @@ def test_gguf_byte_level(around: tuple[bool, bool]) -> None:
     assert ours.special_ids == {0, 1, 2, 3, 4}
 
 
+def test_gguf_qwen2_equals_the_class() -> None:
+    """With Unicode normalisation, which the checkpoints have and the name of the kind implies."""
+    from transformers import Qwen2Tokenizer
+
+    model = json.loads(byte_level().to_str())["model"]
+    theirs = Qwen2Tokenizer(
+        vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], unk_token="<unk>", eos_token="</s>",
+        pad_token="<unk>", extra_special_tokens=["<s>", "<|im_start|>", "<|im_end|>"],
+    )  # fmt: skip
+    ours = load_gguf_tokenizer(byte_level_metadata(pre="qwen2"))
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text), text
+
+
+def test_gguf_llama_bpe_begins_with_bos_and_keeps_whole_words() -> None:
+    metadata = byte_level_metadata(pre="llama-bpe")
+    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    assert isinstance(tokens, list)
+    assert isinstance(kinds, list)
+    tokens.append("zq")  # no merge leads to it
+    kinds.append(1)
+    assert load_gguf_tokenizer(metadata).encode("zq") == [1, len(tokens) - 1]
+    assert len(load_gguf_tokenizer({**metadata, "tokenizer.ggml.pre": "gpt-2"}).encode("zq")) == 2
+    assert load_gguf_tokenizer({**metadata, "tokenizer.ggml.add_bos_token": False}).encode("zq") == [len(tokens) - 1]
+
+
 def test_gguf_sentencepiece_merges_follow_from_scores() -> None:
     """A BPE tokenizer's pieces with scores in the order of their merges, as SentencePiece stores them, give it back."""
     reference = sentencepiece()
@@ -371,10 +397,10 @@ def test_smollm2_equals_autotokenizer(smollm2: tuple[Path, dict[str, Any]]) -> N
 def test_smollm2_loads_quickly(smollm2: tuple[Path, dict[str, Any]]) -> None:
     seconds = []
     for _ in range(3):
-        before = time.perf_counter()
+        before = time.process_time()
         load_gguf_tokenizer(smollm2[1])
-        seconds.append(time.perf_counter() - before)
-    assert min(seconds) < 2.0  # 0.35 s on a quiet machine
+        seconds.append(time.process_time() - before)
+    assert min(seconds) < 1.0  # of processor time: other work on the machine does not count
 
 
 def test_transformers_is_not_imported(tmp_path: Path) -> None:
