@@ -195,15 +195,15 @@ def test_a_decoder_without_incremental_form_is_refused() -> None:
 
 
 def test_cost_per_token_does_not_grow(tokenizer: Tokenizer) -> None:
-    """A token costs the same at the end of a long answer; the bound is loose because machines are shared."""
+    """A token costs the same at the end of a long answer; in processor time, with room for a shared machine."""
     rng = random.Random(3)
     ids = [rng.randrange(5, tokenizer.vocab_size) for _ in range(12_000)]
     detokenizer = Detokenizer(tokenizer, stop=["never to be found", "\n\n\n\n"])
     seconds = []
     for start in range(0, len(ids), 3_000):
-        before = time.perf_counter()
+        before = time.process_time()
         for token_id in ids[start : start + 3_000]:
             detokenizer.push((token_id,))
-        seconds.append(time.perf_counter() - before)
+        seconds.append(time.process_time() - before)
     assert min(seconds[2:]) < 4 * max(seconds[:2])
     assert min(seconds) / 3_000 < 60e-6

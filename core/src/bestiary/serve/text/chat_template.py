@@ -35,6 +35,10 @@ _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "bos_token"
 _NESTING = re.compile(r"[-+*/~|.(\[]|(?<!\{)%(?!\})|\b(?:not|and|or|is|if|else|elif)\b")
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
+# str.format pays no fuel for the width of a field, so only literals without wide or computed fields may use it.
+_FORMAT_CALL = re.compile(r"\.\s*format\s*\(")
+_SAFE_FORMAT_CALL = re.compile(r"""(?:"(?:(?!\d{3}|\{[^}"]*\{)[^"\\])*"|'(?:(?!\d{3}|\{[^}']*\{)[^'\\])*')\.format\(""")
+
 
 def render_chat(
     template: str,
@@ -114,6 +118,8 @@ def _check_template(template: str) -> None:
         raise _limit_error(
             "the chat template is too complicated", limit=f"≤ {_OPERATOR_LIMIT} operators", value=nesting
         )
+    if len(_FORMAT_CALL.findall(template)) != len(_SAFE_FORMAT_CALL.findall(template)):
+        raise _limit_error("the chat template calls .format() on more than a short literal", limit="fields < 100 wide")
 
 
 def _without_generation_tags(template: str) -> str:
@@ -241,14 +247,18 @@ def _tojson(
     separators: Sequence[str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """`json.dumps` as transformers calls it: no HTML escapes, letters stay letters."""
+    """`json.dumps` as transformers calls it: no HTML escapes, letters stay letters.
+
+    minijinja hands a whole float that the template took out of its container over as an integer: ``1.0|tojson`` is
+    ``1``, while ``{"x": 1.0}`` from the messages or tools is written as it is.
+    """
     if indent is not None and not 0 <= indent <= 16:
         raise _TooMuch("tojson's indent is at most 16")
     if separators is not None and max(map(len, separators)) > 16:
         raise _TooMuch("tojson's separators are at most 16 characters")
     pair = None if separators is None else (separators[0], separators[1])
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=pair, sort_keys=sort_keys)
-    budget.spend(len(text))
+    budget.spend(len(text) + 500)  # a call has its price, however little it writes
     return text
 
 
