@@ -135,10 +135,10 @@ def test_truncated_at_every_byte(tmp_path: Path) -> None:
     slowest = 0.0
     for length in reversed(range(len(raw))):
         os.truncate(path, length)
-        started = time.perf_counter()
+        started = time.process_time()
         with pytest.raises(CorruptGguf):
             GgufFile.open(path)
-        slowest = max(slowest, time.perf_counter() - started)
+        slowest = max(slowest, time.process_time() - started)
     assert slowest < SECONDS
 
 
@@ -173,16 +173,16 @@ def mutated(path: Path, data: st.DataObject) -> None:
             raw[at:at] = raw[at : at + data.draw(st.integers(1, 64))]
     path.write_bytes(raw)
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         with GgufFile.open(path) as file:
             for tensor in file.tensors.values():
                 assert tensor.data.nbytes == tensor.nbytes <= len(raw)
     except LoadError as error:
         str(error)
-    seconds, peak = time.perf_counter() - started, tracemalloc.get_traced_memory()[1]
+    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert seconds < 0.5
+    assert seconds < 0.1  # of this process: the machine may be busy
     assert peak < BYTES
 
 

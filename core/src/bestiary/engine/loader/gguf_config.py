@@ -90,8 +90,9 @@ class _Keys:
         value = self.value(key, absolute=absolute)
         if value is None:
             return None
-        numbers: list[int] = value if isinstance(value, list) else [value]
-        if not numbers or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+        items = value if isinstance(value, list) else [value]
+        numbers = [item for item in items if isinstance(item, int) and not isinstance(item, bool) and item >= 0]
+        if not items or len(numbers) < len(items):
             raise ConfigError(f"{key} is not a whole number", field=key, value=value, limit="a whole number from 0 on")
         return numbers[0] if len(set(numbers)) == 1 else numbers
 
