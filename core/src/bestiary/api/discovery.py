@@ -185,10 +185,13 @@ def _read(path: str, limit: int) -> bytes | None:
         return None
     except OSError as error:
         raise MalformedMetadata(f"{os.path.basename(path)} cannot be read: {error.strerror}") from error
-    with open(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise MalformedMetadata(f"{os.path.basename(path)} is not a regular file")
-        return file.read(limit + 1)
+        return os.read(descriptor, min(status.st_size, limit + 1))
+    finally:
+        os.close(descriptor)
 
 
 def _identity(folder: str, path: str, *, needed: bool) -> tuple[str, str]:

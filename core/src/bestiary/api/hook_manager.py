@@ -7,7 +7,6 @@ asks for that name, unless the user chooses (``kind.name=distribution``, see `ch
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -190,6 +189,8 @@ class HookManager:
     def _chosen(self, kind: str, name: str) -> Offered:
         offered = {offer.distribution: offer for offer in self._offers.get((kind, name), ())}
         if not offered:
+            import difflib
+
             near = difflib.get_close_matches(name, self.names(kind), 1)
             raise UsageError(
                 f"nothing installed offers {name!r:.64} as one of {kind}",

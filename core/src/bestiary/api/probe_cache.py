@@ -54,6 +54,8 @@ class ProbeCache:
         self._complained = False
 
     def get(self, distribution: Distribution, value: str, architecture: str) -> ProbeResult | None:
+        if not self._directory.is_dir():
+            return None
         key = self._key(distribution, value, architecture)
         try:
             with open(self._path(key), "rb") as file:

@@ -11,7 +11,6 @@ chooses (`choices.py`); nothing depends on the order of `sys.path`. Listing impo
 
 from __future__ import annotations
 
-import difflib
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -213,6 +212,8 @@ class Registry:
 
     def _unknown(self, names: Sequence[str]) -> UnknownArchitecture:
         """Nothing installed has any of `names`: what comes near, what to install, what failed."""
+        import difflib
+
         known, catalogue = self.architectures(), index.packages()
         details, packages = [], []
         for name in names:
