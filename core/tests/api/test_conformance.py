@@ -23,7 +23,7 @@ class Inner(nn.Module):
 
 
 class Good(nn.Module, SupportsLoRA, SupportsPP, protocols.SupportsEagle3):
-    packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}  # noqa: RUF012
+    packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()

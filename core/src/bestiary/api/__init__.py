@@ -1,1 +1,80 @@
-"""Ring 0: the contracts. Imports neither torch nor any plugin."""
+"""Ring 0: the contracts. Imports neither torch nor any plugin; names are imported when first used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .config import (
+        CacheConfig,
+        LoRAConfig,
+        ModelConfig,
+        ParallelConfig,
+        SchedulerConfig,
+        VllmConfig,
+    )
+    from .gguf import GgufArchitecture
+    from .intermediate import IntermediateTensors
+    from .protocols import (
+        HasInnerState,
+        IsHybrid,
+        MixtureOfExperts,
+        SupportsLoRA,
+        SupportsMultiModal,
+        SupportsPP,
+        SupportsQuant,
+        VllmModel,
+        VllmModelForPooling,
+        VllmModelForTextGeneration,
+    )
+    from .registry import ModelRegistry
+    from .sampling import SamplingParams
+
+_OWNERS = {
+    "config": ("CacheConfig", "LoRAConfig", "ModelConfig", "ParallelConfig", "SchedulerConfig", "VllmConfig"),
+    "gguf": ("GgufArchitecture",),
+    "intermediate": ("IntermediateTensors",),
+    "protocols": (
+        "HasInnerState",
+        "IsHybrid",
+        "MixtureOfExperts",
+        "SupportsLoRA",
+        "SupportsMultiModal",
+        "SupportsPP",
+        "SupportsQuant",
+        "VllmModel",
+        "VllmModelForPooling",
+        "VllmModelForTextGeneration",
+    ),
+    "registry": ("ModelRegistry",),
+    "sampling": ("SamplingParams",),
+}
+
+__all__ = [
+    "CacheConfig",
+    "GgufArchitecture",
+    "HasInnerState",
+    "IntermediateTensors",
+    "IsHybrid",
+    "LoRAConfig",
+    "MixtureOfExperts",
+    "ModelConfig",
+    "ModelRegistry",
+    "ParallelConfig",
+    "SamplingParams",
+    "SchedulerConfig",
+    "SupportsLoRA",
+    "SupportsMultiModal",
+    "SupportsPP",
+    "SupportsQuant",
+    "VllmConfig",
+    "VllmModel",
+    "VllmModelForPooling",
+    "VllmModelForTextGeneration",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__, {name: f"{__name__}.{module}" for module, names in _OWNERS.items() for name in names}
+)

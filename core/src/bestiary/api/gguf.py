@@ -18,11 +18,12 @@ class GgufArchitecture:
         architecture: the name in `config.json`'s `architectures`, e.g. ``"LlamaForCausalLM"``.
         model_type: `config.json`'s `model_type`, e.g. ``"llama"``.
         config: further `config.json` fields → GGUF metadata keys, without the leading ``"<arch>."``
-            (``{"rms_norm_eps": "attention.layer_norm_rms_epsilon"}``), on top of the standard ones in
-            `engine/loader/gguf_names.py`.
+            (``{"rms_norm_eps": "attention.layer_norm_rms_epsilon"}``), on top of (and winning
+            over) the standard ones in `engine/loader/gguf_config.py`; a key the file lacks leaves its field out.
         constants: further `config.json` fields with fixed values.
         tensors: GGUF tensor names → checkpoint names, ``{bid}`` standing for the layer index, on top of (and winning
-            over) the standard names. A value of None says the tensor is not a weight of the model.
+            over) the standard names in `engine/loader/gguf_names.py`. A name without its ``.weight`` or ``.bias``
+            speaks for both. A value of None says the tensor is not a weight of the model.
         rope_interleaved: checkpoint module names (``"q_proj"``) whose rows GGUF stores for interleaved rotary pairs and
             which the loader puts back into half-split order, with the config field that counts their heads.
     """

@@ -23,7 +23,12 @@ from .version import incompatibility
 logger = logging.getLogger("bestiary.hooks")
 
 OWN = "bestiary"
-BUILTIN_HOOKS: tuple[str, ...] = ("bestiary.engine.loader.sources", "bestiary.serve.text.parsers")
+BUILTIN_HOOKS: tuple[str, ...] = (
+    "bestiary.nn.builtin_hooks",
+    "bestiary.engine.builtin_hooks",
+    "bestiary.engine.loader.sources",
+    "bestiary.serve.text.parsers",
+)
 """Modules of our own with hook implementations, imported when an engine starts; `register_builtin` adds to them."""
 
 _registered: list[str] = []

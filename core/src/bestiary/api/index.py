@@ -24,6 +24,12 @@ def packages() -> Mapping[str, str]:
 
 
 @cache
+def gguf_packages() -> Mapping[str, str]:
+    """A GGUF file's `general.architecture` → the package to install for it."""
+    return dict(shipped("architectures.json")["gguf"])
+
+
+@cache
 def official() -> frozenset[str]:
     """The distributions that the Bestiary authors publish."""
     return frozenset(shipped("architectures.json")["official"])

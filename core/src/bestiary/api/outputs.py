@@ -49,7 +49,7 @@ class RequestMetrics:
     preemptions: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RequestOutput:
     """A request and all that was generated for it so far; `outputs` holds its `n` answers."""
 

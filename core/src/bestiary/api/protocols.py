@@ -100,9 +100,15 @@ class SupportsPP(Protocol):
         """Zeros of the shapes a stage receives; needed for profiling and graph capture."""
         ...
 
-    def forward(self, *, intermediate_tensors: IntermediateTensors | None) -> IntermediateTensors | None:
-        """Takes what the previous stage sent (None on the first); all but the last return the same kind."""
-        ...
+    if TYPE_CHECKING:  # a model's own forward has more parameters, which a type checker would refuse as an override
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    else:
+
+        def forward(self, *, intermediate_tensors: IntermediateTensors | None) -> IntermediateTensors | None:
+            """Takes what the previous stage sent (None on the first); all but the last return the same kind."""
+            ...
 
 
 @runtime_checkable

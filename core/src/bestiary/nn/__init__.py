@@ -1,0 +1,98 @@
+"""Ring 1: all that a modelling file may import. Names and signatures follow vLLM's authoring vocabulary."""
+
+from .activation import (
+    XIELU,
+    FatreluAndMul,
+    GeluAndMul,
+    MulAndSilu,
+    SiluAndMul,
+    SiluAndMulWithClamp,
+    SwigluStepAndMul,
+    get_act_and_mul_fn,
+    get_act_fn,
+)
+from .attention.backend import AttentionType
+from .attention.layer import Attention, EncoderOnlyAttention
+from .context import get_forward_context
+from .embedding import ParallelLMHead, VocabParallelEmbedding
+from .linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
+from .logits import LogitsProcessor
+from .norm import GemmaRMSNorm, LayerNorm, RMSNorm
+from .parallel import (
+    get_ep_group,
+    get_pp_group,
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    get_tp_group,
+    split_tensor_along_last_dim,
+    tensor_model_parallel_all_gather,
+    tensor_model_parallel_all_reduce,
+)
+from .quant import QuantizationConfig
+from .rotary import RotaryEmbedding, get_rope
+from .scope import build_scope, get_current_vllm_config
+from .stack import (
+    PPMissingLayer,
+    extract_layer_index,
+    is_pp_missing_parameter,
+    make_empty_intermediate_tensors_factory,
+    make_layers,
+    maybe_prefix,
+)
+from .weights import AutoWeightsLoader, WeightsMapper, default_weight_loader, set_weight_attrs
+
+__all__ = [
+    "XIELU",
+    "Attention",
+    "AttentionType",
+    "AutoWeightsLoader",
+    "ColumnParallelLinear",
+    "EncoderOnlyAttention",
+    "FatreluAndMul",
+    "GeluAndMul",
+    "GemmaRMSNorm",
+    "LayerNorm",
+    "LogitsProcessor",
+    "MergedColumnParallelLinear",
+    "MulAndSilu",
+    "PPMissingLayer",
+    "ParallelLMHead",
+    "QKVParallelLinear",
+    "QuantizationConfig",
+    "RMSNorm",
+    "ReplicatedLinear",
+    "RotaryEmbedding",
+    "RowParallelLinear",
+    "SiluAndMul",
+    "SiluAndMulWithClamp",
+    "SwigluStepAndMul",
+    "VocabParallelEmbedding",
+    "WeightsMapper",
+    "build_scope",
+    "default_weight_loader",
+    "extract_layer_index",
+    "get_act_and_mul_fn",
+    "get_act_fn",
+    "get_current_vllm_config",
+    "get_ep_group",
+    "get_forward_context",
+    "get_pp_group",
+    "get_rope",
+    "get_tensor_model_parallel_rank",
+    "get_tensor_model_parallel_world_size",
+    "get_tp_group",
+    "is_pp_missing_parameter",
+    "make_empty_intermediate_tensors_factory",
+    "make_layers",
+    "maybe_prefix",
+    "set_weight_attrs",
+    "split_tensor_along_last_dim",
+    "tensor_model_parallel_all_gather",
+    "tensor_model_parallel_all_reduce",
+]

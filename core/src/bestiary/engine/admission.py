@@ -1,0 +1,69 @@
+"""What a request must satisfy before it is queued. Nothing is ever cut: it fits, or it is refused with the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bestiary.api.errors import EngineError, RequestError
+
+from .sequence import Sequence, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may need at most.
+
+    Attributes:
+        max_model_len: prompt and answer together, in tokens.
+        cache_tokens: tokens the whole KV cache holds. The last token drawn is never computed, so needs no place.
+        max_prompt: the longest prompt one step can compute; None where prompts are computed in pieces.
+    """
+
+    max_model_len: int
+    cache_tokens: int
+    max_prompt: int | None
+
+    def check(self, sequence: Sequence) -> int:
+        """The most tokens, prompt and answer together, that the sequence may reach; `RequestError` if it cannot run."""
+        if sequence.status is not Status.NEW or sequence.sampling.n != 1:
+            raise EngineError(f"{sequence.request_id}: only a new sequence with n = 1 can be queued")
+        prompt = sequence.num_prompt
+        if prompt == 0:
+            raise RequestError("the prompt is empty", code="EMPTY_PROMPT", field="prompt", limit="at least 1 token")
+        if self.max_prompt is not None and prompt > self.max_prompt:
+            raise RequestError(
+                f"the prompt has {prompt} tokens, but one step computes at most {self.max_prompt}",
+                code="PROMPT_EXCEEDS_STEP",
+                field="prompt",
+                value=prompt,
+                limit=f"max_num_batched_tokens {self.max_prompt} without chunked prefill",
+                fix=f"set max_num_batched_tokens to at least {prompt}, or enable_chunked_prefill",
+            )
+        asked = sequence.sampling.max_tokens
+        answer = self.max_model_len - prompt if asked is None else asked
+        needed = max(answer, sequence.sampling.min_tokens, 1)
+        if prompt + needed > self.max_model_len:
+            raise self._too_long(sequence, needed, self.max_model_len, "CONTEXT_LENGTH_EXCEEDED", "the context length")
+        if prompt + needed - 1 > self.cache_tokens:
+            raise self._too_long(
+                sequence, needed, self.cache_tokens + 1, "KV_CACHE_EXCEEDED", "what the KV cache can hold"
+            )
+        return prompt + answer
+
+    @staticmethod
+    def _too_long(sequence: Sequence, answer: int, limit: int, code: str, name: str) -> RequestError:
+        prompt, fitting = sequence.num_prompt, limit - sequence.num_prompt
+        if fitting < 1:
+            fix = f"shorten the prompt by at least {1 - fitting} tokens"
+        elif sequence.sampling.min_tokens > fitting:
+            fix = f"set min_tokens and max_tokens to at most {fitting}, or shorten the prompt"
+        else:
+            fix = f"set max_tokens to at most {fitting}, or shorten the prompt"
+        return RequestError(
+            f"{prompt} prompt tokens and {answer} to generate are {prompt + answer}, more than {name} of {limit}",
+            code=code,
+            field="max_tokens" if fitting >= 1 else "prompt",
+            value=prompt + answer,
+            limit=f"{limit} tokens, prompt and answer together",
+            fix=fix,
+        )

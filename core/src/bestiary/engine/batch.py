@@ -1,0 +1,106 @@
+"""From a plan to the tensors of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bestiary.nn.attention.metadata import AttentionMetadata
+
+from .plan import ScheduledItem, StepPlan
+from .request_state import RequestState
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """One step's input; owned by the runner.
+
+    Attributes:
+        input_ids, positions: int64 ``[tokens]``.
+        logits_rows: int64 ``[rows]``, the token rows whose logits are wanted, or None where they are all rows in
+        order.
+        sampled: the requests that draw a token, with the row of `logits_rows` each draws from.
+        prompt_rows: for requests that want prompt log-probabilities: (request, rows of `logits_rows`, first position).
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    attention: AttentionMetadata
+    logits_rows: torch.Tensor | None
+    sampled: tuple[tuple[RequestState, int], ...]
+    prompt_rows: tuple[tuple[RequestState, range, int], ...]
+
+
+def make_batch(
+    plan: StepPlan, states: Mapping[str, RequestState], block_size: int, device: torch.device
+) -> ForwardBatch:
+    """Lay the plan's items out flat, single-token items first."""
+    items = sorted(plan.items, key=lambda item: item.count > 1)
+    ids: list[int] = []
+    for item in items:
+        ids += states[item.request_id].tokens[item.start : item.start + item.count]
+    counts = np.fromiter((item.count for item in items), np.int64, len(items))
+    starts = np.fromiter((item.start for item in items), np.int64, len(items))
+    ends = np.cumsum(counts)
+    within = np.arange(len(ids)) - np.repeat(ends - counts, counts)
+    positions = np.repeat(starts, counts) + within
+    tables = _block_tables(items)
+    blocks = tables[np.repeat(np.arange(len(items)), counts), positions // block_size]
+    slots = blocks.astype(np.int64) * block_size + positions % block_size
+    rows, sampled, prompt_rows = _wanted_logits(items, states, ends)
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    attention = AttentionMetadata(
+        query_start=tensor(np.concatenate(([0], ends)).astype(np.int32)),
+        seq_lens=tensor((starts + counts).astype(np.int32)),
+        block_tables=tensor(tables),
+        slot_mapping=tensor(slots),
+        query_lens_host=tuple(counts.tolist()),
+        seq_lens_host=tuple((starts + counts).tolist()),
+        max_query_len=int(counts.max()),
+        max_seq_len=int((starts + counts).max()),
+        num_decodes=int((counts == 1).sum()),
+        block_size=block_size,
+    )
+    return ForwardBatch(
+        input_ids=tensor(np.array(ids, dtype=np.int64)),
+        positions=tensor(positions),
+        attention=attention,
+        logits_rows=None if len(rows) == len(ids) else tensor(np.array(rows, dtype=np.int64)),
+        sampled=sampled,
+        prompt_rows=prompt_rows,
+    )
+
+
+def _block_tables(items: Sequence[ScheduledItem]) -> np.ndarray:
+    width = max(len(item.block_ids) for item in items)
+    tables = np.zeros((len(items), width), np.int32)
+    for row, item in zip(tables, items, strict=True):
+        row[: len(item.block_ids)] = item.block_ids
+    return tables
+
+
+def _wanted_logits(
+    items: Sequence[ScheduledItem], states: Mapping[str, RequestState], ends: np.ndarray
+) -> tuple[list[int], tuple[tuple[RequestState, int], ...], tuple[tuple[RequestState, range, int], ...]]:
+    """The token rows whose logits are wanted, who samples from which, and who wants prompt log-probabilities of
+    which."""
+    rows: list[int] = []
+    sampled: list[tuple[RequestState, int]] = []
+    prompts: list[tuple[RequestState, range, int]] = []
+    for item, end in zip(items, ends.tolist(), strict=True):
+        state = states[item.request_id]
+        first = end - item.count
+        if state.sampling.prompt_logprobs is not None and item.start + 1 < state.prompt_len:
+            count = min(item.count, state.prompt_len - 1 - item.start)
+            prompts.append((state, range(len(rows), len(rows) + count), item.start + 1))
+            rows += range(first, first + count)
+        if item.samples:
+            sampled.append((state, len(rows)))
+            rows.append(end - 1)
+    return rows, tuple(sampled), tuple(prompts)

@@ -1,0 +1,108 @@
+"""From arguments to a running engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from bestiary.api.config import VllmConfig
+from bestiary.api.errors import ModelError
+from bestiary.api.hook_manager import HookManager
+from bestiary.api.registry import ModelRegistry, Registry
+from bestiary.nn.attention.choice import choose_backend
+from bestiary.nn.logits import LogitsProcessor
+from bestiary.nn.ops.registry import Target, bind_ops
+
+from .arguments import EngineArgs
+from .engine import LLMEngine
+from .executor import UniprocExecutor
+from .loader.description import ModelDescription, describe
+from .loader.load import load_model
+from .loader.vllm_config import make_vllm_config
+from .memory import num_kv_blocks
+from .notices import notice
+from .runner import ModelRunner, attention_layers, kv_cache_specs
+from .scheduler import Scheduler
+
+
+class EngineBuilder:
+    """Builds one engine, in two strides, so that a caller can read the tokenizer between them.
+
+    builder = EngineBuilder(args)      # finds and reads the model's small files
+    engine = builder.build()           # imports its plugin, loads its weights, sizes the KV cache
+    """
+
+    def __init__(self, args: EngineArgs, registry: Registry = ModelRegistry) -> None:
+        self.args = args
+        self.registry = registry
+        self.hooks = HookManager(registry.installation, args.plugin).load()
+        self.description: ModelDescription = describe(args, self.hooks, registry)
+
+    def configure(self) -> tuple[type, VllmConfig]:
+        """Resolve the architecture, which imports its plugin, and settle every option."""
+        model_class = self.registry.resolve(self.description.architectures, self.args.plugin)
+        hf_config = self.description.hf_config(self.hooks)
+        for text in self.description.notices:
+            notice(text)
+        config = make_vllm_config(
+            self.args, self.description, self._architecture(model_class), hf_config, self._quantization()
+        )
+        return model_class, config
+
+    def build(self, eos_token_ids: frozenset[int] = frozenset()) -> LLMEngine:
+        """Load everything. `eos_token_ids` are added to those the model's files name."""
+        model_class, config = self.configure()
+        chosen = bind_ops(target_of(config), config.op_config.implementations, self.hooks.all("op_implementations"))
+        model = load_model(model_class, config, self.description, self.hooks.all("weight_formats"))
+        bind_attention(model, config, self.hooks.all("attention_backends"))
+        num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config)
+        runner = ModelRunner(model, config, num_blocks)
+        return LLMEngine(
+            config,
+            Scheduler(config.scheduler_config, config.cache_config, config.model_config.max_model_len, num_blocks),
+            UniprocExecutor(runner),
+            vocab_size=vocab_size(model, config),
+            eos_token_ids=self.description.eos_token_ids | eos_token_ids,
+            observers=[make() for make in self.hooks.all("step_observers").values()],
+            ops=chosen,
+        )
+
+    def _architecture(self, model_class: type) -> str:
+        names = self.description.architectures
+        return next((name for name in names if name == model_class.__name__), names[0])
+
+    def _quantization(self) -> Any:
+        """The `QuantizationConfig` that `quantization_config` or the `quantization` argument asks for."""
+        declared: Mapping[str, Any] | None = self.description.data.get("quantization_config")
+        name = self.args.quantization or (declared or {}).get("quant_method")
+        if name is None:
+            return None
+        made = self.hooks.get("quantization_methods", name).from_config(declared or {})
+        if reason := made.why_not(self.args.device):
+            raise ModelError(f"quantization {name} cannot run here: {reason}", field="quantization", value=name)
+        return made
+
+
+def target_of(config: VllmConfig) -> Target:
+    """What ops and kernels are chosen for."""
+    return Target(config.device_config.device, config.model_config.dtype, config.model_config.deterministic)
+
+
+def bind_attention(model: nn.Module, config: VllmConfig, offered: Mapping[str, Any]) -> None:
+    """Give every attention layer the one backend that runs them all."""
+    layers = attention_layers(model)
+    wanted = config.op_config.attention_backend
+    if wanted is None and config.model_config.deterministic:
+        wanted = "deterministic"
+    backends = {name: make() for name, make in offered.items()}
+    backend = choose_backend(wanted, config.device_config.device, [layer.spec for layer in layers.values()], backends)
+    for layer in layers.values():
+        layer.backend = backend
+
+
+def vocab_size(model: nn.Module, config: VllmConfig) -> int:
+    """Width of the logits, asked of the model's `LogitsProcessor`."""
+    found = [module.org_vocab_size for module in model.modules() if isinstance(module, LogitsProcessor)]
+    return found[-1] if found else int(config.model_config.hf_text_config.vocab_size)

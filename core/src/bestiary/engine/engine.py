@@ -1,0 +1,145 @@
+"""The engine: requests in, updates out, one step at a time.
+
+Where a token comes from: `add_request` gives the scheduler a `Sequence`; each `step` asks the scheduler which tokens to
+compute (`StepPlan`), has the executor compute them (`StepResult`), and lets the scheduler record what was drawn
+(`SequenceUpdate`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from types import MappingProxyType
+
+from bestiary.api.config import VllmConfig
+from bestiary.api.errors import RequestError
+from bestiary.api.hooks import StepObserver
+from bestiary.api.sampling import SamplingParams
+
+from .executor import Executor
+from .scheduler import Scheduler, SchedulerStats
+from .sequence import Sequence, SequenceUpdate
+
+
+class LLMEngine:
+    """Owns the scheduler and the executor. Not thread-safe: one thread calls it.
+
+    Args:
+        vocab_size: width of the logits; token ids in requests must lie below it.
+        eos_token_ids: what ends an answer unless `ignore_eos`.
+        observers: told of every step. ops: which implementation of each op was chosen, for `doctor`.
+    """
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        scheduler: Scheduler,
+        executor: Executor,
+        *,
+        vocab_size: int,
+        eos_token_ids: frozenset[int] = frozenset(),
+        observers: SequenceOf[StepObserver] = (),
+        ops: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.vllm_config = vllm_config
+        self.scheduler = scheduler
+        self.executor = executor
+        self.vocab_size = vocab_size
+        self.eos_token_ids = eos_token_ids
+        self.observers = tuple(observers)
+        self.ops = ops
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: SequenceOf[int],
+        sampling: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> list[str]:
+        """Admit one request, all its `n` answers or none.
+
+        Returns:
+            The ids under which updates come: `request_id` itself, or ``request_id/0`` … where `n` > 1.
+
+        Raises:
+            RequestError: it can never run; nothing was changed.
+        """
+        self._check_ids("prompt_token_ids", prompt_token_ids)
+        for name in ("stop_token_ids", "bad_token_ids", "allowed_token_ids"):
+            self._check_ids(name, getattr(sampling, name) or ())
+        self._check_ids("logit_bias", tuple(sampling.logit_bias))
+        children = [request_id] if sampling.n == 1 else [f"{request_id}/{index}" for index in range(sampling.n)]
+        sequences: list[Sequence] = []
+        for index, child in enumerate(children):
+            own = sampling if sampling.n == 1 else sampling.child(index)
+            sequences.append(
+                Sequence(
+                    child,
+                    prompt_token_ids,
+                    own,
+                    seed=self._seed(child, own),
+                    priority=priority,
+                    eos_token_ids=self.eos_token_ids,
+                    cache_salt=cache_salt,
+                    leader=sequences[0] if sequences else None,
+                )
+            )
+        self.scheduler.add(*sequences)
+        return children
+
+    def step(self) -> list[SequenceUpdate]:
+        """Compute one step; every accepted request ends in exactly one terminal update.
+
+        Whatever the executor raises is passed on, with nothing computed and nothing lost: the next step repeats it.
+        """
+        plan = self.scheduler.schedule()
+        started = time.perf_counter()
+        try:
+            result = self.executor.execute(plan)
+        except BaseException:
+            self.scheduler.abandon(plan)
+            raise
+        updates = self.scheduler.update(plan, result)
+        seconds = time.perf_counter() - started
+        for observer in self.observers:
+            observer.on_step(plan, seconds)
+        return updates
+
+    def finish(self, request_id: str, stop: str) -> SequenceUpdate | None:
+        """End an answer because its text holds the stop string `stop`; None if it had ended already."""
+        return self.scheduler.finish(request_id, "stop", stop)
+
+    def abort(self, request_id: str) -> SequenceUpdate | None:
+        """Forget an answer; None if it had ended already."""
+        return self.scheduler.abort(request_id)
+
+    @property
+    def has_unfinished_requests(self) -> bool:
+        return self.scheduler.has_unfinished()
+
+    def stats(self) -> SchedulerStats:
+        return self.scheduler.stats()
+
+    def shutdown(self) -> None:
+        self.executor.shutdown()
+
+    def _check_ids(self, field: str, ids: SequenceOf[int]) -> None:
+        for index, token in enumerate(ids):
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self.vocab_size:
+                raise RequestError(
+                    f"{field}[{index}] is not a token of this model",
+                    code="TOKEN_OUT_OF_RANGE",
+                    field=f"{field}[{index}]",
+                    value=token,
+                    limit=f"an integer from 0 to {self.vocab_size - 1}",
+                )
+
+    def _seed(self, request_id: str, sampling: SamplingParams) -> int:
+        if sampling.seed is not None:
+            return sampling.seed
+        key = f"{self.vllm_config.model_config.seed}/{request_id}".encode()
+        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1

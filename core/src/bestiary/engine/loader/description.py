@@ -1,0 +1,117 @@
+"""What a model is, before any of it is loaded: its files, its configuration, and who implements it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bestiary.api.errors import ConfigError
+from bestiary.api.gguf import GgufArchitecture
+from bestiary.api.hook_manager import HookManager
+from bestiary.api.registry import ModelRegistry, Registry
+from bestiary.engine.arguments import EngineArgs
+
+from .config_check import architectures, check_config
+from .config_json import read_json
+from .gguf_config import gguf_config
+from .gguf_plugins import gguf_declaration
+from .gguf_reader import GgufFile
+from .hf_config import make_hf_config
+from .source import ModelSource, resolve_source
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """Everything known of a model from its small files.
+
+    Attributes:
+        data: `config.json`, checked, with `hf_overrides` applied. architectures: the names in it.
+        notices: what the user should be told about it.
+        metadata: of a GGUF file; None otherwise. gguf: how its architecture is laid out.
+    """
+
+    source: ModelSource
+    data: Mapping[str, Any]
+    architectures: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+    metadata: Mapping[str, object] | None = None
+    gguf: GgufArchitecture | None = None
+
+    def hf_config(self, hooks: HookManager) -> Any:
+        """The configuration object of model classes; imports the part of transformers that defines it."""
+        model_type = self.data.get("model_type")
+        parser = hooks.get("config_parsers", model_type) if model_type in hooks.names("config_parsers") else None
+        config, misspelt = make_hf_config(self.data, parser=parser, source=self._config_name)
+        object.__setattr__(self, "notices", (*self.notices, *misspelt))
+        return config
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """What ends an answer, by `generation_config.json`, `config.json` and GGUF metadata together."""
+        found = _ids(self.data.get("eos_token_id"))
+        if self.source.kind == "directory" and (path := self.source.root / "generation_config.json").exists():
+            found |= _ids(read_json(path).get("eos_token_id"))
+        for name in ("eos_token_id", "eot_token_id", "eom_token_id"):
+            found |= _ids((self.metadata or {}).get(f"tokenizer.ggml.{name}"))
+        return frozenset(found)
+
+    @property
+    def _config_name(self) -> str:
+        return str(Path(self.source.name).name) if self.source.config_path is None else "config.json"
+
+
+def describe(args: EngineArgs, hooks: HookManager, registry: Registry = ModelRegistry) -> ModelDescription:
+    """Find the model and read its configuration. Imports no model code.
+
+    Raises:
+        LoadError: it is not there. ConfigError: it is not usable. UnknownArchitecture: nothing installed knows it.
+    """
+    source = resolve_source(
+        args.model,
+        revision=args.revision,
+        locators=[make() for make in hooks.all("model_sources").values()],
+        hf_config_path=args.hf_config_path,
+        weights=args.load_format != "dummy",
+    )
+    data: Mapping[str, Any] = {} if source.config_path is None else read_json(source.config_path)
+    metadata: Mapping[str, object] | None = None
+    declaration: GgufArchitecture | None = None
+    if source.kind == "gguf":
+        with GgufFile.open(source.weight_files[0]) as file:
+            metadata = dict(file.metadata)
+            declaration = gguf_declaration(registry, file.architecture)
+            if source.config_path is None:
+                data = gguf_config(file, declaration)
+    elif source.config_path is None:
+        raise ConfigError(
+            "this directory has no config.json",
+            code="MISSING_CONFIG",
+            field="config.json",
+            value=source.name,
+            fix="add the model's config.json, or point to one: hf_config_path=DIRECTORY",
+        )
+    checked = check_config(_overridden(data, args), quantization_methods=hooks.names("quantization_methods"))
+    return ModelDescription(
+        source=source,
+        data=checked.data,
+        architectures=architectures(checked.data),
+        notices=checked.notices,
+        metadata=metadata,
+        gguf=declaration,
+    )
+
+
+def _overridden(data: Mapping[str, Any], args: EngineArgs) -> dict[str, Any]:
+    """`data` with `hf_overrides` laid over it, nested objects merged."""
+    merged = dict(data)
+    for name, value in args.hf_overrides.items():
+        held = merged.get(name)
+        merged[name] = {**held, **value} if isinstance(held, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _ids(value: object) -> set[int]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return {each for each in values if isinstance(each, int) and not isinstance(each, bool)}

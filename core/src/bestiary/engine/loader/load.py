@@ -1,0 +1,81 @@
+"""The life of a model: resolve → build → place → load → finish."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from bestiary.api.config import VllmConfig
+from bestiary.api.errors import BestiaryError, BrokenPlugin
+from bestiary.engine.notices import notice
+from bestiary.nn.placement import finish, materialize, place
+from bestiary.nn.scope import build_scope
+from bestiary.nn.weights import load_complete
+
+from .description import ModelDescription
+from .progress import load_progress
+from .weights import Opener, open_weights
+
+
+def build_model(model_class: type, vllm_config: VllmConfig) -> nn.Module:
+    """Construct the class with all parameters on the meta device, named and laid out. Costs no memory.
+
+    Raises:
+        BrokenPlugin: the constructor raised something that is not one of our errors; the cause is chained.
+    """
+    with build_scope(vllm_config):
+        try:
+            model: nn.Module = model_class(vllm_config=vllm_config)
+        except BestiaryError:
+            raise
+        except Exception as cause:
+            raise BrokenPlugin(
+                f"{model_class.__name__} could not be built: {type(cause).__name__}: {cause}",
+                field=f"{model_class.__module__}:{model_class.__qualname__}",
+                fix="a field the class reads may be missing from config.json; --debug shows the traceback",
+            ) from cause
+        place(model, vllm_config.quant_config)
+    return model
+
+
+def load_model(
+    model_class: type,
+    vllm_config: VllmConfig,
+    description: ModelDescription,
+    formats: Mapping[str, Opener],
+) -> nn.Module:
+    """Build, fill and finish the model. Peak memory: the model and one tensor."""
+    model = build_model(model_class, vllm_config)
+    load = vllm_config.load_config
+    with load_progress("loading weights", enabled=load.progress) as progress:
+        stream = open_weights(
+            description.source,
+            load_format=load.load_format,
+            formats=formats,
+            gguf_declaration=description.gguf,
+            parameters=_parameters(model),
+            allow_nonfinite=load.allow_nonfinite,
+            progress=progress,
+            notify=notice,
+        )
+        materialize(model, torch.device(vllm_config.device_config.device))
+        if stream.format == "dummy":
+            _fill_in_place(model, stream)
+        else:
+            load_complete(model, stream)
+    finish(model)
+    return model
+
+
+def _parameters(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    return {name: (tuple(param.shape), param.dtype) for name, param in model.named_parameters()}
+
+
+def _fill_in_place(model: nn.Module, stream: Any) -> None:
+    """Dummy weights bear the parameters' own names, so no mapping and no fused shards are involved."""
+    parameters = dict(model.named_parameters())
+    for name, value in stream:
+        parameters[name].data.copy_(value)

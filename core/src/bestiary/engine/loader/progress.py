@@ -1,0 +1,63 @@
+"""How far loading is, on stderr: a bar with bytes and rate on a terminal, now and then a plain line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from .weights import Progress
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@contextmanager
+def load_progress(description: str, *, enabled: bool = True, stream: TextIO | None = None) -> Iterator[Progress | None]:
+    """A callback for `open_weights`; None where `enabled` is False. The bar lives as long as the context."""
+    out = sys.stderr if stream is None else stream
+    if not enabled:
+        yield None
+    elif out.isatty():
+        with _bar(description, out) as callback:
+            yield callback
+    else:
+        yield _Lines(description, out)
+
+
+@contextmanager
+def _bar(description: str, out: TextIO) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(file=out), transient=True) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _Lines:
+    """A line when five seconds have passed since the last one, and one at the end."""
+
+    def __init__(self, description: str, out: TextIO) -> None:
+        self._description, self._out = description, out
+        self._begun = self._last = time.monotonic()
+        self._ended = False
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        at_end = done >= total
+        if self._ended or not (at_end or now - self._last >= SECONDS_BETWEEN_LINES):
+            return
+        self._last, self._ended = now, at_end
+        seconds = max(now - self._begun, 1e-6)
+        text = f"{self._description}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+        print(f"{text}, {seconds:.1f} s, {done / seconds / 1e6:,.0f} MB/s", file=self._out, flush=True)

@@ -1,0 +1,131 @@
+"""From arguments and a description to the one `VllmConfig`: every default becomes a value here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bestiary.api.config import (
+    CacheConfig,
+    DeviceConfig,
+    LoadConfig,
+    ModelConfig,
+    OpConfig,
+    SchedulerConfig,
+    VllmConfig,
+)
+from bestiary.api.errors import UsageError
+from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.notices import notice
+
+from .description import ModelDescription
+from .hf_config import text_config
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length", "model_max_length")
+_UNKNOWN_LENGTH = 2048
+
+
+def make_vllm_config(
+    args: EngineArgs, description: ModelDescription, architecture: str, hf_config: Any, quant_config: Any = None
+) -> VllmConfig:
+    """All of it checked. Raises `UsageError` for arguments that do not fit the model or this machine."""
+    device = choose_device(args.device)
+    return VllmConfig(
+        model_config=ModelConfig(
+            model=args.model,
+            architecture=architecture,
+            hf_config=hf_config,
+            hf_text_config=text_config(hf_config),
+            dtype=choose_dtype(args.dtype, description, device),
+            max_model_len=_max_model_len(args.max_model_len, description.data),
+            seed=args.seed,
+            deterministic=args.deterministic,
+            revision=args.revision,
+        ),
+        cache_config=CacheConfig(
+            block_size=args.block_size,
+            memory_bytes=args.kv_cache_memory_bytes,
+            num_blocks=args.num_gpu_blocks_override,
+            cache_dtype=args.kv_cache_dtype,
+            enable_prefix_caching=args.enable_prefix_caching,
+        ),
+        scheduler_config=SchedulerConfig(
+            max_num_seqs=args.max_num_seqs,
+            max_num_batched_tokens=args.max_num_batched_tokens,
+            enable_chunked_prefill=args.enable_chunked_prefill,
+            max_queue=args.max_queue,
+        ),
+        device_config=DeviceConfig(device=device),
+        load_config=LoadConfig(
+            load_format=args.load_format, allow_nonfinite=args.allow_nonfinite, progress=args.progress
+        ),
+        op_config=OpConfig(attention_backend=args.attention_backend, implementations=args.ops),
+        quant_config=quant_config,
+    )
+
+
+def choose_device(wanted: str) -> str:
+    """ "auto" takes CUDA where there is a device; asking for one that is not there is an error."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted not in ("cpu", "cuda"):
+        raise UsageError("there is no such device", field="device", value=wanted, limit="auto, cpu or cuda")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device can be used here", field="device", value=wanted, fix="device=cpu")
+    return wanted
+
+
+def choose_dtype(wanted: str, description: ModelDescription, device: str) -> torch.dtype:
+    """The dtype of weights and activations. "auto" is the checkpoint's, but float32 where the CPU is slow in it."""
+    if wanted != "auto":
+        if wanted not in DTYPES:
+            raise UsageError("unknown dtype", field="dtype", value=wanted, limit=f"auto, {', '.join(DTYPES)}")
+        return DTYPES[wanted]
+    named = description.data.get("dtype") or description.data.get("torch_dtype") or "float32"
+    stored = DTYPES.get(str(named).removeprefix("torch."), torch.float32)
+    if device != "cpu":
+        return torch.bfloat16 if stored is torch.float32 else stored
+    if stored is not torch.float32 and not _cpu_computes(stored):
+        notice(f"dtype float32 instead of the checkpoint's {named}: this CPU computes {named} slowly")
+        return torch.float32
+    return stored
+
+
+def _cpu_computes(dtype: torch.dtype) -> bool:
+    """Whether the CPU has instructions for products in `dtype`."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    wanted = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}[dtype]
+    return any(flag in flags for flag in wanted)
+
+
+def _max_model_len(wanted: int | None, data: Mapping[str, Any]) -> int:
+    trained = next((data[name] for name in _LENGTH_FIELDS if isinstance(data.get(name), int)), None)
+    if trained is None:
+        if wanted is None:
+            notice(f"the model does not say how long its context is: max_model_len={_UNKNOWN_LENGTH}")
+        return wanted or _UNKNOWN_LENGTH
+    limit = int(trained * _stretch(data))
+    if wanted is not None and wanted > limit:
+        raise UsageError(
+            f"this model was made for at most {limit} tokens",
+            field="max_model_len",
+            value=wanted,
+            limit=f"at most {limit}",
+            fix='a larger limit needs rotary scaling: hf_overrides={"rope_parameters": {…}}',
+        )
+    return wanted or int(trained)
+
+
+def _stretch(data: Mapping[str, Any]) -> float:
+    """How far rotary scaling reaches beyond `max_position_embeddings`, where that counts the unscaled positions."""
+    rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping) or "original_max_position_embeddings" in rope:
+        return 1.0
+    factor = rope.get("factor", 1.0)
+    stretches = rope.get("rope_type", rope.get("type")) in ("linear", "dynamic", "yarn")
+    return float(factor) if stretches and isinstance(factor, int | float) else 1.0

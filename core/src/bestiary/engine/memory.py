@@ -1,0 +1,66 @@
+"""How many KV-cache blocks there are: from what the user allows, what the machine has, and what could ever be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from bestiary.api.config import VllmConfig
+from bestiary.api.errors import EngineError, UsageError
+from bestiary.nn.attention.backend import KVCacheSpec
+
+SHARE_OF_FREE_MEMORY = 0.5
+
+
+def bytes_per_block(specs: Iterable[KVCacheSpec], block_size: int) -> int:
+    return sum(spec.bytes_per_token for spec in specs) * block_size
+
+
+def free_memory(device: str) -> int:
+    """Bytes that can be taken now: of the GPU, or of the machine (`MemAvailable`, and the control group's limit)."""
+    if device != "cpu":
+        free, _ = torch.cuda.mem_get_info()
+        return free
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (cap := limit.read_text().strip()) != "max":
+        free = min(free, int(cap) - int(used.read_text()))
+    return free
+
+
+def num_kv_blocks(specs: Iterable[KVCacheSpec], config: VllmConfig) -> int:
+    """The number of blocks to allocate.
+
+    `num_blocks` if set; else what fits `memory_bytes`, or half of the free memory, but never more than `max_num_seqs`
+    sequences of `max_model_len` tokens can use.
+
+    Raises:
+        UsageError: not even one sequence of `max_model_len` tokens fits; with the length that would.
+    """
+    cache, block_size = config.cache_config, config.cache_config.block_size
+    per_sequence = -(-config.model_config.max_model_len // block_size)
+    useful = per_sequence * config.scheduler_config.max_num_seqs
+    if cache.num_blocks is not None:
+        return cache.num_blocks
+    size = bytes_per_block(specs, block_size)
+    if size == 0:
+        return useful
+    budget = cache.memory_bytes
+    if budget is None:
+        budget = int(free_memory(config.device_config.device) * SHARE_OF_FREE_MEMORY)
+    fitting = budget // size
+    if fitting < 1:
+        raise EngineError(f"no memory for a KV cache: a block of {block_size} tokens takes {size} bytes of {budget}")
+    if fitting < per_sequence:
+        longest = config.model_config.max_model_len
+        raise UsageError(
+            f"max_model_len={longest} needs {per_sequence * size} bytes of KV cache; {budget} are available",
+            field="max_model_len",
+            value=longest,
+            limit=f"at most {fitting * block_size}",
+            fix=f"max_model_len={fitting * block_size}, or more kv_cache_memory_bytes",
+        )
+    return min(fitting, useful)

@@ -1,0 +1,38 @@
+"""What the runner remembers of each request between steps: its tokens, and what sampling needs of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from .plan import NewRequest
+
+
+class RequestState:
+    """One request as the runner sees it; owned by the runner.
+
+    Attributes:
+        tokens: prompt and everything drawn so far.
+        output_counts: how often each token was drawn.
+        banned_until_min: ids not to be drawn while fewer than `min_tokens` tokens were.
+    """
+
+    __slots__ = ("banned_until_min", "output_counts", "prompt_len", "request_id", "sampling", "seed",
+                 "tokens")  # fmt: skip
+
+    def __init__(self, new: NewRequest) -> None:
+        self.request_id = new.request_id
+        self.sampling = new.sampling
+        self.seed = new.seed
+        self.tokens: list[int] = list(new.prompt_token_ids)
+        self.prompt_len = len(self.tokens)
+        self.output_counts: Counter[int] = Counter()
+        eos = () if new.sampling.ignore_eos else new.eos_token_ids
+        self.banned_until_min = tuple({*eos, *new.sampling.stop_token_ids})
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    def append(self, token_id: int) -> None:
+        self.tokens.append(token_id)
+        self.output_counts[token_id] += 1

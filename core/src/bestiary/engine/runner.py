@@ -1,0 +1,116 @@
+"""The runner: executes plans on one device. It owns the model, the KV cache tensors and the requests' tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from bestiary.api.config import VllmConfig
+from bestiary.api.errors import EngineError
+from bestiary.api.outputs import TokenLogprobs
+from bestiary.nn.attention.backend import KVCacheSpec
+from bestiary.nn.attention.layer import Attention
+from bestiary.nn.context import ForwardContext, forward_context
+
+from .batch import ForwardBatch, make_batch
+from .plan import SampledToken, StepPlan, StepResult
+from .request_state import RequestState
+from .sampler import sample, token_logprobs
+
+
+def attention_layers(model: nn.Module) -> dict[str, Attention]:
+    """The model's attention layers by full name, in definition order."""
+    return {module.layer_name: module for module in model.modules() if isinstance(module, Attention)}
+
+
+def kv_cache_specs(model: nn.Module) -> dict[str, KVCacheSpec]:
+    """What each layer keeps for every token: asked of the model, never read from its configuration."""
+    specs = {name: layer.get_kv_cache_spec() for name, layer in attention_layers(model).items()}
+    return {name: spec for name, spec in specs.items() if spec is not None}
+
+
+class ModelRunner:
+    """Runs one model, step by step. A step that raises leaves every request as it was: tokens are appended last.
+
+    Args:
+        model: loaded and finished; its attention layers have their backends.
+        num_blocks: KV-cache blocks that every caching layer gets.
+    """
+
+    def __init__(self, model: nn.Module, vllm_config: VllmConfig, num_blocks: int) -> None:
+        self.model: Any = model
+        self.device = torch.device(vllm_config.device_config.device)
+        self.block_size = vllm_config.cache_config.block_size
+        self.states: dict[str, RequestState] = {}
+        self.kv_caches = self._allocate(model, num_blocks)
+
+    def _allocate(self, model: nn.Module, num_blocks: int) -> dict[str, torch.Tensor]:
+        caches = {}
+        layers = attention_layers(model)
+        for name, spec in kv_cache_specs(model).items():
+            backend = layers[name].backend
+            if backend is None:
+                raise EngineError(f"attention layer {name} has no backend: the model was not finished")
+            shape = backend.cache_shape(spec, num_blocks, self.block_size)
+            caches[name] = torch.zeros(tuple(shape), dtype=spec.dtype, device=self.device)
+        return caches
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """One forward pass and the draws after it."""
+        batch = self._prepare(plan)
+        logits = None if batch is None else self._forward(batch)
+        if batch is None or logits is None:
+            return StepResult(plan.step, {})
+        prompts = _prompt_logprobs(batch, logits)
+        return StepResult(plan.step, self._sample(batch, logits), prompts)
+
+    @torch.inference_mode()
+    def logits(self, plan: StepPlan) -> torch.Tensor:
+        """The logits `execute` would sample from, without sampling: ``[rows wanted by the plan, vocabulary]``."""
+        batch = self._prepare(plan)
+        logits = None if batch is None else self._forward(batch)
+        if logits is None:
+            raise ValueError("this plan wants no logits")
+        return logits
+
+    def _prepare(self, plan: StepPlan) -> ForwardBatch | None:
+        for request_id in plan.finished:
+            self.states.pop(request_id, None)
+        for new in plan.new:
+            self.states[new.request_id] = RequestState(new)
+        return make_batch(plan, self.states, self.block_size, self.device) if plan.items else None
+
+    def _forward(self, batch: ForwardBatch) -> torch.Tensor | None:
+        with forward_context(ForwardContext(batch.attention, self.kv_caches)):
+            hidden = self.model.forward(batch.input_ids, batch.positions)
+            if batch.logits_rows is not None:
+                if not len(batch.logits_rows):
+                    return None
+                hidden = hidden[batch.logits_rows]
+            logits: torch.Tensor = self.model.compute_logits(hidden)
+        return logits
+
+    def _sample(self, batch: ForwardBatch, logits: torch.Tensor) -> dict[str, SampledToken]:
+        states = [state for state, _ in batch.sampled]
+        rows = [row for _, row in batch.sampled]
+        if len(rows) != logits.shape[0]:
+            logits = logits[rows]
+        drawn = dict(zip((state.request_id for state in states), sample(logits, states), strict=True)) if states else {}
+        for state in states:
+            token = drawn[state.request_id]
+            if token.error is None:
+                state.append(token.token_id)
+        return drawn
+
+
+def _prompt_logprobs(batch: ForwardBatch, logits: torch.Tensor) -> dict[str, list[TokenLogprobs]]:
+    found = {}
+    for state, rows, first in batch.prompt_rows:
+        count = state.sampling.prompt_logprobs or 0
+        found[state.request_id] = [
+            token_logprobs(logits[row], state.tokens[first + index], count) for index, row in enumerate(rows)
+        ]
+    return found

@@ -1,0 +1,168 @@
+"""From logits to tokens.
+
+Log-probabilities are those of the model's own distribution, before anything a request asks for changes it. A draw is
+a function of the request's seed and the token's position, so it does not depend on the batch: one uniform number
+selects a token from the cumulative distribution.
+
+Order: allowed and banned ids, bias, penalties, temperature, min-p, top-k, top-p.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+
+from bestiary.api.outputs import Logprob, TokenLogprobs
+
+from .plan import SampledToken
+from .request_state import RequestState
+
+_CANDIDATES = 1024
+_NUMERICAL = SampledToken(token_id=-1, error="numerical")
+
+
+def sample(logits: torch.Tensor, states: Sequence[RequestState]) -> list[SampledToken]:
+    """Draw one token from each row of logits ``[len(states), vocabulary]``.
+
+    A row without a finite maximum (NaN, +Inf, all -Inf) yields an error for that row alone.
+    """
+    best, best_ids = logits.max(dim=-1)
+    ids: list[int] = best_ids.tolist()
+    drawn: list[SampledToken] = []
+    for row, (state, peak) in enumerate(zip(states, best.tolist(), strict=True)):
+        if not math.isfinite(peak):
+            drawn.append(_NUMERICAL)
+            continue
+        token = ids[row] if _plain_greedy(state) else _choose(logits[row], state)
+        wanted = state.sampling.logprobs
+        logprobs = None if wanted is None else token_logprobs(logits[row], token, wanted)
+        drawn.append(SampledToken(token, logprobs) if token >= 0 else _NUMERICAL)
+    return drawn
+
+
+def token_logprobs(logits: torch.Tensor, token_id: int, count: int) -> TokenLogprobs:
+    """The token's log-probability and the `count` likeliest, from one row of raw logits."""
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    own = logprobs[token_id]
+    found = {token_id: Logprob(float(own), int((logprobs > own).sum()) + 1)}
+    top = torch.topk(logprobs, count)
+    for rank, (value, each) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True), 1):
+        found.setdefault(each, Logprob(value, rank))
+    return found
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) with 53 random bits, a pure function of its arguments (BLAKE2b)."""
+    key = seed.to_bytes(8, "little") + position.to_bytes(8, "little")
+    return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 11) * 2.0**-53
+
+
+def _plain_greedy(state: RequestState) -> bool:
+    return state.sampling.greedy and not _reshapes(state)
+
+
+def _reshapes(state: RequestState) -> bool:
+    """Whether anything but temperature and truncation changes this row."""
+    p = state.sampling
+    return bool(
+        p.logit_bias
+        or p.bad_token_ids
+        or p.allowed_token_ids is not None
+        or p.repetition_penalty != 1.0
+        or p.presence_penalty
+        or p.frequency_penalty
+        or (state.banned_until_min and state.num_outputs < p.min_tokens)
+    )
+
+
+def _choose(logits: torch.Tensor, state: RequestState) -> int:
+    row = _reshaped(logits.float(), state) if _reshapes(state) else logits.float()
+    if state.sampling.greedy:
+        return _finite_argmax(row)
+    return _draw(row, state)
+
+
+def _finite_argmax(row: torch.Tensor) -> int:
+    peak, token = row.max(dim=-1)
+    return int(token) if math.isfinite(float(peak)) else -1
+
+
+def _reshaped(row: torch.Tensor, state: RequestState) -> torch.Tensor:
+    p = state.sampling
+    row = row.clone()
+    if p.allowed_token_ids is not None:
+        banned = torch.ones_like(row, dtype=torch.bool)
+        banned[_ids(p.allowed_token_ids, row)] = False
+        row[banned] = -math.inf
+    if p.bad_token_ids:
+        row[_ids(p.bad_token_ids, row)] = -math.inf
+    if state.banned_until_min and state.num_outputs < p.min_tokens:
+        row[_ids(state.banned_until_min, row)] = -math.inf
+    if p.logit_bias:
+        at = _ids(list(p.logit_bias), row)
+        row[at] += torch.tensor(list(p.logit_bias.values()), device=row.device)
+    if p.repetition_penalty != 1.0:
+        at = _ids(list(set(state.tokens)), row)
+        seen = row[at]
+        row[at] = torch.where(seen > 0, seen / p.repetition_penalty, seen * p.repetition_penalty)
+    if state.output_counts and (p.presence_penalty or p.frequency_penalty):
+        at = _ids(list(state.output_counts), row)
+        counts = torch.tensor(list(state.output_counts.values()), dtype=row.dtype, device=row.device)
+        row[at] -= p.presence_penalty + p.frequency_penalty * counts
+    return row
+
+
+def _ids(ids: Sequence[int], row: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(ids, dtype=torch.long, device=row.device)
+
+
+def _draw(row: torch.Tensor, state: RequestState) -> int:
+    """Select by one uniform number from the truncated distribution; -1 where nothing can be drawn."""
+    p = state.sampling
+    row = (row / p.temperature).double()
+    if not math.isfinite(float(row.max())):
+        return -1
+    u = uniform(state.seed, len(state.tokens))
+    if p.top_k == 0 and p.top_p == 1.0 and p.min_p == 0.0:
+        return _select(torch.softmax(row, dim=-1), u)
+    values, ids = _candidates(row, p.top_k, p.top_p, p.min_p)
+    return int(ids[_select(torch.softmax(values, dim=-1), u)])
+
+
+def _select(probs: torch.Tensor, u: float) -> int:
+    cumulative = probs.cumsum(dim=-1)
+    at = torch.searchsorted(cumulative, torch.tensor([u * float(cumulative[-1])], device=probs.device,
+    dtype=probs.dtype),
+                            right=True)  # fmt: skip
+    last = int(torch.nonzero(probs)[-1])
+    return min(int(at), last)
+
+
+def _candidates(row: torch.Tensor, top_k: int, top_p: float, min_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kept logits, largest first, with their ids. All three truncations keep a prefix of the sorted row."""
+    width = row.shape[-1]
+    count = min(width, top_k or _CANDIDATES)
+    while True:
+        values, ids = torch.topk(row, count)
+        kept = _prefix(row, values, top_k, top_p, min_p)
+        if kept < count or count in (width, top_k):
+            return values[:kept], ids[:kept]
+        count = width
+
+
+def _prefix(row: torch.Tensor, values: torch.Tensor, top_k: int, top_p: float, min_p: float) -> int:
+    """How many of the sorted `values` survive; ``len(values)`` where more than those might."""
+    kept = len(values)
+    if min_p > 0.0:
+        kept = int((values >= values[0] + math.log(min_p)).sum())
+        if kept == len(values) and len(values) not in (row.shape[-1], top_k):
+            return kept
+    if top_p < 1.0:
+        everything = values[:kept] if top_k or min_p > 0.0 else row
+        probs = torch.exp(values[:kept] - torch.logsumexp(everything, dim=-1))
+        before = probs.cumsum(dim=-1) - probs
+        kept = max(1, int((before < top_p).sum()))
+    return kept

@@ -1,0 +1,333 @@
+"""`Scheduler`: which tokens of which requests the next step computes, and what became of them. No torch, no clock.
+
+The rules, all of them:
+
+* **Order.** Everything goes by rank: (priority, arrival), lower first. Running requests come before waiting ones of the
+  same priority; a waiting request of a better priority comes before running ones of a worse one.
+* **Budget.** A step computes at most `max_num_batched_tokens` tokens for at most `max_num_seqs` running requests. A
+  prompt longer than what is left is computed in pieces, or, without chunked prefill, waits for a step with room. What
+  a preemption made longer than the whole budget is computed in pieces even then.
+* **Admission.** A waiting request is admitted when all tokens it has now fit into free blocks (they are not reserved).
+  The best-ranked one that does not fit keeps all behind it waiting, so nobody is overtaken for ever. A request lets its
+  leader (a sibling with the same prompt) compute the prompt first, for then it finds that in the prefix cache.
+* **Preemption.** Where a running request lacks a block, the worst-ranked running one gives up all of its own; it keeps
+  its tokens and computes them again later, as if they were its prompt. Where a waiting request lacks a block or a
+  place, only running ones of a strictly worse priority give way. The best-ranked running request is never preempted for
+  another, and one alone always fits (`admission.py`); so it ends, and then the next one does.
+* **Failure.** A token that could not be drawn ends its request alone, and what it computed leaves the prefix cache.
+
+A step is `schedule`, execution, `update`; between the two a request may be aborted, and its result is then ignored.
+All of it is a function of the calls made: the same calls give the same plans.
+
+One plan is in flight at a time. To plan ahead, `schedule` would start at ``num_computed + num_scheduled`` and count
+tokens not yet known; to take several tokens of one request, `update` returns several `SequenceUpdate`s for it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+
+from bestiary.api.config import CacheConfig, SchedulerConfig
+from bestiary.api.errors import EngineError, RequestError
+from bestiary.api.outputs import FinishReason, TokenLogprobs
+
+from .admission import Limits
+from .kv_cache import KVCacheManager, KVCacheUsage
+from .plan import NewRequest, SampledToken, ScheduledItem, StepPlan, StepResult
+from .sequence import Sequence, SequenceUpdate, Status
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    """Requests running and waiting now, preemptions so far, and the state of the KV cache."""
+
+    running: int
+    waiting: int
+    preemptions: int
+    kv_cache: KVCacheUsage
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
+
+
+class Scheduler:
+    """Owns every live `Sequence` and, through `KVCacheManager`, their blocks."""
+
+    def __init__(
+        self, scheduler_config: SchedulerConfig, cache_config: CacheConfig, max_model_len: int, num_blocks: int
+    ) -> None:
+        self._config = scheduler_config
+        self._kv = KVCacheManager(
+            num_blocks, cache_config.block_size, prefix_caching=cache_config.enable_prefix_caching
+        )
+        self._limits = Limits(
+            max_model_len=max_model_len,
+            cache_tokens=num_blocks * cache_config.block_size,
+            max_prompt=None if scheduler_config.enable_chunked_prefill else scheduler_config.max_num_batched_tokens,
+        )
+        self._live: dict[str, Sequence] = {}
+        self._waiting: list[Sequence] = []  # both by rank
+        self._running: list[Sequence] = []
+        self._arrivals = 0
+        self._preemptions = 0
+        self._steps = 0
+        self._unreported: list[str] = []  # ended, and the executor does not know
+        self._plan: StepPlan | None = None  # in flight
+        self._scheduled: list[Sequence] = []  # its sequences, in the order of its items
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    def add(self, *sequences: Sequence) -> None:
+        """Queue one request, or several (the children of one with ``n`` > 1), all or none.
+
+        Raises:
+            RequestError: it can never run (`admission.py`), its id is in use, or the queue is full.
+        """
+        room = self._config.max_queue
+        if room is not None and len(self._waiting) + len(sequences) > room:
+            raise RequestError("too many requests are waiting", code="QUEUE_FULL", field="max_queue", limit=room)
+        limits = [self._limits.check(sequence) for sequence in sequences]
+        ids: set[str] = set()
+        for name in [sequence.request_id for sequence in sequences]:
+            if name in self._live or name in ids:
+                raise RequestError("the request id is in use", code="DUPLICATE_REQUEST", field="request_id", value=name)
+            ids.add(name)
+        for sequence, limit in zip(sequences, limits, strict=True):
+            sequence.max_total = limit
+            sequence.rank = (sequence.priority, self._arrivals)
+            self._arrivals += 1
+            self._live[sequence.request_id] = sequence
+            self._wait(sequence)
+
+    def abort(self, request_id: str) -> SequenceUpdate | None:
+        """End a request now. Returns its last update, or None if it is not live (unknown, or ended before)."""
+        return self.finish(request_id, "abort")
+
+    def finish(
+        self,
+        request_id: str,
+        finish_reason: FinishReason,
+        stop_reason: str | int | None = None,
+        error: str | None = None,
+    ) -> SequenceUpdate | None:
+        """Like `abort`, for any reason found outside: a stop string in the text, a dead executor."""
+        sequence = self._live.get(request_id)
+        if sequence is None:
+            return None
+        self._end(sequence)
+        return SequenceUpdate(request_id, finish_reason=finish_reason, stop_reason=stop_reason, error=error)
+
+    def has_unfinished(self) -> bool:
+        return bool(self._live)
+
+    def has_unreported(self) -> bool:
+        """Whether the executor still holds ended requests; the next plan names them, even one without items."""
+        return bool(self._unreported)
+
+    def stats(self) -> SchedulerStats:
+        return SchedulerStats(len(self._running), len(self._waiting), self._preemptions, self._kv.usage())
+
+    def clear_prefix_cache(self) -> None:
+        """Forget all cached content; what runs goes on."""
+        self._kv.clear_prefix_cache()
+
+    # --- a step ---------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> StepPlan:
+        """The next step. It must come back through `update` or `abandon` before there is another."""
+        if self._plan is not None:
+            raise EngineError(f"step {self._plan.step} is still in flight")
+        scheduled = self._scheduled = self._choose()
+        items = tuple(
+            [ScheduledItem(s.request_id, s.num_computed, s.num_scheduled, s.block_ids, _samples(s)) for s in scheduled]
+        )
+        new = tuple([_introduce(sequence) for sequence in scheduled if not sequence.sent])
+        finished: tuple[str, ...] = ()
+        if self._unreported:
+            finished = tuple(self._unreported)
+            self._unreported.clear()
+        self._plan = plan = StepPlan(self._steps, items, new, finished)
+        self._steps += 1
+        return plan
+
+    def update(self, plan: StepPlan, result: StepResult) -> list[SequenceUpdate]:
+        """Record what `plan` computed and drew; returns every token and every end, in batch order."""
+        if plan is not self._plan or result.step != plan.step:
+            raise EngineError(f"plan {plan.step} and result {result.step} are not the step in flight")
+        scheduled, self._plan, self._scheduled = self._scheduled, None, []
+        updates: list[SequenceUpdate] = []
+        for sequence in scheduled:
+            if sequence.status is not Status.RUNNING:
+                continue
+            start, count = sequence.num_computed, sequence.num_scheduled
+            request_id = sequence.request_id
+            if sequence.prompt_logprobs is not None:
+                entries = result.prompt_logprobs.get(request_id, [])
+                if not sequence.add_prompt_logprobs(start, count, entries):
+                    updates.append(self._fail(sequence, "prompt log-probabilities are missing"))
+                    continue
+            token: SampledToken | None = None
+            if start + count == len(sequence.token_ids):
+                token = result.sampled.get(request_id)
+                error = "no token was drawn" if token is None else token.error
+                if error is not None:
+                    updates.append(self._fail(sequence, error))
+                    continue
+            sequence.num_computed = start + count
+            self._kv.register_computed(sequence)
+            if token is not None:
+                updates.append(self._append(sequence, token))
+        return updates
+
+    def abandon(self, plan: StepPlan) -> None:
+        """`plan` failed as a whole: nothing of it was computed, and the next plan will say all of it again.
+
+        The executor may or may not have read it, so it is told to forget what was new before it hears of it again.
+        """
+        if plan is not self._plan:
+            raise EngineError(f"plan {plan.step} is not the step in flight")
+        new = [request.request_id for request in plan.new]
+        for sequence in self._scheduled:
+            sequence.sent = sequence.sent and sequence.request_id not in new
+        self._unreported += [*plan.finished, *new]
+        self._plan, self._scheduled = None, []
+
+    # --- choosing -------------------------------------------------------------------------------------------------
+
+    def _choose(self) -> list[Sequence]:
+        """The next step's sequences in order of rank, each with its `num_scheduled` tokens and blocks for them."""
+        budget = self._config.max_num_batched_tokens
+        scheduled: list[Sequence] = []
+        running = self._running
+        candidate = self._candidate()
+        index = 0
+        while budget:
+            if index < len(running) and (candidate is None or running[index].priority <= candidate.priority):
+                sequence = running[index]
+                start = sequence.num_computed
+                count = len(sequence.token_ids) - start
+                if count > budget:
+                    count = budget
+                if start + count > sequence.capacity and not self._kv.allocate(sequence, start + count):
+                    candidate = None  # where blocks are short, nobody is admitted
+                    if not self._make_room(sequence, start + count):
+                        break
+            elif candidate is not None:
+                sequence = candidate
+                count = self._admit(sequence, budget)
+                candidate = self._candidate() if count else None
+                if not count:
+                    continue
+            else:
+                break
+            sequence.num_scheduled = count
+            scheduled.append(sequence)
+            budget -= count
+            index += 1
+        return scheduled
+
+    def _candidate(self) -> Sequence | None:
+        """The best-ranked waiting sequence that does not wait for its leader."""
+        if not self._waiting:
+            return None
+        return next((sequence for sequence in self._waiting if not self._defers(sequence)), None)
+
+    def _defers(self, sequence: Sequence) -> bool:
+        leader = sequence.leader
+        if leader is None or leader.status is not Status.RUNNING or not self._kv.prefix_caching:
+            return False
+        return leader.num_computed < sequence.max_matched // self._kv.block_size * self._kv.block_size
+
+    def _admit(self, sequence: Sequence, budget: int) -> int:
+        """Move a waiting sequence to the running ones; returns how many tokens to compute, 0 if it must wait."""
+        whole = not self._config.enable_chunked_prefill and sequence.total <= self._config.max_num_batched_tokens
+        while True:
+            if len(self._running) < self._config.max_num_seqs:
+                count = sequence.total - self._kv.match_prefix(sequence)
+                too_long = whole and count > budget
+                if self._kv.fits(sequence, sequence.total) and not too_long:
+                    break
+                self._kv.free(sequence)
+                if too_long:
+                    return 0
+            if not self._running or self._running[-1].priority <= sequence.priority:
+                return 0
+            self._preempt(self._running[-1])
+        if sequence.preemptions == 0:
+            self._kv.count_admission(sequence)
+        sequence.leader = None
+        count = min(count, budget)
+        self._kv.allocate(sequence, sequence.num_computed + count)
+        _remove(self._waiting, sequence)
+        insort(self._running, sequence, key=_rank)
+        sequence.status = Status.RUNNING
+        return count
+
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Blocks for a running sequence, taken from the worst-ranked; False if it had to give up its own."""
+        while not self._kv.allocate(sequence, num_tokens):
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    # --- changes of state -----------------------------------------------------------------------------------------
+
+    def _wait(self, sequence: Sequence) -> None:
+        sequence.status = Status.WAITING
+        insort(self._waiting, sequence, key=_rank)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        _remove(self._running, sequence)
+        self._kv.free(sequence)
+        sequence.preemptions += 1
+        self._preemptions += 1
+        self._wait(sequence)
+
+    def _append(self, sequence: Sequence, token: SampledToken) -> SequenceUpdate:
+        token_id = token.token_id
+        sequence.token_ids.append(token_id)
+        prompt_logprobs: list[TokenLogprobs | None] | None = None
+        if sequence.prompt_logprobs is not None:
+            prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
+        finish_reason, stop_reason = sequence.finish_of(token_id)
+        if finish_reason is not None:
+            self._end(sequence)
+        return SequenceUpdate(
+            sequence.request_id, token_id, token.logprobs, prompt_logprobs, finish_reason, stop_reason
+        )
+
+    def _fail(self, sequence: Sequence, error: str) -> SequenceUpdate:
+        self._end(sequence, forget=True)
+        return SequenceUpdate(sequence.request_id, finish_reason="error", error=error)
+
+    def _end(self, sequence: Sequence, *, forget: bool = False) -> None:
+        _remove(self._running if sequence.status is Status.RUNNING else self._waiting, sequence)
+        self._kv.free(sequence, forget=forget)
+        sequence.status = Status.FINISHED
+        del self._live[sequence.request_id]
+        if sequence.sent:
+            self._unreported.append(sequence.request_id)
+
+
+def _samples(sequence: Sequence) -> bool:
+    return sequence.num_computed + sequence.num_scheduled == len(sequence.token_ids)
+
+
+def _introduce(sequence: Sequence) -> NewRequest:
+    sequence.sent = True
+    return NewRequest(
+        sequence.request_id,
+        sequence.prompt_token_ids,
+        sequence.sampling,
+        sequence.seed,
+        sequence.eos_token_ids,
+        sequence.lora_name,
+    )
+
+
+def _remove(ranked: list[Sequence], sequence: Sequence) -> None:
+    del ranked[bisect_left(ranked, sequence.rank, key=_rank)]

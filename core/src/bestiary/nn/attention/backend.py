@@ -1,0 +1,99 @@
+"""The attention backend protocol, and what a layer asks of one.
+
+A backend is stateless: the runner allocates the cache in the shape the backend names, the layer passes it back in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import torch
+
+from .metadata import AttentionMetadata
+
+
+class AttentionType(StrEnum):
+    """Who attends to whom."""
+
+    DECODER = "decoder"
+    """Causal self-attention over the paged cache."""
+    ENCODER = "encoder"
+    """Bidirectional self-attention of an encoder in an encoder-decoder model; no cache."""
+    ENCODER_ONLY = "encoder_only"
+    """Bidirectional self-attention of an encoder-only model; no cache."""
+    ENCODER_DECODER = "encoder_decoder"
+    """Decoder queries over encoder keys and values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """One layer's attention, all counts being this rank's own.
+
+    Attributes:
+        scale: multiplies q·k. sliding_window: a query sees itself and the `sliding_window - 1` tokens before it.
+        logits_soft_cap: scores become ``cap * tanh(score / cap)`` (Gemma 2, arXiv 2408.00118).
+        alibi_slopes: one per head; adds ``slope * (key position - query position)`` (arXiv 2108.12409).
+        has_sinks: a learned logit per head joins the softmax's denominator (gpt-oss).
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    scale: float
+    sliding_window: int | None = None
+    logits_soft_cap: float | None = None
+    alibi_slopes: tuple[float, ...] | None = None
+    has_sinks: bool = False
+    attn_type: AttentionType = AttentionType.DECODER
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVCacheSpec:
+    """What one layer keeps for each token: the engine asks the model for these, and sizes the cache by them."""
+
+    num_kv_heads: int
+    head_size: int
+    dtype: torch.dtype
+    sliding_window: int | None = None
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self.num_kv_heads * self.head_size * self.dtype.itemsize
+
+
+class AttentionBackend(Protocol):
+    """An attention implementation. `why_not` is None where it can run such a layer, otherwise the reason."""
+
+    name: str
+
+    def why_not(self, device: str, spec: AttentionSpec) -> str | None: ...
+
+    def cache_shape(self, spec: KVCacheSpec, num_blocks: int, block_size: int) -> Sequence[int]:
+        """Shape of one layer's cache tensor (dtype `spec.dtype`)."""
+        ...
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        kv_cache: torch.Tensor,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Write this step's keys and values, then attend.
+
+        Args:
+            query: ``[tokens, num_heads, head_size]``.
+            key, value: ``[tokens, num_kv_heads, head_size]``, or None where another layer wrote the cache.
+            kv_cache: of `cache_shape`; empty for encoder types, whose keys and values are used as they come.
+            sinks: ``[num_heads]`` or None.
+
+        Returns:
+            ``[tokens, num_heads, head_size]``, the dtype of `query`.
+        """
+        ...

@@ -1,0 +1,59 @@
+"""Which attention backend runs a model: chosen once, when an engine starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from bestiary.api.errors import UsageError
+
+from .backend import AttentionBackend, AttentionSpec
+from .deterministic import DeterministicBackend
+from .reference import ReferenceBackend
+from .sdpa import TorchBackend
+
+BACKENDS: dict[str, AttentionBackend] = {
+    each.name: each for each in (TorchBackend(), DeterministicBackend(), ReferenceBackend())
+}
+"""Those that core brings."""
+
+_AUTOMATIC = ("torch", "reference")
+
+
+def choose_backend(
+    wanted: str | None,
+    device: str,
+    specs: Iterable[AttentionSpec],
+    offered: Mapping[str, AttentionBackend] | None = None,
+) -> AttentionBackend:
+    """The backend that runs all of `specs` on `device`.
+
+    Args:
+        wanted: a name; None takes the first that can, of the `offered` ones in their order, then of core's own.
+        offered: backends of installed packages.
+
+    Raises:
+        UsageError: the wanted one is unknown or cannot run here, or none can; with each one's reasons.
+    """
+    known = {**(offered or {}), **BACKENDS}
+    if wanted is not None and wanted not in known:
+        raise UsageError(
+            "there is no such attention backend",
+            field="attention_backend",
+            value=wanted,
+            limit=f"one of {', '.join(sorted(known))}",
+        )
+    names = [wanted] if wanted is not None else [*(offered or {}), *_AUTOMATIC]
+    distinct = list(dict.fromkeys(specs))
+    reasons = []
+    for name in names:
+        why_not = [reason for spec in distinct if (reason := known[name].why_not(device, spec))]
+        if not why_not:
+            return known[name]
+        reasons += [f"{name}: {reason}" for reason in dict.fromkeys(why_not)]
+    raise UsageError(
+        f"no attention backend can run this model on {device}" if wanted is None else f"{wanted} cannot run this model",
+        field="attention_backend",
+        value=wanted,
+        details=reasons,
+        fix="leave attention_backend unset to have one chosen" if wanted is not None else None,
+    )

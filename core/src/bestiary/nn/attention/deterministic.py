@@ -1,0 +1,78 @@
+"""Backend "deterministic": a token's result is bitwise independent of the batch, of chunking and of the prefix cache.
+
+Every query token is computed alone, by a kernel call whose shapes and memory layout depend on its position only. Slow:
+one call a token and layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bestiary.nn.ops.attention import write_kv_cache
+
+from . import pages
+from .backend import AttentionSpec, KVCacheSpec
+from .explicit import attend
+from .mask import first_visible, is_causal, score_bias
+from .metadata import AttentionMetadata
+from .reference import bidirectional, no_cross_attention
+
+
+class DeterministicBackend:
+    name = "deterministic"
+
+    def why_not(self, device: str, spec: AttentionSpec) -> str | None:
+        return no_cross_attention(spec)
+
+    def cache_shape(self, spec: KVCacheSpec, num_blocks: int, block_size: int) -> Sequence[int]:
+        return pages.cache_shape(spec, num_blocks, block_size)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        kv_cache: Tensor,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        if is_causal(spec) and key is not None and value is not None:
+            write_kv_cache(kv_cache, key, value, metadata.slot_mapping)
+        output = torch.empty_like(query)
+        row = 0
+        for sequence, (count, length) in enumerate(zip(metadata.query_lens_host, metadata.seq_lens_host, strict=True)):
+            for position in range(length - count, length):
+                if is_causal(spec):
+                    first = first_visible(spec, position)
+                    slots = pages.sequence_slots(metadata, sequence)[first : position + 1]
+                    keys, values = pages.read(kv_cache, slots, query.dtype).unbind(1)
+                else:
+                    first, start = 0, row - position
+                    keys, values = bidirectional(key, value, slice(start, start + length))
+                output[row] = _attend_token(query[row], keys, values, first, position, spec, sinks)
+                row += 1
+        return output
+
+
+def _attend_token(
+    query: Tensor, keys: Tensor, values: Tensor, first: int, position: int, spec: AttentionSpec, sinks: Tensor | None
+) -> Tensor:
+    """One token, ``[num_heads, head_size]``, over keys that begin at position `first`.
+
+    Keys and values are laid out anew, head by head, so that no kernel can choose its order of additions by the
+    strides or the alignment of what it was given.
+    """
+    places = torch.arange(first, first + len(keys), device=query.device)[None]
+    here = torch.tensor([[position]], device=query.device)
+    bias = score_bias(spec, here, places, torch.float32)
+    grouped = query.clone().view(1, spec.num_kv_heads, -1, 1, spec.head_size)
+    out = attend(grouped, _by_head(keys), _by_head(values), bias, spec, sinks)
+    return out.view(query.shape)
+
+
+def _by_head(x: Tensor) -> Tensor:
+    return x.transpose(0, 1)[None].clone(memory_format=torch.contiguous_format)

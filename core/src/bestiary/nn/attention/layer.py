@@ -1,0 +1,189 @@
+"""The attention layer of a model file. It knows its geometry; where keys and values lie is the forward context's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bestiary.api.errors import ConfigError, EngineError, UsageError
+from bestiary.nn.context import get_forward_context
+from bestiary.nn.scope import get_current_vllm_config_or_none
+
+from .backend import AttentionBackend, AttentionSpec, AttentionType, KVCacheSpec
+
+_CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Attention(nn.Module):
+    """Multi-head attention with a paged cache; all head counts are this rank's own.
+
+    Attributes:
+        spec: the geometry, as backends see it.
+        layer_name: the full name in the model, under which the context keeps the cache; set when the model is placed.
+        backend: set when the model is finished.
+        sinks: the parameter given, the same object as its owner's.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: Sequence[float] | Tensor | None = None,
+        cache_config: Any = None,
+        quant_config: Any = None,
+        logits_soft_cap: float | None = None,
+        per_layer_sliding_window: int | None = None,
+        prefix: str = "",
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        attn_backend: AttentionBackend | None = None,
+        sinks: nn.Parameter | None = None,
+        head_size_v: int | None = None,
+        **extra: Any,
+    ) -> None:
+        """`quant_config` and `prefix` are accepted and ignored: the build scope and the placement walk supply them.
+
+        `cache_config` gives the cache's dtype and, where `per_layer_sliding_window` is None, the window; the build
+        scope's is used where it is None. Any other keyword that asks for something is a `ConfigError` naming it.
+        """
+        super().__init__()
+        if head_size_v is not None and head_size_v != head_size:
+            extra["head_size_v"] = head_size_v
+        _refuse(extra)
+        scope = get_current_vllm_config_or_none()
+        if cache_config is None and scope is not None:
+            cache_config = scope.cache_config
+        if per_layer_sliding_window is None and cache_config is not None:
+            per_layer_sliding_window = cache_config.sliding_window
+        self.spec = AttentionSpec(
+            num_heads=num_heads,
+            num_kv_heads=_kv_heads(num_heads, num_kv_heads),
+            head_size=head_size,
+            scale=scale,
+            sliding_window=per_layer_sliding_window,
+            logits_soft_cap=logits_soft_cap or None,
+            alibi_slopes=None if alibi_slopes is None else tuple(float(slope) for slope in alibi_slopes),
+            has_sinks=sinks is not None,
+            attn_type=AttentionType(attn_type),
+        )
+        self.num_heads = num_heads
+        self.num_kv_heads = self.spec.num_kv_heads
+        self.head_size = head_size
+        self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
+        self.layer_name = ""
+        self.backend = attn_backend
+        self.sinks = sinks
+        self._cache_dtype = _cache_dtype("auto" if cache_config is None else cache_config.cache_dtype)
+
+    def get_kv_cache_spec(self) -> KVCacheSpec | None:
+        """What this layer keeps a token; None where it keeps nothing, or reads another layer's cache."""
+        if not self._has_cache or self.kv_sharing_target_layer_name is not None:
+            return None
+        spec = self.spec
+        return KVCacheSpec(
+            num_kv_heads=spec.num_kv_heads,
+            head_size=spec.head_size,
+            dtype=self._cache_dtype,
+            sliding_window=spec.sliding_window,
+        )
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend within each sequence of the running step.
+
+        Args:
+            query: ``[tokens, num_heads * head_size]``; key, value: ``[tokens, num_kv_heads * head_size]``, unused by a
+                layer that shares another's cache.
+
+        Returns:
+            ``[tokens, num_heads * head_size]``.
+        """
+        if self.backend is None:
+            raise EngineError(f"attention layer {self.layer_name!r} has no backend: the model was not finished")
+        context, shape = get_forward_context(), (query.shape[0], -1, self.head_size)
+        keys = values = None
+        if self.kv_sharing_target_layer_name is None:
+            keys, values = key.reshape(shape), value.reshape(shape)
+        cache = self._cache(context.kv_caches) if self._has_cache else query.new_empty(0)
+        queries = query.reshape(shape)
+        out = self.backend.forward(queries, keys, values, cache, context.attention, self.spec, self.sinks)
+        return out.reshape(query.shape)
+
+    def _cache(self, kv_caches: Mapping[str, object]) -> Tensor:
+        name = self.kv_sharing_target_layer_name or self.layer_name
+        try:
+            return cast(Tensor, kv_caches[name])
+        except KeyError as error:
+            raise EngineError(f"no KV cache was made for layer {name!r}", field="layer_name", value=name) from error
+
+    @property
+    def _has_cache(self) -> bool:
+        return self.spec.attn_type is AttentionType.DECODER
+
+    def extra_repr(self) -> str:
+        spec = self.spec
+        return f"heads={spec.num_heads}, kv_heads={spec.num_kv_heads}, head_size={spec.head_size}, {spec.attn_type}"
+
+
+class EncoderOnlyAttention(Attention):
+    """Bidirectional attention of an encoder-only model: no cache, nothing kept."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        *,
+        attn_type: str | None = None,
+        **options: Any,
+    ) -> None:
+        """As `Attention`, without the choice of a type."""
+        if attn_type not in (None, AttentionType.ENCODER_ONLY):
+            raise ConfigError(
+                "EncoderOnlyAttention is encoder-only",
+                code="UNSUPPORTED_LAYER",
+                field="attn_type",
+                value=attn_type,
+                limit=AttentionType.ENCODER_ONLY.value,
+            )
+        super().__init__(num_heads, head_size, scale, num_kv_heads, attn_type=AttentionType.ENCODER_ONLY, **options)
+
+
+def _refuse(extra: dict[str, Any]) -> None:
+    """Refuse keywords that ask for what no backend does; None and False ask for nothing."""
+    asked = [name for name, value in extra.items() if value is not None and value is not False]
+    if asked:
+        raise ConfigError(
+            f"unsupported layer: Attention with {', '.join(asked)}",
+            code="UNSUPPORTED_LAYER",
+            field=asked[0],
+            value=extra[asked[0]],
+        )
+
+
+def _kv_heads(num_heads: int, num_kv_heads: int | None) -> int:
+    count = num_heads if num_kv_heads is None else num_kv_heads
+    if count < 1 or num_heads % count:
+        raise ConfigError(
+            "query heads are not shared evenly", field="num_kv_heads", value=count, limit=f"a divisor of {num_heads}"
+        )
+    return count
+
+
+def _cache_dtype(name: str) -> torch.dtype:
+    """ "auto" is the model's dtype, which is the default one inside a build scope."""
+    if name == "auto":
+        return torch.get_default_dtype()
+    if name not in _CACHE_DTYPES:
+        raise UsageError(
+            "the KV cache cannot be kept in this dtype",
+            field="cache_dtype",
+            value=name,
+            limit=f"one of auto, {', '.join(_CACHE_DTYPES)}",
+        )
+    return _CACHE_DTYPES[name]

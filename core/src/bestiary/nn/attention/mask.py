@@ -1,0 +1,41 @@
+"""Who sees whom, as a bias to the scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .backend import AttentionSpec, AttentionType
+
+
+def is_causal(spec: AttentionSpec) -> bool:
+    return spec.attn_type is AttentionType.DECODER
+
+
+def first_visible(spec: AttentionSpec, position: int) -> int:
+    """The first position that a causal query at `position` sees."""
+    return 0 if spec.sliding_window is None else max(0, position + 1 - spec.sliding_window)
+
+
+def score_bias(spec: AttentionSpec, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scaled scores: -inf where a query does not see a key, and ALiBi's slopes.
+
+    A causal query sees keys up to itself, with a window only the last `sliding_window` of these; an encoder's sees all,
+    with a window those nearer than `sliding_window` on both sides.
+
+    Args:
+        queries, keys: positions, ``[batch, t]`` and ``[batch, l]``.
+
+    Returns:
+        ``[batch, 1, 1, t, l]``, or ``[batch, num_kv_heads, group, t, l]`` with ALiBi; in `dtype`.
+    """
+    distance = keys[:, None, :] - queries[:, :, None]
+    hidden = distance > 0 if is_causal(spec) else torch.zeros_like(distance, dtype=torch.bool)
+    if spec.sliding_window is not None:
+        hidden = hidden | (distance.abs() >= spec.sliding_window)
+    if spec.alibi_slopes is None:
+        bias = torch.zeros(distance.shape, dtype=dtype, device=distance.device)[:, None, None]
+    else:
+        slopes = torch.tensor(spec.alibi_slopes, device=distance.device).view(spec.num_kv_heads, -1, 1, 1)
+        bias = (slopes * distance[:, None, None]).to(dtype)
+    return bias.masked_fill(hidden[:, None, None], -torch.inf)

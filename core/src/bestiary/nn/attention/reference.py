@@ -1,0 +1,74 @@
+"""Backend "reference": the oracle. One sequence after another, written out in fp32, everything supported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bestiary.api.errors import EngineError
+from bestiary.nn.ops.attention import write_kv_cache
+
+from . import pages
+from .backend import AttentionSpec, AttentionType, KVCacheSpec
+from .explicit import attend
+from .mask import is_causal, score_bias
+from .metadata import AttentionMetadata
+
+
+class ReferenceBackend:
+    name = "reference"
+
+    def why_not(self, device: str, spec: AttentionSpec) -> str | None:
+        return no_cross_attention(spec)
+
+    def cache_shape(self, spec: KVCacheSpec, num_blocks: int, block_size: int) -> Sequence[int]:
+        return pages.cache_shape(spec, num_blocks, block_size)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        kv_cache: Tensor,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        if is_causal(spec) and key is not None and value is not None:
+            write_kv_cache(kv_cache, key, value, metadata.slot_mapping)
+        output = torch.empty_like(query)
+        start = 0
+        for sequence, count in enumerate(metadata.query_lens_host):
+            rows = slice(start, start + count)
+            if is_causal(spec):
+                pairs = pages.read(kv_cache, pages.sequence_slots(metadata, sequence), query.dtype)
+                keys, values = pairs.unbind(1)
+            else:
+                keys, values = bidirectional(key, value, rows)
+            output[rows] = _attend_one(query[rows], keys, values, spec, sinks)
+            start += count
+        return output
+
+
+def _attend_one(query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec, sinks: Tensor | None) -> Tensor:
+    """The last ``len(query)`` tokens of one sequence over all its keys; everything ``[tokens, heads, head_size]``."""
+    count, length = len(query), len(keys)
+    positions = torch.arange(length, device=query.device)[None]
+    bias = score_bias(spec, positions[:, length - count :], positions, torch.float32)
+    grouped = query.view(1, count, spec.num_kv_heads, -1, spec.head_size).permute(0, 2, 3, 1, 4)
+    out = attend(grouped, keys.transpose(0, 1)[None], values.transpose(0, 1)[None], bias, spec, sinks)
+    return out.permute(0, 3, 1, 2, 4).reshape(query.shape)
+
+
+def bidirectional(key: Tensor | None, value: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:
+    """The keys and values of an encoder's sequence, which come with its queries."""
+    if key is None or value is None:
+        raise EngineError("an encoder's attention needs keys and values")
+    return key[rows], value[rows]
+
+
+def no_cross_attention(spec: AttentionSpec) -> str | None:
+    cross = spec.attn_type is AttentionType.ENCODER_DECODER
+    return "keeps no cache of an encoder's keys and values (cross attention)" if cross else None

@@ -1,0 +1,56 @@
+"""The forward context: what is ambient during one forward pass. Only attention (and state) layers read it.
+
+It has one setter, a context manager that refuses nesting, held by the engine's runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bestiary.api.errors import EngineError
+
+if TYPE_CHECKING:
+    from .attention.metadata import AttentionMetadata
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardContext:
+    """One step, as layers see it.
+
+    Attributes:
+        attention: how the flat token batch falls into sequences, and where their KV lies.
+        kv_caches: layer name → that layer's cache, whatever form its backend gave it.
+    """
+
+    attention: AttentionMetadata
+    kv_caches: Mapping[str, object]
+
+
+_current: ForwardContext | None = None
+
+
+def get_forward_context() -> ForwardContext:
+    """The step being run. Raises `EngineError` outside one."""
+    if _current is None:
+        raise EngineError("no forward pass is running: attention layers are called through the engine's runner")
+    return _current
+
+
+def get_forward_context_or_none() -> ForwardContext | None:
+    return _current
+
+
+@contextmanager
+def forward_context(context: ForwardContext) -> Iterator[None]:
+    """Run one forward pass under `context`; refuses nesting."""
+    global _current
+    if _current is not None:
+        raise EngineError("a forward pass is already running; forward contexts do not nest")
+    _current = context
+    try:
+        yield
+    finally:
+        _current = None

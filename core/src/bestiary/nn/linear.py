@@ -1,0 +1,403 @@
+"""The linear family: replicated, column-parallel, row-parallel, and their fused forms.
+
+Column-parallel layers split the output among tensor-parallel ranks, row-parallel ones the input; a column layer
+followed by a row layer needs one all-reduce (Megatron-LM, arXiv 1909.08053). A weight is ``[output, input]``, as in
+torch.
+
+Every layer accepts `prefix` and `quant_config` for the sake of files written for vLLM and uses neither: full names
+and the quantization come from the placement walk (`placement.py`). `forward` returns ``(output, bias or None)``, the
+bias being given back only under `skip_bias_add`; with ``return_bias=False`` just the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import nn
+
+from bestiary.api.errors import WeightsMismatch
+
+from .parallel import (
+    divide,
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    split_tensor_along_last_dim,
+    tensor_model_parallel_all_gather,
+    tensor_model_parallel_all_reduce,
+)
+from .quant.base import QuantizationConfig, QuantizeMethodBase, UnquantizedLinearMethod, method_for
+from .weights.fill import ShardId, fill, set_weight_attrs
+
+
+class LinearBase(nn.Module):
+    """What all of them share: sizes, the method that holds the weight, and loading shard by shard.
+
+    Attributes:
+        output_sizes: full sizes of the logical outputs (one, unless the layer is fused).
+        output_partition_sizes, input_size_per_partition: this rank's part of them.
+        layer_name: the full dotted name, set by the placement walk.
+    """
+
+    weight: nn.Parameter
+
+    def __init__(
+        self,
+        input_size: int,
+        output_sizes: Sequence[int],
+        *,
+        input_parts: int = 1,
+        output_parts: Sequence[int] | None = None,
+        bias: bool,
+        skip_bias_add: bool,
+        params_dtype: torch.dtype | None,
+        return_bias: bool,
+    ) -> None:
+        super().__init__()
+        self.layer_name = ""
+        self.input_size = input_size
+        self.output_sizes = list(output_sizes)
+        self.output_size = sum(output_sizes)
+        self.output_partition_sizes = list(output_parts or output_sizes)
+        self.output_size_per_partition = sum(self.output_partition_sizes)
+        self.input_size_per_partition = divide(input_size, input_parts, "input_size")
+        self.skip_bias_add = skip_bias_add
+        self.return_bias = return_bias
+        self.params_dtype = params_dtype or torch.get_default_dtype()
+        self.quant_method: QuantizeMethodBase = UnquantizedLinearMethod()
+        self._create_weights()
+        if bias:
+            made = torch.empty(self.output_size_per_partition, dtype=self.params_dtype, device="meta")
+            self.bias: nn.Parameter | None = nn.Parameter(made, requires_grad=False)
+            set_weight_attrs(self.bias, {"output_dim": 0, "weight_loader": self.weight_loader})
+        else:
+            self.register_parameter("bias", None)
+
+    def place(self, quant_config: QuantizationConfig | None) -> None:
+        """Take the layout `quant_config` prescribes for this layer, by its full name."""
+        method = method_for(self, quant_config, self.layer_name)
+        if not isinstance(method, UnquantizedLinearMethod):
+            del self.weight
+            self.quant_method = method
+            self._create_weights()
+
+    def finish(self) -> None:
+        self.quant_method.process_weights_after_loading(self)
+
+    def _create_weights(self) -> None:
+        self.quant_method.create_weights(
+            self,
+            self.input_size_per_partition,
+            self.output_partition_sizes,
+            self.input_size,
+            self.output_size,
+            self.params_dtype,
+            weight_loader=self.weight_loader,
+        )
+
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
+        return self.quant_method.apply(self, x, None if self.skip_bias_add else self.bias)
+
+    def _answer(self, output: torch.Tensor) -> Any:
+        if not self.return_bias:
+            return output
+        return output, (self.bias if self.skip_bias_add else None)
+
+    # Loading. A parameter with `output_dim` is split along it by column layers, one with `input_dim` by row layers.
+
+    def shard_index(self, shard_id: ShardId) -> int:
+        """Position of a shard in `output_sizes`."""
+        if not isinstance(shard_id, int) or not 0 <= shard_id < len(self.output_sizes):
+            raise WeightsMismatch(
+                f"{type(self).__name__} has no shard {shard_id!r}", limit=f"0…{len(self.output_sizes) - 1}"
+            )
+        return shard_id
+
+    def shard_id_at(self, index: int) -> ShardId:
+        """The id under which the `index`-th name of a `packed_modules_mapping` entry is loaded."""
+        return index
+
+    def rank_of_shard(self, index: int) -> int:
+        """Which slice of shard `index` this rank holds."""
+        return 0
+
+    def weight_loader(self, param: nn.Parameter, loaded_weight: torch.Tensor, shard_id: ShardId = None) -> None:
+        """Copy this rank's part of a checkpoint tensor: of shard `shard_id`, or of the whole, fused tensor."""
+        output_dim: int | None = getattr(param, "output_dim", None)
+        if output_dim is None:
+            fill(param, param.data, loaded_weight)
+        elif isinstance(shard_id, tuple):
+            self._load_several(param, loaded_weight, [self.shard_index(each) for each in shard_id], output_dim)
+        elif shard_id is not None:
+            self._load_shard(param, loaded_weight, self.shard_index(shard_id), output_dim)
+        else:
+            self._load_several(param, loaded_weight, list(range(len(self.output_sizes))), output_dim)
+
+    def _load_several(self, param: nn.Parameter, loaded: torch.Tensor, indices: list[int], dim: int) -> None:
+        sizes = [self.output_sizes[index] for index in indices]
+        if loaded.shape[dim : dim + 1] != (sum(sizes),):
+            raise WeightsMismatch(
+                f"expected {sum(sizes)} rows in dimension {dim}, the checkpoint has shape {list(loaded.shape)}",
+                limit=sum(sizes),
+                value=list(loaded.shape),
+            )
+        for index, part in zip(indices, torch.split(loaded, sizes, dim), strict=True):
+            self._load_shard(param, part, index, dim)
+
+    def _load_shard(self, param: nn.Parameter, loaded: torch.Tensor, index: int, dim: int) -> None:
+        size = self.output_partition_sizes[index]
+        offset = list(accumulate(self.output_partition_sizes, initial=0))[index]
+        target = param.data.narrow(dim, offset, size)
+        start = self.rank_of_shard(index) * size
+        if loaded.dim() > dim and loaded.shape[dim] == self.output_sizes[index] != size:
+            loaded = loaded.narrow(dim, start, size)
+        fill(param, target, loaded)
+
+    def extra_repr(self) -> str:
+        parts = f"in={self.input_size_per_partition}, out={self.output_partition_sizes}, bias={self.bias is not None}"
+        return f"{parts}, {type(self.quant_method).__name__}"
+
+
+class ReplicatedLinear(LinearBase):
+    """The whole layer on every rank."""
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        bias: bool = True,
+        skip_bias_add: bool = False,
+        params_dtype: torch.dtype | None = None,
+        quant_config: Any = None,
+        prefix: str = "",
+        *,
+        return_bias: bool = True,
+        disable_tp: bool = False,
+    ) -> None:
+        super().__init__(
+            input_size,
+            [output_size],
+            bias=bias,
+            skip_bias_add=skip_bias_add,
+            params_dtype=params_dtype,
+            return_bias=return_bias,
+        )
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self._answer(self._multiply(x))
+
+
+class ColumnParallelLinear(LinearBase):
+    """Outputs split among ranks; `gather_output` joins them again."""
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        bias: bool = True,
+        gather_output: bool = False,
+        skip_bias_add: bool = False,
+        params_dtype: torch.dtype | None = None,
+        quant_config: Any = None,
+        output_sizes: Sequence[int] | None = None,
+        prefix: str = "",
+        *,
+        return_bias: bool = True,
+        disable_tp: bool = False,
+    ) -> None:
+        self.tp_size = 1 if disable_tp else get_tensor_model_parallel_world_size()
+        self.tp_rank = 0 if disable_tp else get_tensor_model_parallel_rank()
+        sizes = list(output_sizes or [output_size])
+        super().__init__(
+            input_size,
+            sizes,
+            output_parts=self.partition_sizes(sizes),
+            bias=bias,
+            skip_bias_add=skip_bias_add,
+            params_dtype=params_dtype,
+            return_bias=return_bias,
+        )
+        self.gather_output = gather_output and self.tp_size > 1
+
+    def partition_sizes(self, sizes: Sequence[int]) -> list[int]:
+        """This rank's size of each logical output."""
+        return [divide(size, self.tp_size, "output_size") for size in sizes]
+
+    def rank_of_shard(self, index: int) -> int:
+        return self.tp_rank
+
+    def forward(self, x: torch.Tensor) -> Any:
+        output = self._multiply(x)
+        if self.gather_output:
+            output = tensor_model_parallel_all_gather(output)
+        return self._answer(output)
+
+
+class MergedColumnParallelLinear(ColumnParallelLinear):
+    """Several column-parallel layers over one input, as one product: ``gate_proj`` and ``up_proj``, say."""
+
+    def __init__(
+        self,
+        input_size: int,
+        output_sizes: Sequence[int],
+        bias: bool = True,
+        gather_output: bool = False,
+        skip_bias_add: bool = False,
+        params_dtype: torch.dtype | None = None,
+        quant_config: Any = None,
+        prefix: str = "",
+        *,
+        return_bias: bool = True,
+        disable_tp: bool = False,
+    ) -> None:
+        super().__init__(
+            input_size,
+            sum(output_sizes),
+            bias=bias,
+            gather_output=gather_output,
+            skip_bias_add=skip_bias_add,
+            params_dtype=params_dtype,
+            output_sizes=output_sizes,
+            return_bias=return_bias,
+            disable_tp=disable_tp,
+        )
+
+
+class QKVParallelLinear(ColumnParallelLinear):
+    """Query, key and value projections as one product, split by heads.
+
+    Where there are more ranks than key/value heads, each head is held by several ranks. Shard ids are "q", "k", "v".
+
+    Attributes:
+        num_heads, num_kv_heads: this rank's heads. q_size, kv_size, v_size: this rank's widths; ``qkv.split([q_size,
+        kv_size, v_size], dim=-1)`` takes the output apart (`split_sizes`).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        head_size: int,
+        total_num_heads: int,
+        total_num_kv_heads: int | None = None,
+        bias: bool = True,
+        skip_bias_add: bool = False,
+        params_dtype: torch.dtype | None = None,
+        quant_config: Any = None,
+        prefix: str = "",
+        *,
+        return_bias: bool = True,
+        disable_tp: bool = False,
+        v_head_size: int | None = None,
+    ) -> None:
+        self.head_size = head_size
+        self.v_head_size = v_head_size or head_size
+        self.total_num_heads = total_num_heads
+        self.total_num_kv_heads = total_num_kv_heads or total_num_heads
+        tp_size = 1 if disable_tp else get_tensor_model_parallel_world_size()
+        self.num_heads = divide(total_num_heads, tp_size, "num_attention_heads")
+        if tp_size > self.total_num_kv_heads:
+            self.num_kv_heads = 1
+            self.num_kv_head_replicas = divide(tp_size, self.total_num_kv_heads, "tensor_parallel_size")
+        else:
+            self.num_kv_heads = divide(self.total_num_kv_heads, tp_size, "num_key_value_heads")
+            self.num_kv_head_replicas = 1
+        sizes = [
+            total_num_heads * head_size,
+            self.total_num_kv_heads * head_size,
+            self.total_num_kv_heads * self.v_head_size,
+        ]
+        super().__init__(
+            hidden_size,
+            sum(sizes),
+            bias=bias,
+            skip_bias_add=skip_bias_add,
+            params_dtype=params_dtype,
+            output_sizes=sizes,
+            return_bias=return_bias,
+            disable_tp=disable_tp,
+        )
+
+    @property
+    def split_sizes(self) -> list[int]:
+        return self.output_partition_sizes
+
+    @property
+    def q_size(self) -> int:
+        return self.output_partition_sizes[0]
+
+    @property
+    def kv_size(self) -> int:
+        return self.output_partition_sizes[1]
+
+    @property
+    def v_size(self) -> int:
+        return self.output_partition_sizes[2]
+
+    def partition_sizes(self, sizes: Sequence[int]) -> list[int]:
+        kv = self.num_kv_heads
+        return [self.num_heads * self.head_size, kv * self.head_size, kv * self.v_head_size]
+
+    def shard_index(self, shard_id: ShardId) -> int:
+        if shard_id in ("q", "k", "v"):
+            return "qkv".index(str(shard_id))
+        raise WeightsMismatch(f"QKVParallelLinear has no shard {shard_id!r}", limit="q, k or v")
+
+    def shard_id_at(self, index: int) -> ShardId:
+        return "qkv"[index]
+
+    def rank_of_shard(self, index: int) -> int:
+        return self.tp_rank if index == 0 else self.tp_rank // self.num_kv_head_replicas
+
+
+class RowParallelLinear(LinearBase):
+    """Inputs split among ranks, outputs summed over them (`reduce_results`).
+
+    With `input_is_parallel` the input arrives already split, as a column-parallel layer leaves it.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        bias: bool = True,
+        input_is_parallel: bool = True,
+        skip_bias_add: bool = False,
+        params_dtype: torch.dtype | None = None,
+        reduce_results: bool = True,
+        quant_config: Any = None,
+        prefix: str = "",
+        *,
+        return_bias: bool = True,
+        disable_tp: bool = False,
+    ) -> None:
+        self.tp_size = 1 if disable_tp else get_tensor_model_parallel_world_size()
+        self.tp_rank = 0 if disable_tp else get_tensor_model_parallel_rank()
+        super().__init__(
+            input_size,
+            [output_size],
+            input_parts=self.tp_size,
+            bias=bias,
+            skip_bias_add=skip_bias_add,
+            params_dtype=params_dtype,
+            return_bias=return_bias,
+        )
+        self.input_is_parallel = input_is_parallel
+        self.reduce_results = reduce_results and self.tp_size > 1
+
+    def weight_loader(self, param: nn.Parameter, loaded_weight: torch.Tensor, shard_id: ShardId = None) -> None:
+        dim: int | None = getattr(param, "input_dim", None)
+        if dim is not None and self.tp_size > 1 and loaded_weight.dim() > dim:
+            size = param.shape[dim]
+            loaded_weight = loaded_weight.narrow(dim, self.tp_rank * size, size)
+        fill(param, param.data, loaded_weight)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if not self.input_is_parallel and self.tp_size > 1:
+            x = split_tensor_along_last_dim(x, self.tp_size)[self.tp_rank]
+        own_bias = None if self.skip_bias_add or self.tp_rank > 0 else self.bias
+        output = self.quant_method.apply(self, x, own_bias)
+        if self.reduce_results:
+            output = tensor_model_parallel_all_reduce(output)
+        return self._answer(output)

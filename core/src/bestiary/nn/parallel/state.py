@@ -1,0 +1,100 @@
+"""Process groups as layers see them: tensor, pipeline, expert and data parallel.
+
+One process alone is the default: every group then has one rank and its collectives are the identity. A worker that
+is one of several installs its groups once, before a model is built (`use_groups`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+
+
+class Group:
+    """A process group of one; wider groups override the collectives.
+
+    Attributes:
+        rank, world_size: this process's place. `is_first_rank`, `is_last_rank`: the ends of a pipeline.
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.rank = rank
+        self.world_size = world_size
+
+    @property
+    def rank_in_group(self) -> int:
+        return self.rank
+
+    @property
+    def is_first_rank(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_last_rank(self) -> bool:
+        return self.rank == self.world_size - 1
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks."""
+        return tensor
+
+    def all_gather(self, tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
+        """Every rank's tensor, joined along `dim` in rank order."""
+        return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    tensor: Group = field(default_factory=Group)
+    pipeline: Group = field(default_factory=Group)
+    expert: Group = field(default_factory=Group)
+    data: Group = field(default_factory=Group)
+
+
+_groups = Groups()
+
+
+@contextmanager
+def use_groups(**groups: Group) -> Iterator[None]:
+    """Install process groups by field name (``tensor=…``) for the duration of a block."""
+    global _groups
+    before = _groups
+    _groups = replace(before, **groups)
+    try:
+        yield
+    finally:
+        _groups = before
+
+
+def get_tp_group() -> Group:
+    return _groups.tensor
+
+
+def get_pp_group() -> Group:
+    return _groups.pipeline
+
+
+def get_ep_group() -> Group:
+    return _groups.expert
+
+
+def get_dp_group() -> Group:
+    return _groups.data
+
+
+def get_tensor_model_parallel_rank() -> int:
+    return _groups.tensor.rank
+
+
+def get_tensor_model_parallel_world_size() -> int:
+    return _groups.tensor.world_size
+
+
+def tensor_model_parallel_all_reduce(tensor: torch.Tensor) -> torch.Tensor:
+    return _groups.tensor.all_reduce(tensor)
+
+
+def tensor_model_parallel_all_gather(tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    return _groups.tensor.all_gather(tensor, dim)

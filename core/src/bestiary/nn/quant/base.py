@@ -1,0 +1,100 @@
+"""The quantization hook: how a layer's weights are laid out, filled and applied.
+
+A `QuantizationConfig` is asked once per layer, by full name, for a method; the method creates the layer's parameters,
+repacks them after loading, and computes. Layers keep no other knowledge of number formats.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from bestiary.nn.ops.linear import linear
+from bestiary.nn.weights.fill import set_weight_attrs
+
+if TYPE_CHECKING:
+    from bestiary.nn.linear import LinearBase
+
+
+class QuantizeMethodBase(ABC):
+    """How one kind of layer stores and applies its weights."""
+
+    @abstractmethod
+    def create_weights(
+        self,
+        layer: nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        """Register the layer's parameters on the meta device; each carries `extra_weight_attrs` (its loader)."""
+
+    @abstractmethod
+    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """``x @ weight.T + bias`` for x of shape ``[..., input_size_per_partition]``."""
+
+    def embedding(self, layer: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        """Rows `ids` of the weight; only methods that can back an embedding define it."""
+        raise TypeError(f"{type(self).__name__} cannot back an embedding")
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        """Repack for the kernels; called once, after every parameter was filled. Nothing to do unless overridden."""
+        return
+
+
+class UnquantizedLinearMethod(QuantizeMethodBase):
+    """One weight ``[sum(output_partition_sizes), input_size_per_partition]`` of the model's dtype."""
+
+    def create_weights(
+        self,
+        layer: nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        shape = (sum(output_partition_sizes), input_size_per_partition)
+        weight = nn.Parameter(torch.empty(shape, dtype=params_dtype, device="meta"), requires_grad=False)
+        set_weight_attrs(weight, {"output_dim": 0, "input_dim": 1, **extra_weight_attrs})
+        layer.register_parameter("weight", weight)
+
+    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return linear(x, layer.weight, bias)  # type: ignore[arg-type]
+
+    def embedding(self, layer: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        return nn.functional.embedding(ids, layer.weight)  # type: ignore[arg-type]
+
+
+class QuantizationConfig(ABC):
+    """One checkpoint's quantization, read from `quantization_config` or asked for by name."""
+
+    name: str = ""
+    packed_modules_mapping: Mapping[str, list[str]] = {}
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping[str, Any]) -> QuantizationConfig:
+        """Parse and check `quantization_config`; a bad field is a `ConfigError`."""
+
+    @abstractmethod
+    def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        """The method for the layer with this full name; None leaves it unquantized."""
+
+    @abstractmethod
+    def why_not(self, device: str) -> str | None:
+        """None where this runs on `device`, otherwise the reason in a few words."""
+
+
+def method_for(layer: LinearBase | nn.Module, config: QuantizationConfig | None, prefix: str) -> QuantizeMethodBase:
+    """What `config` says for this layer, unquantized where it says nothing."""
+    method = None if config is None else config.get_quant_method(layer, prefix)
+    return method or UnquantizedLinearMethod()

@@ -1,0 +1,199 @@
+"""`LLM`: the offline interface, with vLLM's names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from bestiary.api.errors import RequestError, UsageError
+from bestiary.api.outputs import RequestOutput
+from bestiary.api.sampling import SamplingParams
+from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.build import EngineBuilder
+
+from .outputs import OutputProcessor
+from .text.prompts import Prompt, as_prompts, prompt_ids
+
+if TYPE_CHECKING:
+    from bestiary.engine.loader.description import ModelDescription
+
+    from .text.tokenizer import Tokenizer
+
+
+class LLM:
+    """A model, loaded and ready.
+
+        llm = LLM("smollm2")
+        for output in llm.generate(["The three primary colours are"], SamplingParams(temperature=0, max_tokens=24)):
+            print(output.outputs[0].text)
+
+    Args:
+        model, **options: see `EngineArgs`. Use as a context manager, or call `close`, to free the memory at once.
+
+    Raises:
+        ModelError, PluginError, UsageError: the model cannot be loaded; the message says what to do.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self.args = EngineArgs.make(model, options)
+        builder = EngineBuilder(self.args)
+        self.tokenizer: Tokenizer | None = _tokenizer(self.args, builder.description)
+        self.engine = builder.build(self.tokenizer.eos_token_ids if self.tokenizer else frozenset())
+        self.vllm_config = self.engine.vllm_config
+        self._outputs = OutputProcessor(self.engine, self.tokenizer)
+        self._requests = 0
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts, all together, and return their outputs in the same order.
+
+        Args:
+            prompts: one or several of: text, ``{"prompt": text}``, token ids, ``{"prompt_token_ids": ids}``.
+            sampling_params: one for all, or one each.
+            use_tqdm: show progress. priority: one each; lower is served first.
+
+        Raises:
+            RequestError: a prompt or its parameters are refused, before anything runs.
+        """
+        requests = self._submit(as_prompts(prompts), sampling_params, priority)
+        self._drive(requests, show=use_tqdm)
+        return requests
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """Complete one prompt, yielding its one growing output after every step that changed it."""
+        (request,) = self._submit([prompt], sampling_params, None)
+        try:
+            while not request.finished:
+                if any(each is request for each in self._outputs.step()):
+                    yield request
+        finally:
+            self._outputs.abort(request)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several: ``[{"role": "user", "content": "…"}, …]``."""
+        conversations: list[Any] = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        prompts = [
+            {
+                "prompt_token_ids": self.chat_ids(
+                    each, add_generation_prompt=add_generation_prompt, template=chat_template
+                )
+            }
+            for each in conversations
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def chat_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+    ) -> list[int]:
+        """A conversation as token ids, by the checkpoint's chat template or the one given."""
+        from .text.chat_template import render_chat
+
+        tokenizer = self.get_tokenizer()
+        template = template or tokenizer.chat_template
+        if template is None:
+            raise RequestError(
+                "this model has no chat template", field="chat_template", fix="pass chat_template=…, or use generate"
+            )
+        text = render_chat(
+            template,
+            list(messages),
+            add_generation_prompt=add_generation_prompt,
+            bos_token=tokenizer.bos_token,
+            eos_token=tokenizer.eos_token,
+        )
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises `UsageError` under `skip_tokenizer_init`."""
+        if self.tokenizer is None:
+            raise UsageError("this needs a tokenizer", field="skip_tokenizer_init", fix="skip_tokenizer_init=False")
+        return self.tokenizer
+
+    def close(self) -> None:
+        """Free the model's memory; the object cannot be used afterwards."""
+        self.engine.shutdown()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _submit(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: Sequence[int] | None,
+    ) -> list[RequestOutput]:
+        params = _one_each(sampling_params or SamplingParams(), len(prompts), "sampling_params")
+        priorities = _one_each(0 if priority is None else priority, len(prompts), "priority")
+        requests: list[RequestOutput] = []
+        try:
+            for index, (prompt, each, rank) in enumerate(zip(prompts, params, priorities, strict=True)):
+                requests.append(self._submit_one(index, prompt, each, rank))
+        except BaseException:
+            for request in requests:
+                self._outputs.abort(request)
+            raise
+        return requests
+
+    def _submit_one(self, index: int, prompt: Prompt, params: SamplingParams, priority: int) -> RequestOutput:
+        if params.detokenize and self.tokenizer is None and params.stop_strings:
+            raise UsageError("stop strings need a tokenizer", field="stop", fix="skip_tokenizer_init=False")
+        text, ids = prompt_ids(prompt, self.tokenizer, index)
+        request_id = str(self._requests)
+        self._requests += 1
+        return self._outputs.add(request_id, text, ids, params, priority=priority)
+
+    def _drive(self, requests: Sequence[RequestOutput], *, show: bool) -> None:
+        from .progress import generation_progress
+
+        try:
+            with generation_progress(requests, enabled=show) as report:
+                while any(not request.finished for request in requests):
+                    report(self._outputs.step())
+        finally:
+            for request in requests:
+                if not request.finished:
+                    self._outputs.abort(request)
+
+
+def _tokenizer(args: EngineArgs, description: ModelDescription) -> Tokenizer | None:
+    """The model's own tokenizer, or the one in the directory `args.tokenizer`."""
+    if args.skip_tokenizer_init:
+        return None
+    from .text.tokenizer import load_tokenizer
+
+    if args.tokenizer is not None:
+        return load_tokenizer(Path(args.tokenizer))
+    return load_tokenizer(description.source.root, metadata=description.metadata)
+
+
+def _one_each(given: Any, count: int, name: str) -> list[Any]:
+    if not isinstance(given, list | tuple):
+        return [given] * count
+    if len(given) != count:
+        raise UsageError(f"{len(given)} {name} for {count} prompts", field=name, limit=f"one, or {count}")
+    return list(given)

@@ -1,0 +1,140 @@
+"""From sequence updates to `RequestOutput`s: text, stop strings, and the `n` answers of one request put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from bestiary.api.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprobs
+from bestiary.api.sampling import SamplingParams
+from bestiary.engine.sequence import SequenceUpdate
+
+from .text.detokenizer import Detokenizer
+
+if TYPE_CHECKING:
+    from bestiary.engine.engine import LLMEngine
+
+    from .text.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class _Answer:
+    """One growing answer and what makes its text."""
+
+    request: RequestOutput
+    output: CompletionOutput
+    detokenizer: Detokenizer | None
+
+
+@dataclass(slots=True)
+class OutputProcessor:
+    """Keeps the outputs of every live request; owned by whoever drives the engine.
+
+    `engine` is told of stop strings; `tokenizer` may be None where requests do not detokenize.
+    """
+
+    engine: LLMEngine
+    tokenizer: Tokenizer | None
+    _answers: dict[str, _Answer] = field(default_factory=dict)
+
+    def add(
+        self,
+        request_id: str,
+        prompt: str | None,
+        prompt_token_ids: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        priority: int = 0,
+    ) -> RequestOutput:
+        """Admit a request to the engine; its output object is returned now and filled in place by `process`."""
+        children = self.engine.add_request(request_id, prompt_token_ids, sampling, priority=priority)
+        outputs = [
+            CompletionOutput(index, logprobs=None if sampling.logprobs is None else []) for index in range(sampling.n)
+        ]
+        request = RequestOutput(
+            request_id, prompt, list(prompt_token_ids), outputs, metrics=RequestMetrics(arrival=time.monotonic())
+        )
+        for child, output in zip(children, outputs, strict=True):
+            self._answers[child] = _Answer(request, output, self._detokenizer(prompt_token_ids, sampling))
+        return request
+
+    def step(self) -> list[RequestOutput]:
+        """One engine step; returns the requests that changed, each once."""
+        return self.process(self.engine.step())
+
+    def process(self, updates: Iterable[SequenceUpdate]) -> list[RequestOutput]:
+        """Apply updates; an answer whose text holds a stop string is ended in the engine as well."""
+        changed: dict[str, RequestOutput] = {}
+        for update in updates:
+            answer = self._answers.get(update.request_id)
+            if answer is None:
+                continue
+            self._apply(answer, update)
+            changed[answer.request.request_id] = answer.request
+        return list(changed.values())
+
+    def abort(self, request: RequestOutput) -> None:
+        """End what is left of a request."""
+        for child in [name for name, answer in self._answers.items() if answer.request is request]:
+            update = self.engine.abort(child)
+            if update is not None:
+                self.process([update])
+
+    def _detokenizer(self, prompt_token_ids: Sequence[int], sampling: SamplingParams) -> Detokenizer | None:
+        if self.tokenizer is None or not sampling.detokenize:
+            return None
+        return Detokenizer(
+            self.tokenizer,
+            prompt_token_ids,
+            skip_special_tokens=sampling.skip_special_tokens,
+            stop=sampling.stop_strings,
+            include_stop_str_in_output=sampling.include_stop_str_in_output,
+        )
+
+    def _apply(self, answer: _Answer, update: SequenceUpdate) -> None:
+        output, metrics = answer.output, answer.request.metrics
+        if update.prompt_logprobs is not None and answer.request.prompt_logprobs is None:
+            answer.request.prompt_logprobs = [
+                None if entry is None else self._with_text(entry) for entry in update.prompt_logprobs
+            ]
+        if update.token_id is not None:
+            if metrics.first_token is None:
+                metrics.first_token = time.monotonic()
+            self._append(answer, update.token_id, update)
+        if update.finish_reason is not None and output.finish_reason is None:
+            self._end(answer, update)
+
+    def _append(self, answer: _Answer, token_id: int, update: SequenceUpdate) -> None:
+        output = answer.output
+        output.token_ids.append(token_id)
+        if output.logprobs is not None and update.logprobs is not None:
+            output.logprobs.append(self._with_text(update.logprobs))
+        if answer.detokenizer is None:
+            return
+        if update.finish_reason == "stop":
+            return  # the id that ended the answer is in `token_ids` and not in the text
+        delta = answer.detokenizer.push([token_id])
+        output.text += delta.text
+        if delta.stop is not None:
+            ended = self.engine.finish(update.request_id, delta.stop)
+            reason = update if ended is None else ended
+            self._end(answer, reason._replace(finish_reason="stop", stop_reason=delta.stop))
+
+    def _end(self, answer: _Answer, update: SequenceUpdate) -> None:
+        output, request = answer.output, answer.request
+        if answer.detokenizer is not None and not isinstance(update.stop_reason, str):
+            output.text += answer.detokenizer.finish()
+        output.finish_reason, output.stop_reason = update.finish_reason, update.stop_reason
+        del self._answers[update.request_id]
+        request.finished = all(each.finished for each in request.outputs)
+        if request.finished:
+            request.metrics.finished = time.monotonic()
+
+    def _with_text(self, logprobs: TokenLogprobs) -> TokenLogprobs:
+        if self.tokenizer is None:
+            return logprobs
+        return {
+            token: replace(value, decoded_token=self.tokenizer.token_text(token)) for token, value in logprobs.items()
+        }

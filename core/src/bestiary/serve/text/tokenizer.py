@@ -1,0 +1,141 @@
+"""Text to ids and back.
+
+`Tokenizer` is a thin, typed front of the `tokenizers` library together with what the checkpoint says about its special
+tokens and its chat template. It comes from a model directory or from a GGUF file's metadata; both are read as data, and
+transformers is imported only for a directory that holds nothing but a SentencePiece file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bestiary.api.errors import ConfigError, RequestError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable Latin-1 letters are themselves, the other bytes the letters from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTE_OF_LETTER = _byte_alphabet()
+
+
+class Tokenizer:
+    """One vocabulary, immutable once built, shared by all requests; safe to use from several threads.
+
+    Attributes:
+        backend: the `tokenizers.Tokenizer` that does the work.
+        bos_token_id: the id a text begins with, or None.
+        eos_token_ids: every id that ends an answer, from all the places a checkpoint may say so.
+        chat_template: the checkpoint's own template, or None.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        eos_token_ids: Iterable[int] = (),
+        chat_template: str | None = None,
+    ) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend = backend
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.eos_token_ids = frozenset(eos_token_ids) | (frozenset() if eos_token_id is None else {eos_token_id})
+        self.chat_template = chat_template
+        self._token_bytes: dict[int, bytes] = {}
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The ids of `text`. Special tokens that stand in the text are recognised either way; `add_special_tokens`
+        decides about those that the checkpoint puts around a text (BOS, EOS)."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # the library would take it for something that is no text
+            raise RequestError(
+                "the text holds half of a surrogate pair and is not Unicode", field="prompt", value=text[error.start]
+            ) from error
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids`, exactly as the library decodes it: no clean-up of spaces; bytes that are not UTF-8 become
+        U+FFFD; ids outside the vocabulary (padding of the embedding) have no text."""
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included. The model's logits may be wider."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that `skip_special_tokens` leaves out."""
+        return frozenset(index for index, token in self.backend.get_added_tokens_decoder().items() if token.special)
+
+    def token_text(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it (``"Ġthe"``, ``"▁the"``, ``"<0x0A>"``), or None outside it."""
+        return self.backend.id_to_token(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token of a byte-level vocabulary stands for, empty outside the vocabulary. Cached per token."""
+        found = self._token_bytes.get(token_id)
+        if found is None:
+            text = self.backend.id_to_token(token_id) or ""
+            try:
+                found = bytes([_BYTE_OF_LETTER[letter] for letter in text])
+            except KeyError:  # an added token, spelt as itself
+                found = text.encode()
+            self._token_bytes[token_id] = found
+        return found
+
+    @property
+    def bos_token(self) -> str:
+        """BOS as text, empty where there is none."""
+        return "" if self.bos_token_id is None else self.token_text(self.bos_token_id) or ""
+
+    @property
+    def eos_token(self) -> str:
+        """EOS as text, empty where there is none."""
+        return "" if self.eos_token_id is None else self.token_text(self.eos_token_id) or ""
+
+
+def load_tokenizer(path: Path, *, metadata: Mapping[str, object] | None = None) -> Tokenizer:
+    """The tokenizer of a model directory, or of a GGUF file's metadata.
+
+    `path` is a directory or a file in it (a GGUF). A `tokenizer.json` in the directory wins over the metadata, because
+    it is the checkpoint's own. Raises `ConfigError` naming the file and the field.
+    """
+    from bestiary.serve.text.directory_tokenizer import has_tokenizer, load_directory_tokenizer
+
+    directory = path if path.is_dir() else path.parent
+    if metadata is None or has_tokenizer(directory):
+        return load_directory_tokenizer(directory)
+    return load_gguf_tokenizer(metadata)
+
+
+def load_gguf_tokenizer(metadata: Mapping[str, object]) -> Tokenizer:
+    """The tokenizer that a GGUF file's `tokenizer.*` metadata describes."""
+    from bestiary.serve.text.gguf_tokenizer import GgufVocabulary, build_gguf_tokenizer
+
+    vocabulary = GgufVocabulary(metadata)
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise ConfigError("not a string", field="tokenizer.chat_template", value=template)
+    ends = (vocabulary.token_id(name) for name in ("eos_token_id", "eot_token_id", "eom_token_id"))
+    return Tokenizer(
+        build_gguf_tokenizer(vocabulary),
+        bos_token_id=vocabulary.bos_token_id,
+        eos_token_id=vocabulary.eos_token_id,
+        eos_token_ids=[end for end in ends if end is not None],
+        chat_template=template,
+    )

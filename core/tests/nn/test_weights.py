@@ -1,0 +1,202 @@
+"""Names, fused shards, and loading that is complete or an error."""
+
+import pytest
+import torch
+from torch import nn
+
+from bestiary.api.errors import WeightsMismatch
+from bestiary.nn.embedding import ParallelLMHead, VocabParallelEmbedding
+from bestiary.nn.linear import MergedColumnParallelLinear, QKVParallelLinear
+from bestiary.nn.placement import materialize, place
+from bestiary.nn.stack import PPMissingLayer, extract_layer_index, is_pp_missing_parameter, make_layers
+from bestiary.nn.weights import AutoWeightsLoader, ShardedName, WeightsMapper, default_weight_loader, load_complete
+
+CPU = torch.device("cpu")
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv_proj = QKVParallelLinear(8, 4, 2, 1, bias=True)
+        self.gate_up_proj = MergedColumnParallelLinear(8, [8, 8], bias=False)
+
+
+class Model(nn.Module):
+    packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+
+    def __init__(self, tied=False):
+        super().__init__()
+        self.embed = VocabParallelEmbedding(10, 8)
+        self.block = Block()
+        self.head = ParallelLMHead(10, 8)
+        if tied:
+            self.head.tie_weights(self.embed)
+
+
+def checkpoint(tied=False):
+    made = {
+        "embed.weight": torch.randn(10, 8),
+        "block.q_proj.weight": torch.randn(8, 8),
+        "block.q_proj.bias": torch.randn(8),
+        "block.k_proj.weight": torch.randn(4, 8),
+        "block.k_proj.bias": torch.randn(4),
+        "block.v_proj.weight": torch.randn(4, 8),
+        "block.v_proj.bias": torch.randn(4),
+        "block.gate_proj.weight": torch.randn(8, 8),
+        "block.up_proj.weight": torch.randn(8, 8),
+        "head.weight": torch.randn(10, 8),
+    }
+    if tied:
+        made["head.weight"] = made["embed.weight"].clone()
+    return made
+
+
+@pytest.fixture
+def build(scope):
+    def make(cls=Model, **options):
+        model = cls(**options)
+        place(model, None)
+        materialize(model, CPU)
+        return model
+
+    return make
+
+
+def test_fused_projections_are_found_through_one_mapping(build):
+    model, tensors = build(), checkpoint()
+    load_complete(model, tensors.items())
+    want = torch.cat([tensors[f"block.{name}_proj.weight"] for name in "qkv"])
+    assert torch.equal(model.block.qkv_proj.weight, want)
+    want = torch.cat([tensors["block.gate_proj.weight"], tensors["block.up_proj.weight"]])
+    assert torch.equal(model.block.gate_up_proj.weight, want)
+
+
+def test_every_offender_is_reported_at_once(build):
+    tensors = checkpoint()
+    tensors["block.q_proj.weight"] = torch.zeros(9, 8)
+    tensors["block.surprise"] = torch.zeros(3)
+    tensors["other.weight"] = torch.zeros(3)
+    with pytest.raises(WeightsMismatch) as caught:
+        load_complete(build(), tensors.items())
+    text = str(caught.value)
+    assert "block.surprise [3]: no parameter" in text
+    assert "other.weight" in text
+    assert "block.q_proj.weight: expected shape [8, 8], the checkpoint has [9, 8]" in text
+    assert caught.value.exit_code == 2
+
+
+def test_what_the_checkpoint_lacks_is_named(build):
+    tensors = checkpoint()
+    del tensors["block.k_proj.bias"], tensors["head.weight"]
+    with pytest.raises(WeightsMismatch) as caught:
+        load_complete(build(), tensors.items())
+    assert caught.value.details == (
+        "block.qkv_proj.bias [16]: not filled by the checkpoint (12 of 16 elements)",
+        "head.weight [10, 8]: not filled by the checkpoint (0 of 80 elements)",
+    )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_tied_weights_may_be_there_twice_if_they_agree(build, order):
+    tensors = checkpoint(tied=True)
+    load_complete(build(tied=True), list(tensors.items())[::order])
+    without = {name: tensor for name, tensor in tensors.items() if name != "head.weight"}
+    load_complete(build(tied=True), without.items())
+    tensors["head.weight"] = tensors["head.weight"] + 1
+    with pytest.raises(WeightsMismatch, match="tied"):
+        load_complete(build(tied=True), list(tensors.items())[::order])
+
+
+def test_known_buffers_of_old_checkpoints_are_no_weights(build):
+    tensors = checkpoint() | {"block.rotary_emb.inv_freq": torch.zeros(2)}
+    load_complete(build(), tensors.items())
+
+
+class Careless(Model):
+    def load_weights(self, weights):
+        kept = ((name, tensor) for name, tensor in weights if "up_proj" not in name)
+        return AutoWeightsLoader(self).load_weights(kept)
+
+
+def test_a_loader_that_ignores_tensors_is_caught(build):
+    with pytest.raises(WeightsMismatch) as caught:
+        load_complete(build(Careless), checkpoint().items())
+    assert "block.up_proj.weight: in the checkpoint, but load_weights used it for nothing" in caught.value.details
+    assert (
+        "block.gate_up_proj.weight [16, 8]: not filled by the checkpoint (64 of 128 elements)" in caught.value.details
+    )
+
+
+class Twice(Model):
+    def load_weights(self, weights):
+        for name, tensor in weights:
+            AutoWeightsLoader(self).load_weights([(name, tensor)])
+            if name == "embed.weight":
+                default_weight_loader(self.embed.weight, tensor)
+
+
+def test_a_parameter_filled_twice_is_caught(build):
+    with pytest.raises(WeightsMismatch, match="filled more than once"):
+        load_complete(build(Twice), checkpoint().items())
+
+
+class Inner(Block):
+    def load_weights(self, weights):
+        mapper = WeightsMapper(orig_to_new_stacked={f"{name}_proj": ("qkv_proj", name) for name in "qkv"})
+        mapper |= WeightsMapper(orig_to_new_stacked={"gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 1)})
+        return AutoWeightsLoader(self).load_weights(weights, mapper=mapper)
+
+
+class Outer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Inner(), Inner()
+
+
+def test_children_load_themselves(build):
+    tensors = {}
+    for child in ("first", "second"):
+        for name, tensor in checkpoint().items():
+            if name.startswith("block."):
+                tensors[name.replace("block", child)] = tensor
+    model = build(Outer)
+    load_complete(model, tensors.items())
+    assert torch.equal(model.second.gate_up_proj.weight[8:], tensors["second.up_proj.weight"])
+
+
+def test_skipping_is_declared(build):
+    model = build()
+    loader = AutoWeightsLoader(model, skip_prefixes=["mtp."], ignore_unexpected_suffixes=[".scale"])
+    stream = checkpoint() | {"mtp.weight": torch.zeros(1), "embed.scale": torch.zeros(1)}
+    assert "embed.weight" in loader.load_weights(stream.items())
+
+
+def test_mapper_renames_in_order_and_drops_on_none():
+    mapper = WeightsMapper(
+        orig_to_new_regex={r"^h\.(\d+)\.": r"layers.\1."},
+        orig_to_new_substr={".attention.": ".attn.", ".rotary.": None},
+        orig_to_new_prefix={"transformer.": "model.", "layers.": "model.layers."},
+        orig_to_new_suffix={".gamma": ".weight"},
+        orig_to_new_stacked={".q.": (".qkv.", "q")},
+    )
+    assert mapper.map_name("h.3.attention.norm.gamma") == "model.layers.3.attn.norm.weight"
+    assert mapper.map_name("transformer.rotary.freq") is None
+    name = mapper.map_name("h.0.attention.q.weight")
+    assert name == "model.layers.0.attn.qkv.weight"
+    assert isinstance(name, ShardedName) and name.shard_id == "q"
+    assert mapper.apply_list(["transformer.rotary.freq", "transformer.x"]) == ["model.x"]
+
+
+def test_layers_of_other_stages_are_missing(vllm_config):
+    from bestiary.nn.parallel import Group, pipeline_range, use_groups
+
+    assert [pipeline_range(10, rank, 4) for rank in range(4)] == [(0, 2), (2, 5), (5, 8), (8, 10)]
+    with use_groups(pipeline=Group(1, 2)):
+        start, end, layers = make_layers(4, lambda prefix: nn.Linear(2, 2), "model.layers")
+    assert (start, end) == (2, 4)
+    assert [isinstance(layer, PPMissingLayer) for layer in layers] == [True, True, False, False]
+    holder = nn.Module()
+    holder.layers = layers
+    assert is_pp_missing_parameter("layers.0.weight", holder)
+    assert not is_pp_missing_parameter("layers.2.weight", holder)
+    assert extract_layer_index("model.layers.7.self_attn") == 7
