@@ -108,11 +108,14 @@ def _wait(pid: int, timeout_s: float) -> bool:
     """Whether the child ended in time. It is left unreaped, so that its process group's id stays its own."""
     deadline = time.monotonic() + timeout_s
     pause = 0.002
-    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.05)
+    try:
+        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.05)
+    except ChildProcessError:
+        return True  # a program that ignores SIGCHLD has its children reaped for it
     return True
 
 

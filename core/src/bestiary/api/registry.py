@@ -12,6 +12,7 @@ chooses (`choices.py`); nothing depends on the order of `sys.path`. Listing impo
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from .rows import PluginRow
 
 logger = logging.getLogger("bestiary.registry")
+
+_MAX_NAMES = 16
 
 ProbeMode = Literal["never", "cached", "run"]
 Choices = Iterable[str] | Mapping[str, str]
@@ -132,7 +135,8 @@ class Registry:
         A name that is installed but broken or incompatible is passed over, with a line in the log, only for a later
         one that works. Two claimants are never passed over: that is the user's to decide.
         """
-        names = [architectures] if isinstance(architectures, str) else list(architectures)
+        given = [architectures] if isinstance(architectures, str) else architectures[:_MAX_NAMES]
+        names = [name if isinstance(name, str) else repr(name) for name in given]
         failed: list[PluginError] = []
         for name in names:
             try:
@@ -162,9 +166,9 @@ class Registry:
             return self._loaded[entry]
 
     def inspect(self, architecture: str, plugins: Choices = ()) -> ModelInfo:
-        """What the class can do. One that is not loaded is imported in a child process, and the answer kept."""
+        """What the class can do. One whose module is not imported yet is imported in a child process, once."""
         entry = self.entry(architecture, plugins)
-        if isinstance(entry, RegisteredModel) or entry in self._loaded:
+        if isinstance(entry, RegisteredModel) or entry.value.partition(":")[0].strip() in sys.modules:
             return capabilities(self.load(entry), architecture)
         result = self.probe(entry)
         if result.info is None:
