@@ -6,7 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -138,7 +137,7 @@ def test_listing_what_these_modules_offer_loads_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_more_built_ins_can_be_registered(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_more_built_ins_can_be_registered(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     (site.root / "ring.py").write_text(offering("attention_backends", "{'reference': 'ring:X'}"))
     monkeypatch.setattr(hook_manager, "_registered", [])
     hook_manager.register_builtin("ring")

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any, Literal
 
 from .conformance import ModelInfo, capabilities, require
@@ -58,6 +58,10 @@ class ProbeResult:
             cause=why,
             details=tuple(details),
         )
+
+    def named(self, architecture: str) -> ProbeResult:
+        """The same answer for another architecture that the same class implements."""
+        return self if self.info is None else replace(self, info=replace(self.info, architecture=architecture))
 
     def error(self) -> BestiaryError:
         """What anything but "ok" stands for, to be raised."""

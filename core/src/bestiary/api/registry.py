@@ -179,7 +179,8 @@ class Registry:
         """What an earlier probe said about `entry`, if it still holds. What was registered by hand is not kept."""
         if entry.distribution is None:
             return None
-        return self._probe_cache().get(entry.distribution, entry.value, entry.architecture)
+        kept = self._probe_cache().get(entry.distribution, entry.value)
+        return None if kept is None else kept.named(entry.architecture)
 
     def probe(self, entry: LazyRegisteredModel) -> ProbeResult:
         """The kept answer about `entry`, or that of a child process started now."""
@@ -190,7 +191,7 @@ class Registry:
             return known
         result = probe(entry.value, entry.architecture, entry.origin, timeout_s=self._probe_timeout_s)
         if entry.distribution is not None:
-            self._probe_cache().put(entry.distribution, entry.value, entry.architecture, result)
+            self._probe_cache().put(entry.distribution, entry.value, result)
         return result
 
     def _probe_cache(self) -> ProbeCache:
