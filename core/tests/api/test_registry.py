@@ -280,7 +280,7 @@ def test_hostile_architectures_are_unknown_quickly_and_shown_short(site: Site, n
     start = time.monotonic()
     with pytest.raises(UnknownArchitecture) as raised:
         registry_of(site).resolve(names)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 5
     assert len(str(raised.value)) < 4000
 
 

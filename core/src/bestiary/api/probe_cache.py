@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +68,8 @@ class ProbeCache:
     def put(self, distribution: Distribution, value: str, result: ProbeResult) -> None:
         if result.outcome == "hung":
             return
+        import tempfile
+
         key = self._key(distribution, value)
         entry = {"key": key, "environment": self._environment, "result": result.as_dict()}
         try:

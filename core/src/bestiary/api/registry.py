@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bestiary.registry")
 
 _MAX_NAMES = 16
+_NEAR_CHARS = 128
 
 ProbeMode = Literal["never", "cached", "run"]
 Choices = Iterable[str] | Mapping[str, str]
@@ -222,7 +223,7 @@ class Registry:
         known, catalogue = self.architectures(), index.packages()
         details, packages = [], []
         for name in names:
-            near = difflib.get_close_matches(str(name), sorted({*known, *catalogue}), 3, 0.6)
+            near = difflib.get_close_matches(name[:_NEAR_CHARS], sorted({*known, *catalogue}), 3, 0.6)
             packages += [catalogue[one] for one in [name, *near[:1]] if one in catalogue and one not in known][:1]
             if near and name not in catalogue:
                 details.append(f"near {name!r:.64}: {', '.join(near)}")
