@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
 from bestiary.api.errors import ConfigError, RequestError
 from bestiary.serve.text.gguf_tokenizer import GgufVocabulary, merges_from_scores
 from bestiary.serve.text.pre_tokenizers import PATTERNS, build_pre_tokenizer
 from bestiary.serve.text.tokenizer import Tokenizer, load_gguf_tokenizer, load_tokenizer
-from tokenizers import AddedToken, pre_tokenizers
-from tokenizers import Tokenizer as Backend
 
 from .corpus import FAMILIES, TEXTS, byte_level, sentencepiece, with_bos
 

@@ -47,7 +47,8 @@ class WeightStream:
         return self.read()
 
 
-Opener = Callable[[ModelSource], WeightStream]
+Opener = Callable[[ModelSource, Any], WeightStream]
+"""Opens a source; the second argument is the `GgufArchitecture` of a GGUF model, None for others."""
 
 
 def open_weights(
@@ -75,8 +76,8 @@ def open_weights(
     """
     openers: dict[str, Opener] = {
         "safetensors": open_safetensors,
-        "gguf": lambda source: open_gguf(source, gguf_declaration),
-        "dummy": lambda _: open_dummy(parameters),
+        "gguf": open_gguf,
+        "dummy": lambda *_: open_dummy(parameters),
         **formats,
     }
     name = _format_of(source) if load_format == "auto" else load_format
@@ -85,16 +86,16 @@ def open_weights(
         raise UsageError(
             f"unknown load format {name[:64]!r}", field="load_format", limit=f"one of: {known}", value=name
         )
-    stream = openers[name](source)
+    opened = openers[name](source, gguf_declaration)
+    checked = opened
     if name != "dummy":
-        stream = _replaced(stream, lambda: _finite(stream.read(), allow_nonfinite, notify))
-    if progress is not None:
-        checked = stream
-        stream = _replaced(checked, lambda: _reported(checked, progress))
-    return stream
+        checked = _replaced(opened, lambda: _finite(opened.read(), allow_nonfinite, notify))
+    if progress is None:
+        return checked
+    return _replaced(checked, lambda: _reported(checked, progress))
 
 
-def open_safetensors(source: ModelSource) -> WeightStream:
+def open_safetensors(source: ModelSource, declaration: Any = None) -> WeightStream:
     """Safetensors: one file, or shards checked against their index."""
     files = source.weight_files
     if not files or files[0].suffix != ".safetensors":
