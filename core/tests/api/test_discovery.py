@@ -110,9 +110,9 @@ def test_500_plugins_are_listed_without_importing_any(site: Site) -> None:
         site.model(f"plugin-{number}", f"Arch{number}")
     program = (
         "import sys, time\n"
-        "from bestiary.api.registry import ModelRegistry\n"
+        "from bestiary.api.registry import Registry\n"
         "start = time.perf_counter()\n"
-        "rows = ModelRegistry.list()\n"
+        f"rows = Registry([{str(site.root)!r}]).list()\n"
         "print(f'{len(rows)} rows in {time.perf_counter() - start:.3f} s')\n"
         "heavy = {'torch', 'transformers', 'numpy', 'pluggy', 'importlib_metadata'} & set(sys.modules)\n"
         "print(sorted(heavy), sum(name.startswith('plugin_') for name in sys.modules))\n"
@@ -152,8 +152,19 @@ def test_egg_info_and_archives(tmp_path: Path) -> None:
         file.writestr("packed-2.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: packed\nVersion: 2.0\n")
         file.writestr("packed-2.0.dist-info/entry_points.txt", "[vllm_models]\nPacked = packed:Packed\n")
     found = scan([str(develop.parent), str(archive), str(tmp_path / "absent")])
-    assert [str(plugin) for plugin in found.plugins] in (["old-style 0.3", "packed 2.0"], ["old-style 0.3"])
-    assert "packed" in found.versions
+    assert [str(plugin) for plugin in found.plugins] == ["old-style 0.3", "packed 2.0"]
+    assert found.malformed == ()
+
+
+def test_the_remains_of_an_uninstallation_hide_nothing(two_sites: tuple[Site, Site]) -> None:
+    one, two = two_sites
+    one.root.joinpath("same-3.0.dist-info").mkdir()
+    two.model("same", "Same", "1.0")
+    found = scan([str(one.root), str(two.root)])
+    assert [str(plugin) for plugin in found.plugins] == ["same 1.0"]
+    assert [row.reason for row in found.malformed] == ["METADATA is missing; same 1.0 counts"]
+    two.root.joinpath("same-2.0.dist-info").mkdir()
+    assert [str(plugin) for plugin in scan([str(two.root)]).plugins] == ["same 1.0"]
 
 
 word = st.text(st.characters(categories=["L", "N"], include_characters="_.-"), min_size=1, max_size=8)

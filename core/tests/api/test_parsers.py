@@ -164,5 +164,5 @@ def test_t06_time_is_linear(make, oracle, unit: str) -> None:  # type: ignore[no
         return time.perf_counter() - start
 
     seconds(1000)
-    small, large = min(seconds(4000) for _ in range(3)), min(seconds(32_000) for _ in range(2))
+    small, large = min(seconds(2000) for _ in range(3)), min(seconds(16_000) for _ in range(2))
     assert large < 40 * max(small, 1e-3)  # quadratic would be 64 times

@@ -124,6 +124,15 @@ def test_answers_are_kept_until_something_they_depend_on_changes(site: Site, mon
     assert asked == ["Fine"]
 
 
+def test_one_class_with_two_names_is_asked_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = count_probes(monkeypatch)
+    site.add("two-names", models={"One": "two_names:X", "Two": "two_names:X"})
+    infos = [row.info for row in Registry([str(site.root)]).list("run")]
+    assert [info.architecture for info in infos if info is not None] == ["One", "Two"]
+    assert Registry([str(site.root)]).inspect("One").architecture == "One"
+    assert len(asked) == 1
+
+
 def test_editing_the_source_of_an_editable_install_asks_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = count_probes(monkeypatch)
     info = site.model("fine", "Fine")

@@ -275,6 +275,15 @@ def test_an_unknown_architecture_names_what_is_near_and_what_to_install(site: Si
         registry.resolve([])
 
 
+@pytest.mark.parametrize("names", [[None], [3, {}], [["LlamaForCausalLM"]], ["x" * 10**6], ["y"] * 10**5])
+def test_hostile_architectures_are_unknown_quickly_and_shown_short(site: Site, names: list[str]) -> None:
+    start = time.monotonic()
+    with pytest.raises(UnknownArchitecture) as raised:
+        registry_of(site).resolve(names)
+    assert time.monotonic() - start < 5
+    assert len(str(raised.value)) < 4000
+
+
 def test_the_index_lists_every_official_package() -> None:
     assert index.packages()["Qwen3MoeForCausalLM"] == "bestiary-qwen"
     assert set(index.packages().values()) <= index.official()

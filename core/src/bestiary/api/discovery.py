@@ -53,6 +53,10 @@ class Distribution:
         """The core API versions it was written for, as it states them."""
         return tuple(entry.name for entry in self.group(API))
 
+    @property
+    def in_archive(self) -> bool:
+        return self.path == self.root
+
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
 
@@ -101,12 +105,16 @@ def scan(paths: Iterable[str] | None = None) -> Installation:
                 malformed.append(Malformed(left.name, left.path, f"left over beside {distribution}"))
             here[distribution.name] = distribution
         for name, distribution in here.items():
-            found.setdefault(name, distribution)
+            other = found.setdefault(name, distribution)
+            if other is not distribution and not _has_metadata(other) and _has_metadata(distribution):
+                malformed.append(Malformed(other.name, other.path, f"METADATA is missing; {distribution} counts"))
+                found[name] = distribution
     plugins = []
     for distribution in found.values():
         if distribution.entry_points:
             try:
-                _check_metadata(distribution)
+                if not distribution.in_archive:
+                    _check_metadata(distribution)
             except MalformedMetadata as error:
                 malformed.append(Malformed(distribution.name, distribution.path, str(error)))
                 continue
@@ -154,7 +162,9 @@ def _label(folder: str) -> str:
 
 
 def _newer(one: Distribution, other: Distribution) -> tuple[Distribution, Distribution]:
-    """Of two versions in one folder (a broken upgrade), the later first."""
+    """Of two versions in one folder (a broken upgrade), the later first; one without METADATA is none."""
+    if _has_metadata(one) != _has_metadata(other):
+        return (one, other) if _has_metadata(one) else (other, one)
     from packaging.version import InvalidVersion, Version
 
     try:
@@ -162,6 +172,12 @@ def _newer(one: Distribution, other: Distribution) -> tuple[Distribution, Distri
     except InvalidVersion:
         later = one.version > other.version
     return (one, other) if later else (other, one)
+
+
+def _has_metadata(distribution: Distribution) -> bool:
+    """Asked only of two that have one name; an archive's is known to be there."""
+    names = ("METADATA", "PKG-INFO")
+    return distribution.in_archive or any(os.path.exists(f"{distribution.path}/{name}") for name in names)
 
 
 def _entry_points_text(path: str) -> str | None:
@@ -185,10 +201,13 @@ def _read(path: str, limit: int) -> bytes | None:
         return None
     except OSError as error:
         raise MalformedMetadata(f"{os.path.basename(path)} cannot be read: {error.strerror}") from error
-    with open(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise MalformedMetadata(f"{os.path.basename(path)} is not a regular file")
-        return file.read(limit + 1)
+        return os.read(descriptor, min(status.st_size, limit + 1))
+    finally:
+        os.close(descriptor)
 
 
 def _identity(folder: str, path: str, *, needed: bool) -> tuple[str, str]:

@@ -7,13 +7,14 @@ asks for that name, unless the user chooses (``kind.name=distribution``, see `ch
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pluggy
+
+from bestiary import __version__
 
 from . import choices, discovery
 from .errors import BrokenPlugin, PluginError, UsageError
@@ -90,51 +91,37 @@ class HookManager:
     def load(self) -> HookManager:
         """Imports every hook module, ours first, and collects what they offer. Raises for our own mistakes only."""
         for module in (*BUILTIN_HOOKS, *_registered):
-            self._collect(load_object(module, OWN), OWN, module)
-            self._add_row(OWN, "", module)
+            offers = self._collect(load_object(module, OWN), OWN, module)
+            self.rows.append(
+                HookRow(distribution=OWN, version=__version__, entry_point=module, status="ok", offers=offers)
+            )
         installation = discovery.scan() if self._installation is None else self._installation
         for entry, distribution in installation.providers(discovery.HOOKS):
-            refused = incompatibility(distribution.name, distribution.version, distribution.api_versions)
-            try:
-                if refused is not None:
-                    raise refused
-                module = load_object(entry.value, f"dist {distribution}")
-                self._collect(module, distribution.name, entry.value)
-            except PluginError as error:
-                status: Literal["broken", "incompatible"] = "incompatible" if error is refused else "broken"
-                logger.warning("hooks %s of %s are left out: %s", entry.value, distribution, error.message)
-                self.rows.append(
-                    HookRow(
-                        distribution=distribution.name,
-                        version=distribution.version,
-                        entry_point=entry.value,
-                        status=status,
-                        cause=error.message,
-                    )
-                )
-            else:
-                self._add_row(distribution.name, distribution.version, entry.value)
+            self.rows.append(self._load_foreign(entry, distribution))
         return self
 
-    def _add_row(self, distribution: str, version: str, entry_point: str) -> None:
-        mine = self._manager.get_plugin(f"{distribution}:{entry_point}")
-        kinds = [caller.name for caller in self._manager.get_hookcallers(mine) or ()]
-        offers = [
-            f"{kind}.{name}"
-            for (kind, name), offered in self._offers.items()
-            if kind in kinds and any(one.distribution == distribution for one in offered)
-        ]
-        self.rows.append(
-            HookRow(
-                distribution=distribution,
-                version=version,
-                entry_point=entry_point,
-                status="ok",
-                offers=tuple(offers),
-            )
+    def _load_foreign(self, entry: discovery.EntryPoint, distribution: discovery.Distribution) -> HookRow:
+        refused = incompatibility(distribution.name, distribution.version, distribution.api_versions)
+        status: Literal["ok", "broken", "incompatible"] = "ok"
+        why = ""
+        offers: tuple[str, ...] = ()
+        try:
+            if refused is not None:
+                raise refused
+            offers = self._collect(load_object(entry.value, f"dist {distribution}"), distribution.name, entry.value)
+        except PluginError as error:
+            status, why = ("incompatible" if error is refused else "broken"), error.message
+            logger.warning("hooks %s of %s are left out: %s", entry.value, distribution, why)
+        return HookRow(
+            distribution=distribution.name,
+            version=distribution.version,
+            entry_point=entry.value,
+            status=status,
+            cause=why,
+            offers=offers,
         )
 
-    def _collect(self, module: Any, distribution: str, entry_point: str) -> None:
+    def _collect(self, module: Any, distribution: str, entry_point: str) -> tuple[str, ...]:
         """All that one module offers, or nothing of it: it is registered only when every hook of it answered."""
         origin = f"dist {distribution}"
         try:
@@ -154,6 +141,7 @@ class HookManager:
             raise
         for offer in found:
             self._offers.setdefault((offer.kind, offer.name), []).append(offer)
+        return tuple(f"{offer.kind}.{offer.name}" for offer in found)
 
     def _ask(self, kind: str, module: Any, distribution: str) -> list[Offered]:
         """One module's answer to one hook: nobody else's implementation is called."""
@@ -195,6 +183,8 @@ class HookManager:
     def _chosen(self, kind: str, name: str) -> Offered:
         offered = {offer.distribution: offer for offer in self._offers.get((kind, name), ())}
         if not offered:
+            import difflib
+
             near = difflib.get_close_matches(name, self.names(kind), 1)
             raise UsageError(
                 f"nothing installed offers {name!r:.64} as one of {kind}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import re
 import signal
@@ -57,6 +56,8 @@ def _attribute(owner: Any, name: str) -> Any:
     try:
         return getattr(owner, name)
     except AttributeError as error:
+        import difflib
+
         near = difflib.get_close_matches(name, [str(one) for one in dir(owner)], 1)
         if not near:
             raise

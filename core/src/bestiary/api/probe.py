@@ -7,21 +7,21 @@ then kills the child's whole process group.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import IO, Any, Literal
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from .conformance import ModelInfo, capabilities, require
 from .errors import BestiaryError, BrokenPlugin, InvalidModel
 from .importing import cause, load_object
+
+if TYPE_CHECKING:
+    import subprocess  # at run time only where a child is started: listing kept answers must be quick
 
 TIMEOUT_S = 30.0
 _ANSWER_BYTES = 32768  # below a pipe's capacity, so that the child never waits for us
@@ -59,6 +59,10 @@ class ProbeResult:
             details=tuple(details),
         )
 
+    def named(self, architecture: str) -> ProbeResult:
+        """The same answer for another architecture that the same class implements."""
+        return self if self.info is None else replace(self, info=replace(self.info, architecture=architecture))
+
     def error(self) -> BestiaryError:
         """What anything but "ok" stands for, to be raised."""
         kind = InvalidModel if self.outcome == "invalid" else BrokenPlugin
@@ -67,6 +71,8 @@ class ProbeResult:
 
 def probe(value: str, architecture: str, origin: str, *, timeout_s: float = TIMEOUT_S) -> ProbeResult:
     """Imports ``"module:Class"`` in a child process and says what came of it; never raises for the plugin's sake."""
+    import tempfile
+
     reader, writer = os.pipe()
     with tempfile.TemporaryFile() as output:
         try:
@@ -90,6 +96,8 @@ def probe(value: str, architecture: str, origin: str, *, timeout_s: float = TIME
 
 
 def _start(value: str, architecture: str, origin: str, writer: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    import subprocess
+
     hidden = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"), "")
     path = os.pathsep.join(os.path.abspath(entry or os.curdir) for entry in sys.path if isinstance(entry, str))
     command = [sys.executable, "-P", "-m", "bestiary.api.probe"]
@@ -108,11 +116,14 @@ def _wait(pid: int, timeout_s: float) -> bool:
     """Whether the child ended in time. It is left unreaped, so that its process group's id stays its own."""
     deadline = time.monotonic() + timeout_s
     pause = 0.002
-    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.05)
+    try:
+        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.05)
+    except ChildProcessError:
+        return True  # a program that ignores SIGCHLD has its children reaped for it
     return True
 
 
@@ -175,6 +186,8 @@ def _limit_resources() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The child: answers on `--fd`, then leaves without running anybody's exit handlers."""
+    import argparse
+
     parser = argparse.ArgumentParser(description="Imports one model class and reports what it can do, as JSON.")
     parser.add_argument("--fd", type=int, default=1)
     parser.add_argument("--origin", default="the command line")

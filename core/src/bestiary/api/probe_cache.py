@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,8 +52,10 @@ class ProbeCache:
         self._environment = _hash(sorted(versions.items()))
         self._complained = False
 
-    def get(self, distribution: Distribution, value: str, architecture: str) -> ProbeResult | None:
-        key = self._key(distribution, value, architecture)
+    def get(self, distribution: Distribution, value: str) -> ProbeResult | None:
+        if not self._directory.is_dir():
+            return None
+        key = self._key(distribution, value)
         try:
             with open(self._path(key), "rb") as file:
                 entry = json.loads(file.read(_MAX_ENTRY))
@@ -64,10 +65,12 @@ class ProbeCache:
             return None
         return result if valid else None
 
-    def put(self, distribution: Distribution, value: str, architecture: str, result: ProbeResult) -> None:
+    def put(self, distribution: Distribution, value: str, result: ProbeResult) -> None:
         if result.outcome == "hung":
             return
-        key = self._key(distribution, value, architecture)
+        import tempfile
+
+        key = self._key(distribution, value)
         entry = {"key": key, "environment": self._environment, "result": result.as_dict()}
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -80,11 +83,11 @@ class ProbeCache:
                 logger.warning("%s cannot be written (%s): inspections are not kept", self._directory, error.strerror)
             self._complained = True
 
-    def _key(self, distribution: Distribution, value: str, architecture: str) -> dict[str, Any]:
+    def _key(self, distribution: Distribution, value: str) -> dict[str, Any]:
         return {
             "distribution": [distribution.name, distribution.version, distribution.path],
             "content": record.digest(distribution) or _sources_digest(value),
-            "entry": [architecture, value],
+            "class": value,
             "core": [__version__, *API_VERSION],
             "python": sys.version,
             "torch": self._torch,

@@ -11,8 +11,8 @@ chooses (`choices.py`); nothing depends on the order of `sys.path`. Listing impo
 
 from __future__ import annotations
 
-import difflib
 import logging
+import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from .rows import PluginRow
 
 logger = logging.getLogger("bestiary.registry")
+
+_MAX_NAMES = 16
+_NEAR_CHARS = 128
 
 ProbeMode = Literal["never", "cached", "run"]
 Choices = Iterable[str] | Mapping[str, str]
@@ -133,7 +136,8 @@ class Registry:
         A name that is installed but broken or incompatible is passed over, with a line in the log, only for a later
         one that works. Two claimants are never passed over: that is the user's to decide.
         """
-        names = [architectures] if isinstance(architectures, str) else list(architectures)
+        given = [architectures] if isinstance(architectures, str) else architectures[:_MAX_NAMES]
+        names = [name if isinstance(name, str) else repr(name) for name in given]
         failed: list[PluginError] = []
         for name in names:
             try:
@@ -163,9 +167,9 @@ class Registry:
             return self._loaded[entry]
 
     def inspect(self, architecture: str, plugins: Choices = ()) -> ModelInfo:
-        """What the class can do. One that is not loaded is imported in a child process, and the answer kept."""
+        """What the class can do. One whose module is not imported yet is imported in a child process, once."""
         entry = self.entry(architecture, plugins)
-        if isinstance(entry, RegisteredModel) or entry in self._loaded:
+        if isinstance(entry, RegisteredModel) or entry.value.partition(":")[0].strip() in sys.modules:
             return capabilities(self.load(entry), architecture)
         result = self.probe(entry)
         if result.info is None:
@@ -176,7 +180,8 @@ class Registry:
         """What an earlier probe said about `entry`, if it still holds. What was registered by hand is not kept."""
         if entry.distribution is None:
             return None
-        return self._probe_cache().get(entry.distribution, entry.value, entry.architecture)
+        kept = self._probe_cache().get(entry.distribution, entry.value)
+        return None if kept is None else kept.named(entry.architecture)
 
     def probe(self, entry: LazyRegisteredModel) -> ProbeResult:
         """The kept answer about `entry`, or that of a child process started now."""
@@ -187,7 +192,7 @@ class Registry:
             return known
         result = probe(entry.value, entry.architecture, entry.origin, timeout_s=self._probe_timeout_s)
         if entry.distribution is not None:
-            self._probe_cache().put(entry.distribution, entry.value, entry.architecture, result)
+            self._probe_cache().put(entry.distribution, entry.value, result)
         return result
 
     def _probe_cache(self) -> ProbeCache:
@@ -213,10 +218,12 @@ class Registry:
 
     def _unknown(self, names: Sequence[str]) -> UnknownArchitecture:
         """Nothing installed has any of `names`: what comes near, what to install, what failed."""
+        import difflib
+
         known, catalogue = self.architectures(), index.packages()
         details, packages = [], []
         for name in names:
-            near = difflib.get_close_matches(str(name), sorted({*known, *catalogue}), 3, 0.6)
+            near = difflib.get_close_matches(name[:_NEAR_CHARS], sorted({*known, *catalogue}), 3, 0.6)
             packages += [catalogue[one] for one in [name, *near[:1]] if one in catalogue and one not in known][:1]
             if near and name not in catalogue:
                 details.append(f"near {name!r:.64}: {', '.join(near)}")

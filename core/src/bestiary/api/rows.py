@@ -25,6 +25,9 @@ Status = Literal["ok", "broken", "duplicate", "incompatible", "malformed"]
 Verdict: TypeAlias = tuple[Status, str, tuple[str, ...]]
 """Status, cause, details."""
 
+_NO_OBJECTION: Verdict = ("ok", "", ())
+_REPLACED: Verdict = ("duplicate", "not used: the architecture was registered by hand", ())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginRow:
@@ -60,20 +63,20 @@ def plugin_rows(registry: Registry, probe: ProbeMode, *, verify: bool, choices: 
     for point, distribution in registry.installation.providers(discovery.MODELS):
         claims.setdefault(point.name, []).append(LazyRegisteredModel(point.name, point.value, distribution))
     by_hand = registry.by_hand()
-    entries: list[Entry] = [*by_hand, *(claim for claimants in claims.values() for claim in claimants)]
-    probes = _probe_all(registry, entries, probe)
+    verdicts: dict[Entry, Verdict] = dict.fromkeys(by_hand, _NO_OBJECTION)
+    replaced = {entry.architecture for entry in by_hand}
+    for architecture, claimants in claims.items():
+        for claim in claimants:
+            verdicts[claim] = _REPLACED if architecture in replaced else _metadata_verdict(claim, claimants, choices)
+    probes = _probe_all(registry, [entry for entry, verdict in verdicts.items() if verdict == _NO_OBJECTION], probe)
     checks = _verify_all(registry) if verify else {}
-    rows = []
-    for entry in entries:
-        verdict = _metadata_verdict(entry, claims.get(entry.architecture, ()), choices)
-        if entry.distribution is not None and any(one.architecture == entry.architecture for one in by_hand):
-            verdict = ("duplicate", "not used: the architecture was registered by hand", ())
-        rows.append(_row(registry, entry, verdict, probes.get(entry), checks))
+    rows = [_row(registry, entry, verdict, probes.get(entry), checks) for entry, verdict in verdicts.items()]
     rows.sort(key=lambda row: (row.architecture, row.distribution))
     return rows + [_malformed_row(one) for one in registry.installation.malformed]
 
 
 def _probe_all(registry: Registry, entries: list[Entry], mode: ProbeMode) -> dict[Entry, ProbeResult | None]:
+    """Answers about those whose metadata raise no objection: nothing refused or not chosen is imported."""
     lazy = [entry for entry in entries if isinstance(entry, LazyRegisteredModel)]
     if mode == "never" or not lazy:
         return {}
@@ -81,8 +84,10 @@ def _probe_all(registry: Registry, entries: list[Entry], mode: ProbeMode) -> dic
         return {entry: registry.kept_probe(entry) for entry in lazy}
     from concurrent.futures import ThreadPoolExecutor
 
+    classes = {(entry.distribution, entry.value): entry for entry in lazy}  # one class often has several names
     with ThreadPoolExecutor(max_workers=2) as pool:  # each child imports torch: two are enough for any machine
-        return dict(zip(lazy, pool.map(registry.probe, lazy), strict=True))
+        answers = dict(zip(classes, pool.map(registry.probe, classes.values()), strict=True))
+    return {entry: answers[entry.distribution, entry.value].named(entry.architecture) for entry in lazy}
 
 
 def _verify_all(registry: Registry) -> dict[Distribution, record.RecordCheck]:
@@ -92,7 +97,7 @@ def _verify_all(registry: Registry) -> dict[Distribution, record.RecordCheck]:
 def _metadata_verdict(entry: Entry, claimants: Sequence[LazyRegisteredModel], choices: Mapping[str, str]) -> Verdict:
     """What is known without importing anything."""
     if entry.distribution is None:
-        return ("ok", "", ())
+        return _NO_OBJECTION
     try:
         chosen = choose(entry.architecture, claimants, choices)
     except BestiaryError as error:
@@ -100,7 +105,7 @@ def _metadata_verdict(entry: Entry, claimants: Sequence[LazyRegisteredModel], ch
     if chosen != entry:
         return ("duplicate", f"not used: {chosen.distribution} was chosen", ())
     refused = incompatibility(entry.distribution.name, entry.distribution.version, entry.distribution.api_versions)
-    return ("ok", "", ()) if refused is None else ("incompatible", refused.message, (refused.fix or "",))
+    return _NO_OBJECTION if refused is None else ("incompatible", refused.message, (refused.fix or "",))
 
 
 def _row(
