@@ -292,7 +292,9 @@ def test_index_and_shards_disagree(tmp_path: Path) -> None:
 
 
 def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
-    shards(tmp_path, {"model-00001-of-00002.safetensors": ["a"], "model-00002-of-00002.safetensors": ["a", "b"]}).unlink()
+    shards(
+        tmp_path, {"model-00001-of-00002.safetensors": ["a"], "model-00002-of-00002.safetensors": ["a", "b"]}
+    ).unlink()
     with pytest.raises(CorruptWeights, match="in two files") as caught:
         tensor_index(find_weights(tmp_path))
     assert (caught.value.field or "").endswith(": a")

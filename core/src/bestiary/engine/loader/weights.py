@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -85,13 +85,11 @@ def open_weights(
         raise UsageError(
             f"unknown load format {name[:64]!r}", field="load_format", limit=f"one of: {known}", value=name
         )
-    stream = openers[name](source)
+    stored = openers[name](source)
+    checked = stored
     if name != "dummy":
-        stream = _replaced(stream, lambda: _finite(stream.read(), allow_nonfinite, notify))
-    if progress is not None:
-        checked = stream
-        stream = _replaced(checked, lambda: _reported(checked, progress))
-    return stream
+        checked = replace(stored, read=lambda: _finite(stored, allow_nonfinite, notify))
+    return checked if progress is None else replace(checked, read=lambda: _reported(checked, progress))
 
 
 def open_safetensors(source: ModelSource) -> WeightStream:
@@ -143,10 +141,6 @@ def _format_of(source: ModelSource) -> str:
     if not source.weight_files:
         raise refuse_without_weights(source.root)
     return "gguf" if source.kind == "gguf" else "safetensors"
-
-
-def _replaced(stream: WeightStream, read: Callable[[], NamedTensors]) -> WeightStream:
-    return WeightStream(format=stream.format, tensors=stream.tensors, read=read)
 
 
 def _finite(
