@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -106,6 +107,19 @@ def test_misspelt_fields_are_told() -> None:
 def test_fields_do_not_replace_members_of_the_class(name: str) -> None:
     error = refused({**LLAMA, name: {"hidden_size": "vocab_size"}})
     assert error.field == f"config.json: {name}"
+
+
+def test_rotary_types_that_only_we_know_pass_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("transformers")
+    log.addHandler(caplog.handler)
+    try:
+        config, _ = make_hf_config(
+            {**LLAMA, "rope_parameters": {"rope_type": "factors", "factors": [1.0] * 8, "rope_theta": 1e4}}
+        )
+    finally:
+        log.removeHandler(caplog.handler)
+    assert config.rope_parameters["factors"] == [1.0] * 8
+    assert not caplog.records
 
 
 def test_plugins_own_class_and_parser_win() -> None:
