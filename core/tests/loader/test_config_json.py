@@ -17,10 +17,10 @@ from bestiary.engine.loader.config_json import MAX_CONFIG_BYTES, MAX_DEPTH, MAX_
 
 
 def refused(path: Path, **options: Any) -> ConfigError:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ConfigError) as caught:
         read_json(path, **options)
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
     assert caught.value.error_code == "BAD_CONFIG"
     assert str(path) in (caught.value.field or "")
     assert caught.value.limit or caught.value.fix

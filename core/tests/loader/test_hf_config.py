@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -14,7 +15,13 @@ import pytest
 
 from bestiary.api.errors import ConfigError
 from bestiary.engine.loader.config_load import load_config
-from bestiary.engine.loader.hf_config import AttributeConfig, make_hf_config, text_config, transformers_config_class
+from bestiary.engine.loader.hf_config import (
+    AttributeConfig,
+    _LateActivations,
+    make_hf_config,
+    text_config,
+    transformers_config_class,
+)
 from bestiary.engine.loader.source import resolve_source
 
 LLAMA: dict[str, Any] = {
@@ -55,12 +62,13 @@ def refused(data: dict[str, Any], **options: Any) -> ConfigError:
     ],
 )
 def test_equals_what_transformers_makes(data: dict[str, Any]) -> None:
+    before = copy.deepcopy(data)
+    config, notices = make_hf_config(data)
+
     from transformers import AutoConfig
 
     fields = copy.deepcopy({name: value for name, value in data.items() if name != "model_type"})
     expected = AutoConfig.for_model(data["model_type"], **fields)
-    before = copy.deepcopy(data)
-    config, notices = make_hf_config(data)
     assert type(config) is type(expected)
     assert config.to_dict() == expected.to_dict()
     assert notices == ()
@@ -99,6 +107,19 @@ def test_misspelt_fields_are_told() -> None:
 def test_fields_do_not_replace_members_of_the_class(name: str) -> None:
     error = refused({**LLAMA, name: {"hidden_size": "vocab_size"}})
     assert error.field == f"config.json: {name}"
+
+
+def test_rotary_types_that_only_we_know_pass_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("transformers")
+    log.addHandler(caplog.handler)
+    try:
+        config, _ = make_hf_config(
+            {**LLAMA, "rope_parameters": {"rope_type": "factors", "factors": [1.0] * 8, "rope_theta": 1e4}}
+        )
+    finally:
+        log.removeHandler(caplog.handler)
+    assert config.rope_parameters["factors"] == [1.0] * 8
+    assert not caplog.records
 
 
 def test_plugins_own_class_and_parser_win() -> None:
@@ -191,23 +212,25 @@ LEAN = """
 import sys
 from bestiary.engine.loader.hf_config import make_hf_config
 config, _ = make_hf_config({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4})
-heavy = [name for name in ("torch._dynamo", "torch.distributed.tensor", "accelerate", "sympy",
-"transformers.activations",
-         "transformers.modeling_utils") if name in sys.modules]
+never = "torch._dynamo torch.distributed.tensor accelerate sympy transformers.activations transformers.modeling_utils"
+heavy = [name for name in never.split() if name in sys.modules]
 if heavy:
     sys.exit(f"imported: {heavy}")
-from transformers.utils import type_validators
-from transformers.activations import ACT2FN
-if set(type_validators.ACT2FN) != set(ACT2FN) or "gelu" not in type_validators.ACT2FN or "x" in type_validators.ACT2FN:
-    sys.exit("the table differs")
-if len(type_validators.ACT2FN) != len(ACT2FN) or type(type_validators.ACT2FN["silu"]) is not type(ACT2FN["silu"]):
-    sys.exit("the functions differ")
-from transformers import LlamaConfig
-if type(config) is not LlamaConfig:
-    sys.exit("two classes")
 """
 
 
-def test_the_compilers_imports_are_spared_and_activations_stay_right() -> None:
+def test_the_compilers_imports_are_spared() -> None:
     done = subprocess.run([sys.executable, "-O", "-c", LEAN], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_stand_in_answers_like_the_table_of_activations() -> None:
+    late = _LateActivations()
+
+    from transformers.activations import ACT2FN
+
+    assert list(late.keys()) == list(ACT2FN.keys())
+    assert len(late) == len(ACT2FN) > 0
+    assert "silu" in late
+    assert "os.system" not in late
+    assert type(late["silu"]) is type(ACT2FN["silu"])

@@ -139,7 +139,6 @@ def test_m05_entries(file: Path, bad: object, field: str) -> None:
     error = corrupt(written(file, {"t": bad}, bytes(4)))
     assert error.field == f"{file}: {field}"
     assert error.limit
-    assert error.value is not None or bad is None
 
 
 def test_m06_duplicate_name_is_refused_where_the_library_accepts_it(file: Path) -> None:
@@ -293,7 +292,9 @@ def test_index_and_shards_disagree(tmp_path: Path) -> None:
 
 
 def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
-    shards(tmp_path, {"model-00001-of-00002.safetensors": ["a"], "model-00002-of-00002.safetensors": ["a", "b"]})
+    shards(
+        tmp_path, {"model-00001-of-00002.safetensors": ["a"], "model-00002-of-00002.safetensors": ["a", "b"]}
+    ).unlink()
     with pytest.raises(CorruptWeights, match="in two files") as caught:
         tensor_index(find_weights(tmp_path))
     assert (caught.value.field or "").endswith(": a")

@@ -26,7 +26,6 @@ logger = logging.getLogger("bestiary.hooks")
 
 OWN = "bestiary"
 BUILTIN_HOOKS: tuple[str, ...] = (
-    "bestiary.nn.builtin_hooks",
     "bestiary.engine.builtin_hooks",
     "bestiary.engine.loader.sources",
     "bestiary.serve.text.parsers",

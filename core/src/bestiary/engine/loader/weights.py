@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -86,13 +86,11 @@ def open_weights(
         raise UsageError(
             f"unknown load format {name[:64]!r}", field="load_format", limit=f"one of: {known}", value=name
         )
-    opened = openers[name](source, gguf_declaration)
-    checked = opened
+    stored = openers[name](source, gguf_declaration)
+    checked = stored
     if name != "dummy":
-        checked = _replaced(opened, lambda: _finite(opened.read(), allow_nonfinite, notify))
-    if progress is None:
-        return checked
-    return _replaced(checked, lambda: _reported(checked, progress))
+        checked = replace(stored, read=lambda: _finite(stored, allow_nonfinite, notify))
+    return checked if progress is None else replace(checked, read=lambda: _reported(checked, progress))
 
 
 def open_safetensors(source: ModelSource, declaration: Any = None) -> WeightStream:
@@ -144,10 +142,6 @@ def _format_of(source: ModelSource) -> str:
     if not source.weight_files:
         raise refuse_without_weights(source.root)
     return "gguf" if source.kind == "gguf" else "safetensors"
-
-
-def _replaced(stream: WeightStream, read: Callable[[], NamedTensors]) -> WeightStream:
-    return WeightStream(format=stream.format, tensors=stream.tensors, read=read)
 
 
 def _finite(
