@@ -193,6 +193,7 @@ def test_longrope_switches_by_max_model_len(max_model_len: int) -> None:
 
 
 def test_layers_of_one_scope_share_and_nothing_leaks() -> None:
+    gc.collect()
     before = len(rope_factory._shared)
     with build_scope(vllm_config(48)):
         one = get_rope(HEAD, max_position=LENGTH, rope_parameters=dict(YARN))
@@ -241,6 +242,13 @@ def test_rows_are_gathered_once_a_step_and_never_reused() -> None:
         ({"rope_parameters": {**LONGROPE, "long_factor": [1.0], "original_max_position_embeddings": 8}}, "long_factor"),
         ({"rope_parameters": {"freq_factors": [1.0, 2.0]}}, "freq_factors"),
         ({"dual_chunk_attention_config": {"chunk_size": 4}}, "dual_chunk_attention_config"),
+        ({"rope_parameters": {"rope_theta": 1}}, "rope_theta"),
+        ({"rope_parameters": {**YARN, "beta_fast": "32"}}, "beta_fast"),
+        ({"rope_parameters": {**YARN, "attention_factor": -1}}, "attention_factor"),
+        ({"rope_parameters": {"freq_factors": [0.0] * HALF}}, "freq_factors"),
+        ({"rope_parameters": {"partial_rotary_factor": "half"}}, "partial_rotary_factor"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "full_attention"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "rotary_dim": 2}, "rotary_dim"),
         ({"rotary_dim": 7}, "rotary_dim"),
         ({"partial_rotary_factor": 1.5}, "rotary_dim"),
     ],

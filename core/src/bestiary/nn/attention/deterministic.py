@@ -66,9 +66,10 @@ def _attend_token(
     Keys and values are laid out anew, head by head, so that no kernel can choose its order of additions by the
     strides or the alignment of what it was given.
     """
-    places = torch.arange(first, first + len(keys), device=query.device)[None]
-    here = torch.tensor([[position]], device=query.device)
-    bias = score_bias(spec, here, places, torch.float32)
+    bias = None
+    if spec.alibi_slopes is not None or not is_causal(spec):
+        places = torch.arange(first, first + len(keys), device=query.device)[None]
+        bias = score_bias(spec, torch.full_like(places[:, :1], position), places, torch.float32)
     grouped = query.clone().view(1, spec.num_kv_heads, -1, 1, spec.head_size)
     out = attend(grouped, _by_head(keys), _by_head(values), bias, spec, sinks)
     return out.view(query.shape)

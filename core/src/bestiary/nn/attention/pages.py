@@ -36,10 +36,9 @@ def slots_of(metadata: AttentionMetadata, tables: Tensor, positions: Tensor) -> 
 
 
 def run_of(slots: Tensor) -> Slots:
-    """`slots` as one slice if they are consecutive (a look at the values: for the host only), else unchanged."""
-    first, last = int(slots[0]), int(slots[-1])
-    if slots.is_cpu and last - first == len(slots) - 1 and bool((slots.diff() == 1).all()):
-        return slice(first, last + 1)
+    """`slots` as one slice if they are consecutive; unchanged if not, and on a device, where to look is to wait."""
+    if slots.is_cpu and bool((slots.diff() == 1).all()):
+        return slice(int(slots[0]), int(slots[-1]) + 1)
     return slots
 
 

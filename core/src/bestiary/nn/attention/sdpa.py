@@ -80,7 +80,7 @@ def _decode(
     query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, spec: AttentionSpec, sinks: Tensor | None
 ) -> Tensor:
     """The decode rows, ``[count, num_heads, head_size]``, as one batch."""
-    kept = ("torch.decodes", spec.sliding_window, spec.alibi_slopes, _bias_dtype(spec, query.dtype))
+    kept = ("torch.decodes", *_bias_key(spec, query.dtype))
     step: _Decodes | None = metadata.derived.get(kept)
     if step is None:
         step = metadata.derived[kept] = _plan_decodes(query, metadata, spec)
@@ -185,7 +185,7 @@ def _bias(
     like: Tensor,
 ) -> Tensor:
     dtype = _bias_dtype(spec, like.dtype)
-    kept = ("torch.bias", sequence, queries, keys, spec.attn_type, spec.sliding_window, spec.alibi_slopes, dtype)
+    kept = ("torch.bias", sequence, queries, keys, *_bias_key(spec, like.dtype))
     bias: Tensor | None = metadata.derived.get(kept)
     if bias is None:
         here, there = (torch.arange(*span, device=like.device)[None] for span in (queries, keys))
@@ -203,6 +203,12 @@ def _needs_explicit(spec: AttentionSpec, dtype: torch.dtype) -> bool:
 
 def _bias_dtype(spec: AttentionSpec, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if _needs_explicit(spec, dtype) else dtype
+
+
+def _bias_key(spec: AttentionSpec, dtype: torch.dtype) -> tuple[object, ...]:
+    """Layers that agree in this see the same bias."""
+    heads = spec.alibi_slopes and spec.num_kv_heads
+    return spec.attn_type, spec.sliding_window, spec.alibi_slopes, heads, _bias_dtype(spec, dtype)
 
 
 def _needs_no_mask(spec: AttentionSpec, count: int, length: int) -> bool:

@@ -47,6 +47,12 @@ def get_rope(
         ConfigError: an unknown scaling, a missing or wrong parameter, or dual-chunk attention.
     """
     parameters = {key: value for key, value in (rope_parameters or rope_scaling or {}).items() if value is not None}
+    if nested := [name for name, value in parameters.items() if isinstance(value, Mapping)]:
+        raise ConfigError(
+            "rotary parameters by kind of layer: a layer takes those of its own kind",
+            field=f"rope_parameters.{nested[0]}",
+            value=nested,
+        )
     if base is not None:
         parameters.setdefault("rope_theta", base)
     if dual_chunk_attention_config is not None:
@@ -77,6 +83,8 @@ def _rotary_dim(
         return head_size
     dim = head_size if rotary_dim is None else rotary_dim
     share = parameters.get("partial_rotary_factor", 1.0) if partial_rotary_factor is None else partial_rotary_factor
+    if not isinstance(share, int | float):
+        raise ConfigError("not a share of a head", field="partial_rotary_factor", value=share, limit="0 to 1")
     if dim == head_size:
         dim = int(head_size * share)
     if dim % 2 or not 0 < dim <= head_size:

@@ -63,9 +63,11 @@ def dynamic_ntk(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
     `alpha` (Hunyuan), where given, is a constant factor on theta instead.
     """
     theta, dim = _theta(parameters), geometry.dim
+    if dim <= 2:
+        raise ConfigError("too few channels for dynamic scaling", field="rotary_dim", value=dim, limit="at least 4")
     exponent = dim / (dim - 2)
-    if (alpha := parameters.get("alpha")) is not None:
-        return Frequencies(_plain(theta * alpha**exponent, dim))
+    if parameters.get("alpha"):
+        return Frequencies(_plain(theta * _positive("alpha", parameters) ** exponent, dim))
     factor, original = _positive("factor", parameters), geometry.max_position
     plain = _plain(theta, dim)
     if geometry.length <= original:
@@ -93,9 +95,9 @@ def llama3(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
 def yarn(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
     """YaRN (arXiv 2309.00071): a ramp over channels from kept frequencies to interpolated ones."""
     theta, dim, original = _theta(parameters), geometry.dim, _original(geometry, parameters)
-    factor = parameters.get("factor") or geometry.max_position / original
-    low = _yarn_channel(parameters.get("beta_fast") or 32, dim, theta, original)
-    high = _yarn_channel(parameters.get("beta_slow") or 1, dim, theta, original)
+    factor = _optional("factor", parameters, geometry.max_position / original)
+    low = _yarn_channel(_optional("beta_fast", parameters, 32), dim, theta, original)
+    high = _yarn_channel(_optional("beta_slow", parameters, 1), dim, theta, original)
     if parameters.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
@@ -120,21 +122,18 @@ def longrope(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
     name = "long_factor" if geometry.length > original else "short_factor"
     divisors = _per_channel(name, parameters.get(name), geometry.dim)
     inv_freq = 1.0 / (divisors * _theta(parameters) ** _exponents(geometry.dim))
-    factor = parameters.get("factor") or geometry.max_position / original
-    attention_factor = parameters.get("attention_factor")
-    if attention_factor is None:
-        stretched = factor > 1.0
-        attention_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if stretched else 1.0
-    return Frequencies(inv_freq, attention_factor)
+    factor = _optional("factor", parameters, geometry.max_position / original)
+    default_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1.0 and original > 1 else 1.0
+    return Frequencies(inv_freq, _optional("attention_factor", parameters, default_factor))
 
 
 def proportional(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
     """Gemma 4's partial rotation: all channels take part, those beyond `partial_rotary_factor` with frequency zero."""
     size = geometry.head_size
-    turning = int(parameters.get("partial_rotary_factor", 1.0) * size // 2)
+    turning = int(_optional("partial_rotary_factor", parameters, 1.0) * size // 2)
     exponents = torch.arange(0, 2 * turning, 2, dtype=torch.int64).float() / size
     inv_freq = torch.cat((1.0 / (_theta(parameters) ** exponents), torch.zeros(size // 2 - turning)))
-    return Frequencies(inv_freq / (parameters.get("factor") or 1.0))
+    return Frequencies(inv_freq / _optional("factor", parameters, 1.0))
 
 
 SCALINGS: dict[str, Callable[[RopeGeometry, Parameters], Frequencies]] = {
@@ -174,8 +173,10 @@ def _plain(theta: float, dim: int) -> Tensor:
 
 
 def _theta(parameters: Parameters) -> float:
-    theta = parameters.get("rope_theta")
-    return 10000.0 if theta is None else float(_positive("rope_theta", parameters))
+    theta = float(_optional("rope_theta", parameters, 10000.0))
+    if theta <= 1:
+        raise ConfigError("no base of wavelengths", field="rope_parameters.rope_theta", value=theta, limit="above 1")
+    return theta
 
 
 def _positive(name: str, parameters: Parameters) -> float:
@@ -187,16 +188,22 @@ def _positive(name: str, parameters: Parameters) -> float:
     return value
 
 
+def _optional(name: str, parameters: Parameters, otherwise: float) -> float:
+    return otherwise if not parameters.get(name) else _positive(name, parameters)
+
+
 def _original(geometry: RopeGeometry, parameters: Parameters) -> float:
-    if parameters.get("original_max_position_embeddings") is None:
-        return geometry.max_position
-    return _positive("original_max_position_embeddings", parameters)
+    return _optional("original_max_position_embeddings", parameters, geometry.max_position)
 
 
 def _per_channel(name: str, values: Any, dim: int) -> Tensor:
-    if not isinstance(values, list | tuple) or len(values) != dim // 2:
+    fits = isinstance(values, list | tuple) and len(values) == dim // 2
+    if not fits or not all(isinstance(value, int | float) and 0 < value < math.inf for value in values):
         raise ConfigError(
-            f"rotary scaling needs {name}", field=f"rope_parameters.{name}", value=values, limit=f"{dim // 2} numbers"
+            f"rotary scaling needs {name}",
+            field=f"rope_parameters.{name}",
+            value=values,
+            limit=f"{dim // 2} positive numbers",
         )
     return torch.tensor(values, dtype=torch.float32)
 
@@ -207,13 +214,9 @@ def _yarn_channel(rotations: float, dim: int, theta: float, original: float) -> 
 
 
 def _yarn_attention_factor(factor: float, parameters: Parameters) -> float:
-    given = parameters.get("attention_factor")
-    if given is not None:
-        return float(given)
-    mscale, over_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
-    if mscale and over_all:
-        return _mscale(factor, mscale) / _mscale(factor, over_all)
-    return _mscale(factor, 1.0)
+    mscale, over_all = _optional("mscale", parameters, 0), _optional("mscale_all_dim", parameters, 0)
+    inferred = _mscale(factor, mscale) / _mscale(factor, over_all) if mscale and over_all else _mscale(factor, 1.0)
+    return _optional("attention_factor", parameters, inferred)
 
 
 def _mscale(factor: float, weight: float) -> float:

@@ -1,0 +1,203 @@
+"""The attention layer: what it accepts and says of itself, and its results against transformers' eager attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as gemma2_attention
+from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_attention
+
+from bestiary.api.config import CacheConfig, ModelConfig, VllmConfig
+from bestiary.api.errors import ConfigError, EngineError, UsageError
+from bestiary.nn.attention.backend import AttentionType, KVCacheSpec
+from bestiary.nn.attention.choice import BACKENDS
+from bestiary.nn.attention.layer import Attention, EncoderOnlyAttention
+from bestiary.nn.attention.metadata import AttentionMetadata
+from bestiary.nn.context import ForwardContext, forward_context
+from bestiary.nn.ops.attention import gather_kv_cache, write_kv_cache
+from bestiary.nn.scope import build_scope
+
+HEADS, KV_HEADS, SIZE, LENGTH, BLOCK = 4, 2, 16, 11, 4
+SCALE = SIZE**-0.5
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def one_prompt(length: int = LENGTH) -> AttentionMetadata:
+    slots = torch.arange(length)
+    return AttentionMetadata(
+        query_start=torch.tensor([0, length], dtype=torch.int32),
+        seq_lens=torch.tensor([length], dtype=torch.int32),
+        block_tables=torch.arange(-(-length // BLOCK), dtype=torch.int32)[None],
+        slot_mapping=slots,
+        query_lens_host=(length,),
+        seq_lens_host=(length,),
+        max_query_len=length,
+        max_seq_len=length,
+        num_decodes=int(length == 1),
+        block_size=BLOCK,
+    )
+
+
+def finished(layer: Attention, name: str = "layers.0.attn", backend: str = "torch") -> tuple[Attention, dict[str, Any]]:
+    """The layer as an engine leaves it, and the caches of its context."""
+    layer.layer_name, layer.backend = name, BACKENDS[backend]
+    spec = layer.get_kv_cache_spec()
+    return layer, {} if spec is None else {
+        name: torch.zeros(*layer.backend.cache_shape(spec, 8, BLOCK), dtype=spec.dtype)
+    }
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return randn(LENGTH, HEADS * SIZE), randn(LENGTH, KV_HEADS * SIZE, seed=1), randn(LENGTH, KV_HEADS * SIZE, seed=2)
+
+
+def by_head(x: torch.Tensor) -> torch.Tensor:
+    return x.view(1, LENGTH, -1, SIZE).transpose(1, 2)
+
+
+def causal() -> torch.Tensor:
+    return torch.full((LENGTH, LENGTH), -torch.inf).triu(1)[None, None]
+
+
+def run(layer: Attention, caches: dict[str, Any]) -> torch.Tensor:
+    with forward_context(ForwardContext(attention=one_prompt(), kv_caches=caches)):
+        return layer(*inputs())
+
+
+def bloom_slopes(heads: int) -> list[float]:
+    """The published slopes of ALiBi, read off transformers' tensor: its value at position 1."""
+    return build_alibi_tensor(torch.ones(1, 2), heads, torch.float32)[:, 0, 1].tolist()
+
+
+def bloom_attention(module: Any, query: Any, key: Any, value: Any, mask: torch.Tensor, scaling: float) -> Any:
+    alibi = build_alibi_tensor(torch.ones(1, LENGTH), HEADS, torch.float32)[None]
+    return gemma2_attention(module, query, key, value, mask + alibi, scaling=scaling)
+
+
+SINKS = nn.Parameter(randn(HEADS, seed=3), requires_grad=False)
+ORACLES: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
+    "plain": ({}, gemma2_attention),
+    "soft-cap": ({"logits_soft_cap": 0.7}, lambda *args, **kw: gemma2_attention(*args, softcap=0.7, **kw)),
+    "sinks": ({"sinks": SINKS}, gpt_oss_attention),
+    "alibi": ({"alibi_slopes": bloom_slopes(HEADS)}, bloom_attention),
+}
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("name", ORACLES)
+def test_layer_is_transformers(name: str, backend: str) -> None:
+    options, oracle = ORACLES[name]
+    layer, caches = finished(Attention(HEADS, SIZE, SCALE, num_kv_heads=KV_HEADS, **options), backend=backend)
+    module = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, sinks=SINKS, training=False, head_dim=SIZE)
+    expected, _ = oracle(module, *map(by_head, inputs()), causal(), scaling=SCALE)
+    torch.testing.assert_close(run(layer, caches), expected.reshape(LENGTH, -1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_encoder_only(backend: str) -> None:
+    layer, caches = finished(EncoderOnlyAttention(HEADS, SIZE, SCALE, KV_HEADS, prefix="attn"), backend=backend)
+    assert layer.get_kv_cache_spec() is None
+    assert caches == {}
+    module = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, training=False)
+    expected, _ = gemma2_attention(module, *map(by_head, inputs()), None, scaling=SCALE)
+    torch.testing.assert_close(run(layer, caches), expected.reshape(LENGTH, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_sharing_layer_reads_its_targets_cache() -> None:
+    owner, caches = finished(Attention(HEADS, SIZE, SCALE, KV_HEADS), name="layers.0.attn")
+    sharer, nothing = finished(
+        Attention(HEADS, SIZE, SCALE, KV_HEADS, kv_sharing_target_layer_name="layers.0.attn"), name="layers.1.attn"
+    )
+    assert nothing == {}
+    query, key, value = inputs()
+    with forward_context(ForwardContext(attention=one_prompt(), kv_caches=caches)):
+        expected = owner(query, key, value)
+        shared = sharer(query, torch.full_like(key, torch.nan), torch.full_like(value, torch.nan))
+    torch.testing.assert_close(shared, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_spec_and_cache_spec_come_from_the_arguments_and_the_scope() -> None:
+    model = ModelConfig(
+        model="tiny", architecture="T", hf_config=None, hf_text_config=None, dtype=torch.bfloat16, max_model_len=64
+    )
+    with build_scope(VllmConfig(model_config=model, cache_config=CacheConfig(sliding_window=32))):
+        inherited = Attention(HEADS, SIZE, SCALE)
+        own = Attention(
+            num_heads=HEADS,
+            head_size=SIZE,
+            scale=SCALE,
+            num_kv_heads=KV_HEADS,
+            cache_config=CacheConfig(cache_dtype="float16"),
+            quant_config=object(),
+            per_layer_sliding_window=8,
+            prefix="model.layers.0.self_attn.attn",
+            attn_type="decoder",
+            head_size_v=SIZE,
+            use_alibi_sqrt=False,
+            mm_prefix_clamp_sliding_window=False,
+            chunk_lookback=None,
+            logits_soft_cap=0.0,
+        )
+    assert inherited.get_kv_cache_spec() == KVCacheSpec(
+        num_kv_heads=HEADS, head_size=SIZE, dtype=torch.bfloat16, sliding_window=32
+    )
+    assert own.get_kv_cache_spec() == KVCacheSpec(
+        num_kv_heads=KV_HEADS, head_size=SIZE, dtype=torch.float16, sliding_window=8
+    )
+    assert own.spec.logits_soft_cap is None
+    assert own.spec.attn_type is AttentionType.DECODER
+    assert own.layer_name == ""
+
+
+def test_a_given_backend_is_kept() -> None:
+    assert Attention(HEADS, SIZE, SCALE, attn_backend=BACKENDS["reference"]).backend is BACKENDS["reference"]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"use_alibi_sqrt": True}, "use_alibi_sqrt"),
+        ({"mm_prefix_clamp_sliding_window": True}, "mm_prefix_clamp_sliding_window"),
+        ({"chunk_lookback": 1}, "chunk_lookback"),
+        ({"head_size_v": SIZE * 2}, "head_size_v"),
+        ({"num_kv_heads": 3}, "num_kv_heads"),
+    ],
+)
+def test_what_no_backend_does_is_refused_by_name(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Attention(HEADS, SIZE, SCALE, **options)
+    assert caught.value.field == field
+
+
+def test_misuse() -> None:
+    with pytest.raises(UsageError, match="cache_dtype"):
+        Attention(HEADS, SIZE, SCALE, cache_config=CacheConfig(cache_dtype="fp4"))
+    with pytest.raises(ConfigError, match="attn_type"):
+        EncoderOnlyAttention(HEADS, SIZE, SCALE, attn_type="decoder")
+    layer = Attention(HEADS, SIZE, SCALE, KV_HEADS)
+    with pytest.raises(EngineError, match="not finished"):
+        run(layer, {})
+    layer, _ = finished(layer)
+    with pytest.raises(EngineError, match=r"layers\.0\.attn"):
+        run(layer, {})
+    with pytest.raises(EngineError, match="no forward pass"):
+        layer(*inputs())
+
+
+def test_cache_ops() -> None:
+    cache = torch.zeros(3, BLOCK, 2, KV_HEADS, SIZE, dtype=torch.bfloat16)
+    key, value, slots = randn(5, KV_HEADS, SIZE), randn(5, KV_HEADS, SIZE, seed=1), torch.tensor([11, 0, 4, 7, 2])
+    write_kv_cache(cache, key, value, slots)
+    assert torch.equal(cache[2, 3, 0], key[0].bfloat16())
+    assert torch.equal(cache[1, 0, 1], value[2].bfloat16())
+    assert torch.equal(gather_kv_cache(cache, slots), torch.stack((key, value), 1).bfloat16())
+    assert not cache[0, 1].any()
