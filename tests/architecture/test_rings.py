@@ -38,7 +38,9 @@ def imports(file: Path, source_root: Path) -> Iterator[Import]:
                 base = [*package[: len(package) + 1 - node.level]] if node.level else []
                 base += node.module.split(".") if node.module else []
                 yield from (Import(".".join([*base, alias.name]), node.lineno, when) for alias in node.names)
-            case ast.Call(args=[ast.Constant(value=str(name)), *_]) if "import" in ast.unparse(node.func):
+            case ast.Call(args=[ast.Constant(value=str(name)), *_]) if ast.unparse(node.func).endswith(
+                ("import_module", "__import__")
+            ):
                 yield Import(name, node.lineno, when)
             case ast.FunctionDef() | ast.AsyncFunctionDef() if when == "load":
                 when = "call"
