@@ -71,7 +71,8 @@ make_venv() {
   "$PYTHON" -m venv --clear "$VENV"
 }
 
-pip_install() { "$PY" -m pip install -qq -c "$ROOT/constraints.txt" "$@"; }
+# (Not compiled ahead: most of what torch and transformers install is never imported.)
+pip_install() { "$PY" -m pip install -qq --no-compile -c "$ROOT/constraints.txt" "$@"; }
 
 # install PROFILE. Our own packages are editable: a change of their sources needs no installation.
 install() {
