@@ -1,0 +1,186 @@
+"""Both distributions build, carry what they need, and work when installed from the wheel.
+
+One module-scoped build: every package is copied out of the repository first, so that what builds is the folder alone,
+and `python -m build` makes the sdist and, from that sdist, the wheel.
+"""
+
+from __future__ import annotations
+
+import email
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = [ROOT / "core", *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
+NOT_SOURCE = shutil.ignore_patterns("__pycache__", "dist", "build", ".*")
+
+
+class Built(NamedTuple):
+    folder: Path  # in the repository
+    sdist: Path
+    wheel: Path
+
+    @property
+    def project(self) -> dict:
+        return tomllib.loads((self.folder / "pyproject.toml").read_text("utf-8"))["project"]
+
+    @property
+    def package(self) -> Path:
+        (package,) = (path.parent for path in self.folder.glob("src/*/__init__.py"))
+        return package
+
+
+def run(*command: str | Path, **options: object) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def build(folder: Path, target: Path, *options: str) -> None:
+    run(sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", target, folder)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
+    """Distribution name to what was built from its folder, outside the repository."""
+    out = tmp_path_factory.mktemp("built")
+    results = {}
+    for folder in FOLDERS:
+        copy, target = out / folder.name, out / f"{folder.name}-dist"
+        shutil.copytree(folder, copy, ignore=NOT_SOURCE)
+        build(copy, target)
+        (sdist,), (wheel,) = target.glob("*.tar.gz"), target.glob("*.whl")
+        one = Built(folder, sdist, wheel)
+        results[one.project["name"]] = one
+    return results
+
+
+def files_in_wheel(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(built: dict[str, Built]) -> None:
+    for one in built.values():
+        sources = {
+            path.relative_to(one.package.parent).as_posix(): path.read_bytes()
+            for path in one.package.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        assert f"{one.package.name}/py.typed" in sources
+        files = files_in_wheel(one.wheel)
+        assert {name: data for name, data in files.items() if ".dist-info/" not in name} == sources
+        assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
+
+
+def test_core_carries_its_data_files(built: dict[str, Built]) -> None:
+    data = {name: text for name, text in files_in_wheel(built["bestiary"].wheel).items() if name.endswith(".json")}
+    assert {path.name for path in ROOT.glob("core/src/bestiary/api/data/*.json")} <= {Path(name).name for name in data}
+    for text in data.values():
+        json.loads(text)
+
+
+def test_metadata_says_what_the_project_says(built: dict[str, Built]) -> None:
+    for name, one in built.items():
+        files = files_in_wheel(one.wheel)
+        (text,) = (data for path, data in files.items() if path.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(text)
+        assert (metadata["Name"], metadata["Version"]) == (name, one.project["version"])
+        assert metadata["License-Expression"] == "Apache-2.0"
+        assert metadata["Requires-Python"] == ">=3.11"
+        assert metadata["Description-Content-Type"] == "text/markdown"
+        assert set(one.project["dependencies"]) <= {required(line) for line in metadata.get_all("Requires-Dist")}
+        assert len(metadata.get_payload()) > 500  # the README
+
+
+def required(line: str) -> str:
+    """`numpy<3,>=2` and `numpy>=2,<3` are the same requirement; projects here write the lower bound first."""
+    name_and_first, *others = line.split(",")
+    if not others:
+        return line
+    name = name_and_first.rstrip("<>=.0123456789")
+    return name + ",".join(sorted([name_and_first.removeprefix(name), *others], reverse=True))
+
+
+def test_the_sdist_gives_the_same_wheel_as_the_repository(built: dict[str, Built], tmp_path: Path) -> None:
+    for name, one in built.items():
+        build(one.folder, tmp_path / name, "--wheel")
+        (direct,) = (tmp_path / name).glob("*.whl")
+        assert files_in_wheel(direct) == files_in_wheel(one.wheel)
+
+
+def test_the_sdist_holds_the_tests_and_nothing_private(built: dict[str, Built]) -> None:
+    for one in built.values():
+        with tarfile.open(one.sdist) as archive:
+            names = {Path(*Path(name).parts[1:]).as_posix() for name in archive.getnames()}
+        allowed = {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO", ".gitignore"}
+        assert {name for name in names if name.split("/")[0] not in ("src", "tests")} <= allowed
+        tests = {path.relative_to(one.folder).as_posix() for path in one.folder.glob("tests/**/*.py")}
+        assert tests <= names
+        assert not any("__pycache__" in name for name in names)
+
+
+def test_the_index_would_accept_them(built: dict[str, Built]) -> None:
+    archives = [path for one in built.values() for path in (one.sdist, one.wheel)]
+    run(sys.executable, "-m", "twine", "check", "--strict", *archives)
+
+
+def third_party(target: Path) -> Path:
+    """A folder with links to everything installed here but our own packages: an environment that has torch already."""
+    target.mkdir()
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        ours = path.name.startswith(("bestiary", "_bestiary", "_editable")) or path.suffix == ".pth"
+        if not ours:
+            (target / path.name).symlink_to(path)
+    return target
+
+
+@pytest.fixture
+def empty_environment(tmp_path: Path) -> Path:
+    """The Python of a new environment that has the base packages, no pip, and nothing of ours."""
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    python = tmp_path / "venv/bin/python"
+    packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    (packages / "base.pth").write_text(f"{third_party(tmp_path / 'base')}\n")
+    return python
+
+
+CLEAN = {"PATH": "/usr/bin:/bin", "PYTHONNOUSERSITE": "1"}
+ARCHITECTURES = """
+import bestiary, importlib_metadata, sys
+assert "site-packages/bestiary" in bestiary.__file__, bestiary.__file__
+print(bestiary.__version__, sorted(entry.name for entry in importlib_metadata.entry_points(group="vllm_models")))
+assert "torch" not in sys.modules
+"""
+
+
+def installed(python: Path, wheel: Path) -> None:
+    run(sys.executable, "-m", "pip", "--python", python, "install", "-qq", "--no-deps", "--no-index", wheel)
+
+
+def test_core_alone_knows_no_architecture_and_a_plugin_adds_its_own(
+    built: dict[str, Built], empty_environment: Path
+) -> None:
+    core = built["bestiary"]
+    known: set[str] = set()
+    installed(empty_environment, core.wheel)
+    assert run(empty_environment, "-c", ARCHITECTURES, env=CLEAN).split() == [core.project["version"], "[]"]
+    assert (empty_environment.parent / "bestiary").exists()
+    for one in built.values():
+        if one is core:
+            continue
+        installed(empty_environment, one.wheel)
+        known |= set(one.project["entry-points"].get("vllm_models", {}))
+        listed = run(empty_environment, "-c", ARCHITECTURES, env=CLEAN).split(maxsplit=1)[1].strip()
+        assert listed == str(sorted(known))
+    assert "LlamaForCausalLM" in known
