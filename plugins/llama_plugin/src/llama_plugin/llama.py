@@ -83,12 +83,9 @@ class LlamaDecoderLayer(nn.Module):
         self.mlp = LlamaMLP(config)
 
     def forward(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if residual is None:
-            residual, hidden_states = hidden_states, self.input_layernorm(hidden_states)
-        else:
-            hidden_states, residual = self.input_layernorm(hidden_states, residual)
+        hidden_states, residual = self.input_layernorm(hidden_states, residual)
         hidden_states = self.self_attn(positions, hidden_states)
         hidden_states, residual = self.post_attention_layernorm(hidden_states, residual)
         return self.mlp(hidden_states), residual
@@ -115,7 +112,7 @@ class LlamaModel(nn.Module):
     ) -> torch.Tensor | IntermediateTensors:
         if intermediate_tensors is None:
             hidden_states = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
-            residual = None
+            residual = torch.zeros_like(hidden_states)
         else:
             hidden_states, residual = intermediate_tensors["hidden_states"], intermediate_tensors["residual"]
         for layer in islice(self.layers, self.start_layer, self.end_layer):
