@@ -225,7 +225,7 @@ HEADER_SIZE = 300
 FLIPS = st.lists(st.tuples(st.integers(0, HEADER_SIZE), st.integers(0, 255)), min_size=1, max_size=4)
 FEW, MANY = (
     settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    for count in (120, 10_000)
+    for count in (120, 2_000)
 )
 
 
