@@ -145,14 +145,14 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(TEXT, VALUES, max_size=5), st.booleans())
 def test_agrees_with_the_standard_library(value: dict[str, Any], ascii_only: bool) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only)
     assert parse_json_object(text.encode(), name="x") == json.loads(text) == value
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]",:\\ 10eENaIfu.-', max_size=60).map(str.encode))
 def test_any_bytes_give_an_object_or_one_error(data: bytes) -> None:
     error = None

@@ -222,11 +222,27 @@ def test_a_gguf_file_under_a_safetensors_name(file: Path) -> None:
 HEADER_SIZE = 300
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(st.tuples(st.integers(0, HEADER_SIZE), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 400)
+FLIPS = st.lists(st.tuples(st.integers(0, HEADER_SIZE), st.integers(0, 255)), min_size=1, max_size=4)
+FEW, MANY = (
+    settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    for count in (120, 2_000)
 )
+
+
+@FEW
+@given(FLIPS, st.integers(0, 400))
 def test_m09_header_flips_and_truncation(file: Path, flips: list[tuple[int, int]], cut: int) -> None:
+    check_damaged(file, flips, cut)
+
+
+@pytest.mark.full
+@MANY
+@given(FLIPS, st.integers(0, 400))
+def test_m09_many_header_flips(file: Path, flips: list[tuple[int, int]], cut: int) -> None:
+    check_damaged(file, flips, cut)
+
+
+def check_damaged(file: Path, flips: list[tuple[int, int]], cut: int) -> None:
     """Whatever we accept, the library accepts and reads alike."""
     save_file(TENSORS, file)
     data = bytearray(file.read_bytes())
@@ -237,10 +253,8 @@ def test_m09_header_flips_and_truncation(file: Path, flips: list[tuple[int, int]
         index = tensor_index([file])
     except (CorruptWeights, PickleRefused):
         return
-    loaded = load_file(file)
-    assert {name: tuple(tensor.shape) for name, tensor in loaded.items()} == {
-        name: info.shape for name, info in index.items()
-    }
+    loaded = {name: tuple(tensor.shape) for name, tensor in load_file(file).items()}
+    assert loaded == {name: info.shape for name, info in index.items()}
 
 
 def shards(directory: Path, layout: dict[str, list[str]], weight_map: dict[str, str] | None = None) -> Path:

@@ -79,7 +79,7 @@ FLOATS = st.lists(st.floats(width=16) | st.sampled_from([float("nan"), float("in
 EIGHT_BIT = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     FLOATS, st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64, *EIGHT_BIT, torch.complex64])
 )
