@@ -495,6 +495,16 @@ def test_a_lost_step_is_said_again(reached):
     assert gone.request_id not in engine.model.known
 
 
+def test_without_chunking_a_prompt_whose_step_was_lost_still_comes_whole():
+    engine = Engine(max_num_batched_tokens=8, enable_chunked_prefill=False)
+    late = engine.add("late", [1] * 5, priority=1)
+    engine.scheduler.abandon(engine.scheduler.schedule())
+    first = engine.add("first", [2] * 4)
+    assert spans(engine.step()) == [("first", 0, 4, True)]
+    assert spans(engine.step()) == [("first", 4, 1, True), ("late", 0, 5, True)]
+    engine.run().check(first, late)
+
+
 def test_no_torch_is_imported():
     code = "import sys, bestiary.engine.scheduler; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -209,6 +209,8 @@ class Scheduler:
                 start = sequence.num_computed
                 count = len(sequence.token_ids) - start
                 if count > budget:
+                    if self._whole(sequence):  # its first step was lost, and others came in between
+                        break
                     count = budget
                 if start + count > sequence.capacity and not self._kv.allocate(sequence, start + count):
                     candidate = None  # where blocks are short, nobody is admitted
@@ -240,9 +242,13 @@ class Scheduler:
             return False
         return leader.num_computed < sequence.max_matched // self._kv.block_size * self._kv.block_size
 
+    def _whole(self, sequence: Sequence) -> bool:
+        """Whether the sequence must be computed in one step."""
+        return not self._config.enable_chunked_prefill and sequence.total <= self._config.max_num_batched_tokens
+
     def _admit(self, sequence: Sequence, budget: int) -> int:
         """Move a waiting sequence to the running ones; returns how many tokens to compute, 0 if it must wait."""
-        whole = not self._config.enable_chunked_prefill and sequence.total <= self._config.max_num_batched_tokens
+        whole = self._whole(sequence)
         while True:
             if len(self._running) < self._config.max_num_seqs:
                 count = sequence.total - self._kv.match_prefix(sequence)
