@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bestiary.api.errors import ConfigError
 from bestiary.api.gguf import GgufArchitecture
 from bestiary.api.hook_manager import HookManager
 from bestiary.api.registry import ModelRegistry, Registry
 from bestiary.engine.arguments import EngineArgs
 
-from .config_check import architectures, check_config
+from .config_check import architectures
 from .config_json import read_json
+from .config_load import load_config
 from .gguf_config import gguf_config
 from .gguf_plugins import gguf_declaration
 from .gguf_reader import GgufFile
@@ -75,24 +75,21 @@ def describe(args: EngineArgs, hooks: HookManager, registry: Registry = ModelReg
         hf_config_path=args.hf_config_path,
         weights=args.load_format != "dummy",
     )
-    data: Mapping[str, Any] = {} if source.config_path is None else read_json(source.config_path)
     metadata: Mapping[str, object] | None = None
     declaration: GgufArchitecture | None = None
+    data: dict[str, Any] = {}
     if source.kind == "gguf":
         with GgufFile.open(source.weight_files[0]) as file:
             metadata = dict(file.metadata)
             declaration = gguf_declaration(registry, file.architecture)
             if source.config_path is None:
                 data = gguf_config(file, declaration)
-    elif source.config_path is None:
-        raise ConfigError(
-            "this directory has no config.json",
-            code="MISSING_CONFIG",
-            field="config.json",
-            value=source.name,
-            fix="add the model's config.json, or point to one: hf_config_path=DIRECTORY",
-        )
-    checked = check_config(_overridden(data, args), quantization_methods=hooks.names("quantization_methods"))
+    checked = load_config(
+        source,
+        hf_overrides=args.hf_overrides,
+        read_metadata=lambda _: data,
+        quantization_methods=hooks.names("quantization_methods"),
+    )
     return ModelDescription(
         source=source,
         data=checked.data,
@@ -101,15 +98,6 @@ def describe(args: EngineArgs, hooks: HookManager, registry: Registry = ModelReg
         metadata=metadata,
         gguf=declaration,
     )
-
-
-def _overridden(data: Mapping[str, Any], args: EngineArgs) -> dict[str, Any]:
-    """`data` with `hf_overrides` laid over it, nested objects merged."""
-    merged = dict(data)
-    for name, value in args.hf_overrides.items():
-        held = merged.get(name)
-        merged[name] = {**held, **value} if isinstance(held, Mapping) and isinstance(value, Mapping) else value
-    return merged
 
 
 def _ids(value: object) -> set[int]:
