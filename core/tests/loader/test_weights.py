@@ -100,7 +100,7 @@ def test_integers_and_strides() -> None:
 
 def test_unknown_format_lists_the_known(source: ModelSource) -> None:
     with pytest.raises(UsageError, match="auto, dummy, gguf, mine, safetensors") as caught:
-        open_weights(source, load_format="bin", formats={"mine": lambda source: open_weights(source)})
+        open_weights(source, load_format="bin", formats={"mine": lambda source, _: open_weights(source)})
     assert caught.value.field == "load_format"
 
 
@@ -108,7 +108,7 @@ def test_formats_that_hooks_add(source: ModelSource) -> None:
     tensor = torch.full((2,), float("nan"))
     stream = WeightStream(format="mine", tensors={"x": TensorInfo((2,), "F32", 8)}, read=lambda: iter([("x", tensor)]))
     with pytest.raises(WeightsMismatch, match="x: 2 NaN"):
-        list(open_weights(source, load_format="mine", formats={"mine": lambda source: stream}))
+        list(open_weights(source, load_format="mine", formats={"mine": lambda source, _: stream}))
 
 
 def test_m01_only_pickles(tmp_path: Path) -> None:
