@@ -1,9 +1,9 @@
 """fp32 weights in oneDNN's blocked layout, for CPUs: the same numbers, read and multiplied faster.
 
 For few rows BLAS reads a row-major weight at half of the memory's bandwidth or less, and repacks it in each call. With
-weights packed once, after loading, a decode step takes about 0.7 of the time on AVX2, and a prompt no longer than before.
-The packed weight replaces the layer's own; a head tied to an embedding gets a copy, since rows can be looked up only
-in the plain one.
+weights packed once, after loading, a decode step takes about 0.7 of the time on AVX2, and a prompt no longer than
+before. The packed weight replaces the layer's own; a head tied to an embedding gets a copy, since rows can be looked
+up only in the plain one.
 """
 
 from __future__ import annotations
