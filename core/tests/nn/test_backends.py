@@ -324,6 +324,7 @@ class Picky:
 def test_choice() -> None:
     picky: Any = Picky()
     assert choose_backend(None, "cpu", [PLAIN]).name == "torch"
+    assert choose_backend(None, "cpu", [PLAIN], dict(sorted(BACKENDS.items()))).name == "torch"
     assert choose_backend("deterministic", "cpu", [PLAIN]).name == "deterministic"
     assert choose_backend(None, "cpu", [PLAIN], {"picky": picky}) is picky
     assert choose_backend(None, "cpu", [PLAIN, spec_of(2, 2, 8)], {"picky": picky}).name == "torch"

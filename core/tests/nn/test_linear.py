@@ -36,9 +36,9 @@ class Ranks:
                 place(layer, None)
                 materialize(layer, CPU)
                 fill(layer)
+                for param in layer.parameters():
+                    assert elements_filled(param) == param.numel()
                 finish(layer)
-            for param in layer.parameters():
-                assert elements_filled(param) == param.numel()
             layers.append(layer)
         return layers
 

@@ -15,6 +15,7 @@ from .parallel import (
     tensor_model_parallel_all_reduce,
 )
 from .quant.base import QuantizationConfig, QuantizeMethodBase, UnquantizedLinearMethod, method_for
+from .quant.packed import pack_weight
 from .weights.fill import ShardId, count_filled, fill, set_weight_attrs
 
 DEFAULT_VOCAB_PADDING_SIZE = 64
@@ -143,6 +144,10 @@ class ParallelLMHead(VocabParallelEmbedding):
         self.quant_method = tied[0].quant_method
         for name, param in tied[0].named_parameters(recurse=False):
             self.register_parameter(name, param)
+
+    def finish(self) -> None:
+        super().finish()
+        pack_weight(self)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         raise TypeError("ParallelLMHead is called through LogitsProcessor(lm_head, hidden_states)")

@@ -29,7 +29,7 @@ def choose_backend(
 
     Args:
         wanted: a name; None takes the first that can, of the `offered` ones in their order, then of core's own.
-        offered: backends of installed packages.
+        offered: backends of installed packages; core's own may be among them, and keep their own order.
 
     Raises:
         UsageError: the wanted one is unknown or cannot run here, or none can; with each one's reasons.
@@ -42,7 +42,8 @@ def choose_backend(
             value=wanted,
             limit=f"one of {', '.join(sorted(known))}",
         )
-    names = [wanted] if wanted is not None else [*(offered or {}), *_AUTOMATIC]
+    foreign = [name for name in offered or {} if name not in BACKENDS]
+    names = [wanted] if wanted is not None else [*foreign, *_AUTOMATIC]
     distinct = list(dict.fromkeys(specs))
     reasons = []
     for name in names:

@@ -1,0 +1,109 @@
+"""`bestiary bench latency` and `bestiary bench throughput`: progress on stderr, figures on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_ENGINE = ("dtype", "device", "max_model_len", "load_format", "attention_backend")
+
+
+def _shared(command: Command) -> Command:
+    """The options both commands take."""
+    for option in reversed(
+        [
+            click.argument("model"),
+            click.option("--dtype", help="Number format of the model: auto, float32, bfloat16, float16."),
+            click.option("--device", help="auto, cpu or cuda."),
+            click.option("--max-model-len", type=click.IntRange(1), help="Prompt and answer together, in tokens."),
+            click.option("--load-format", help="auto, safetensors, gguf or dummy (random weights)."),
+            click.option("--attention-backend", help="Instead of the best one."),
+            click.option("--threads", type=click.IntRange(1), help="CPU threads of torch."),
+            click.option("--seed", type=int, default=0, show_default=True, help="Of the prompts' random tokens."),
+            click.option("--compare", type=click.Choice(["transformers"]), help="Measure it too, in turn."),
+            click.option("--json", "as_json", is_flag=True, help="Print the record instead of a table."),
+            click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the record there."),
+            click.option("--quiet", is_flag=True, help="No progress."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed, beside what the machine allows at most."""
+
+
+@bench.command()
+@_shared
+@click.option("--prefill-len", type=click.IntRange(1), default=512, show_default=True, help="Prompt to first token.")
+@click.option("--input-len", type=click.IntRange(1), default=32, show_default=True, help="Prompt before decoding.")
+@click.option("--output-len", type=click.IntRange(2), default=128, show_default=True, help="Tokens decoded.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Rounds; medians are told.")
+def latency(prefill_len: int, input_len: int, output_len: int, repeats: int, **shared: Any) -> None:
+    """One request at a time: prompt speed, time to the first token, decoding speed."""
+    from .latency import LatencyWork
+    from .run import run_latency
+
+    _finish(
+        shared, run_latency(_options(shared), LatencyWork(prefill_len, input_len, output_len, repeats), _say(shared))
+    )
+
+
+@bench.command()
+@_shared
+@click.option("--num-prompts", "--concurrency", type=click.IntRange(1), default=16, show_default=True,
+              help="Requests submitted together.")  # fmt: skip
+@click.option("--input-len", default="64:256", show_default=True, help="Prompt tokens: a number, or SHORTEST:LONGEST.")
+@click.option("--output-len", type=click.IntRange(1), default=64, show_default=True, help="New tokens a request.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Rounds; medians are told.")
+def throughput(num_prompts: int, input_len: str, output_len: int, repeats: int, **shared: Any) -> None:
+    """Many requests at once: tokens a second over all of them, and what each of them sees."""
+    from .run import run_throughput
+    from .throughput import ThroughputWork
+
+    work = ThroughputWork(num_prompts, *_lengths(input_len), output_len, repeats)
+    _finish(shared, run_throughput(_options(shared), work, _say(shared)))
+
+
+def _lengths(text: str) -> tuple[int, int]:
+    shortest, _, longest = text.partition(":")
+    try:
+        return int(shortest), int(longest or shortest)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is neither a number nor SHORTEST:LONGEST", param_hint="--input-len"
+        ) from None
+
+
+def _options(shared: dict[str, Any]) -> Any:
+    from .run import BenchOptions
+
+    engine = {name: shared[name] for name in _ENGINE}
+    engine["progress"] = not shared["quiet"]
+    return BenchOptions(
+        model=shared["model"],
+        engine=engine,
+        threads=shared["threads"],
+        seed=shared["seed"],
+        compare=shared["compare"],
+    )
+
+
+def _say(shared: dict[str, Any]) -> Callable[[str], None]:
+    return (lambda text: None) if shared["quiet"] else (lambda text: click.echo(text, err=True))
+
+
+def _finish(shared: dict[str, Any], record: dict[str, Any]) -> None:
+    from .record import as_json
+    from .table import table
+
+    if shared["output"] is not None:
+        shared["output"].write_text(as_json(record), "utf-8")
+    click.echo(as_json(record) if shared["as_json"] else table(record), nl=not shared["as_json"])

@@ -1,0 +1,109 @@
+"""What the machine allows: bytes that must be read, operations that must be done, and the time both take at least.
+
+A step reads every weight once, whatever its batch, and the keys and values of every token it looks back on. The limit
+is the slower of the two rates (the roofline model, Williams et al., doi 10.1145/1498765.1498785).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bestiary.engine.runner import attention_layers, kv_cache_specs
+from bestiary.nn.embedding import ParallelLMHead, VocabParallelEmbedding
+
+from .hardware import Hardware
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCost:
+    """What one model needs.
+
+    Attributes:
+        weight_bytes: read by each step: all parameters, but of an embedding table only where it is the head as well.
+        kv_bytes: kept for each token, and read back for it by each later step of its request.
+        body_weights: elements multiplied with every token. head_weights: with every token that yields logits.
+        attention_width: sum over layers of heads × head size.
+    """
+
+    weight_bytes: int
+    kv_bytes: int
+    body_weights: int
+    head_weights: int
+    attention_width: int
+
+    def prompt_flops(self, length: int) -> int:
+        """Operations from a prompt to its last token's logits: products, and causal attention (q·k and p·v)."""
+        pairs = length * (length + 1) // 2
+        return 2 * (self.body_weights * length + self.head_weights) + 4 * self.attention_width * pairs
+
+    def step_bytes(self, contexts: Sequence[int]) -> int:
+        """Read by one decode step of requests that have `contexts` tokens each."""
+        return self.weight_bytes + self.kv_bytes * sum(contexts)
+
+    def step_flops(self, contexts: Sequence[int]) -> int:
+        products = 2 * (self.body_weights + self.head_weights) * len(contexts)
+        return products + 4 * self.attention_width * sum(contexts)
+
+
+def model_cost(model: nn.Module) -> ModelCost:
+    """Asked of a loaded model. Every expert of a mixture counts, so its limit is too low where few are used."""
+    counted: dict[int, int] = {}
+    body = head = 0
+    for module in model.modules():
+        if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead):
+            continue
+        for parameter in module.parameters(recurse=False):
+            counted[id(parameter)] = parameter.numel() * parameter.element_size()
+            if parameter.dim() > 1 and isinstance(module, ParallelLMHead):
+                head += parameter.numel()
+            elif parameter.dim() > 1:
+                body += parameter.numel()
+    layers = attention_layers(model).values()
+    return ModelCost(
+        weight_bytes=sum(counted.values()),
+        kv_bytes=sum(spec.bytes_per_token for spec in kv_cache_specs(model).values()),
+        body_weights=body,
+        head_weights=head,
+        attention_width=sum(layer.num_heads * layer.head_size for layer in layers),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The best a machine can do with a model."""
+
+    cost: ModelCost
+    hardware: Hardware
+
+    def prefill_seconds(self, length: int) -> float:
+        return self._seconds(self.cost.weight_bytes, self.cost.prompt_flops(length))
+
+    def decode_seconds(self, contexts: Sequence[int]) -> float:
+        """One step that computes one token for each of the requests."""
+        return self._seconds(self.cost.step_bytes(contexts), self.cost.step_flops(contexts))
+
+    def prefill_tok_s(self, length: int) -> float:
+        return length / self.prefill_seconds(length)
+
+    def decode_tok_s(self, input_len: int, output_len: int) -> float:
+        """One request's tokens after the first, over the contexts it goes through."""
+        contexts = range(input_len + 1, input_len + output_len)
+        return len(contexts) / sum(self.decode_seconds([each]) for each in contexts)
+
+    def output_tok_s(self, input_lens: Sequence[int], output_len: int) -> float:
+        """Requests that arrive together: their prompts at the machine's best, then all of them a token a step."""
+        prefill = sum(self.cost.prompt_flops(length) for length in input_lens)
+        seconds = self._seconds(self.cost.weight_bytes, prefill)
+        for step in range(1, output_len):
+            seconds += self.decode_seconds([length + step for length in input_lens])
+        return len(input_lens) * output_len / seconds
+
+    def _seconds(self, size: int, operations: int) -> float:
+        return max(size / self.hardware.bytes_per_s, operations / self.hardware.flops)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"weight_bytes_per_step": self.cost.weight_bytes, "kv_bytes_per_token": self.cost.kv_bytes}

@@ -1,0 +1,149 @@
+"""One measurement from beginning to end: load, measure the machine, measure the subjects, make the record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from bestiary.api.errors import EngineError
+from bestiary.engine.executor import UniprocExecutor
+
+from .hardware import Hardware, measure_hardware
+from .latency import LatencyWork, measure_latency
+from .limits import Limits, model_cost
+from .record import load_average, new_record
+from .subject import BestiarySubject, Subject
+from .throughput import ThroughputWork, measure_throughput
+from .workload import Workload
+
+if TYPE_CHECKING:
+    from bestiary.serve.llm import LLM
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What both commands take. `engine` goes to `LLM` as it is."""
+
+    model: str
+    engine: Mapping[str, Any]
+    threads: int | None = None
+    seed: int = 0
+    compare: str | None = None
+
+
+def run_latency(options: BenchOptions, work: LatencyWork, say: Say) -> dict[str, Any]:
+    """The record of `bench latency`."""
+    from bestiary.serve.llm import LLM
+
+    longest = max(work.prefill_len + 1, work.input_len + work.output_len)
+    with LLM(options.model, **_engine_options(options, longest, 1)) as llm:
+        limits, subjects, start = _ready(llm, options, say)
+        say(f"measuring {work.repeats} rounds of {len(subjects)}")
+        results = measure_latency(subjects, _workload(llm, options), work)
+        best = {
+            "prefill_tok_s": limits.prefill_tok_s(work.prefill_len),
+            "decode_tok_s": limits.decode_tok_s(work.input_len, work.output_len),
+        }
+        reached = {
+            name: {
+                "prefill": each["prefill"].prefill_tok_s / best["prefill_tok_s"],
+                "decode": (each["decode"].decode_tok_s or 0.0) / best["decode_tok_s"],
+            }
+            for name, each in results.items()
+        }
+        found = {name: {part: asdict(each) for part, each in parts.items()} for name, parts in results.items()}
+        return _record("latency", llm, options, start, limits, work=asdict(work), limits_=best, results=found,
+                       fractions=reached)  # fmt: skip
+
+
+def run_throughput(options: BenchOptions, work: ThroughputWork, say: Say) -> dict[str, Any]:
+    """The record of `bench throughput`."""
+    from bestiary.serve.llm import LLM
+
+    with LLM(options.model, **_engine_options(options, work.longest + work.output_len, work.requests)) as llm:
+        limits, subjects, start = _ready(llm, options, say)
+        workload = _workload(llm, options)
+        say(f"measuring {work.repeats} rounds of {len(subjects)}, {work.requests} requests each")
+        results = measure_throughput(subjects, workload, work)
+        best = limits.output_tok_s([len(ids) for ids in work.prompts(workload)], work.output_len)
+        reached = {name: {"output": each.output_tok_s / best} for name, each in results.items()}
+        found = {name: asdict(each) for name, each in results.items()}
+        return _record("throughput", llm, options, start, limits, work=asdict(work), limits_={"output_tok_s": best},
+                       results=found, fractions=reached)  # fmt: skip
+
+
+def _engine_options(options: BenchOptions, longest: int, requests: int) -> dict[str, Any]:
+    """No prefix cache: a prompt met twice would cost nothing."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    asked = {name: value for name, value in options.engine.items() if value is not None}
+    defaults = {"max_model_len": longest, "max_num_seqs": requests, "enable_prefix_caching": False}
+    return {**defaults, "skip_tokenizer_init": True, **asked}
+
+
+def _ready(llm: LLM, options: BenchOptions, say: Say) -> tuple[Limits, list[Subject], float | None]:
+    start = load_average()
+    say("measuring the machine")
+    config = llm.vllm_config
+    hardware = measure_hardware(config.device_config.device, config.model_config.dtype)
+    limits = Limits(model_cost(_model(llm)), hardware)
+    subjects: list[Subject] = [BestiarySubject(llm)]
+    if options.compare == "transformers":
+        from .against_transformers import transformers_subject
+
+        say("loading the same weights into transformers")
+        subjects.append(transformers_subject(llm))
+    return limits, subjects, start
+
+
+def _workload(llm: LLM, options: BenchOptions) -> Workload:
+    return Workload(llm.engine.vocab_size, options.seed)
+
+
+def _record(
+    kind: str,
+    llm: LLM,
+    options: BenchOptions,
+    start: float | None,
+    limits: Limits,
+    *,
+    work: dict[str, Any],
+    limits_: dict[str, float],
+    results: dict[str, Any],
+    fractions: dict[str, Any],
+) -> dict[str, Any]:
+    config = llm.vllm_config
+    return new_record(
+        kind,
+        options.model,
+        engine={
+            "architecture": config.model_config.architecture,
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "ops": dict(llm.engine.ops),
+        },
+        hardware=_hardware(limits.hardware),
+        load_average={"start": start, "end": load_average()},
+        workload={"seed": options.seed, **work},
+        limits={**limits.as_dict(), **limits_},
+        results=results,
+        fractions=fractions,
+    )
+
+
+def _hardware(hardware: Hardware) -> dict[str, Any]:
+    return asdict(hardware)
+
+
+def _model(llm: LLM) -> nn.Module:
+    """The model in this process."""
+    executor = llm.engine.executor
+    if not isinstance(executor, UniprocExecutor) or executor.runner is None:
+        raise EngineError("only a model in this process can be measured", value=type(executor).__name__)
+    model: nn.Module = executor.runner.model
+    return model

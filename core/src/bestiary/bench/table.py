@@ -1,0 +1,76 @@
+"""A record as a table for people: aligned columns, plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(record: dict[str, Any]) -> str:
+    """The figures of a record, the limit beside them, and the ratio of the first runtime to the second."""
+    rows = _latency_rows(record) if record["kind"] == "latency" else _throughput_rows(record)
+    hardware, loads = record["hardware"], record["load_average"]
+    return "\n".join(
+        [
+            f"{record['model']}, {record['engine']['dtype']}, {hardware['name']}, {hardware['threads'] or 1} threads",
+            f"{hardware['bytes_per_s'] / 1e9:.1f} GB/s, {hardware['flops'] / 1e9:.0f} GFLOP/s;"
+            f" load average {loads['start']} to {loads['end']}",
+            "",
+            *aligned(rows),
+        ]
+    )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(each.rjust(width) for each, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+
+
+def _latency_rows(record: dict[str, Any]) -> list[list[str]]:
+    results, limits = record["results"], record["limits"]
+    prefill = [each["prefill"] for each in results.values()]
+    decode = [each["decode"] for each in results.values()]
+    return [
+        ["", *results, "limit", "of the limit", "ratio"],
+        _row("prefill tok/s", [each["prefill_tok_s"] for each in prefill], limits["prefill_tok_s"]),
+        _row("first token ms", [each["ttft"] * 1e3 for each in prefill]),
+        _row("decode tok/s", [each["decode_tok_s"] for each in decode], limits["decode_tok_s"]),
+        *_percentile_rows("between tokens ms", [each["itl_ms"] for each in decode]),
+    ]
+
+
+def _throughput_rows(record: dict[str, Any]) -> list[list[str]]:
+    results = list(record["results"].values())
+    limit = record["limits"]["output_tok_s"]
+    return [
+        ["", *record["results"], "limit", "of the limit", "ratio"],
+        _row("output tok/s", [each["output_tok_s"] for each in results], limit),
+        _row("total tok/s", [each["total_tok_s"] for each in results]),
+        *_percentile_rows("first token s", [each["ttft"] for each in results]),
+        *_percentile_rows("between tokens ms", [each["itl_ms"] for each in results]),
+    ]
+
+
+def _row(name: str, values: Sequence[float | None], limit: float | None = None) -> list[str]:
+    first = values[0]
+    reached = "" if limit is None or first is None else f"{first / limit:.0%}"
+    second = values[1] if len(values) > 1 else None
+    ratio = "" if not first or not second else f"{first / second:.2f}×"
+    return [name, *map(_number, values), "" if limit is None else _number(limit), reached, ratio]
+
+
+def _percentile_rows(name: str, values: Sequence[dict[str, float] | None]) -> list[list[str]]:
+    return [
+        _row(f"{name} {part}", [None if each is None else each[part] for each in values])
+        for part in ("p50", "p90", "p99")
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

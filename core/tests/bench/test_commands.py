@@ -1,0 +1,78 @@
+"""Both commands, on a tiny model, against transformers: the record's shape, and that both give the same tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bestiary.bench import run
+from bestiary.bench.cli import bench
+from bestiary.bench.hardware import Hardware
+
+COMMON = ["--dtype", "float32", "--device", "cpu", "--repeats", "2", "--quiet", "--compare", "transformers"]
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Hardware("cpu", "a processor", 1, 1e9, 1e10, "float32", "told")
+    monkeypatch.setattr(run, "measure_hardware", lambda device, dtype: machine)
+
+
+def test_latency(tiny: str, tmp_path: Path) -> None:
+    output = tmp_path / "record.json"
+    lengths = ["--prefill-len", "12", "--input-len", "4", "--output-len", "6", "--output", str(output)]
+    done = CliRunner().invoke(bench, ["latency", tiny, *COMMON, *lengths, "--json"], catch_exceptions=False)
+    record = json.loads(done.stdout)
+    assert record == json.loads(output.read_text())
+    assert list(record["results"]) == ["bestiary", "transformers"]
+    decode = record["results"]["bestiary"]["decode"]
+    assert (decode["input_len"], decode["output_len"], len(decode["rounds"])) == (4, 6, 2)
+    reached = decode["decode_tok_s"] / record["limits"]["decode_tok_s"]
+    assert record["fractions"]["bestiary"]["decode"] == pytest.approx(reached, rel=1e-4)
+    assert str(Path(tiny).parent) not in output.read_text()
+    # two layers of (32→64 qkv, 32→32, 32→96, 48→32) and two norms, a final norm, and the head, which is the embedding
+    layer = 32 * 64 + 32 * 32 + 32 * 96 + 48 * 32 + 2 * 32
+    assert record["limits"]["weight_bytes_per_step"] == 4 * (2 * layer + 32 + 97 * 32)
+    assert record["limits"]["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 4
+
+
+def test_throughput(tiny: str) -> None:
+    lengths = ["--num-prompts", "3", "--input-len", "2:9", "--output-len", "5"]
+    done = CliRunner().invoke(bench, ["throughput", tiny, *COMMON, *lengths, "--json"], catch_exceptions=False)
+    record = json.loads(done.stdout)
+    mine = record["results"]["bestiary"]
+    assert (mine["requests"], mine["output_tokens"]) == (3, 15)
+    assert mine["total_tok_s"] > mine["output_tok_s"] > 0
+    assert record["workload"] == {
+        "seed": 0, "requests": 3, "shortest": 2, "longest": 9, "output_len": 5, "repeats": 2,
+    }  # fmt: skip
+
+
+def test_a_table_for_people(tiny: str) -> None:
+    lengths = ["--prefill-len", "5", "--input-len", "2", "--output-len", "3"]
+    done = CliRunner().invoke(bench, ["latency", tiny, *COMMON, *lengths], catch_exceptions=False)
+    assert "decode tok/s" in done.stdout and "×" in done.stdout and "\x1b" not in done.stdout
+
+
+def test_both_subjects_hold_the_same_weights(tiny: str) -> None:
+    import torch
+
+    from bestiary import LLM, SamplingParams
+    from bestiary.bench.against_transformers import transformers_subject
+
+    with LLM(tiny, dtype="float32", skip_tokenizer_init=True, progress=False) as llm:
+        other = transformers_subject(llm)._model
+        ids = [5, 9, 11, 3]
+        (output,) = llm.generate(
+            [{"prompt_token_ids": ids}], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True), use_tqdm=False
+        )
+        want = other.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert output.outputs[0].token_ids == want[0, 4:].tolist()
+
+
+def test_a_bad_length_is_a_usage_error() -> None:
+    done = CliRunner().invoke(bench, ["throughput", "m", "--input-len", "few"])
+    assert done.exit_code == 2 and "SHORTEST:LONGEST" in done.output
