@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,9 @@ _TOO_LONG = ("CONTEXT_LENGTH_EXCEEDED", "KV_CACHE_EXCEEDED", "PROMPT_EXCEEDS_STE
 @model_argument
 @click.option("--system", metavar="TEXT", help="System message.")
 @click.option(
-    "--chat-template", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A file with a Jinja template."
+    "--chat-template",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with a Jinja template.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Neither progress, prompts nor statistics.")
 @debug_option
@@ -71,7 +73,9 @@ def chat(model: str, system: str | None, chat_template: Path | None, quiet: bool
 class Conversation:
     """The messages so far, and the model that answers them. A refused message leaves them as they were."""
 
-    def __init__(self, llm: LLM, params: SamplingParams, system: str | None = None, template: str | None = None) -> None:
+    def __init__(
+        self, llm: LLM, params: SamplingParams, system: str | None = None, template: str | None = None
+    ) -> None:
         self._llm, self._params, self._template = llm, params, template
         self._opening = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[Mapping[str, str]] = list(self._opening)
@@ -98,16 +102,15 @@ class Conversation:
 
 def converse(conversation: Conversation, *, quiet: bool = False) -> int:
     """Read messages and commands until there are no more; returns how many messages were refused."""
-    commands: dict[str, Callable[[], None]] = {
-        "/reset": lambda: (conversation.reset(), say("the conversation is forgotten"))[1],
-        "/help": lambda: say(HELP),
-    }
     refused = 0
     if not quiet:
         say(HELP)
     while (line := _read(quiet)) is not None and line != "/exit":
-        if line in commands:
-            commands[line]()
+        if line == "/reset":
+            conversation.reset()
+            say("the conversation is forgotten")
+        elif line == "/help":
+            say(HELP)
         elif line.startswith("/") and " " not in line:
             say(f"no such command: {clean(line[:64])}\n{HELP}")
         elif line:

@@ -150,7 +150,9 @@ def _stored(builder: EngineBuilder, model: nn.Module, args: EngineArgs) -> list[
     )
     groups: dict[str, dict[str, Any]] = {}
     for tensor in stream.tensors.values():
-        group = groups.setdefault(tensor.dtype, {"format": stream.format, "type": tensor.dtype, "tensors": 0, "bytes": 0})
+        group = groups.setdefault(
+            tensor.dtype, {"format": stream.format, "type": tensor.dtype, "tensors": 0, "bytes": 0}
+        )
         group["tensors"] += 1
         group["bytes"] += tensor.nbytes
     return sorted(groups.values(), key=lambda group: -int(group["bytes"]))
@@ -182,7 +184,11 @@ def _kv_cache(model: nn.Module, config: VllmConfig, weight_bytes: int) -> tuple[
         blocks = num_kv_blocks(specs, config)
     except BestiaryError as error:
         return found, " ".join(str(error).split())
-    found |= {"blocks": blocks, "tokens": blocks * cache.block_size, "bytes": blocks * bytes_per_block(specs, cache.block_size)}
+    found |= {
+        "blocks": blocks,
+        "tokens": blocks * cache.block_size,
+        "bytes": blocks * bytes_per_block(specs, cache.block_size),
+    }
     found["sequences_of_max_model_len"] = blocks // -(-longest // cache.block_size)
     return found, None
 
@@ -229,7 +235,8 @@ def _tables(found: dict[str, Any]) -> list[Table]:
         pairs("weights in memory", [("parameters", f"{weights['parameters']:,}{shared}"),
                                     ("memory", f"{size(weights['bytes'])} ({by_dtype})")]),
         Table("weights on disk", ("type", "tensors", "size", "format"),
-              [(each["type"], str(each["tensors"]), size(each["bytes"]), each["format"]) for each in weights["stored"]]),
+              [(each["type"], str(each["tensors"]), size(each["bytes"]), each["format"])
+               for each in weights["stored"]]),
         pairs("KV cache", [(key.replace("_", " "), size(value) if "bytes" in key or "memory" in key else f"{value:,}")
                            for key, value in cache.items() if value is not None]),
         pairs("runs on", [(key.replace("_", " "), value) for key, value in runs.items() if key != "ops"]),

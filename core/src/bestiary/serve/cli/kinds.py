@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    Kind = click.ParamType[Any, Any]
+else:
+    Kind = click.ParamType  # generic in new versions of click only
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,6})?)\s*([KMGT]?)(?:iB|B)?", re.IGNORECASE)
 
 
-class Memory(click.ParamType):
+class Memory(Kind):
     """``1000000``, ``512M``, ``1.5GiB`` → bytes; units are powers of 1024."""
 
     name = "size"
@@ -23,10 +28,14 @@ class Memory(click.ParamType):
         match = _SIZE.fullmatch(str(value).strip())
         if match is None:
             self.fail(f"{str(value)[:64]!r} is no size: write bytes, or 512M, 2G", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2].upper()]) if "." in match[1] else int(match[1]) * _UNITS[match[2].upper()]
+        return (
+            int(float(match[1]) * _UNITS[match[2].upper()])
+            if "." in match[1]
+            else int(match[1]) * _UNITS[match[2].upper()]
+        )
 
 
-class JsonObject(click.ParamType):
+class JsonObject(Kind):
     """``{"name": value}`` → a dictionary."""
 
     name = "json"
@@ -43,7 +52,7 @@ class JsonObject(click.ParamType):
         return found
 
 
-class Pair(click.ParamType):
+class Pair(Kind):
     """``NAME=VALUE`` → (name, value)."""
 
     name = "pair"

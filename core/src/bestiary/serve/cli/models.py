@@ -1,4 +1,4 @@
-"""`bestiary models`: what is installed, under which short names, and what could be. Imports neither torch nor plugins."""
+"""`bestiary models`: what is installed, under which short names, and what could be. Imports no torch, no plugin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,18 @@ from .kinds import PAIR
 from .options import debug_option, json_option
 from .output import Table, show, size, write_json
 
-_CAPABILITIES = ("lora", "pp", "multimodal", "moe", "quant", "inner_state", "hybrid", "attention_free", "eagle", "eagle3")
+_CAPABILITIES = (
+    "lora",
+    "pp",
+    "multimodal",
+    "moe",
+    "quant",
+    "inner_state",
+    "hybrid",
+    "attention_free",
+    "eagle",
+    "eagle3",
+)
 
 
 @click.command()
@@ -40,7 +51,9 @@ def models(installed: bool, inspect: bool, plugin: tuple[tuple[str, str], ...], 
         return
     show([plugin_table(rows), _short_name_table(names), _installable_table(offers)])
     if not rows:
-        print("no architecture is installed: pip install bestiary-llama" if installed else "no architecture is installed")
+        print(
+            "no architecture is installed: pip install bestiary-llama" if installed else "no architecture is installed"
+        )
 
 
 def plugin_table(rows: list[PluginRow]) -> Table:

@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 
-from .kinds import JSON_OBJECT, MEMORY, PAIR
+from .kinds import JSON_OBJECT, MEMORY, PAIR, Kind
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -49,7 +49,7 @@ ENGINE_HELP = {
     "plugin": "Which distribution provides an architecture, where several do; repeatable.",
     "progress": "Show how far loading is, on standard error.",
 }
-"""`EngineArgs` field → help. A field that is missing here is not an option; `skip_tokenizer_init` is none on purpose."""
+"""`EngineArgs` field → help. `skip_tokenizer_init` is no option on purpose: the command line deals in text."""
 
 SAMPLING_HELP = {
     "n": "Independent answers to the prompt.",
@@ -70,13 +70,13 @@ SAMPLING_HELP = {
 """`SamplingParams` field → help. `seed` is the engine's option; lists of token ids are for Python."""
 
 _FLAGS = {"ops": "--op"}
-_KINDS: dict[str, click.ParamType] = {
+_KINDS: dict[str, Kind] = {
     "dtype": click.Choice(["auto", "float32", "bfloat16", "float16"]),
     "device": click.Choice(["auto", "cpu", "cuda"]),
     "kv_cache_memory_bytes": MEMORY,
     "hf_overrides": JSON_OBJECT,
 }
-_REPEATED: dict[str, tuple[click.ParamType, str]] = {
+_REPEATED: dict[str, tuple[Kind, str]] = {
     "ops": (PAIR, "NAME=IMPLEMENTATION"),
     "plugin": (PAIR, "ARCHITECTURE=DISTRIBUTION"),
     "stop": (click.STRING, "TEXT"),
@@ -168,7 +168,7 @@ def _among(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
 def _add(command: Command, owner: type, words: Mapping[str, str], cls: type[Option], own: Mapping[str, Any]) -> Command:
     types = typing.get_type_hints(owner)
     fields = {field.name: field for field in dataclasses.fields(owner)}
-    for name, text in reversed(words.items()):
+    for name, text in reversed(list(words.items())):
         field = fields[name]
         default = field.default_factory() if callable(field.default_factory) else field.default
         command = _option(name, text, types[name], own.get(name, default), cls)(command)
@@ -188,9 +188,9 @@ def _option(name: str, text: str, kind: Any, default: Any, cls: type[Option]) ->
     return click.option(flag, name, cls=cls, type=found, default=default, show_default=shown_default, help=text)
 
 
-def _plain(kind: Any) -> click.ParamType:
+def _plain(kind: Any) -> Kind:
     """``int``, ``float`` or ``str``, possibly with ``| None``."""
-    wanted = {int: click.INT, float: click.FLOAT, str: click.STRING}
+    wanted: dict[Any, Kind] = {int: click.INT, float: click.FLOAT, str: click.STRING}
     return next(wanted[each] for each in (kind, *typing.get_args(kind)) if each in wanted)
 
 

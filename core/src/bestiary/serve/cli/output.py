@@ -86,7 +86,9 @@ def say(text: str) -> None:
 
 def clean(text: str) -> str:
     """`text` with control characters written as escapes; lines stay lines."""
-    return "".join(char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text)
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def _one_line(text: str) -> str:
