@@ -33,6 +33,7 @@ KEYS = set(BestiaryError("x").as_dict())
         (["completion", "tcsh"], 1, ["bash"]),
         (["generate", "smolm2", "hello"], 2, ["did you mean smollm2?", "bestiary models"]),
         (["inspect", "./nowhere"], 2, ["nowhere"]),
+        (["inspect", "owner/name"], 2, ["HF_HUB_OFFLINE"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

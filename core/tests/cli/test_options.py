@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,6 +23,13 @@ NOT_SAMPLING_OPTIONS = {
     "seed", "stop_token_ids", "include_stop_str_in_output", "prompt_logprobs", "logit_bias", "allowed_token_ids",
     "bad_token_ids", "detokenize",
 }  # fmt: skip
+
+EVERYTHING = """
+--dtype float32 --device cpu --max-model-len 64 --max-num-seqs 3 --seed 5 --deterministic --no-enable-prefix-caching
+--kv-cache-memory-bytes 512M --op linear=reference --op gelu=reference --plugin LlamaForCausalLM=bestiary-llama
+--hf-overrides '{"rope_theta": 5}' --allow-nonfinite --no-progress --temperature 0.5 --top-k 4 --n 2 --ignore-eos
+--logprobs 3 --stop 'a b' --stop c
+"""
 
 
 def parsed(*arguments: str) -> tuple[EngineArgs, SamplingParams]:
@@ -50,17 +58,12 @@ def test_no_option_means_the_default() -> None:
 
 
 def test_every_option_arrives() -> None:
-    engine, sampling = parsed(
-        *"--dtype float32 --device cpu --max-model-len 64 --max-num-seqs 3 --seed 5 --deterministic".split(),
-        *"--no-enable-prefix-caching --kv-cache-memory-bytes 512M --op linear=reference --op gelu=reference".split(),
-        *"--plugin LlamaForCausalLM=bestiary-llama --hf-overrides".split(), '{"rope_theta": 5}',
-        *"--allow-nonfinite --no-progress --temperature 0.5 --top-k 4 --n 2 --ignore-eos --logprobs 3".split(),
-        "--stop", "a b", "--stop", "c",
-    )  # fmt: skip
+    engine, sampling = parsed(*shlex.split(EVERYTHING))
     assert engine == EngineArgs(
         model="m", dtype="float32", device="cpu", max_model_len=64, max_num_seqs=3, seed=5, deterministic=True,
-        enable_prefix_caching=False, kv_cache_memory_bytes=512 * 2**20, ops={"linear": "reference", "gelu": "reference"},
-        plugin={"LlamaForCausalLM": "bestiary-llama"}, hf_overrides={"rope_theta": 5}, allow_nonfinite=True,
+        enable_prefix_caching=False, kv_cache_memory_bytes=512 * 2**20,
+        ops={"linear": "reference", "gelu": "reference"}, plugin={"LlamaForCausalLM": "bestiary-llama"},
+        hf_overrides={"rope_theta": 5}, allow_nonfinite=True,
         progress=False,
     )  # fmt: skip
     assert sampling == SamplingParams(
@@ -73,7 +76,9 @@ def test_every_option_arrives() -> None:
 def test_sizes(count: int, unit: str, suffix: str) -> None:
     assert MEMORY.convert(f"{count}{unit}{suffix}", None, None) == count * 1024 ** ("KMGT".index(unit) + 1)
     assert MEMORY.convert(str(count), None, None) == count
-    assert MEMORY.convert(f"{count}.5{unit.lower()}", None, None) == int((count + 0.5) * 1024 ** ("KMGT".index(unit) + 1))
+    assert MEMORY.convert(f"{count}.5{unit.lower()}", None, None) == int(
+        (count + 0.5) * 1024 ** ("KMGT".index(unit) + 1)
+    )
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1X", "G", "1e9", "nan", "1 2", "9" * 40])
