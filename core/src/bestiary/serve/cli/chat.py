@@ -57,8 +57,7 @@ def chat(model: str, system: str | None, chat_template: Path | None, quiet: bool
     template = None if chat_template is None else chat_template.read_text(encoding="utf-8")
     from bestiary.serve.llm import LLM
 
-    fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
-    with LLM(**fields) as llm:
+    with LLM(**vars(args)) as llm:
         if template is None and llm.get_tokenizer().chat_template is None:
             raise RequestError(
                 "this model has no chat template",

@@ -64,8 +64,7 @@ def generate(model: str, prompt: str | None, prompt_option: str | None, as_json:
         raise click.UsageError("--system and --chat-template need --chat")
     from bestiary.serve.llm import LLM
 
-    fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
-    with LLM(**fields) as llm:
+    with LLM(**vars(args)) as llm:
         request = _run(llm, text, params, options, show=not as_json)
     if as_json:
         write_json({"model": model, **dataclasses.asdict(request), "stats": stats(request)})
