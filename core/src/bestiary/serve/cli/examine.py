@@ -1,0 +1,197 @@
+"""What a model is, what it needs and what would run it, found out without reading weight data: `inspect`'s facts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bestiary.api.errors import BestiaryError
+
+from .output import size
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bestiary.api.config import VllmConfig
+    from bestiary.engine.arguments import EngineArgs
+    from bestiary.engine.build import EngineBuilder
+
+
+def examine(args: EngineArgs) -> dict[str, Any]:
+    """All that can be known before loading, as data: bytes, counts and names."""
+    from bestiary.engine.build import EngineBuilder, bind_attention, target_of
+    from bestiary.engine.loader.load import build_model
+    from bestiary.nn.ops.registry import bind_ops
+
+    builder = EngineBuilder(_without_download(args))
+    model_class, config = builder.configure()
+    model = build_model(model_class, config)
+    ops = bind_ops(target_of(config), config.op_config.implementations, builder.hooks.all("op_implementations"))
+    bind_attention(model, config, builder.hooks.all("attention_backends"))
+    weights = _weights(model)
+    cache, problem = _kv_cache(model, config, weights["bytes"])
+    return {
+        "model": args.model,
+        "source": _source(builder),
+        "plugin": _plugin(builder, config, model_class),
+        "config": _config(builder, model, config),
+        "weights": weights | {"stored": _stored(builder, model, args)},
+        "kv_cache": cache,
+        "runs_on": _runs_on(model, config, ops),
+        "tokenizer": _tokenizer(builder, args),
+        "notices": [problem] if problem else [],
+    }
+
+
+def _without_download(args: EngineArgs) -> EngineArgs:
+    """For a hub id: settings under which only the small files are fetched. A GGUF's metadata is in the file itself."""
+    local = Path(args.model).expanduser().exists()
+    return args if local or "/" not in args.model or ":" in args.model else replace(args, load_format="dummy")
+
+
+def _source(builder: EngineBuilder) -> dict[str, Any]:
+    source = builder.description.source
+    return {"kind": source.kind, "path": str(source.root), "files": [path.name for path in source.weight_files]}
+
+
+def _plugin(builder: EngineBuilder, config: VllmConfig, model_class: type) -> dict[str, Any]:
+    architecture = config.model_config.architecture
+    entry = builder.registry.entry(architecture, builder.args.plugin)
+    distribution = entry.distribution
+    return {
+        "architecture": architecture,
+        "class": f"{model_class.__module__}:{model_class.__qualname__}",
+        "package": None if distribution is None else distribution.name,
+        "version": None if distribution is None else distribution.version,
+    }
+
+
+def _config(builder: EngineBuilder, model: nn.Module, config: VllmConfig) -> dict[str, Any]:
+    """Asked of the model's layers; only what no layer knows is read from the configuration."""
+    from bestiary.engine.build import vocab_size
+    from bestiary.engine.runner import attention_layers
+
+    specs = [layer.spec for layer in attention_layers(model).values()]
+    text = config.model_config.hf_text_config
+    rope = getattr(text, "rope_parameters", None)
+    return {
+        "attention_layers": len(specs),
+        "hidden_size": getattr(text, "hidden_size", None),
+        "heads": _same([spec.num_heads for spec in specs]),
+        "kv_heads": _same([spec.num_kv_heads for spec in specs]),
+        "head_size": _same([spec.head_size for spec in specs]),
+        "sliding_window": _same([spec.sliding_window for spec in specs]),
+        "vocab_size": vocab_size(model, config),
+        "max_model_len": config.model_config.max_model_len,
+        "rope": dict(rope) if isinstance(rope, dict) else None,
+        "model_type": builder.description.data.get("model_type"),
+    }
+
+
+def _same(values: list[Any]) -> Any:
+    """The one value all layers have, or the list of distinct ones."""
+    distinct = list(dict.fromkeys(values))
+    return distinct[0] if len(distinct) == 1 else distinct or None
+
+
+def _weights(model: nn.Module) -> dict[str, Any]:
+    """Parameters and their bytes in memory; a tensor that two modules share counts once."""
+    parameters = list(model.parameters())
+    shared = sum(1 for _ in model.named_parameters(remove_duplicate=False)) - len(parameters)
+    by_dtype: dict[str, int] = {}
+    for each in parameters:
+        name = str(each.dtype).removeprefix("torch.")
+        by_dtype[name] = by_dtype.get(name, 0) + each.numel() * each.dtype.itemsize
+    kept = sum(buffer.numel() * buffer.dtype.itemsize for buffer in model.buffers())
+    return {
+        "parameters": sum(each.numel() for each in parameters),
+        "shared_tensors": shared,
+        "bytes": sum(by_dtype.values()) + kept,
+        "bytes_by_dtype": by_dtype,
+    }
+
+
+def _stored(builder: EngineBuilder, model: nn.Module, args: EngineArgs) -> list[dict[str, Any]]:
+    """What the files hold, by the format's own names of types; empty where no weights are on this machine."""
+    from bestiary.engine.loader.weights import open_weights
+
+    description = builder.description
+    if not description.source.weight_files or args.load_format == "dummy":
+        return []
+    stream = open_weights(
+        description.source,
+        load_format=args.load_format,
+        formats=builder.hooks.all("weight_formats"),
+        gguf_declaration=description.gguf,
+    )
+    groups: dict[str, dict[str, Any]] = {}
+    for tensor in stream.tensors.values():
+        group = groups.setdefault(
+            tensor.dtype, {"format": stream.format, "type": tensor.dtype, "tensors": 0, "bytes": 0}
+        )
+        group["tensors"] += 1
+        group["bytes"] += tensor.nbytes
+    return sorted(groups.values(), key=lambda group: -int(group["bytes"]))
+
+
+def _kv_cache(model: nn.Module, config: VllmConfig, weight_bytes: int) -> tuple[dict[str, Any], str | None]:
+    """The cache that would be allocated once the weights are in memory, and why not, where it would not fit."""
+    from bestiary.engine.memory import SHARE_OF_FREE_MEMORY, bytes_per_block, free_memory, num_kv_blocks
+    from bestiary.engine.runner import kv_cache_specs
+
+    specs = list(kv_cache_specs(model).values())
+    cache, longest = config.cache_config, config.model_config.max_model_len
+    free = free_memory(config.device_config.device)
+    found: dict[str, Any] = {
+        "block_size": cache.block_size,
+        "bytes_per_token": bytes_per_block(specs, 1),
+        "free_memory": free,
+        "blocks": None,
+        "tokens": None,
+        "bytes": None,
+        "sequences_of_max_model_len": None,
+    }
+    if weight_bytes > free:
+        return found, f"the weights need {size(weight_bytes)}; {size(free)} are free"
+    if cache.memory_bytes is None:
+        budget = int((free - weight_bytes) * SHARE_OF_FREE_MEMORY)
+        config = replace(config, cache_config=replace(cache, memory_bytes=budget))
+    try:
+        blocks = num_kv_blocks(specs, config)
+    except BestiaryError as error:
+        return found, " ".join(str(error).split())
+    found |= {
+        "blocks": blocks,
+        "tokens": blocks * cache.block_size,
+        "bytes": blocks * bytes_per_block(specs, cache.block_size),
+    }
+    found["sequences_of_max_model_len"] = blocks // -(-longest // cache.block_size)
+    return found, None
+
+
+def _runs_on(model: nn.Module, config: VllmConfig, ops: dict[str, str]) -> dict[str, Any]:
+    from bestiary.engine.runner import attention_layers
+
+    backends = [layer.backend.name for layer in attention_layers(model).values() if layer.backend is not None]
+    return {
+        "device": config.device_config.device,
+        "dtype": str(config.model_config.dtype).removeprefix("torch."),
+        "quantization": None if config.quant_config is None else type(config.quant_config).__name__,
+        "attention_backend": _same(backends),
+        "ops": ops,
+    }
+
+
+def _tokenizer(builder: EngineBuilder, args: EngineArgs) -> dict[str, Any]:
+    from bestiary.serve.text.tokenizer import load_tokenizer
+
+    description = builder.description
+    try:
+        if args.tokenizer is not None:
+            tokenizer = load_tokenizer(Path(args.tokenizer))
+        else:
+            tokenizer = load_tokenizer(description.source.root, metadata=description.metadata)
+    except BestiaryError as error:
+        return {"tokens": None, "chat_template": False, "problem": " ".join(str(error).split())}
+    return {"tokens": tokenizer.vocab_size, "chat_template": tokenizer.chat_template is not None, "problem": None}

@@ -1,0 +1,112 @@
+"""`bestiary generate MODEL [PROMPT]`: one prompt, its answer on standard output as it comes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bestiary.api.errors import EngineError
+from bestiary.api.outputs import RequestOutput
+from bestiary.api.sampling import SamplingParams
+
+from .options import (
+    SectionedCommand,
+    debug_option,
+    engine_args,
+    engine_options,
+    json_option,
+    model_argument,
+    sampling_options,
+    sampling_params,
+)
+from .output import say, write_json
+from .streaming import TextWriter, stats, stats_line, stream, within_context
+
+if TYPE_CHECKING:
+    from bestiary.serve.llm import LLM
+
+MAX_TOKENS = 256
+
+
+@click.command(cls=SectionedCommand)
+@model_argument
+@click.argument("prompt", required=False)
+@click.option("--prompt", "-p", "prompt_option", metavar="TEXT", help="The prompt, in place of PROMPT.")
+@click.option(
+    "--chat/--raw",
+    default=None,
+    help="Ask through the model's chat template, or continue the text as it stands.  [default: raw]",
+)
+@click.option("--system", metavar="TEXT", help="System message, with --chat.")
+@click.option(
+    "--chat-template", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A file, with --chat."
+)
+@click.option("--quiet", "-q", is_flag=True, help="Neither progress nor statistics.")
+@json_option
+@debug_option
+@sampling_options(temperature=0.0, max_tokens=MAX_TOKENS)
+@engine_options
+def generate(model: str, prompt: str | None, prompt_option: str | None, as_json: bool, **options: Any) -> None:
+    """Continue PROMPT with MODEL and stream the text to standard output.
+
+    Without PROMPT, or with "-", the prompt is read from standard input. Temperature 0 is the default: the same command
+    gives the same text. Where the context holds fewer than the default --max-tokens, it is the limit.
+    """
+    text = _prompt(prompt, prompt_option)
+    params = sampling_params(options)
+    args = engine_args(model, options | ({"progress": False} if options["quiet"] else {}))
+    if not options["chat"] and (options["system"] is not None or options["chat_template"] is not None):
+        raise click.UsageError("--system and --chat-template need --chat")
+    from bestiary.serve.llm import LLM
+
+    with LLM(**vars(args)) as llm:
+        request = _run(llm, text, params, options, show=not as_json)
+    if as_json:
+        write_json({"model": model, **dataclasses.asdict(request), "stats": stats(request)})
+    elif not options["quiet"]:
+        say(stats_line(request))
+    failed = [output for output in request.outputs if output.finish_reason == "error"]
+    if failed:
+        raise EngineError(f"the answer ended with an error: {failed[0].stop_reason}")
+
+
+def _prompt(argument: str | None, option: str | None) -> str:
+    if argument is not None and option is not None:
+        raise click.UsageError("the prompt is given twice: as PROMPT and as --prompt")
+    given = argument if option is None else option
+    if given is None and sys.stdin.isatty():
+        raise click.UsageError("Missing PROMPT: give it as an argument, with --prompt, or on standard input")
+    return sys.stdin.read() if given is None or given == "-" else given
+
+
+def _run(llm: LLM, text: str, params: SamplingParams, options: Mapping[str, Any], *, show: bool) -> RequestOutput:
+    ids = _ids(llm, text, options)
+    params = within_context(llm, params, len(ids))
+    writer = TextWriter(sys.stdout) if show else None
+    try:
+        request = stream(llm, ids, params, writer if params.n == 1 else None)
+    finally:
+        if writer is not None and params.n == 1:
+            writer.end()
+    if writer is not None and params.n > 1:
+        for output in request.outputs:
+            writer.write(f"[{output.index}] {output.text}\n")
+    request.prompt = text
+    return request
+
+
+def _ids(llm: LLM, text: str, options: Mapping[str, Any]) -> list[int]:
+    tokenizer = llm.get_tokenizer()
+    if not options["chat"]:
+        if options["chat"] is None and tokenizer.chat_template is not None and not options["quiet"]:
+            say("continuing the text as it stands; --chat asks through the model's chat template (--raw: say nothing)")
+        return tokenizer.encode(text)
+    system = [{"role": "system", "content": options["system"]}] if options["system"] is not None else []
+    path: Path | None = options["chat_template"]
+    template = None if path is None else path.read_text(encoding="utf-8")
+    return llm.chat_ids([*system, {"role": "user", "content": text}], template=template)

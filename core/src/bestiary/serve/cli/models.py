@@ -1,0 +1,125 @@
+"""`bestiary models`: what is installed, under which short names, and what could be. Imports no torch, no plugin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from bestiary.api import index
+from bestiary.api.errors import ModelError
+from bestiary.api.registry import ModelRegistry
+from bestiary.api.rows import PluginRow
+
+from .kinds import PAIR
+from .options import debug_option, json_option
+from .output import Table, show, size, write_json
+
+_CAPABILITIES = (
+    "lora",
+    "pp",
+    "multimodal",
+    "moe",
+    "quant",
+    "inner_state",
+    "hybrid",
+    "attention_free",
+    "eagle",
+    "eagle3",
+)
+
+
+@click.command()
+@click.option("--installed", is_flag=True, help="Only the architectures that are installed.")
+@click.option("--inspect", is_flag=True, help="Import each plugin in a child process and say what it can do.")
+@click.option("--plugin", type=PAIR, multiple=True, metavar="ARCHITECTURE=DISTRIBUTION", help="As for generate.")
+@json_option
+@debug_option
+def models(installed: bool, inspect: bool, plugin: tuple[tuple[str, str], ...], as_json: bool) -> None:
+    """List installed architectures, models by short name, and packages that can be installed.
+
+    Capabilities are shown where an earlier inspection is still valid, and "?" where nobody has looked (--inspect).
+    """
+    rows = ModelRegistry.list("run" if inspect else "cached", plugins=dict(plugin))
+    names = [] if installed else short_names()
+    offers = [] if installed else installable({row.architecture for row in rows})
+    if as_json:
+        document: dict[str, Any] = {"architectures": [row.as_dict() for row in rows]}
+        if not installed:
+            document |= {"short_names": names, "installable": offers}
+        write_json(document)
+        return
+    show([plugin_table(rows), _short_name_table(names), _installable_table(offers)])
+    if not rows:
+        print(
+            "no architecture is installed: pip install bestiary-llama" if installed else "no architecture is installed"
+        )
+
+
+def plugin_table(rows: list[PluginRow]) -> Table:
+    columns = ("architecture", "package", "version", "api", "status", "official", "capabilities", "cause")
+    return Table("architectures", columns, [_plugin_cells(row) for row in rows])
+
+
+def _plugin_cells(row: PluginRow) -> tuple[str, ...]:
+    cause = row.cause or ("" if row.status != "malformed" else row.path)
+    official = "official" if row.official else ""
+    return (row.architecture, row.distribution, row.version, row.api_version, row.status, official,
+            capabilities(row), "; ".join(part for part in (cause, *row.details) if part))  # fmt: skip
+
+
+def capabilities(row: PluginRow) -> str:
+    """``"text_generation,lora,pp"``; "?" where nobody has looked."""
+    if row.info is None:
+        return "?" if row.status == "ok" else ""
+    return ",".join([*row.info.categories, *(name for name in _CAPABILITIES if getattr(row.info, name))])
+
+
+def short_names() -> list[dict[str, Any]]:
+    """Models that a package carries: found through its metadata, never by importing it."""
+    from bestiary.engine.loader.sources import ShortNames
+
+    source = ShortNames()
+    found = []
+    for name, entry in source.table.items():
+        try:
+            path, install = source.locate(name), None
+        except ModelError as error:
+            path, install = None, error.fix
+        found.append(
+            {
+                "name": name,
+                "package": entry.distribution,
+                "version": entry.version,
+                "bytes": entry.bytes,
+                "licence": entry.licence,
+                "path": None if path is None else str(path),
+                "install": install,
+            }
+        )
+    return found
+
+
+def installable(known: set[str]) -> list[dict[str, Any]]:
+    """Packages of the shipped index with architectures that nothing installed claims."""
+    packages: dict[str, list[str]] = {}
+    for architecture, package in index.packages().items():
+        if architecture not in known:
+            packages.setdefault(package, []).append(architecture)
+    return [
+        {"package": package, "architectures": names, "install": f"pip install {package}"}
+        for package, names in packages.items()
+    ]
+
+
+def _short_name_table(names: list[dict[str, Any]]) -> Table:
+    rows = [
+        (each["name"], each["package"], size(each["bytes"]), each["licence"], each["install"] or "installed")
+        for each in names
+    ]
+    return Table("short names", ("name", "package", "size", "licence", "status"), rows)
+
+
+def _installable_table(offers: list[dict[str, Any]]) -> Table:
+    rows = [(each["package"], each["install"], ",".join(each["architectures"])) for each in offers]
+    return Table("can be installed", ("package", "command", "architectures"), rows)

@@ -1,0 +1,106 @@
+"""`bestiary generate` says what `LLM` says, on the right stream."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from bestiary import LLM, SamplingParams
+from bestiary.serve.cli.streaming import TextWriter
+
+from .conftest import CONTEXT, Run
+
+PROMPT = "the quick brown"
+
+
+@pytest.fixture(scope="module")
+def llm(tiny: Path) -> LLM:
+    return LLM(str(tiny), progress=False)
+
+
+def test_the_text_is_that_of_the_python_interface(bestiary: Run, tiny: Path, llm: LLM) -> None:
+    expected = llm.generate([PROMPT], SamplingParams(temperature=0, max_tokens=12), use_tqdm=False)[0].outputs[0]
+    result = bestiary("generate", tiny, PROMPT, "--max-tokens", 12)
+    assert result.code == 0
+    assert result.out.rstrip("\n") == expected.text.rstrip("\n")
+    assert "12 generated" in result.err and "tokens/s" in result.err
+    assert "loading weights" in result.err
+    assert "--chat" in result.err  # this model has a template, and was not asked through it
+
+
+def test_quiet_says_nothing(bestiary: Run, tiny: Path) -> None:
+    result = bestiary("generate", tiny, PROMPT, "--max-tokens", 4, "--quiet")
+    assert (result.code, result.err) == (0, "")
+    assert result.out
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"], ["--prompt", "-"]])
+def test_the_prompt_may_come_from_standard_input(arguments: list[str], bestiary: Run, tiny: Path) -> None:
+    result = bestiary("generate", tiny, *arguments, "--json", "--max-tokens", 3, stdin=PROMPT)
+    assert result.data["prompt"] == PROMPT
+
+
+def test_json_is_the_request_output(bestiary: Run, tiny: Path, llm: LLM) -> None:
+    result = bestiary("generate", tiny, PROMPT, "--json", "--max-tokens", 5, "--logprobs", 2, "--n", 2, "--seed", 3,
+                      "--temperature", 0.9)  # fmt: skip
+    params = SamplingParams(temperature=0.9, max_tokens=5, logprobs=2, n=2, seed=3)
+    expected = llm.generate([PROMPT], params, use_tqdm=False)[0]
+    found = result.data
+    assert [each["token_ids"] for each in found["outputs"]] == [each.token_ids for each in expected.outputs]
+    assert [each["text"] for each in found["outputs"]] == [each.text for each in expected.outputs]
+    assert found["prompt_token_ids"] == expected.prompt_token_ids
+    assert found["finished"] is True
+    first = next(iter(found["outputs"][0]["logprobs"][0].values()))
+    assert set(first) == {"logprob", "rank", "decoded_token"}
+    assert found["stats"]["generated_tokens"] == 10
+    assert found["stats"]["time_to_first_token_s"] > 0
+
+
+def test_chat_uses_the_template(bestiary: Run, tiny: Path, llm: LLM) -> None:
+    result = bestiary("generate", tiny, "hello", "--chat", "--system", "be brief", "--json", "--max-tokens", 3)
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    assert result.data["prompt_token_ids"] == llm.chat_ids(messages)
+    assert "--chat" not in result.err
+
+
+def test_a_template_of_ones_own(bestiary: Run, tiny: Path, tmp_path: Path, llm: LLM) -> None:
+    path = tmp_path / "own.jinja"
+    path.write_text("{{ messages[0].content }} jumps")
+    result = bestiary("generate", tiny, "fox", "--chat", "--chat-template", path, "--json", "--max-tokens", 3)
+    assert result.data["prompt_token_ids"] == llm.get_tokenizer().encode("fox jumps", add_special_tokens=False)
+
+
+def test_the_default_limit_gives_way_to_the_context_and_a_given_one_does_not(bestiary: Run, tiny: Path) -> None:
+    result = bestiary("generate", tiny, PROMPT, "--json", "--ignore-eos")
+    request = result.data
+    assert len(request["prompt_token_ids"]) + len(request["outputs"][0]["token_ids"]) == CONTEXT
+    refused = bestiary("generate", tiny, PROMPT, "--max-tokens", CONTEXT)
+    assert refused.code == 1 and "CONTEXT_LENGTH_EXCEEDED" in refused.err
+
+
+def test_several_answers_are_numbered(bestiary: Run, tiny: Path) -> None:
+    result = bestiary("generate", tiny, PROMPT, "--n", 2, "--temperature", 1, "--max-tokens", 2, "-q")
+    assert result.code == 0
+    assert result.out.startswith("[0] ") and "\n[1] " in result.out
+
+
+def test_an_empty_prompt_is_refused(bestiary: Run, tiny: Path) -> None:
+    assert bestiary("generate", tiny, "").code == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_model_cannot_move_the_cursor() -> None:
+    terminal, pipe = Terminal(), io.StringIO()
+    for stream in (terminal, pipe):
+        writer = TextWriter(stream)
+        for text in ("a", "a\x1b[2J", "a\x1b[2J\tö\n\r🙂"):
+            writer.update(text)
+        writer.end()
+    assert terminal.getvalue() == "a[2J\tö\n🙂\n"
+    assert pipe.getvalue() == "a\x1b[2J\tö\n\r🙂\n"

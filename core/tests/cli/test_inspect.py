@@ -1,0 +1,98 @@
+"""`bestiary inspect`: exact figures, and not a byte of weight data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors
+import transformers
+
+from bestiary import LLM
+
+from .conftest import CONTEXT, Run
+
+
+def test_figures_are_exact(bestiary: Run, tiny: Path) -> None:
+    found = bestiary("inspect", tiny, "--json", "--max-num-seqs", 3, "--block-size", 8).data
+    reference = transformers.LlamaForCausalLM.from_pretrained(tiny)
+    assert found["weights"]["parameters"] == reference.num_parameters()
+    assert found["weights"]["shared_tensors"] == 1
+    stored = found["weights"]["stored"]
+    assert [(each["format"], each["type"]) for each in stored] == [("safetensors", "F32")]
+    assert stored[0]["bytes"] == reference.num_parameters() * 4
+    cache = found["kv_cache"]
+    assert cache["bytes_per_token"] == 2 * 2 * (2 * 8) * 4  # key and value, layers, two heads of 8, float32
+    assert cache["blocks"] == CONTEXT // 8 * 3
+    with LLM(str(tiny), progress=False, max_num_seqs=3, block_size=8) as llm:
+        caches = llm.engine.executor.runner.kv_caches.values()
+        assert cache["bytes"] == sum(each.numel() * each.element_size() for each in caches)
+    assert cache["tokens"] == cache["blocks"] * 8
+    assert cache["sequences_of_max_model_len"] == 3
+    assert found["config"] | {"rope": None} == {
+        "attention_layers": 2, "hidden_size": 32, "heads": 4, "kv_heads": 2, "head_size": 8, "sliding_window": None,
+        "vocab_size": reference.config.vocab_size, "max_model_len": CONTEXT, "rope": None, "model_type": "llama",
+    }  # fmt: skip
+    assert found["plugin"]["architecture"] == "LlamaForCausalLM" and found["plugin"]["package"] == "bestiary-llama"
+    assert found["runs_on"]["dtype"] == "float32" and found["runs_on"]["ops"]["linear"]
+    assert found["tokenizer"] == {"tokens": reference.config.vocab_size, "chat_template": True, "problem": None}
+
+
+def test_no_weight_data_is_read(bestiary: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library that reads tensors is out of order, and the file's data are a hole."""
+    directory = tmp_path / "hollow"
+    directory.mkdir()
+    for path in tiny.iterdir():
+        data = path.read_bytes()
+        if path.suffix == ".safetensors":
+            header = 8 + int.from_bytes(data[:8], "little")
+            with open(directory / path.name, "wb") as file:
+                file.write(data[:header])
+                file.truncate(len(data))
+        else:
+            (directory / path.name).write_bytes(data)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("weight data was read")
+
+    monkeypatch.setattr(safetensors, "safe_open", refuse)
+    assert bestiary("inspect", directory, "--json").data["weights"]["stored"][0]["tensors"] > 10
+
+
+def test_the_table_is_plain_where_it_is_no_terminal(bestiary: Run, tiny: Path) -> None:
+    result = bestiary("inspect", tiny)
+    assert result.code == 0 and result.err == ""
+    assert all(ord(char) < 0x2500 for char in result.out)
+    lines = [line.split() for line in result.out.splitlines()]
+    assert ["architecture", "LlamaForCausalLM"] in lines
+    assert ["chat", "template", "yes"] in lines
+
+
+def test_other_memory_other_dtype(bestiary: Run, tiny: Path) -> None:
+    float32 = bestiary("inspect", tiny, "--json", "--kv-cache-memory-bytes", "64K").data
+    half = bestiary("inspect", tiny, "--json", "--kv-cache-memory-bytes", "64K", "--dtype", "float16").data
+    assert half["weights"]["bytes_by_dtype"]["float16"] * 2 == float32["weights"]["bytes_by_dtype"]["float32"]
+    assert half["kv_cache"]["bytes_per_token"] * 2 == float32["kv_cache"]["bytes_per_token"]
+    assert half["kv_cache"]["blocks"] == 2 * float32["kv_cache"]["blocks"] == 65536 // (128 * 16)
+
+
+def test_a_cache_that_does_not_fit_is_a_notice(bestiary: Run, tiny: Path) -> None:
+    result = bestiary("inspect", tiny, "--json", "--kv-cache-memory-bytes", "4K")
+    assert result.code == 0
+    assert result.data["kv_cache"]["blocks"] is None
+    assert any("max_model_len" in text for text in result.data["notices"])
+
+
+def test_notices_are_part_of_the_document(bestiary: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bestiary.engine.loader.vllm_config._cpu_computes", lambda dtype: False)
+    result = bestiary("inspect", tiny, "--json", "--device", "cpu", "--hf-overrides", json.dumps({"dtype": "float16"}))
+    assert any("float32 instead of" in text for text in result.data["notices"])
+    assert (result.code, result.err) == (0, "")
+
+
+def test_a_config_alone_is_enough_for_dummy_weights(bestiary: Run, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
+    found = bestiary("inspect", tmp_path, "--json", "--load-format", "dummy").data
+    assert found["weights"]["stored"] == [] and found["weights"]["parameters"] > 0
+    assert found["tokenizer"]["tokens"] is None and found["tokenizer"]["problem"]

@@ -1,0 +1,87 @@
+"""What starting costs: which modules are imported, and processor time with many distributions installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bestiary.testing.fake_site import Site
+
+HEAVY = ("torch", "transformers", "tokenizers", "rich", "numpy", "huggingface_hub", "llama_plugin", "good_plugin")
+CODE = """
+import sys
+from bestiary.serve.cli.main import run
+code = run(sys.argv[2:])
+print([name for name in sys.argv[1].split(",") if name in sys.modules], file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def started(*arguments: str, site: Path | None = None, code: str = CODE) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([*([str(site)] if site else []), *(each for each in sys.path if each)])
+    return subprocess.run(
+        [sys.executable, "-c", code, ",".join(HEAVY), *arguments],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["models"], ["models", "--json"], ["generate", "--help"], ["chat", "--help"],
+     ["inspect", "--help"], ["doctor", "--help"], ["completion", "fish"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_nothing_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None:
+    Site(tmp_path / "site").model("good-plugin", "GoodForCausalLM")
+    done = started(*arguments, site=tmp_path / "site")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert done.stdout
+
+
+def test_models_with_500_distributions_takes_half_a_second_of_processor_time(tmp_path: Path) -> None:
+    site = Site(tmp_path / "site")
+    for number in range(500):
+        if number % 50:
+            site.add(f"bystander-{number}", api=None)
+        else:
+            site.model(f"plugin-{number}", f"Arch{number}ForCausalLM")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = started("models", "--json", site=site.root)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = {row["architecture"] for row in json.loads(done.stdout)["architectures"]}
+    assert {f"Arch{number}ForCausalLM" for number in range(0, 500, 50)} <= found
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    """The reader is gone before the first byte; nothing is said about it, not even when the interpreter ends."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "bestiary.serve.cli.main", "models"],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdout=pipe, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_characters_the_terminal_lacks_do_not_end_the_program() -> None:
+    code = 'import sys; from bestiary.serve.cli.main import run; sys.exit(run(["generate", "größe/…", "x"]))'
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "gr\\xf6\\xdfe" in done.stderr and "internal error" not in done.stderr
