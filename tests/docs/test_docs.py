@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -14,6 +15,9 @@ import pytest
 
 import bestiary.api
 import bestiary.nn
+from bestiary.engine.engine import LLMEngine
+
+from .run_document import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -118,6 +122,12 @@ def test_the_reference_names_what_is_exported(module: object) -> None:
     listed = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     assert sorted(listed) == sorted(module.__all__)  # type: ignore[attr-defined]
     assert len(re.findall(r"^\| `\w+` \| .{10,} \|$", section, re.MULTILINE)) == len(listed)
+
+
+def test_the_loop_in_the_architecture_is_the_engines_own() -> None:
+    (loop,) = [each for each in blocks((DOCS / "architecture.md").read_text(encoding="utf-8")) if each.text]
+    source = inspect.getsource(LLMEngine.step)
+    assert all(line in source for line in loop.text.splitlines())
 
 
 def test_the_figure_is_well_formed_and_names_the_arrows() -> None:
