@@ -85,6 +85,17 @@ def test_every_offender_is_reported_at_once(build):
     assert caught.value.exit_code == 2
 
 
+def test_a_misnamed_tensor_is_shown_beside_the_parameters_it_may_be_meant_for(build):
+    tensors = checkpoint()
+    tensors["output.weight"] = tensors.pop("head.weight")
+    with pytest.raises(WeightsMismatch) as caught:
+        load_complete(build(), tensors.items())
+    assert caught.value.details == (
+        "output.weight [10, 8]: no parameter of this name",
+        "parameters without a tensor so far: head.weight",
+    )
+
+
 def test_what_the_checkpoint_lacks_is_named(build):
     tensors = checkpoint()
     del tensors["block.k_proj.bias"], tensors["head.weight"]

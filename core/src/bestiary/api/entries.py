@@ -44,7 +44,7 @@ class LazyRegisteredModel:
 
     @property
     def origin(self) -> str:
-        return "registered by hand" if self.distribution is None else f"dist {self.distribution}"
+        return "a registration by hand" if self.distribution is None else f"dist {self.distribution}"
 
     def load(self) -> type:
         """Imports and checks the class. Raises BrokenPlugin or InvalidModel."""

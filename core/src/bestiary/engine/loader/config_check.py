@@ -97,7 +97,7 @@ def architectures(data: Config, *, known: Collection[str] | None = None) -> tupl
             "config.json names no architecture", code="MISSING_ARCHITECTURE", field=name, limit="given", fix=fix
         )
     value = data[name]
-    fix = 'write it as a list of class names: "architectures": ["LlamaForCausalLM"]'
+    fix = 'write it as a list of class names: "architectures": ["YourModelForCausalLM"]'
     if not isinstance(value, list):
         raise ConfigError(
             "architectures is no list", code="BAD_ARCHITECTURE", field=name, limit="a list", value=value, fix=fix

@@ -59,5 +59,6 @@ class _Lines:
             return
         self._last, self._ended = now, at_end
         seconds = max(now - self._begun, 1e-6)
-        text = f"{self._description}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
-        print(f"{text}, {seconds:.1f} s, {done / seconds / 1e6:,.0f} MB/s", file=self._out, flush=True)
+        unit, size = ("MB", 1e6) if total >= 1e6 else ("kB", 1e3)
+        text = f"{self._description}: {done / size:,.0f} of {total / size:,.0f} {unit}"
+        print(f"{text}, {seconds:.1f} s, {done / seconds / size:,.0f} {unit}/s", file=self._out, flush=True)

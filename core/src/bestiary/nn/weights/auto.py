@@ -24,6 +24,10 @@ NOT_WEIGHTS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_c
 """Buffers that older checkpoints carry and every model computes by itself."""
 
 
+_UNKNOWN = "no parameter of this name"
+_SHOWN = 8
+
+
 class Target(NamedTuple):
     name: str
     param: nn.Parameter
@@ -73,7 +77,7 @@ class AutoWeightsLoader:
         if self.problems:
             raise WeightsMismatch(
                 f"{len(self.problems)} checkpoint tensor(s) do not fit {type(self.module).__name__}",
-                details=self.problems,
+                details=[*self.problems, *self._unfilled_so_far()],
                 fix="check that the checkpoint is of this architecture; map other names with a WeightsMapper",
             )
         return loaded
@@ -99,7 +103,7 @@ class AutoWeightsLoader:
         target = self._resolve(name)
         if target is None:
             if not self._may_be_left(name):
-                self.problems.append(f"{name} {list(tensor.shape)}: no parameter of this name")
+                self.problems.append(f"{name} {list(tensor.shape)}: {_UNKNOWN}")
             count_use()
             return None
         try:
@@ -110,6 +114,13 @@ class AutoWeightsLoader:
         except WeightsMismatch as error:
             self.problems.append(f"{name}: {error.message}")
         return target.name
+
+    def _unfilled_so_far(self) -> Iterator[str]:
+        """Where a tensor has a name that nobody knows, the parameters that it may have been meant for."""
+        names = [name for name, param in self.module.named_parameters() if not elements_filled(param)]
+        if names and any(problem.endswith(_UNKNOWN) for problem in self.problems):
+            more = " …" if len(names) > _SHOWN else ""
+            yield f"parameters without a tensor so far: {', '.join(names[:_SHOWN])}{more}"
 
     def _may_be_left(self, name: str) -> bool:
         ignored = name.startswith(self.ignored_prefixes) or name.endswith(self.ignored_suffixes)
