@@ -31,7 +31,7 @@ class EngineArgs:
         max_model_len: prompt and answer together; None: what the model was trained for.
         max_num_seqs, max_num_batched_tokens, enable_chunked_prefill, max_queue: limits of one step, and of the queue.
         block_size: KV-cache block, in tokens. num_gpu_blocks_override: exact number of blocks, on any device.
-        kv_cache_memory_bytes: memory for them; None: half of what is free, at most what could be used.
+        kv_cache_memory_bytes: memory for them; None: half of what is free (4 GiB of it on a CPU), at most what could be
         hf_config_path: another directory's config.json. hf_overrides: fields to change in it.
         load_format: "auto", "safetensors", "gguf" or "dummy". allow_nonfinite: accept NaN and Inf in weights.
         plugin: architecture → distribution, where several provide one.

@@ -12,6 +12,7 @@ from bestiary.api.errors import EngineError, UsageError
 from bestiary.nn.attention.backend import KVCacheSpec
 
 SHARE_OF_FREE_MEMORY = 0.5
+DEFAULT_CPU_BYTES = 4 * 1024**3
 
 
 def bytes_per_block(specs: Iterable[KVCacheSpec], block_size: int) -> int:
@@ -34,8 +35,8 @@ def free_memory(device: str) -> int:
 def num_kv_blocks(specs: Iterable[KVCacheSpec], config: VllmConfig) -> int:
     """The number of blocks to allocate.
 
-    `num_blocks` if set; else what fits `memory_bytes`, or half of the free memory, but never more than `max_num_seqs`
-    sequences of `max_model_len` tokens can use.
+    `num_blocks` if set; else what fits `memory_bytes`, or half of the free memory (on a CPU 4 GiB of it, unless one
+    sequence needs more), but never more than `max_num_seqs` sequences of `max_model_len` tokens can use.
 
     Raises:
         UsageError: not even one sequence of `max_model_len` tokens fits; with the length that would.
@@ -51,6 +52,8 @@ def num_kv_blocks(specs: Iterable[KVCacheSpec], config: VllmConfig) -> int:
     budget = cache.memory_bytes
     if budget is None:
         budget = int(free_memory(config.device_config.device) * SHARE_OF_FREE_MEMORY)
+        if config.device_config.device == "cpu":
+            budget = min(budget, max(DEFAULT_CPU_BYTES, per_sequence * size))
     fitting = budget // size
     if fitting < 1:
         raise EngineError(f"no memory for a KV cache: a block of {block_size} tokens takes {size} bytes of {budget}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -54,7 +56,7 @@ class ModelRunner:
             if backend is None:
                 raise EngineError(f"attention layer {name} has no backend: the model was not finished")
             shape = backend.cache_shape(spec, num_blocks, self.block_size)
-            caches[name] = torch.zeros(tuple(shape), dtype=spec.dtype, device=self.device)
+            caches[name] = _zeros(tuple(shape), spec.dtype, self.device)
         return caches
 
     @torch.inference_mode()
@@ -104,6 +106,14 @@ class ModelRunner:
             if token.error is None:
                 state.append(token.token_id)
         return drawn
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros whose pages the CPU gives only when they are written: `torch.zeros` would touch all of them now."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(pages).view(dtype).view(shape)
 
 
 def _prompt_logprobs(batch: ForwardBatch, logits: torch.Tensor) -> dict[str, list[TokenLogprobs]]:

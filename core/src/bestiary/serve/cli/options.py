@@ -86,7 +86,7 @@ _UNSET = {
     "max_model_len": "as trained",
     "max_queue": "no limit",
     "num_gpu_blocks_override": "what fits",
-    "kv_cache_memory_bytes": "half of the free memory, at most what can be used",
+    "kv_cache_memory_bytes": "half of the free memory (4 GiB of it on a CPU), at most what can be used",
     "max_tokens": "as many as the context allows",
     "attention_backend": "the best that can run",
 }
