@@ -29,7 +29,6 @@ from .parallel import (
     tensor_model_parallel_all_reduce,
 )
 from .quant.base import QuantizationConfig, QuantizeMethodBase, UnquantizedLinearMethod, method_for
-from .quant.packed import pack_weight
 from .weights.fill import ShardId, fill, set_weight_attrs
 
 
@@ -86,7 +85,6 @@ class LinearBase(nn.Module):
 
     def finish(self) -> None:
         self.quant_method.process_weights_after_loading(self)
-        pack_weight(self)
 
     def _create_weights(self) -> None:
         self.quant_method.create_weights(

@@ -1,9 +1,9 @@
-"""fp32 weights in oneDNN's blocked layout, for CPUs: the same numbers, read and multiplied faster.
+"""The head's fp32 weight in oneDNN's blocked layout, for CPUs: read and multiplied faster.
 
-For few rows BLAS reads a row-major weight at half of the memory's bandwidth or less, and repacks it in each call. With
-weights packed once, after loading, a decode step takes 0.7 to 0.8 of the time on AVX2, and a prompt no longer than
-before. The packed weight replaces the layer's own; a head tied to an embedding gets a copy, since rows can be looked
-up only in the plain one.
+For few rows BLAS reads a large row-major weight at half of the memory's bandwidth or less, and repacks it in each
+call; packed once, after loading, a vocabulary of 49,152 takes 0.4 of the time. A head tied to an embedding gets a copy,
+since rows can be looked up only in the plain one. Layers inside the model stay plain: oneDNN sums each product in one
+chain, with two to three times BLAS's rounding error, which the last layer adds once and inner layers amplify.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bestiary.nn.ops.linear import linear
-from bestiary.nn.ops.registry import REFERENCE
+from bestiary.nn.ops.linear import FIXED_TILE, linear
 
 from .base import UnquantizedLinearMethod
 
@@ -31,7 +30,7 @@ class PackedLinearMethod(UnquantizedLinearMethod):
 
 
 def pack_weight(layer: Any) -> None:
-    """Pack the plain weight of a finished linear layer or head, where nothing speaks against it (`why_not_packed`)."""
+    """Pack the plain weight of a finished head, where nothing speaks against it (`why_not_packed`)."""
     if type(layer.quant_method) is UnquantizedLinearMethod and why_not_packed(layer.weight) is None:
         packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
         layer._parameters["weight"] = nn.Parameter(packed, requires_grad=False)
@@ -42,8 +41,8 @@ def why_not_packed(weight: torch.Tensor) -> str | None:
     """None where `weight` can be packed, otherwise the reason in a few words."""
     if weight.device.type != "cpu" or weight.dtype is not torch.float32:
         return "only fp32 weights on a CPU are packed"
-    if linear.active_name != REFERENCE:
-        return f"the op linear is bound to {linear.active_name}"
+    if linear.active_name == FIXED_TILE.name:
+        return "in deterministic mode a row's product must not depend on its batch"
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return "this torch has no oneDNN"
