@@ -25,7 +25,7 @@ COMMANDS = {
     "models": ("bestiary.serve.cli.models:models", "List architectures, short names, and what can be installed."),
     "inspect": ("bestiary.serve.cli.inspect:inspect", "Say what a model is and needs, before loading it."),
     "doctor": ("bestiary.serve.cli.doctor:doctor", "Check this installation and this machine."),
-    "bench": ("bestiary.serve.cli.bench:bench", "Measure latency and throughput."),
+    "bench": ("bestiary.bench.cli:bench", "Measure latency and throughput."),
     "completion": ("bestiary.serve.cli.completion:completion", "Print the completion script of a shell."),
 }
 """Name → where it is, and its line in `bestiary --help`."""

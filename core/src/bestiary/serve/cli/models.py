@@ -51,9 +51,8 @@ def models(installed: bool, inspect: bool, plugin: tuple[tuple[str, str], ...], 
         return
     show([plugin_table(rows), _short_name_table(names), _installable_table(offers)])
     if not rows:
-        print(
-            "no architecture is installed: pip install bestiary-llama" if installed else "no architecture is installed"
-        )
+        hint = f": pip install {installable(set())[0]['package']}" if installable(set()) else ""
+        print(f"no architecture is installed{hint}")
 
 
 def plugin_table(rows: list[PluginRow]) -> Table:
