@@ -17,7 +17,7 @@ from bestiary.nn.ops.linear import linear
 from bestiary.nn.weights.fill import set_weight_attrs
 
 if TYPE_CHECKING:
-    from bestiary.nn.linear import LinearBase
+    from bestiary.nn.linear_base import LinearBase
 
 
 class QuantizeMethodBase(ABC):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bestiary.nn.embedding import VocabParallelEmbedding
-from bestiary.nn.linear import LinearBase
+from bestiary.nn.linear_base import LinearBase
 from bestiary.nn.weights.fill import ShardId, set_weight_attrs
 
 from .base import QuantizationConfig, QuantizeMethodBase
