@@ -93,7 +93,7 @@ def test_logits_equal_transformers(llm, peer):
         ids = llm.get_tokenizer().encode(prompt)
         with torch.inference_mode():
             want = peer(torch.tensor([ids])).logits[0]
-        torch.testing.assert_close(prompt_logits(llm, ids, chunk=13), want, atol=1e-4, rtol=0)
+        torch.testing.assert_close(prompt_logits(llm, ids), want, atol=1e-4, rtol=0)
 
 
 def test_chat_answers_and_stops(llm):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bestiary.api.errors import UsageError
-from bestiary.nn.ops.linear import FEW_ROWS, FIXED_TILE, few_rows_linear, fixed_tile_linear, linear
+from bestiary.nn.ops.linear import FIXED_TILE, fixed_tile_linear, linear
 from bestiary.nn.ops.registry import OPS, REFERENCE, Op, Target, bind_ops
 
 CPU = Target("cpu", torch.float32)
@@ -60,23 +60,13 @@ def test_bind_ops_names_what_was_chosen_and_refuses_unknown_ops():
 
 
 def test_deterministic_targets_get_the_fixed_tile_product():
-    offered = {"linear/fixed_tile": FIXED_TILE, "linear/few_rows": FEW_ROWS}
+    offered = {"linear/fixed_tile": FIXED_TILE}
     try:
         assert bind_ops(Target("cpu", torch.float32, deterministic=True), {}, offered)["linear"] == "fixed_tile"
-        assert bind_ops(CPU, {}, offered)["linear"] == "few_rows"
-        assert bind_ops(Target("cpu", torch.bfloat16), {}, offered)["linear"] == REFERENCE
+        assert bind_ops(CPU, {}, offered)["linear"] == REFERENCE
     finally:
         bind_ops(CPU, {"linear": REFERENCE})
     assert linear.active_name == REFERENCE
-
-
-@pytest.mark.parametrize("rows", [1, 2, 16, 64, 65])
-def test_few_rows_give_the_same_product(rows):
-    x, weight, bias = torch.randn(rows, 96), torch.randn(40, 96), torch.randn(40)
-    out = few_rows_linear(x, weight, bias)
-    assert out.is_contiguous()
-    torch.testing.assert_close(out, torch.nn.functional.linear(x, weight, bias), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(few_rows_linear(x, weight), x @ weight.t(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 33, 200])

@@ -63,7 +63,7 @@ class Limits:
             f"{prompt} prompt tokens and {answer} to generate are {prompt + answer}, more than {name} of {limit}",
             code=code,
             field="max_tokens" if fitting >= 1 else "prompt",
-            value=prompt + answer,
+            value=answer if fitting >= 1 else prompt,
             limit=f"{limit} tokens, prompt and answer together",
             fix=fix,
         )

@@ -19,7 +19,7 @@ from .arguments import EngineArgs
 from .engine import LLMEngine
 from .executor import UniprocExecutor
 from .loader.description import ModelDescription, describe
-from .loader.load import load_model
+from .loader.load import build_model, load_model
 from .loader.vllm_config import make_vllm_config
 from .memory import num_kv_blocks
 from .notices import notice
@@ -55,8 +55,9 @@ class EngineBuilder:
         """Load everything. `eos_token_ids` are added to those the model's files name."""
         model_class, config = self.configure()
         chosen = bind_ops(target_of(config), config.op_config.implementations, self.hooks.all("op_implementations"))
-        model = load_model(model_class, config, self.description, self.hooks.all("weight_formats"))
+        model = build_model(model_class, config)
         bind_attention(model, config, self.hooks.all("attention_backends"))
+        load_model(model, config, self.description, self.hooks.all("weight_formats"))
         num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config)
         runner = ModelRunner(model, config, num_blocks)
         return LLMEngine(

@@ -24,7 +24,7 @@ def attention_backends() -> Offers:
 
 @hookimpl
 def op_implementations() -> Offers:
-    return {f"linear/{name.lower()}": f"{_NN}.ops.linear:{name}" for name in ("FEW_ROWS", "FIXED_TILE")}
+    return {"linear/fixed_tile": f"{_NN}.ops.linear:FIXED_TILE"}
 
 
 @hookimpl

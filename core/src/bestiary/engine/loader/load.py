@@ -42,13 +42,9 @@ def build_model(model_class: type, vllm_config: VllmConfig) -> nn.Module:
 
 
 def load_model(
-    model_class: type,
-    vllm_config: VllmConfig,
-    description: ModelDescription,
-    formats: Mapping[str, Opener],
-) -> nn.Module:
-    """Build, fill and finish the model. Peak memory: the model and one tensor."""
-    model = build_model(model_class, vllm_config)
+    model: nn.Module, vllm_config: VllmConfig, description: ModelDescription, formats: Mapping[str, Opener]
+) -> None:
+    """Fill and finish a built model. Peak memory: the model and one tensor."""
     load = vllm_config.load_config
     with load_progress("loading weights", enabled=load.progress) as progress:
         stream = open_weights(
@@ -67,7 +63,6 @@ def load_model(
         else:
             load_complete(model, stream)
     finish(model)
-    return model
 
 
 def _parameters(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

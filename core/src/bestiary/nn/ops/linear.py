@@ -1,4 +1,4 @@
-"""``x @ weight.T + bias``; the version for a CPU and few rows; the version whose rows do not depend on their batch."""
+"""``x @ weight.T + bias``, and the version whose rows do not depend on their batch."""
 
 from __future__ import annotations
 
@@ -8,32 +8,12 @@ import torch.nn.functional as F
 from .registry import Implementation, Target, op
 
 _TILE = 8
-_FEW = 64
 
 
 @op
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``[..., in] × [out, in] → [..., out]``, accumulated as torch's own GEMM does."""
     return F.linear(x, weight, bias)
-
-
-def few_rows_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """The same product as ``(weight @ x.T).T`` where x has 2 to 64 rows.
-
-    BLAS then splits the long side, the outputs, among its threads, and takes 0.6 to 0.8 of the time for the same sums.
-    """
-    if not 2 <= x.shape[0] <= _FEW or x.dim() != 2:
-        return F.linear(x, weight, bias)
-    out = torch.mm(weight, x.t()).t().contiguous()
-    return out if bias is None else out.add_(bias)
-
-
-def _only_cpu_float32(target: Target) -> str | None:
-    fits = target.device == "cpu" and target.dtype is torch.float32
-    return None if fits and not target.deterministic else "for float32 on a CPU, and not in deterministic mode"
-
-
-FEW_ROWS = Implementation("few_rows", few_rows_linear, _only_cpu_float32, priority=5)
 
 
 def fixed_tile_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -137,7 +137,7 @@ def _stored(builder: EngineBuilder, model: nn.Module, args: EngineArgs) -> list[
 
 def _kv_cache(model: nn.Module, config: VllmConfig, weight_bytes: int) -> tuple[dict[str, Any], str | None]:
     """The cache that would be allocated once the weights are in memory, and why not, where it would not fit."""
-    from bestiary.engine.memory import SHARE_OF_FREE_MEMORY, bytes_per_block, free_memory, num_kv_blocks
+    from bestiary.engine.memory import bytes_per_block, free_memory, num_kv_blocks
     from bestiary.engine.runner import kv_cache_specs
 
     specs = list(kv_cache_specs(model).values())
@@ -154,11 +154,8 @@ def _kv_cache(model: nn.Module, config: VllmConfig, weight_bytes: int) -> tuple[
     }
     if weight_bytes > free:
         return found, f"the weights need {size(weight_bytes)}; {size(free)} are free"
-    if cache.memory_bytes is None:
-        budget = int((free - weight_bytes) * SHARE_OF_FREE_MEMORY)
-        config = replace(config, cache_config=replace(cache, memory_bytes=budget))
     try:
-        blocks = num_kv_blocks(specs, config)
+        blocks = num_kv_blocks(specs, config, reserved=weight_bytes)
     except BestiaryError as error:
         return found, " ".join(str(error).split())
     found |= {
