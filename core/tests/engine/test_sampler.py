@@ -74,7 +74,7 @@ def test_penalties_follow_their_formulas():
 def kept_by_definition(logits, top_k, top_p, min_p):
     """min-p, then top-k, then top-p on what is left, in float64, the slow way."""
     probs = torch.softmax(logits.double(), -1)
-    order = sorted(range(len(probs)), key=lambda i: -float(probs[i]))
+    order = sorted(range(len(probs)), key=lambda i: -float(logits[i]))
     kept = [i for i in order if float(probs[i]) >= min_p * float(probs[order[0]])]
     kept = kept[: top_k or len(kept)]
     if top_p < 1.0:

@@ -39,10 +39,15 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Seconds on the monotonic clock; differences are what matter. `cached_tokens` came from the prefix cache."""
+    """How a request went.
+
+    Attributes:
+        arrival, first_token, finished: seconds on the monotonic clock; differences are what matter.
+        cached_tokens, preemptions: prompt tokens taken from the prefix cache, and how often the request lost its
+            blocks; known at its end, summed over its answers.
+    """
 
     arrival: float = 0.0
-    first_scheduled: float | None = None
     first_token: float | None = None
     finished: float | None = None
     cached_tokens: int = 0

@@ -14,11 +14,12 @@ from collections.abc import Sequence as SequenceOf
 from types import MappingProxyType
 
 from bestiary.api.config import VllmConfig
-from bestiary.api.errors import RequestError
+from bestiary.api.errors import BestiaryError, EngineError, RequestError
 from bestiary.api.hooks import StepObserver
 from bestiary.api.sampling import SamplingParams
 
 from .executor import Executor
+from .plan import StepPlan
 from .scheduler import Scheduler, SchedulerStats
 from .sequence import Sequence, SequenceUpdate
 
@@ -94,15 +95,19 @@ class LLMEngine:
     def step(self) -> list[SequenceUpdate]:
         """Compute one step; every accepted request ends in exactly one terminal update.
 
-        Whatever the executor raises is passed on, with nothing computed and nothing lost: the next step repeats it.
+        Raises:
+            EngineError: the model raised (code MODEL_FAILED, the cause chained). Nothing was computed and nothing is
+                lost: the next step repeats it.
         """
         plan = self.scheduler.schedule()
         started = time.perf_counter()
         try:
             result = self.executor.execute(plan)
-        except BaseException:
+        except BaseException as cause:
             self.scheduler.abandon(plan)
-            raise
+            if not isinstance(cause, Exception) or isinstance(cause, BestiaryError):
+                raise
+            raise self._model_failed(plan, cause) from cause
         updates = self.scheduler.update(plan, result)
         seconds = time.perf_counter() - started
         for observer in self.observers:
@@ -126,6 +131,16 @@ class LLMEngine:
 
     def shutdown(self) -> None:
         self.executor.shutdown()
+
+    def _model_failed(self, plan: StepPlan, cause: Exception) -> EngineError:
+        model = self.vllm_config.model_config.architecture
+        return EngineError(
+            f"{model} failed in step {plan.step}: {type(cause).__name__}: {cause}",
+            code="MODEL_FAILED",
+            field=model,
+            details=[f"{item.request_id}: tokens {item.start} to {item.start + item.count - 1}" for item in plan.items],
+            fix="look at the chained traceback; the engine can still be used",
+        )
 
     def _check_ids(self, field: str, ids: SequenceOf[int]) -> None:
         for index, token in enumerate(ids):

@@ -117,7 +117,7 @@ class Scheduler:
         if sequence is None:
             return None
         self._end(sequence)
-        return SequenceUpdate(request_id, finish_reason=finish_reason, stop_reason=stop_reason, error=error)
+        return _last(sequence, finish_reason, stop_reason, error)
 
     def has_unfinished(self) -> bool:
         return bool(self._live)
@@ -300,15 +300,15 @@ class Scheduler:
         if sequence.prompt_logprobs is not None:
             prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
         finish_reason, stop_reason = sequence.finish_of(token_id)
-        if finish_reason is not None:
-            self._end(sequence)
-        return SequenceUpdate(
-            sequence.request_id, token_id, token.logprobs, prompt_logprobs, finish_reason, stop_reason
-        )
+        update = SequenceUpdate(sequence.request_id, token_id, token.logprobs, prompt_logprobs)
+        if finish_reason is None:
+            return update
+        self._end(sequence)
+        return _last(sequence, finish_reason, stop_reason, update=update)
 
     def _fail(self, sequence: Sequence, error: str) -> SequenceUpdate:
         self._end(sequence, forget=True)
-        return SequenceUpdate(sequence.request_id, finish_reason="error", error=error)
+        return _last(sequence, "error", error=error)
 
     def _end(self, sequence: Sequence, *, forget: bool = False) -> None:
         _remove(self._running if sequence.status is Status.RUNNING else self._waiting, sequence)
@@ -317,6 +317,23 @@ class Scheduler:
         del self._live[sequence.request_id]
         if sequence.sent:
             self._unreported.append(sequence.request_id)
+
+
+def _last(
+    sequence: Sequence,
+    finish_reason: FinishReason,
+    stop_reason: str | int | None = None,
+    error: str | None = None,
+    update: SequenceUpdate | None = None,
+) -> SequenceUpdate:
+    """The update that ends `sequence`: `update`, if its last token comes with it, and how it went."""
+    return (update or SequenceUpdate(sequence.request_id))._replace(
+        finish_reason=finish_reason,
+        stop_reason=stop_reason,
+        error=error,
+        cached_tokens=sequence.cached_tokens,
+        preemptions=sequence.preemptions,
+    )
 
 
 def _samples(sequence: Sequence) -> bool:

@@ -32,6 +32,8 @@ class SequenceUpdate(NamedTuple):
         finish_reason: set in a request's last update and in no other.
         stop_reason: the stop id or stop string that ended it; None for an end-of-sequence id.
         error: why `finish_reason` is ``"error"``.
+        cached_tokens, preemptions: in the last update: prompt tokens taken from the prefix cache, and how often the
+            request lost its blocks.
     """
 
     request_id: str
@@ -41,6 +43,8 @@ class SequenceUpdate(NamedTuple):
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    cached_tokens: int = 0
+    preemptions: int = 0
 
 
 class Sequence:

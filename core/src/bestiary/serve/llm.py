@@ -153,11 +153,20 @@ class LLM:
         try:
             for index, (prompt, each, rank) in enumerate(zip(prompts, params, priorities, strict=True)):
                 requests.append(self._submit_one(index, prompt, each, rank))
+        except RequestError as error:
+            if len(prompts) > 1:
+                error.message = f"prompt {len(requests)}: {error.message}"
+            self._abort(requests)
+            raise
         except BaseException:
-            for request in requests:
-                self._outputs.abort(request)
+            self._abort(requests)
             raise
         return requests
+
+    def _abort(self, requests: Sequence[RequestOutput]) -> None:
+        for request in requests:
+            if not request.finished:
+                self._outputs.abort(request)
 
     def _submit_one(self, index: int, prompt: Prompt, params: SamplingParams, priority: int) -> RequestOutput:
         if params.detokenize and self.tokenizer is None and params.stop_strings:
@@ -175,9 +184,7 @@ class LLM:
                 while any(not request.finished for request in requests):
                     report(self._outputs.step())
         finally:
-            for request in requests:
-                if not request.finished:
-                    self._outputs.abort(request)
+            self._abort(requests)
 
 
 def _tokenizer(args: EngineArgs, description: ModelDescription) -> Tokenizer | None:

@@ -127,6 +127,8 @@ class OutputProcessor:
         if answer.detokenizer is not None and not isinstance(update.stop_reason, str):
             output.text += answer.detokenizer.finish()
         output.finish_reason, output.stop_reason = update.finish_reason, update.stop_reason
+        request.metrics.cached_tokens += update.cached_tokens
+        request.metrics.preemptions += update.preemptions
         del self._answers[update.request_id]
         request.finished = all(each.finished for each in request.outputs)
         if request.finished:
