@@ -98,7 +98,8 @@ def kept_by_definition(logits, top_k, top_p, min_p):
     scale=st.sampled_from([0.01, 1.0, 6.0]),
 )
 def test_truncation_equals_its_definition(seed, width, top_k, top_p, min_p, scale):
-    logits = torch.randn(width, generator=torch.Generator().manual_seed(seed)).double() * scale
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(width, generator=generator, dtype=torch.double) * scale  # no two alike
     if top_k == 0 and top_p == 1.0 and min_p == 0.0:
         return
     _, ids = _candidates(logits, top_k, top_p, min_p)
