@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -205,6 +206,14 @@ def test_progress_disabled() -> None:
     assert out.getvalue() == ""
 
 
+def _all_that_waits(descriptor: int) -> bytes:
+    """A terminal hands its output over in pieces: one read need not bring all of it."""
+    found = b""
+    while select.select([descriptor], [], [], 0.2)[0]:
+        found += os.read(descriptor, 10_000)
+    return found
+
+
 def test_progress_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
@@ -215,7 +224,7 @@ def test_progress_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
             callback(0, 4_000_000)
             callback(4_000_000, 4_000_000)
         terminal.flush()
-        shown = os.read(leader, 10_000).decode()
+        shown = _all_that_waits(leader).decode()
     os.close(leader)
     assert "Loading weights" in shown
     assert "4.0/4.0 MB" in shown
