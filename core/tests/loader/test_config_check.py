@@ -160,7 +160,7 @@ LLAMA3 = {
         ({"type": "su", "short_factor": [1.0], "long_factor": []}, "long_factor"),
         ({"type": "longrope", "short_factor": [1.0, -1.0], "long_factor": [1.0]}, "short_factor"),
         ({"type": "longrope", "long_factor": [1.0]}, "short_factor"),
-        ({"rope_type": "factors", "factors": [1.0, 0.0]}, "factors"),
+        ({"rope_type": "factors", "freq_factors": [1.0, 0.0]}, "freq_factors"),
         ({"rope_type": "default", "rope_theta": -1}, "rope_theta"),
         (
             {"full_attention": YARN, "sliding_attention": {"rope_type": "linear", "factor": 0}},
@@ -191,7 +191,7 @@ def test_rotary_scaling_is_an_object(value: object) -> None:
         {"rope_type": "default", "rope_theta": 500000.0},
         {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
         {"type": "su", "short_factor": [1.0, 1.1], "long_factor": [1.0, 30]},
-        {"rope_type": "factors", "factors": [1.0, 2.0]},
+        {"rope_type": "factors", "freq_factors": [1.0, 2.0]},
         {**YARN, "beta_fast": 32, "beta_slow": None, "mscale": 1.0, "truncate": False},
     ],
 )

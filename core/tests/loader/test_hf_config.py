@@ -114,11 +114,11 @@ def test_rotary_types_that_only_we_know_pass_in_silence(caplog: pytest.LogCaptur
     log.addHandler(caplog.handler)
     try:
         config, _ = make_hf_config(
-            {**LLAMA, "rope_parameters": {"rope_type": "factors", "factors": [1.0] * 8, "rope_theta": 1e4}}
+            {**LLAMA, "rope_parameters": {"rope_type": "factors", "freq_factors": [1.0] * 8, "rope_theta": 1e4}}
         )
     finally:
         log.removeHandler(caplog.handler)
-    assert config.rope_parameters["factors"] == [1.0] * 8
+    assert config.rope_parameters["freq_factors"] == [1.0] * 8
     assert not caplog.records
 
 

@@ -22,11 +22,11 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "longrope": ("short_factor", "long_factor"),
     "su": ("short_factor", "long_factor"),
-    "factors": ("factors",),
+    "factors": ("freq_factors",),
 }
-"""Rope type → what it cannot do without. ``factors`` (a divisor for each frequency) is what GGUF files carry."""
+"""Rope type → what it cannot do without. ``factors`` (`freq_factors`, a divisor for each frequency) is what GGUF files carry."""
 
-_LISTS = ("short_factor", "long_factor", "factors")
+_LISTS = ("short_factor", "long_factor", "freq_factors")
 _POSITIVE = (
     "factor",
     "low_freq_factor",
