@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bestiary.api.errors import UsageError
-from bestiary.nn.ops.linear import FIXED_TILE, fixed_tile_linear, linear
+from bestiary.nn.ops.linear import FEW_ROWS, FIXED_TILE, few_rows_linear, fixed_tile_linear, linear
 from bestiary.nn.ops.registry import OPS, REFERENCE, Op, Target, bind_ops
 
 CPU = Target("cpu", torch.float32)
@@ -60,13 +60,23 @@ def test_bind_ops_names_what_was_chosen_and_refuses_unknown_ops():
 
 
 def test_deterministic_targets_get_the_fixed_tile_product():
-    offered = {"linear/fixed_tile": FIXED_TILE}
+    offered = {"linear/fixed_tile": FIXED_TILE, "linear/few_rows": FEW_ROWS}
     try:
         assert bind_ops(Target("cpu", torch.float32, deterministic=True), {}, offered)["linear"] == "fixed_tile"
-        assert bind_ops(CPU, {}, offered)["linear"] == REFERENCE
+        assert bind_ops(CPU, {}, offered)["linear"] == "few_rows"
+        assert bind_ops(Target("cpu", torch.bfloat16), {}, offered)["linear"] == REFERENCE
     finally:
         bind_ops(CPU, {"linear": REFERENCE})
     assert linear.active_name == REFERENCE
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (2,), (3,), (4,), (5,), (2, 3), ()])
+def test_few_rows_give_the_reference_product(shape):
+    x, weight, bias = torch.randn(*shape, 96), torch.randn(40, 96), torch.randn(40)
+    for given in (None, bias):
+        out, want = few_rows_linear(x, weight, given), linear.reference(x, weight, given)
+        assert out.is_contiguous()
+        torch.testing.assert_close(out, want, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 33, 200])
