@@ -40,3 +40,19 @@ def test_bookkeeping_of_the_engine_works_without_torch(module: str) -> None:
 
 def test_the_measurement_sees_a_heavy_import() -> None:
     assert "numpy" in loaded_by("import numpy")
+
+
+def test_loading_a_model_does_not_bring_in_torch_s_symbolic_shapes(tmp_path: Path) -> None:
+    """sympy and its kin take over a second, and one operator on a meta tensor is enough to import them."""
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 32,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 64,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = loaded_by(
+        "from bestiary import LLM, SamplingParams\n"
+        f"llm = LLM({str(tmp_path)!r}, load_format='dummy', skip_tokenizer_init=True, progress=False)\n"
+        "llm.generate([5, 6], SamplingParams(max_tokens=2), use_tqdm=False)"
+    )
+    assert "torch" in loaded
+    assert sorted(loaded & {"sympy", "rich", "accelerate"}) == []

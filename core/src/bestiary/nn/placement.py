@@ -50,7 +50,9 @@ def materialize(model: nn.Module, device: torch.device) -> None:
 
 
 def _real(param: nn.Parameter, device: torch.device) -> nn.Parameter:
-    real = nn.Parameter(torch.empty_like(param, device=device), requires_grad=False)
+    # not `empty_like`, which for a meta tensor imports torch's symbolic shapes and sympy: over a second
+    made = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device=device)
+    real = nn.Parameter(made, requires_grad=False)
     attributes: dict[str, Any] = param.__dict__
     real.__dict__.update(attributes)
     return real
