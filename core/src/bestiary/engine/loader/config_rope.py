@@ -24,7 +24,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "su": ("short_factor", "long_factor"),
     "factors": ("freq_factors",),
 }
-"""Rope type → what it cannot do without. ``factors`` (`freq_factors`, a divisor for each frequency) is what GGUF files carry."""
+"""Rope type → what it cannot do without. ``factors``, a divisor for each frequency, is what GGUF files carry."""
 
 _LISTS = ("short_factor", "long_factor", "freq_factors")
 _POSITIVE = (
