@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,8 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward a
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_attention
 
 from bestiary.api.config import CacheConfig, ModelConfig, VllmConfig
-from bestiary.api.errors import ConfigError, EngineError, UsageError
+from bestiary.api.errors import ConfigError, EngineError, ModelError, UsageError
+from bestiary.engine.build import bind_attention
 from bestiary.nn.attention.backend import AttentionType, KVCacheSpec
 from bestiary.nn.attention.choice import BACKENDS
 from bestiary.nn.attention.layer import Attention, EncoderOnlyAttention
@@ -112,6 +114,20 @@ def test_encoder_only(backend: str) -> None:
     torch.testing.assert_close(run(layer, caches), expected.reshape(LENGTH, -1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_cross_attention(backend: str) -> None:
+    """Decoder queries over an encoder's seven tokens, which come with the first step and are kept for the second."""
+    layer, caches = finished(Attention(HEADS, SIZE, SCALE, KV_HEADS, attn_type="encoder_decoder"), backend=backend)
+    query, key, value = inputs()[0], randn(7, KV_HEADS * SIZE, seed=4), randn(7, KV_HEADS * SIZE, seed=5)
+    heads = [x.view(1, len(x), -1, SIZE).transpose(1, 2) for x in (query, key, value)]
+    module = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, training=False)
+    expected, _ = gemma2_attention(module, *heads, None, scaling=SCALE)
+    for given in ((key, value), (None, None)):
+        step = replace(one_prompt(), encoder=one_prompt(7))
+        with forward_context(ForwardContext(attention=step, kv_caches=caches)):
+            torch.testing.assert_close(layer(query, *given), expected.reshape(LENGTH, -1), rtol=1e-5, atol=1e-5)
+
+
 def test_a_sharing_layer_reads_its_targets_cache() -> None:
     owner, caches = finished(Attention(HEADS, SIZE, SCALE, KV_HEADS), name="layers.0.attn")
     sharer, nothing = finished(
@@ -176,6 +192,13 @@ def test_what_no_backend_does_is_refused_by_name(options: dict[str, Any], field:
     with pytest.raises(ConfigError) as caught:
         Attention(HEADS, SIZE, SCALE, **options)
     assert caught.value.field == field
+
+
+def test_the_engine_says_that_it_runs_decoders_only() -> None:
+    layer, _ = finished(Attention(HEADS, SIZE, SCALE, attn_type="encoder_decoder"), name="decoder.0.encoder_attn")
+    with pytest.raises(ModelError, match="runs decoders") as caught:
+        bind_attention(nn.ModuleList([layer]), SimpleNamespace(), {})  # type: ignore[arg-type]
+    assert (caught.value.error_code, caught.value.field) == ("UNSUPPORTED_LAYER", "decoder.0.encoder_attn")
 
 
 def test_misuse() -> None:

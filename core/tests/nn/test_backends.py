@@ -332,9 +332,36 @@ def test_choice() -> None:
         choose_backend("flash", "cpu", [PLAIN])
     with pytest.raises(UsageError, match="picky: head size 16 only"):
         choose_backend("picky", "cpu", [spec_of(2, 2, 8)], {"picky": picky})
-    cross = replace(PLAIN, attn_type=AttentionType.ENCODER_DECODER)
+    cross = replace(PLAIN, attn_type=AttentionType.ENCODER_DECODER, sliding_window=4)
     with pytest.raises(UsageError, match=r"torch: .*cross(?s:.)*reference: .*cross"):
         choose_backend(None, "cpu", [PLAIN, cross])
+
+
+@pytest.mark.parametrize("name", sorted(BACKENDS))
+@pytest.mark.parametrize("options", [{}, {"has_sinks": True}, {"logits_soft_cap": 0.4}])
+@pytest.mark.parametrize("queries", [[1, 1], [1, 5], [9], [3, 12, 1]])
+def test_cross_attention_sees_all_of_the_encoder(name: str, options: dict[str, Any], queries: list[int]) -> None:
+    """A first step that brings the encoder's keys and values, and a later one that finds them in the cache."""
+    backend, generator = BACKENDS[name], torch.Generator().manual_seed(sum(queries))
+    spec, block = replace(PLAIN, attn_type=AttentionType.ENCODER_DECODER, **options), 4
+    lengths = [3 + 5 * row for row in range(len(queries))]
+    table = torch.randperm(6 * len(queries), generator=generator).view(len(queries), 6).int()
+    slots = [table[row][torch.arange(n) // block] * block + torch.arange(n) % block for row, n in enumerate(lengths)]
+    encoder = metadata_of([(0, n) for n in lengths], table, torch.cat(slots), block)
+    cached = metadata_of([(n, 0) for n in lengths], table, torch.empty(0), block)
+    shape = backend.cache_shape(KVCacheSpec(num_kv_heads=2, head_size=16, dtype=torch.float32), table.numel(), block)
+    cache, sinks = torch.full(tuple(shape), POISON), torch.randn(6, generator=generator) if spec.has_sinks else None
+    key, value = torch.randn(2, sum(lengths), 2, 16, generator=generator)
+    for step, source in enumerate((encoder, cached)):
+        decoder = metadata_of([(step * 7, count) for count in queries], table, torch.empty(0), block)
+        query = torch.randn(sum(queries), 6, 16, generator=generator)
+        given = (key, value) if step == 0 else (None, None)
+        out = backend.forward(query, *given, cache, replace(decoder, encoder=source), spec, sinks)
+        parts = zip(query.split(queries), key.split(lengths), value.split(lengths), strict=True)
+        expected = torch.cat([dense(q, k, v, spec, sinks) for q, k, v in parts])
+        torch.testing.assert_close(out.double(), expected, rtol=2e-5, atol=2e-5)
+    with pytest.raises(EngineError, match="needs an encoder's tokens"):
+        backend.forward(query, None, None, cache, decoder, spec, sinks)
 
 
 @pytest.mark.parametrize("name", sorted(BACKENDS))

@@ -11,6 +11,7 @@ from bestiary.api.config import VllmConfig
 from bestiary.api.errors import ModelError
 from bestiary.api.hook_manager import HookManager
 from bestiary.api.registry import ModelRegistry, Registry
+from bestiary.nn.attention.backend import AttentionType
 from bestiary.nn.attention.choice import choose_backend
 from bestiary.nn.logits import LogitsProcessor
 from bestiary.nn.ops.registry import Target, bind_ops
@@ -94,6 +95,12 @@ def target_of(config: VllmConfig) -> Target:
 def bind_attention(model: nn.Module, config: VllmConfig, offered: Mapping[str, Any]) -> None:
     """Give every attention layer the one backend that runs them all."""
     layers = attention_layers(model)
+    crossing = [name for name, layer in layers.items() if layer.spec.attn_type is AttentionType.ENCODER_DECODER]
+    if crossing:
+        raise ModelError(
+            "this engine runs decoders: it has no steps for an encoder whose output a decoder attends to",
+            code="UNSUPPORTED_LAYER", field=crossing[0], value=AttentionType.ENCODER_DECODER.value,
+        )  # fmt: skip
     wanted = config.op_config.attention_backend
     if wanted is None and config.model_config.deterministic:
         wanted = "deterministic"

@@ -25,7 +25,7 @@ class AttentionType(StrEnum):
     ENCODER_ONLY = "encoder_only"
     """Bidirectional self-attention of an encoder-only model; no cache."""
     ENCODER_DECODER = "encoder_decoder"
-    """Decoder queries over encoder keys and values."""
+    """Decoder queries over all keys and values of an encoder, kept in a paged cache of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,8 @@ class AttentionBackend(Protocol):
 
         Args:
             query: ``[tokens, num_heads, head_size]``.
-            key, value: ``[tokens, num_kv_heads, head_size]``, or None where another layer wrote the cache.
+            key, value: ``[tokens, num_kv_heads, head_size]``, or None where another layer wrote the cache; for cross
+                attention those of the encoder tokens in `metadata.encoder`, or None where none come with this step.
             kv_cache: of `cache_shape`; empty for encoder types, whose keys and values are used as they come.
             sinks: ``[num_heads]`` or None.
 

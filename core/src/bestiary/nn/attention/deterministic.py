@@ -16,16 +16,16 @@ from bestiary.nn.ops.attention import write_kv_cache
 from . import pages
 from .backend import AttentionSpec, KVCacheSpec
 from .explicit import attend
-from .mask import first_visible, is_causal, score_bias
+from .mask import first_visible, is_cached, is_causal, key_geometry, no_distances, score_bias
 from .metadata import AttentionMetadata
-from .reference import bidirectional, no_cross_attention
+from .reference import bidirectional
 
 
 class DeterministicBackend:
     name = "deterministic"
 
     def why_not(self, device: str, spec: AttentionSpec) -> str | None:
-        return no_cross_attention(spec)
+        return no_distances(spec)
 
     def cache_shape(self, spec: KVCacheSpec, num_blocks: int, block_size: int) -> Sequence[int]:
         return pages.cache_shape(spec, num_blocks, block_size)
@@ -40,15 +40,17 @@ class DeterministicBackend:
         spec: AttentionSpec,
         sinks: Tensor | None,
     ) -> Tensor:
-        if is_causal(spec) and key is not None and value is not None:
-            write_kv_cache(kv_cache, key, value, metadata.slot_mapping)
+        keyed = key_geometry(spec, metadata)
+        if is_cached(spec) and key is not None and value is not None:
+            write_kv_cache(kv_cache, key, value, keyed.slot_mapping)
         output = torch.empty_like(query)
         row = 0
         for sequence, (count, length) in enumerate(zip(metadata.query_lens_host, metadata.seq_lens_host, strict=True)):
             for position in range(length - count, length):
-                if is_causal(spec):
+                if is_cached(spec):
                     first = first_visible(spec, position)
-                    slots = pages.sequence_slots(metadata, sequence)[first : position + 1]
+                    end = position + 1 if is_causal(spec) else keyed.seq_lens_host[sequence]
+                    slots = pages.sequence_slots(keyed, sequence)[first:end]
                     keys, values = pages.read(kv_cache, slots, query.dtype).unbind(1)
                 else:
                     first, start = 0, row - position

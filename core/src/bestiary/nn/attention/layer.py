@@ -13,6 +13,7 @@ from bestiary.nn.context import get_forward_context
 from bestiary.nn.scope import get_current_vllm_config_or_none
 
 from .backend import AttentionBackend, AttentionSpec, AttentionType, KVCacheSpec
+from .mask import is_cached
 
 _CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -82,7 +83,7 @@ class Attention(nn.Module):
 
     def get_kv_cache_spec(self) -> KVCacheSpec | None:
         """What this layer keeps a token; None where it keeps nothing, or reads another layer's cache."""
-        if not self._has_cache or self.kv_sharing_target_layer_name is not None:
+        if not is_cached(self.spec) or self.kv_sharing_target_layer_name is not None:
             return None
         spec = self.spec
         return KVCacheSpec(
@@ -92,24 +93,25 @@ class Attention(nn.Module):
             sliding_window=spec.sliding_window,
         )
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
         """Attend within each sequence of the running step.
 
         Args:
-            query: ``[tokens, num_heads * head_size]``; key, value: ``[tokens, num_kv_heads * head_size]``, unused by a
-                layer that shares another's cache.
+            query: ``[tokens, num_heads * head_size]``.
+            key, value: ``[tokens, num_kv_heads * head_size]``, unused by a layer that shares another's cache; for cross
+                attention those of the encoder's tokens, or None in a step that brings none.
 
         Returns:
             ``[tokens, num_heads * head_size]``.
         """
         if self.backend is None:
             raise EngineError(f"attention layer {self.layer_name!r} has no backend: the model was not finished")
-        context, shape = get_forward_context(), (query.shape[0], -1, self.head_size)
+        context = get_forward_context()
         keys = values = None
-        if self.kv_sharing_target_layer_name is None:
-            keys, values = key.reshape(shape), value.reshape(shape)
-        cache = self._cache(context.kv_caches) if self._has_cache else query.new_empty(0)
-        queries = query.reshape(shape)
+        if self.kv_sharing_target_layer_name is None and key is not None and value is not None:
+            keys, values = self._by_head(key), self._by_head(value)
+        cache = self._cache(context.kv_caches) if is_cached(self.spec) else query.new_empty(0)
+        queries = self._by_head(query)
         out = self.backend.forward(queries, keys, values, cache, context.attention, self.spec, self.sinks)
         return out.reshape(query.shape)
 
@@ -120,9 +122,8 @@ class Attention(nn.Module):
         except KeyError as error:
             raise EngineError(f"no KV cache was made for layer {name!r}", field="layer_name", value=name) from error
 
-    @property
-    def _has_cache(self) -> bool:
-        return self.spec.attn_type is AttentionType.DECODER
+    def _by_head(self, flat: Tensor) -> Tensor:
+        return flat.reshape(flat.shape[0], -1, self.head_size)
 
     def extra_repr(self) -> str:
         spec = self.spec

@@ -5,11 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bestiary.api.errors import EngineError
+
 from .backend import AttentionSpec, AttentionType
+from .metadata import AttentionMetadata
 
 
 def is_causal(spec: AttentionSpec) -> bool:
     return spec.attn_type is AttentionType.DECODER
+
+
+def is_cached(spec: AttentionSpec) -> bool:
+    """Whether keys and values are read from a paged cache; otherwise they come with the queries."""
+    return spec.attn_type in (AttentionType.DECODER, AttentionType.ENCODER_DECODER)
+
+
+def key_geometry(spec: AttentionSpec, metadata: AttentionMetadata) -> AttentionMetadata:
+    """How keys and values fall into sequences: as the queries do, but for cross attention as the encoder's tokens."""
+    if spec.attn_type is not AttentionType.ENCODER_DECODER:
+        return metadata
+    if metadata.encoder is None:
+        raise EngineError("cross attention needs an encoder's tokens, and this step has none")
+    return metadata.encoder
+
+
+def no_distances(spec: AttentionSpec) -> str | None:
+    """Why a cross-attention layer cannot run: between a decoder's and an encoder's positions there is no distance."""
+    cross = spec.attn_type is AttentionType.ENCODER_DECODER
+    if cross and (spec.sliding_window is not None or spec.alibi_slopes is not None):
+        return "cross attention has neither a sliding window nor ALiBi slopes"
+    return None
 
 
 def first_visible(spec: AttentionSpec, position: int) -> int:

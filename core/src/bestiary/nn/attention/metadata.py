@@ -23,6 +23,8 @@ class AttentionMetadata:
         max_query_len, max_seq_len: their maxima.
         num_decodes: how many leading sequences have exactly one query token (the runner puts them first).
         block_size: tokens a block.
+        encoder: for cross attention, the same of each sequence's encoder tokens: those whose keys and values come with
+            this step (possibly none), and all that lie in the cross-attention layers' caches after it.
         derived: what layers and backends computed from this step's geometry and share among the layers (masks, page
             indices, rotary rows); each under a key of its own, dropped with the step.
     """
@@ -37,4 +39,5 @@ class AttentionMetadata:
     max_seq_len: int
     num_decodes: int
     block_size: int
+    encoder: AttentionMetadata | None = None
     derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)

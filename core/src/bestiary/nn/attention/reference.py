@@ -13,7 +13,7 @@ from bestiary.nn.ops.attention import write_kv_cache
 from . import pages
 from .backend import AttentionSpec, AttentionType, KVCacheSpec
 from .explicit import attend
-from .mask import is_causal, score_bias
+from .mask import is_cached, key_geometry, no_distances, score_bias
 from .metadata import AttentionMetadata
 
 
@@ -21,7 +21,7 @@ class ReferenceBackend:
     name = "reference"
 
     def why_not(self, device: str, spec: AttentionSpec) -> str | None:
-        return no_cross_attention(spec)
+        return no_distances(spec)
 
     def cache_shape(self, spec: KVCacheSpec, num_blocks: int, block_size: int) -> Sequence[int]:
         return pages.cache_shape(spec, num_blocks, block_size)
@@ -36,14 +36,15 @@ class ReferenceBackend:
         spec: AttentionSpec,
         sinks: Tensor | None,
     ) -> Tensor:
-        if is_causal(spec) and key is not None and value is not None:
-            write_kv_cache(kv_cache, key, value, metadata.slot_mapping)
+        keyed = key_geometry(spec, metadata)
+        if is_cached(spec) and key is not None and value is not None:
+            write_kv_cache(kv_cache, key, value, keyed.slot_mapping)
         output = torch.empty_like(query)
         start = 0
         for sequence, count in enumerate(metadata.query_lens_host):
             rows = slice(start, start + count)
-            if is_causal(spec):
-                pairs = pages.read(kv_cache, pages.sequence_slots(metadata, sequence), query.dtype)
+            if is_cached(spec):
+                pairs = pages.read(kv_cache, pages.sequence_slots(keyed, sequence), query.dtype)
                 keys, values = pairs.unbind(1)
             else:
                 keys, values = bidirectional(key, value, rows)
@@ -55,8 +56,10 @@ class ReferenceBackend:
 def _attend_one(query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec, sinks: Tensor | None) -> Tensor:
     """The last ``len(query)`` tokens of one sequence over all its keys; everything ``[tokens, heads, head_size]``."""
     count, length = len(query), len(keys)
-    positions = torch.arange(length, device=query.device)[None]
-    bias = score_bias(spec, positions[:, length - count :], positions, torch.float32)
+    bias = None
+    if spec.attn_type is not AttentionType.ENCODER_DECODER:
+        positions = torch.arange(length, device=query.device)[None]
+        bias = score_bias(spec, positions[:, length - count :], positions, torch.float32)
     grouped = query.view(1, count, spec.num_kv_heads, -1, spec.head_size).permute(0, 2, 3, 1, 4)
     out = attend(grouped, keys.transpose(0, 1)[None], values.transpose(0, 1)[None], bias, spec, sinks)
     return out.permute(0, 3, 1, 2, 4).reshape(query.shape)
@@ -67,8 +70,3 @@ def bidirectional(key: Tensor | None, value: Tensor | None, rows: slice) -> tupl
     if key is None or value is None:
         raise EngineError("an encoder's attention needs keys and values")
     return key[rows], value[rows]
-
-
-def no_cross_attention(spec: AttentionSpec) -> str | None:
-    cross = spec.attn_type is AttentionType.ENCODER_DECODER
-    return "keeps no cache of an encoder's keys and values (cross attention)" if cross else None

@@ -20,9 +20,9 @@ from bestiary.nn.ops.attention import write_kv_cache
 from . import pages
 from .backend import AttentionSpec, KVCacheSpec
 from .explicit import attend
-from .mask import first_visible, is_causal, score_bias
+from .mask import first_visible, is_cached, is_causal, key_geometry, no_distances, score_bias
 from .metadata import AttentionMetadata
-from .reference import bidirectional, no_cross_attention
+from .reference import bidirectional
 
 _BLOCK_ROWS = 512
 """Query rows a call where a mask is needed: bounds the mask's memory, and skips most keys that no row sees."""
@@ -44,7 +44,7 @@ class TorchBackend:
     name = "torch"
 
     def why_not(self, device: str, spec: AttentionSpec) -> str | None:
-        return no_cross_attention(spec)
+        return no_distances(spec)
 
     def cache_shape(self, spec: KVCacheSpec, num_blocks: int, block_size: int) -> Sequence[int]:
         return pages.cache_shape(spec, num_blocks, block_size)
@@ -59,11 +59,9 @@ class TorchBackend:
         spec: AttentionSpec,
         sinks: Tensor | None,
     ) -> Tensor:
-        decodes = 0
-        if is_causal(spec):
-            decodes = metadata.num_decodes
-            if key is not None and value is not None:
-                write_kv_cache(kv_cache, key, value, metadata.slot_mapping)
+        decodes = metadata.num_decodes if is_causal(spec) else 0
+        if is_cached(spec) and key is not None and value is not None:
+            write_kv_cache(kv_cache, key, value, key_geometry(spec, metadata).slot_mapping)
         parts = []
         if decodes:
             parts.append(_decode(query[:decodes], kv_cache, metadata, spec, sinks))
@@ -118,17 +116,19 @@ def _keys_and_values(
     spec: AttentionSpec,
 ) -> tuple[Tensor, Tensor, int]:
     """What one sequence's queries see, ``[l, num_kv_heads, head_size]`` each, and the position it begins at."""
-    if not is_causal(spec):
+    if not is_cached(spec):
         return *bidirectional(key, value, rows), 0
-    count, length = metadata.query_lens_host[sequence], metadata.seq_lens_host[sequence]
-    fresh = key is not None and value is not None and kv_cache.dtype is key.dtype
-    if fresh and count == length:
-        return *bidirectional(key, value, rows), 0
-    first = first_visible(spec, length - count)
-    kept = ("torch.slots", sequence, first)
-    slots = metadata.derived.get(kept)
+    first = 0
+    if is_causal(spec):
+        count, length = metadata.query_lens_host[sequence], metadata.seq_lens_host[sequence]
+        fresh = key is not None and value is not None and kv_cache.dtype is key.dtype
+        if fresh and count == length:
+            return *bidirectional(key, value, rows), 0
+        first = first_visible(spec, length - count)
+    keyed, kept = key_geometry(spec, metadata), ("torch.slots", sequence, first)
+    slots = keyed.derived.get(kept)
     if slots is None:
-        slots = metadata.derived[kept] = pages.run_of(pages.sequence_slots(metadata, sequence)[first:])
+        slots = keyed.derived[kept] = pages.run_of(pages.sequence_slots(keyed, sequence)[first:])
     keys, values = pages.read(kv_cache, slots, query.dtype).unbind(1)
     return keys, values, first
 

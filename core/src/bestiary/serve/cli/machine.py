@@ -131,6 +131,7 @@ def _layer_kinds() -> dict[str, AttentionSpec]:
         "alibi": replace(plain, alibi_slopes=(0.5,) * 8),
         "sinks": replace(plain, has_sinks=True),
         "encoder": replace(plain, attn_type=AttentionType.ENCODER_ONLY),
+        "cross attention": replace(plain, attn_type=AttentionType.ENCODER_DECODER),
     }
 
 
