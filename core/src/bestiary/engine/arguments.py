@@ -31,13 +31,13 @@ class EngineArgs:
         max_model_len: prompt and answer together; None: what the model was trained for.
         max_num_seqs, max_num_batched_tokens, enable_chunked_prefill, max_queue: limits of one step, and of the queue.
         block_size: KV-cache block, in tokens. num_gpu_blocks_override: exact number of blocks, on any device.
-        kv_cache_memory_bytes: memory for them; None: half of what is free (4 GiB of it on a CPU), at most what could be
+        kv_cache_memory_bytes: memory for them; None: half of what is free (4 GiB of it on a CPU), at most what
+            `max_num_seqs` sequences can use. kv_cache_dtype: "auto" is the model's.
         hf_config_path: another directory's config.json. hf_overrides: fields to change in it.
         load_format: "auto", "safetensors", "gguf" or "dummy". allow_nonfinite: accept NaN and Inf in weights.
         plugin: architecture → distribution, where several provide one.
-        quantization: quantize while loading, by a method's name. attention_backend, ops: implementations by name
-        instead
-            of the best one.
+        quantization: quantize while loading, by a method's name. attention_backend, ops: implementations by name,
+            instead of the best one.
     """
 
     model: str

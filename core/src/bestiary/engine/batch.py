@@ -20,8 +20,7 @@ class ForwardBatch:
 
     Attributes:
         input_ids, positions: int64 ``[tokens]``.
-        logits_rows: int64 ``[rows]``, the token rows whose logits are wanted, or None where they are all rows in
-        order.
+        logits_rows: int64 ``[rows]``, the token rows whose logits are wanted; None where they are all rows, in order.
         sampled: the requests that draw a token, with the row of `logits_rows` each draws from.
         prompt_rows: for requests that want prompt log-probabilities: (request, rows of `logits_rows`, first position).
     """
@@ -88,8 +87,7 @@ def _block_tables(items: Sequence[ScheduledItem]) -> np.ndarray:
 def _wanted_logits(
     items: Sequence[ScheduledItem], states: Mapping[str, RequestState], ends: np.ndarray
 ) -> tuple[list[int], tuple[tuple[RequestState, int], ...], tuple[tuple[RequestState, range, int], ...]]:
-    """The token rows whose logits are wanted, who samples from which, and who wants prompt log-probabilities of
-    which."""
+    """The rows whose logits are wanted, who samples from which, who wants prompt log-probabilities of which."""
     rows: list[int] = []
     sampled: list[tuple[RequestState, int]] = []
     prompts: list[tuple[RequestState, range, int]] = []

@@ -44,8 +44,8 @@ class EngineBuilder:
     def configure(self) -> tuple[type, VllmConfig]:
         """Resolve the architecture, which imports its plugin, and settle every option."""
         model_class = self.registry.resolve(self.description.architectures, self.args.plugin)
-        hf_config = self.description.hf_config(self.hooks)
-        for text in self.description.notices:
+        hf_config, misspelt = self.description.hf_config(self.hooks)
+        for text in (*self.description.notices, *misspelt):
             notice(text)
         config = make_vllm_config(
             self.args, self.description, self._architecture(model_class), hf_config, self._quantization()

@@ -134,9 +134,8 @@ def _draw(row: torch.Tensor, state: RequestState) -> int:
 
 def _select(probs: torch.Tensor, u: float) -> int:
     cumulative = probs.cumsum(dim=-1)
-    at = torch.searchsorted(cumulative, torch.tensor([u * float(cumulative[-1])], device=probs.device,
-    dtype=probs.dtype),
-                            right=True)  # fmt: skip
+    wanted = torch.tensor([u * float(cumulative[-1])], device=probs.device, dtype=probs.dtype)
+    at = torch.searchsorted(cumulative, wanted, right=True)
     last = int(torch.nonzero(probs)[-1])
     return min(int(at), last)
 

@@ -39,13 +39,14 @@ class ModelDescription:
     metadata: Mapping[str, object] | None = None
     gguf: GgufArchitecture | None = None
 
-    def hf_config(self, hooks: HookManager) -> Any:
-        """The configuration object of model classes; imports the part of transformers that defines it."""
+    def hf_config(self, hooks: HookManager) -> tuple[Any, tuple[str, ...]]:
+        """The configuration object of model classes, and notices about fields that look misspelt.
+
+        Imports the part of transformers that defines the class.
+        """
         model_type = self.data.get("model_type")
         parser = hooks.get("config_parsers", model_type) if model_type in hooks.names("config_parsers") else None
-        config, misspelt = make_hf_config(self.data, parser=parser, source=self._config_name)
-        object.__setattr__(self, "notices", (*self.notices, *misspelt))
-        return config
+        return make_hf_config(self.data, parser=parser, source=self._config_name)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

@@ -20,8 +20,7 @@ _uses = 0
 
 
 class WeightLoader(Protocol):
-    """What a parameter's `weight_loader` attribute is: copies a whole checkpoint tensor, or one shard of a fused
-    one."""
+    """A parameter's `weight_loader` attribute: copies a whole checkpoint tensor, or one shard of a fused one."""
 
     def __call__(self, param: nn.Parameter, loaded_weight: torch.Tensor, shard_id: ShardId = None) -> None: ...
 

@@ -169,8 +169,7 @@ class _List(list[object]):
 
 
 def _plain(value: object, field: str, depth: int = 0) -> object:
-    """A copy made of JSON's types only, so that a template sees no foreign object and the caller's data stay as they
-    are."""
+    """A copy made of JSON's types only: a template sees no foreign object, and the caller's data stay as they are."""
     if depth > _DEPTH_LIMIT:
         raise RequestError("too deeply nested", code="BAD_MESSAGES", field=field, limit=f"≤ {_DEPTH_LIMIT} levels")
     if value is None or isinstance(value, bool):
