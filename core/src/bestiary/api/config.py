@@ -139,10 +139,14 @@ class DeviceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadConfig:
-    """How weights are read: "auto", a weight format's name, or "dummy" (random); whether NaN and Inf may pass."""
+    """How weights are read: "auto", a weight format's name, or "dummy" (random).
+
+    allow_nonfinite: NaN and Inf may pass. verify: files are compared with their published checksums first.
+    """
 
     load_format: str = "auto"
     allow_nonfinite: bool = False
+    verify: bool = False
     progress: bool = True
 
 

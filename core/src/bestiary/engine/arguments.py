@@ -35,6 +35,7 @@ class EngineArgs:
             `max_num_seqs` sequences can use. kv_cache_dtype: "auto" is the model's.
         hf_config_path: another directory's config.json. hf_overrides: fields to change in it.
         load_format: "auto", "safetensors", "gguf" or "dummy". allow_nonfinite: accept NaN and Inf in weights.
+        verify: compare weight files with their published SHA-256 before they are read.
         plugin: architecture → distribution, where several provide one.
         quantization: quantize while loading, by a method's name. attention_backend, ops: implementations by name,
             instead of the best one.
@@ -62,6 +63,7 @@ class EngineArgs:
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     load_format: str = "auto"
     allow_nonfinite: bool = False
+    verify: bool = False
     quantization: str | None = None
     attention_backend: str | None = None
     ops: Mapping[str, str] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from bestiary.nn.placement import finish, materialize, place
 from bestiary.nn.scope import build_scope
 from bestiary.nn.weights import load_complete
 
+from .checksum import verify_files
 from .description import ModelDescription
 from .progress import load_progress
 from .weights import Opener, open_weights
@@ -46,6 +47,9 @@ def load_model(
 ) -> None:
     """Fill and finish a built model. Peak memory: the model and one tensor."""
     load = vllm_config.load_config
+    if load.verify:
+        with load_progress("verifying weights", enabled=load.progress) as progress:
+            verify_files(description.source.weight_files, progress)
     with load_progress("loading weights", enabled=load.progress) as progress:
         stream = open_weights(
             description.source,

@@ -61,7 +61,10 @@ def make_vllm_config(
         ),
         device_config=DeviceConfig(device=device),
         load_config=LoadConfig(
-            load_format=args.load_format, allow_nonfinite=args.allow_nonfinite, progress=args.progress
+            load_format=args.load_format,
+            allow_nonfinite=args.allow_nonfinite,
+            verify=args.verify,
+            progress=args.progress,
         ),
         op_config=OpConfig(attention_backend=args.attention_backend, implementations=args.ops),
         quant_config=quant_config,

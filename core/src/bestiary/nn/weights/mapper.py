@@ -47,7 +47,7 @@ class WeightsMapper:
         )
 
     def map_name(self, name: str) -> str | None:
-        """The model's name for a checkpoint tensor: None if it is dropped, a `ShardedName` for a part of a fused one."""
+        """The model's name for a tensor: None if it is dropped, a `ShardedName` for a part of a fused one."""
         mapped = self._rename(name)
         if mapped is None:
             return None

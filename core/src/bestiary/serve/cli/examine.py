@@ -114,9 +114,12 @@ def _weights(model: nn.Module) -> dict[str, Any]:
 
 def _stored(builder: EngineBuilder, model: nn.Module, args: EngineArgs) -> list[dict[str, Any]]:
     """What the files hold, by the format's own names of types; empty where no weights are on this machine."""
+    from bestiary.engine.loader.checksum import verify_files
     from bestiary.engine.loader.weights import open_weights
 
     description = builder.description
+    if args.verify:
+        verify_files(description.source.weight_files)
     if not description.source.weight_files or args.load_format == "dummy":
         return []
     stream = open_weights(

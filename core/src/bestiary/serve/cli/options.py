@@ -43,6 +43,7 @@ ENGINE_HELP = {
     "hf_overrides": "Fields to change in config.json, as a JSON object.",
     "load_format": "How weights are read: auto, safetensors, gguf, dummy (random), or a plugin's format.",
     "allow_nonfinite": "Accept NaN and Inf in weights.",
+    "verify": "Compare weight files with their published checksums first.",
     "quantization": "Quantize while loading, by this method.",
     "attention_backend": "Attention backend, by name.",
     "ops": "Implementation of an op, by name; repeatable.",
