@@ -97,6 +97,27 @@ def test_mistral_with_and_without_a_sliding_window(window, tmp_path):
     check(save(config, tmp_path), load(tmp_path))
 
 
+PHI3 = {
+    "plain": {},
+    "partial rotation": {"partial_rotary_factor": 0.5},
+    "window": {"sliding_window": 8},
+    "longrope": rope("longrope", factor=4.0, original_max_position_embeddings=128, **LONG),
+}
+
+
+@pytest.mark.parametrize("variant", PHI3)
+def test_phi3_whose_checkpoints_hold_fused_projections(variant, tmp_path):
+    config = transformers.Phi3Config(**SMALL | {"pad_token_id": 0, "sliding_window": None} | PHI3[variant])
+    check(save(config, tmp_path), load(tmp_path))
+
+
+def test_the_first_spelling_of_the_name(tmp_path):
+    model = save(transformers.LlamaConfig(**SMALL), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace("LlamaForCausalLM", "LLaMAForCausalLM"))
+    check(model, load(tmp_path))
+
+
 def test_sharded_checkpoints_and_small_chunks(tmp_path):
     model = save(transformers.LlamaConfig(**SMALL), tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
