@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -109,21 +108,17 @@ def test_500_plugins_are_listed_without_importing_any(site: Site) -> None:
     for number in range(500):
         site.model(f"plugin-{number}", f"Arch{number}")
     program = (
-        "import sys, time\n"
+        "import sys\n"
         "from bestiary.api.registry import Registry\n"
-        "start = time.perf_counter()\n"
         f"rows = Registry([{str(site.root)!r}]).list()\n"
-        "print(f'{len(rows)} rows in {time.perf_counter() - start:.3f} s')\n"
+        "print(f'{len(rows)} rows')\n"
         "heavy = {'torch', 'transformers', 'numpy', 'pluggy', 'importlib_metadata'} & set(sys.modules)\n"
         "print(sorted(heavy), sum(name.startswith('plugin_') for name in sys.modules))\n"
     )
-    start = time.perf_counter()
     path = os.pathsep.join(filter(None, [str(site.root), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
-    print(f"{done.stdout.splitlines()[0]}, the process {time.perf_counter() - start:.3f} s")
-    assert done.stdout.splitlines()[0].startswith("500 rows")
-    assert done.stdout.splitlines()[1] == "[] 0"
+    assert done.stdout.splitlines() == ["500 rows", "[] 0"]
 
 
 def test_what_is_installed_here_equals_importlib_metadata() -> None:

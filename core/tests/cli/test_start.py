@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -48,19 +47,17 @@ def test_nothing_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None
     assert done.stdout
 
 
-def test_models_with_500_distributions_takes_half_a_second_of_processor_time(tmp_path: Path) -> None:
+def test_models_with_500_distributions_imports_none_of_them(tmp_path: Path) -> None:
     site = Site(tmp_path / "site")
     for number in range(500):
         if number % 50:
             site.add(f"bystander-{number}", api=None)
         else:
             site.model(f"plugin-{number}", f"Arch{number}ForCausalLM")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = started("models", "--json", site=site.root)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = {row["architecture"] for row in json.loads(done.stdout)["architectures"]}
     assert {f"Arch{number}ForCausalLM" for number in range(0, 500, 50)} <= found
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 def test_a_closed_pipe_is_quiet() -> None:
