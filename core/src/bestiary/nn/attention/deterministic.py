@@ -6,31 +6,21 @@ one call a token and layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from bestiary.nn.ops.attention import write_kv_cache
-
 from . import pages
-from .backend import AttentionSpec, KVCacheSpec
+from .backend import AttentionSpec
 from .explicit import attend
-from .mask import first_visible, is_cached, is_causal, key_geometry, no_distances, score_bias
+from .mask import first_visible, is_cached, is_causal, key_geometry, score_bias
 from .metadata import AttentionMetadata
-from .reference import bidirectional
+from .paged import PagedBackend, bidirectional
 
 
-class DeterministicBackend:
+class DeterministicBackend(PagedBackend):
     name = "deterministic"
 
-    def why_not(self, device: str, spec: AttentionSpec) -> str | None:
-        return no_distances(spec)
-
-    def cache_shape(self, spec: KVCacheSpec, num_blocks: int, block_size: int) -> Sequence[int]:
-        return pages.cache_shape(spec, num_blocks, block_size)
-
-    def forward(
+    def compute(
         self,
         query: Tensor,
         key: Tensor | None,
@@ -41,8 +31,6 @@ class DeterministicBackend:
         sinks: Tensor | None,
     ) -> Tensor:
         keyed = key_geometry(spec, metadata)
-        if is_cached(spec) and key is not None and value is not None:
-            write_kv_cache(kv_cache, key, value, keyed.slot_mapping)
         output = torch.empty_like(query)
         row = 0
         for sequence, (count, length) in enumerate(zip(metadata.query_lens_host, metadata.seq_lens_host, strict=True)):

@@ -29,14 +29,6 @@ def key_geometry(spec: AttentionSpec, metadata: AttentionMetadata) -> AttentionM
     return metadata.encoder
 
 
-def no_distances(spec: AttentionSpec) -> str | None:
-    """Why a cross-attention layer cannot run: between a decoder's and an encoder's positions there is no distance."""
-    cross = spec.attn_type is AttentionType.ENCODER_DECODER
-    if cross and (spec.sliding_window is not None or spec.alibi_slopes is not None):
-        return "cross attention has neither a sliding window nor ALiBi slopes"
-    return None
-
-
 def first_visible(spec: AttentionSpec, position: int) -> int:
     """The first position that a causal query at `position` sees."""
     return 0 if spec.sliding_window is None else max(0, position + 1 - spec.sliding_window)

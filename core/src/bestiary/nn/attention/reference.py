@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from bestiary.api.errors import EngineError
-from bestiary.nn.ops.attention import write_kv_cache
-
 from . import pages
-from .backend import AttentionSpec, AttentionType, KVCacheSpec
+from .backend import AttentionSpec, AttentionType
 from .explicit import attend
-from .mask import is_cached, key_geometry, no_distances, score_bias
+from .mask import is_cached, key_geometry, score_bias
 from .metadata import AttentionMetadata
+from .paged import PagedBackend, bidirectional
 
 
-class ReferenceBackend:
+class ReferenceBackend(PagedBackend):
     name = "reference"
 
-    def why_not(self, device: str, spec: AttentionSpec) -> str | None:
-        return no_distances(spec)
-
-    def cache_shape(self, spec: KVCacheSpec, num_blocks: int, block_size: int) -> Sequence[int]:
-        return pages.cache_shape(spec, num_blocks, block_size)
-
-    def forward(
+    def compute(
         self,
         query: Tensor,
         key: Tensor | None,
@@ -37,8 +27,6 @@ class ReferenceBackend:
         sinks: Tensor | None,
     ) -> Tensor:
         keyed = key_geometry(spec, metadata)
-        if is_cached(spec) and key is not None and value is not None:
-            write_kv_cache(kv_cache, key, value, keyed.slot_mapping)
         output = torch.empty_like(query)
         start = 0
         for sequence, count in enumerate(metadata.query_lens_host):
@@ -63,10 +51,3 @@ def _attend_one(query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec
     grouped = query.view(1, count, spec.num_kv_heads, -1, spec.head_size).permute(0, 2, 3, 1, 4)
     out = attend(grouped, keys.transpose(0, 1)[None], values.transpose(0, 1)[None], bias, spec, sinks)
     return out.permute(0, 3, 1, 2, 4).reshape(query.shape)
-
-
-def bidirectional(key: Tensor | None, value: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:
-    """The keys and values of an encoder's sequence, which come with its queries."""
-    if key is None or value is None:
-        raise EngineError("an encoder's attention needs keys and values")
-    return key[rows], value[rows]

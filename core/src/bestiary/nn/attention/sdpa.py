@@ -8,21 +8,19 @@ only (slots, masks) is computed by the first layer and kept with the metadata.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bestiary.nn.ops.attention import write_kv_cache
-
 from . import pages
-from .backend import AttentionSpec, KVCacheSpec
+from .backend import AttentionSpec
 from .explicit import attend
-from .mask import first_visible, is_cached, is_causal, key_geometry, no_distances, score_bias
+from .mask import first_visible, is_cached, is_causal, key_geometry, score_bias
 from .metadata import AttentionMetadata
-from .reference import bidirectional
+from .paged import PagedBackend, bidirectional
 
 _BLOCK_ROWS = 512
 """Query rows a call where a mask is needed: bounds the mask's memory, and skips most keys that no row sees."""
@@ -40,16 +38,10 @@ class _Decodes:
     bias: Tensor | None
 
 
-class TorchBackend:
+class TorchBackend(PagedBackend):
     name = "torch"
 
-    def why_not(self, device: str, spec: AttentionSpec) -> str | None:
-        return no_distances(spec)
-
-    def cache_shape(self, spec: KVCacheSpec, num_blocks: int, block_size: int) -> Sequence[int]:
-        return pages.cache_shape(spec, num_blocks, block_size)
-
-    def forward(
+    def compute(
         self,
         query: Tensor,
         key: Tensor | None,
@@ -60,8 +52,6 @@ class TorchBackend:
         sinks: Tensor | None,
     ) -> Tensor:
         decodes = metadata.num_decodes if is_causal(spec) else 0
-        if is_cached(spec) and key is not None and value is not None:
-            write_kv_cache(kv_cache, key, value, key_geometry(spec, metadata).slot_mapping)
         parts = []
         if decodes:
             parts.append(_decode(query[:decodes], kv_cache, metadata, spec, sinks))
