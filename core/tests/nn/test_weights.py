@@ -9,7 +9,14 @@ from bestiary.nn.embedding import ParallelLMHead, VocabParallelEmbedding
 from bestiary.nn.linear import MergedColumnParallelLinear, QKVParallelLinear
 from bestiary.nn.placement import materialize, place
 from bestiary.nn.stack import PPMissingLayer, extract_layer_index, is_pp_missing_parameter, make_layers
-from bestiary.nn.weights import AutoWeightsLoader, ShardedName, WeightsMapper, default_weight_loader, load_complete
+from bestiary.nn.weights import (
+    AutoWeightsLoader,
+    ShardedName,
+    WeightsMapper,
+    default_weight_loader,
+    fill,
+    load_complete,
+)
 
 CPU = torch.device("cpu")
 
@@ -143,12 +150,90 @@ class Twice(Model):
         for name, tensor in weights:
             AutoWeightsLoader(self).load_weights([(name, tensor)])
             if name == "embed.weight":
-                default_weight_loader(self.embed.weight, tensor)
+                default_weight_loader(self.embed.weight, tensor + self.difference)
 
 
-def test_a_parameter_filled_twice_is_caught(build):
-    with pytest.raises(WeightsMismatch, match="filled more than once"):
+def test_a_part_may_come_twice_only_if_it_is_the_same(build):
+    Twice.difference = 0.0
+    load_complete(build(Twice), checkpoint().items())
+    Twice.difference = 1.0
+    with pytest.raises(WeightsMismatch, match="loaded already"):
         load_complete(build(Twice), checkpoint().items())
+
+
+class Overlapping(Model):
+    def load_weights(self, weights):
+        for name, tensor in weights:
+            AutoWeightsLoader(self).load_weights([(name, tensor)])
+            if name == "embed.weight":
+                fill(self.embed.weight, self.embed.weight.data[2:5], tensor[2:5])
+
+
+def test_a_parameter_whose_parts_overlap_is_caught(build):
+    with pytest.raises(WeightsMismatch, match="filled more than once"):
+        load_complete(build(Overlapping), checkpoint().items())
+
+
+@pytest.mark.parametrize(
+    ("stacked", "words"),
+    [
+        ({".v_proj": (".qkv_proj", "k"), ".k_proj": (".qkv_proj", "k")}, "loaded already"),
+        ({".up_proj": (".gate_up_proj", 0)}, "loaded already"),
+    ],
+)
+def test_a_shard_taken_for_its_equally_large_neighbour_is_caught(build, stacked, words):
+    """The elements would add up: k and v, gate and up have one size."""
+
+    class Confused(Model):
+        hf_to_vllm_mapper = WeightsMapper(orig_to_new_stacked=stacked)
+
+    with pytest.raises(WeightsMismatch, match=words):
+        load_complete(build(Confused), checkpoint().items())
+
+
+def test_what_a_mapper_drops_is_no_mismatch(build):
+    class Dropping(Model):
+        hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix={"junk.": None})
+
+    class OwnDropping(Model):
+        def load_weights(self, weights):
+            return AutoWeightsLoader(self).load_weights(weights, mapper=Dropping.hf_to_vllm_mapper)
+
+    for cls in (Dropping, OwnDropping):
+        load_complete(build(cls), (checkpoint() | {"junk.x": torch.zeros(2)}).items())
+
+
+class OldStyle(Model):
+    """As models are written for vLLM: a loop over a table, skipping what is not wanted."""
+
+    def load_weights(self, weights):
+        table = [("qkv_proj", f"{name}_proj", name) for name in "qkv"]
+        table += [("gate_up_proj", "gate_proj", 0), ("gate_up_proj", "up_proj", 1)]
+        params, loaded = dict(self.named_parameters()), set()
+        for name, tensor in list(weights):
+            if name.endswith(".mask"):
+                continue
+            for fused, part, shard in table:
+                if part in name:
+                    name = name.replace(part, fused)
+                    params[name].weight_loader(params[name], tensor, shard)
+                    break
+            else:
+                loader = getattr(params[name], "weight_loader", default_weight_loader)
+                loader(params[name], tensor)
+            loaded.add(name)
+        return loaded
+
+
+def test_an_own_loader_may_leave_tensors_out_and_that_is_said(build, caplog):
+    load_complete(build(OldStyle), (checkpoint() | {"block.mask": torch.zeros(3)}).items())
+    assert "OldStyle.load_weights leaves" in caplog.text
+    assert "block.mask" in caplog.text
+    tensors = checkpoint() | {"block.mask": torch.zeros(3)}
+    del tensors["block.v_proj.bias"]
+    with pytest.raises(WeightsMismatch) as caught:
+        load_complete(build(OldStyle), tensors.items())
+    assert "block.qkv_proj.bias [16]: not filled by the checkpoint (12 of 16 elements)" in caught.value.details
 
 
 class Inner(Block):

@@ -94,7 +94,7 @@ class VocabParallelEmbedding(nn.Module):
         rows = self.vocab_end - self.vocab_start
         fill(param, param.data[:rows], loaded_weight[self.vocab_start : self.vocab_end])
         param.data[rows:].zero_()
-        count_filled(param, param.data[rows:].numel())
+        count_filled(param, param.data[rows:])
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Ids of any shape ``[...]`` → ``[..., embedding_dim]``."""

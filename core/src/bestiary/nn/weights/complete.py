@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,14 +13,21 @@ from torch import nn
 from bestiary.api.errors import WeightsMismatch
 
 from .auto import NOT_WEIGHTS, AutoWeightsLoader
-from .fill import elements_filled, uses
+from .fill import elements_filled, used_addresses, uses
+
+logger = logging.getLogger("bestiary")
+_SHOWN = 8
 
 
 def load_complete(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Fill `model` from a stream, by its own `load_weights` or the default loader; memory: the model and one tensor.
 
+    Where an own `load_weights` fills every parameter and leaves tensors out, that is its author's decision, and is said
+    in one line; the default loader leaves out only what was declared.
+
     Raises:
-        WeightsMismatch: a tensor was used by nothing, or a parameter was left unfilled or filled twice; all at once.
+        WeightsMismatch: a parameter was left unfilled or filled twice, or the default loader knows no use for a tensor;
+            all at once, with the tensors that were used for nothing.
     """
     watched = _Watched(weights)
     own: Any = getattr(model, "load_weights", None)
@@ -26,8 +35,17 @@ def load_complete(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]])
         loaded = own(watched)
     else:
         loaded = AutoWeightsLoader(model).load_weights(watched, mapper=getattr(model, "hf_to_vllm_mapper", None))
-    problems = [f"{name}: in the checkpoint, but load_weights used it for nothing" for name in watched.unused]
-    problems += _unfilled(model, set(loaded or ()))
+    loaded = set(loaded or ())
+    unused = [name for name in watched.unused if name not in loaded]
+    problems = _unfilled(model, loaded)
+    if unused and own is not None and not problems:
+        more = " …" if len(unused) > _SHOWN else ""
+        logger.warning(
+            "%s.load_weights leaves %d checkpoint tensor(s) out: %s%s",
+            type(model).__name__, len(unused), ", ".join(unused[:_SHOWN]), more,
+        )  # fmt: skip
+        return
+    problems = [f"{name}: in the checkpoint, but load_weights used it for nothing" for name in unused] + problems
     if problems:
         raise WeightsMismatch(
             f"{type(model).__name__} was not loaded completely: {len(problems)} problem(s)",
@@ -37,11 +55,18 @@ def load_complete(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]])
 
 
 class _Watched:
-    """Passes a stream on, and notes the tensors that nothing was done with before the next was asked for."""
+    """Passes a stream on, and notes the tensors that nothing was done with, then or later."""
 
     def __init__(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self.weights = weights
-        self.unused: list[str] = []
+        self._passed_over: dict[str, range] = {}
+        used_addresses(forget=True)
+
+    @property
+    def unused(self) -> list[str]:
+        """Those passed over when they came, less those that a loader had put aside and used after all."""
+        used = sorted(used_addresses())
+        return [name for name, place in self._passed_over.items() if not _any_in(place, used)]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in self.weights:
@@ -50,7 +75,12 @@ class _Watched:
                 yield name, tensor
             finally:
                 if uses() == before and not any(part in name for part in NOT_WEIGHTS):
-                    self.unused.append(name)
+                    self._passed_over[name] = range(tensor.data_ptr(), tensor.data_ptr() + max(tensor.nbytes, 1))
+
+
+def _any_in(place: range, ascending: list[int]) -> bool:
+    at = bisect_left(ascending, place.start)
+    return at < len(ascending) and ascending[at] in place
 
 
 def _unfilled(model: nn.Module, loaded: set[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Copying checkpoint tensors into parameters, and knowing afterwards which were filled.
 
-Every copy goes through `fill`, which checks shapes and counts the elements written to each parameter; completeness is
-then a sum, not a promise of whoever wrote the loader.
+Every copy goes through `fill`, which checks shapes and remembers which part of the parameter it wrote; completeness is
+then a fact, not a promise of whoever wrote the loader.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from bestiary.api.errors import WeightsMismatch
 ShardId = str | int | tuple[int, ...] | None
 
 _uses = 0
+_addresses: set[int] = set()
 
 
 class WeightLoader(Protocol):
@@ -26,11 +27,13 @@ class WeightLoader(Protocol):
 
 
 def fill(param: torch.Tensor, target: torch.Tensor, loaded: torch.Tensor) -> None:
-    """Copy `loaded` into `target`, a view of `param`, converting dtype; count it.
+    """Copy `loaded` into `target`, a view of `param`, converting dtype. A part may come twice with the same values.
 
     Raises:
-        WeightsMismatch: the shapes differ (a single element fits any target of one element).
+        WeightsMismatch: the shapes differ (a single element fits any target of one element), or this part was loaded
+            before and the values differ.
     """
+    count_use(loaded)
     if target.shape != loaded.shape:
         if target.numel() != 1 or loaded.numel() != 1:
             raise WeightsMismatch(
@@ -39,20 +42,35 @@ def fill(param: torch.Tensor, target: torch.Tensor, loaded: torch.Tensor) -> Non
                 value=list(loaded.shape),
             )
         loaded = loaded.reshape(target.shape)
+    if _part(target) in _filled_parts(param):
+        if torch.equal(target, loaded.to(target.dtype)):
+            return
+        raise WeightsMismatch("this part of the parameter was loaded already, and this tensor has other values")
     target.copy_(loaded)
-    count_filled(param, target.numel())
+    count_filled(param, target)
 
 
-def count_filled(param: torch.Tensor, elements: int) -> None:
-    """Record that `elements` more elements of `param` hold checkpoint values (or are declared padding)."""
-    param.__dict__["elements_filled"] = elements_filled(param) + elements
-    count_use()
+def count_filled(param: torch.Tensor, part: torch.Tensor) -> None:
+    """Record that `part`, a view of `param`, holds checkpoint values (or is declared padding)."""
+    _filled_parts(param)[_part(part)] = part.numel()
 
 
-def count_use() -> None:
-    """Record that the tensor in hand was used, or left out on purpose."""
+def _part(view: torch.Tensor) -> tuple[object, ...]:
+    """Which elements of its parameter a view has."""
+    return view.storage_offset(), tuple(view.shape), view.stride()
+
+
+def _filled_parts(param: torch.Tensor) -> dict[tuple[object, ...], int]:
+    parts: dict[tuple[object, ...], int] = param.__dict__.setdefault("filled_parts", {})
+    return parts
+
+
+def count_use(tensor: torch.Tensor | None = None) -> None:
+    """Record that the tensor in hand (or `tensor`, a part of an earlier one) was used, or left out on purpose."""
     global _uses
     _uses += 1
+    if tensor is not None:
+        _addresses.add(tensor.data_ptr())
 
 
 def uses() -> int:
@@ -60,8 +78,17 @@ def uses() -> int:
     return _uses
 
 
+def used_addresses(*, forget: bool = False) -> set[int]:
+    """Where the tensors lay that were used since the last time that this was asked to `forget`."""
+    found = set(_addresses)
+    if forget:
+        _addresses.clear()
+    return found
+
+
 def elements_filled(param: torch.Tensor) -> int:
-    return int(param.__dict__.get("elements_filled", 0))
+    """How many elements of `param` were filled; overlapping parts count as often as they were written."""
+    return sum(_filled_parts(param).values())
 
 
 def default_weight_loader(param: torch.Tensor, loaded_weight: torch.Tensor) -> None:

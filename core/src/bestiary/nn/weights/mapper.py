@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .fill import ShardId
+from .fill import ShardId, count_use
 
 
 class ShardedName(str):
@@ -83,7 +83,9 @@ class WeightsMapper:
         """Rename a stream of (name, tensor); dropped tensors vanish from it."""
         for name, tensor in weights:
             mapped = self.map_name(name)
-            if mapped is not None:
+            if mapped is None:
+                count_use()
+            else:
                 yield mapped, tensor
 
     def apply_list(self, names: Iterable[str]) -> list[str]:
