@@ -30,11 +30,11 @@ def test_a_model_that_raises_is_an_error_and_the_engine_goes_on(llm, monkeypatch
     want = tokens(llm, [4, 5, 6])
     runner = llm.engine.executor.runner
 
-    def failing(*args):
+    def failing(*args, **kwargs):
         raise ZeroDivisionError("in the plugin")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner.model, "forward", failing)
+        patch.setattr(type(runner.model), "forward", failing)
         with pytest.raises(EngineError) as caught:
             tokens(llm, [4, 5, 6])
     assert caught.value.error_code == "MODEL_FAILED"

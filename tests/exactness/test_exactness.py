@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bestiary import SamplingParams
+from bestiary import LLM, SamplingParams
 
 TIE = 1e-4
 KINDS = ["greedy", "random", "shaped"]
@@ -178,6 +178,18 @@ def test_deterministic_mode_is_bitwise(engine):
         llm = engine(deterministic=True, **options)
         for _ in range(2):
             assert [(got.token_ids, got.logprobs) for got in run(llm, work)] == want, options
+
+
+def test_two_engines_do_not_change_each_other(checkpoint, engine):
+    """Which version of an op runs is each engine's own: one that is not deterministic leaves another bitwise alone."""
+    work = [(prompt(i, 18), params("random", 6, seed=i)) for i in range(3)]
+    first = engine(deterministic=True, block_size=8)
+    want = [(got.token_ids, got.logprobs) for got in run(first, work)]
+    second = LLM(checkpoint, dtype="float32", skip_tokenizer_init=True, progress=False)
+    assert (first.engine.ops["linear"], second.engine.ops["linear"]) == ("fixed_tile", "few_rows")
+    run(second, work)
+    first.engine.scheduler.clear_prefix_cache()
+    assert [(got.token_ids, got.logprobs) for got in run(first, work[:1])] == want[:1]
 
 
 def test_prompt_logprobs_do_not_depend_on_chunks_or_the_cache(engine):

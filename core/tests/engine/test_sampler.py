@@ -150,6 +150,10 @@ def test_a_draw_depends_on_seed_and_position_alone():
     assert 0.0 <= uniform(2**63 - 1, 10**9) < 1.0
 
 
+def test_more_logprobs_than_tokens_are_all_of_them():
+    assert len(token_logprobs(torch.randn(5), 2, 20)) == 5
+
+
 def test_logprobs_are_those_of_the_raw_distribution():
     logits = row(3)
     want = torch.log_softmax(logits, -1)

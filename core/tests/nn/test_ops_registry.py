@@ -5,7 +5,7 @@ import torch
 
 from bestiary.api.errors import UsageError
 from bestiary.nn.ops.linear import FEW_ROWS, FIXED_TILE, few_rows_linear, fixed_tile_linear, linear
-from bestiary.nn.ops.registry import OPS, REFERENCE, Op, Target, bind_ops
+from bestiary.nn.ops.registry import OPS, REFERENCE, Implementation, Op, Target, choose_ops
 
 CPU = Target("cpu", torch.float32)
 
@@ -14,10 +14,10 @@ def double(x: int) -> int:
     return x * 2
 
 
-def test_an_op_is_its_reference_until_bound():
+def test_an_op_is_its_reference_outside_every_engine():
     made = Op(double)
     assert made(4) == 8
-    assert made.active_name == REFERENCE
+    assert made.active is double
     assert made.__name__ == "double"
 
 
@@ -25,49 +25,54 @@ def test_the_best_version_that_can_run_is_chosen():
     made = Op(double)
     made.register("fast", priority=5)(lambda x: x + x)
     made.register("gpu", why_not=lambda target: None if target.device == "cuda" else "needs CUDA", priority=9)(double)
-    made.bind(CPU)
-    assert made.active_name == "fast"
-    made.bind(Target("cuda", torch.float16))
-    assert made.active_name == "gpu"
-    made.bind(CPU, "reference")
-    assert made.active is made.reference
+    assert made.choose(CPU).name == "fast"
+    assert made.choose(Target("cuda", torch.float16)).name == "gpu"
+    assert made.choose(CPU, "reference").function is made.reference
 
 
 def test_a_version_asked_for_that_cannot_run_is_an_error_with_the_reason():
     made = Op(double)
     made.register("gpu", why_not=lambda target: "needs CUDA")(double)
     with pytest.raises(UsageError, match="needs CUDA") as caught:
-        made.bind(CPU, "gpu")
+        made.choose(CPU, "gpu")
     assert "reference" in str(caught.value)
     with pytest.raises(UsageError, match="no implementation 'nope'"):
-        made.bind(CPU, "nope")
-    assert made.active_name == REFERENCE
+        made.choose(CPU, "nope")
 
 
-def test_a_name_is_taken_once():
+def test_a_name_is_taken_once_but_the_same_version_may_come_again():
     made = Op(double)
-    made.register("fast")(double)
+    made.add(Implementation("fast", double))
+    made.add(Implementation("fast", double))
     with pytest.raises(UsageError, match="already"):
-        made.register("fast")(double)
+        made.register("fast")(lambda x: x + x)
 
 
-def test_bind_ops_names_what_was_chosen_and_refuses_unknown_ops():
-    chosen = bind_ops(CPU, {"linear": REFERENCE})
+def test_choose_ops_names_what_was_chosen_and_refuses_unknown_ops():
+    chosen = choose_ops(CPU, {"linear": REFERENCE}).names
     assert chosen["linear"] == REFERENCE
     assert set(chosen) == set(OPS)
     with pytest.raises(UsageError, match="no op 'nope'"):
-        bind_ops(CPU, {"nope": "x"})
+        choose_ops(CPU, {"nope": "x"})
 
 
 def test_deterministic_targets_get_the_fixed_tile_product():
     offered = {"linear/fixed_tile": FIXED_TILE, "linear/few_rows": FEW_ROWS}
-    try:
-        assert bind_ops(Target("cpu", torch.float32, deterministic=True), {}, offered)["linear"] == "fixed_tile"
-        assert bind_ops(CPU, {}, offered)["linear"] == "few_rows"
-        assert bind_ops(Target("cpu", torch.bfloat16), {}, offered)["linear"] == REFERENCE
-    finally:
-        bind_ops(CPU, {"linear": REFERENCE})
-    assert linear.active_name == REFERENCE
+    assert choose_ops(Target("cpu", torch.float32, deterministic=True), {}, offered).names["linear"] == "fixed_tile"
+    assert choose_ops(CPU, {}, offered).names["linear"] == "few_rows"
+    assert choose_ops(Target("cpu", torch.bfloat16), {}, offered).names["linear"] == REFERENCE
+
+
+def test_a_choice_is_in_force_while_it_is_active_and_no_longer():
+    fixed = choose_ops(CPU, {"linear": REFERENCE})
+    offered = {"linear/few_rows": FEW_ROWS}
+    few = choose_ops(CPU, {}, offered)
+    with few.active():
+        assert linear.active is few_rows_linear
+        with fixed.active():
+            assert linear.active is linear.reference
+        assert linear.active is few_rows_linear
+    assert linear.active is linear.reference
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (2,), (3,), (4,), (5,), (2, 3), ()])

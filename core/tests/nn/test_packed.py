@@ -34,6 +34,6 @@ def test_packed_products_equal_plain_ones(rows: int) -> None:
 
 def test_other_weights_stay_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not made(torch.randn(4, 8, dtype=torch.bfloat16)).weight.is_mkldnn
-    monkeypatch.setattr(linear, "active_name", FIXED_TILE.name)
+    monkeypatch.setattr(linear, "active", FIXED_TILE.function)
     assert why_not_packed(torch.randn(4, 8)) == "in deterministic mode a row's product must not depend on its batch"
     assert FIXED_TILE.why_not(Target("cpu", torch.float32, deterministic=True)) is None

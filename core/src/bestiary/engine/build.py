@@ -14,7 +14,7 @@ from bestiary.api.registry import ModelRegistry, Registry
 from bestiary.nn.attention.backend import AttentionType
 from bestiary.nn.attention.choice import choose_backend
 from bestiary.nn.logits import LogitsProcessor
-from bestiary.nn.ops.registry import Target, bind_ops
+from bestiary.nn.ops.registry import Target, choose_ops
 
 from .arguments import EngineArgs
 from .engine import LLMEngine
@@ -55,12 +55,13 @@ class EngineBuilder:
     def build(self, eos_token_ids: frozenset[int] = frozenset()) -> LLMEngine:
         """Load everything. `eos_token_ids` are added to those the model's files name."""
         model_class, config = self.configure()
-        chosen = bind_ops(target_of(config), config.op_config.implementations, self.hooks.all("op_implementations"))
+        ops = choose_ops(target_of(config), config.op_config.implementations, self.hooks.all("op_implementations"))
         model = build_model(model_class, config)
         bind_attention(model, config, self.hooks.all("attention_backends"))
-        load_model(model, config, self.description, self.hooks.all("weight_formats"))
+        with ops.active():
+            load_model(model, config, self.description, self.hooks.all("weight_formats"))
         num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config)
-        runner = ModelRunner(model, config, num_blocks)
+        runner = ModelRunner(model, config, num_blocks, ops)
         return LLMEngine(
             config,
             Scheduler(config.scheduler_config, config.cache_config, config.model_config.max_model_len, num_blocks),
@@ -68,7 +69,7 @@ class EngineBuilder:
             vocab_size=vocab_size(model, config),
             eos_token_ids=self.description.eos_token_ids | eos_token_ids,
             observers=[make() for make in self.hooks.all("step_observers").values()],
-            ops=chosen,
+            ops=ops.names,
         )
 
     def _architecture(self, model_class: type) -> str:

@@ -15,6 +15,7 @@ from bestiary.api.outputs import TokenLogprobs
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.attention.layer import Attention
 from bestiary.nn.context import ForwardContext, forward_context
+from bestiary.nn.ops.registry import ChosenOps
 
 from .batch import ForwardBatch, make_batch
 from .plan import SampledToken, StepPlan, StepResult
@@ -38,11 +39,12 @@ class ModelRunner:
 
     Args:
         model: loaded and finished; its attention layers have their backends.
-        num_blocks: KV-cache blocks that every caching layer gets.
+        num_blocks: KV-cache blocks that every caching layer gets. ops: the versions of ops its steps run with.
     """
 
-    def __init__(self, model: nn.Module, vllm_config: VllmConfig, num_blocks: int) -> None:
+    def __init__(self, model: nn.Module, vllm_config: VllmConfig, num_blocks: int, ops: ChosenOps) -> None:
         self.model: Any = model
+        self.ops = ops
         self.device = torch.device(vllm_config.device_config.device)
         self.block_size = vllm_config.cache_config.block_size
         self.states: dict[str, RequestState] = {}
@@ -86,13 +88,13 @@ class ModelRunner:
         return make_batch(plan, self.states, self.block_size, self.device) if plan.items else None
 
     def _forward(self, batch: ForwardBatch) -> torch.Tensor | None:
-        with forward_context(ForwardContext(batch.attention, self.kv_caches)):
-            hidden = self.model.forward(batch.input_ids, batch.positions)
+        with self.ops.active(), forward_context(ForwardContext(batch.attention, self.kv_caches)):
+            hidden = self.model(input_ids=batch.input_ids, positions=batch.positions)
             if batch.logits_rows is not None:
                 if not len(batch.logits_rows):
                     return None
                 hidden = hidden[batch.logits_rows]
-            logits: torch.Tensor = self.model.compute_logits(hidden)
+            logits: torch.Tensor = self.model.compute_logits(hidden_states=hidden)
         return logits
 
     def _sample(self, batch: ForwardBatch, logits: torch.Tensor) -> dict[str, SampledToken]:

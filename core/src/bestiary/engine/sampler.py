@@ -48,7 +48,7 @@ def token_logprobs(logits: torch.Tensor, token_id: int, count: int) -> TokenLogp
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     own = logprobs[token_id]
     found = {token_id: Logprob(float(own), int((logprobs > own).sum()) + 1)}
-    top = torch.topk(logprobs, count)
+    top = torch.topk(logprobs, min(count, logprobs.shape[-1]))
     for rank, (value, each) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True), 1):
         found.setdefault(each, Logprob(value, rank))
     return found

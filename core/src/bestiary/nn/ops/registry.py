@@ -6,14 +6,16 @@ An `Op` is made by decorating its reference:
     def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
 
 and called like the function it is. A faster version is offered under a name, says for a device and dtype whether it can
-run, and is chosen once, when an engine starts (`bind`); a call then costs one attribute look-up. A version asked for
-by name that cannot run is an error; nothing falls back silently.
+run, and is chosen once, when an engine starts (`choose_ops`). The choice is the engine's own: it is in force while that
+engine loads its model and runs a step, so that two engines in one process do not change each other's results. A call
+costs one attribute look-up. A version asked for by name that cannot run is an error; nothing falls back silently.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -52,14 +54,13 @@ class Implementation(Generic[P, R]):
 
 
 class Op(Generic[P, R]):
-    """A named op with its versions; `active` is the one in use."""
+    """A named op with its versions; `active` is the one in force, the reference outside every engine."""
 
     def __init__(self, reference: Callable[P, R]) -> None:
         functools.update_wrapper(self, reference)
         self.name = reference.__name__
         self.reference = reference
         self.active = reference
-        self.active_name = REFERENCE
         self.implementations: dict[str, Implementation[P, R]] = {
             REFERENCE: Implementation(REFERENCE, reference, priority=-100)
         }
@@ -81,17 +82,15 @@ class Op(Generic[P, R]):
     def add(self, implementation: Implementation[P, R]) -> None:
         """Offer a ready-made version; the same one may be offered again."""
         held = self.implementations.setdefault(implementation.name, implementation)
-        if held is not implementation:
+        if held != implementation:
             raise UsageError(f"op {self.name} already has an implementation called {held.name}", field=self.name)
 
-    def bind(self, target: Target, wanted: str | None = None) -> None:
-        """Choose the version for `target`: the `wanted` one, or the best that can run there."""
+    def choose(self, target: Target, wanted: str | None = None) -> Implementation[P, R]:
+        """The version for `target`: the `wanted` one, or the best that can run there."""
         if wanted is not None:
-            chosen = self._named(wanted, target)
-        else:
-            able = [impl for impl in self.implementations.values() if impl.why_not(target) is None]
-            chosen = max(able, key=lambda impl: impl.priority)
-        self.active, self.active_name = chosen.function, chosen.name
+            return self._named(wanted, target)
+        able = [impl for impl in self.implementations.values() if impl.why_not(target) is None]
+        return max(able, key=lambda impl: impl.priority)
 
     def _named(self, wanted: str, target: Target) -> Implementation[P, R]:
         names = ", ".join(sorted(self.implementations))
@@ -118,8 +117,31 @@ def op(reference: Callable[P, R]) -> Op[P, R]:
     return made
 
 
-def bind_ops(target: Target, wanted: Mapping[str, str], offered: Mapping[str, Any] = NOTHING) -> dict[str, str]:
-    """Choose the version of every op for `target`; return op → chosen name. Unknown op names are a `UsageError`.
+@dataclass(frozen=True, slots=True)
+class ChosenOps:
+    """One engine's version of every op, by the op's name."""
+
+    versions: Mapping[str, Implementation[..., Any]]
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {op_name: version.name for op_name, version in self.versions.items()}
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """While it lasts, these versions are in force; afterwards those from before."""
+        before = [(each, each.active) for each in OPS.values()]
+        for name, version in self.versions.items():
+            OPS[name].active = version.function
+        try:
+            yield
+        finally:
+            for each, function in before:
+                each.active = function
+
+
+def choose_ops(target: Target, wanted: Mapping[str, str], offered: Mapping[str, Any] = NOTHING) -> ChosenOps:
+    """The version of every op for `target`. Unknown op names are a `UsageError`.
 
     `offered` is what hooks bring: ``"op/name"`` → an `Implementation`, or a function that runs everywhere.
     """
@@ -127,9 +149,7 @@ def bind_ops(target: Target, wanted: Mapping[str, str], offered: Mapping[str, An
     for label, value in offered.items():
         name, _, version = label.partition("/")
         OPS[name].add(value if isinstance(value, Implementation) else Implementation(version, value))
-    for name, each in OPS.items():
-        each.bind(target, wanted.get(name))
-    return {name: each.active_name for name, each in OPS.items()}
+    return ChosenOps({name: each.choose(target, wanted.get(name)) for name, each in OPS.items()})
 
 
 def _refuse_unknown(names: Iterable[str]) -> None:

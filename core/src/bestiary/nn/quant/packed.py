@@ -41,7 +41,7 @@ def why_not_packed(weight: torch.Tensor) -> str | None:
     """None where `weight` can be packed, otherwise the reason in a few words."""
     if weight.device.type != "cpu" or weight.dtype is not torch.float32:
         return "only fp32 weights on a CPU are packed"
-    if linear.active_name == FIXED_TILE.name:
+    if linear.active is FIXED_TILE.function:
         return "in deterministic mode a row's product must not depend on its batch"
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):

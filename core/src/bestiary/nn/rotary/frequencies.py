@@ -96,6 +96,14 @@ def yarn(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
     """YaRN (arXiv 2309.00071): a ramp over channels from kept frequencies to interpolated ones."""
     theta, dim, original = _theta(parameters), geometry.dim, _original(geometry, parameters)
     factor = _optional("factor", parameters, geometry.max_position / original)
+    if _optional("extrapolation_factor", parameters, 1.0) != 1.0 or parameters.get("apply_yarn_scaling") is False:
+        raise ConfigError(
+            "YaRN with an extrapolation factor, or without its scaling, is not supported",
+            code="UNSUPPORTED_LAYER",
+            field="rope_parameters.extrapolation_factor",
+            value=parameters.get("extrapolation_factor"),
+            limit="1, and apply_yarn_scaling not false",
+        )
     low = _yarn_channel(_optional("beta_fast", parameters, 32), dim, theta, original)
     high = _yarn_channel(_optional("beta_slow", parameters, 1), dim, theta, original)
     if parameters.get("truncate", True):
@@ -124,7 +132,8 @@ def longrope(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
     inv_freq = 1.0 / (divisors * _theta(parameters) ** _exponents(geometry.dim))
     factor = _optional("factor", parameters, geometry.max_position / original)
     default_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1.0 and original > 1 else 1.0
-    return Frequencies(inv_freq, _optional("attention_factor", parameters, default_factor))
+    scale = _optional(name.replace("_factor", "_mscale"), parameters, default_factor)
+    return Frequencies(inv_freq, _optional("attention_factor", parameters, scale))
 
 
 def proportional(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
@@ -138,6 +147,7 @@ def proportional(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
 
 SCALINGS: dict[str, Callable[[RopeGeometry, Parameters], Frequencies]] = {
     "default": default,
+    "mrope": default,
     "linear": linear,
     "dynamic": dynamic_ntk,
     "llama3": llama3,
@@ -216,7 +226,7 @@ def _yarn_channel(rotations: float, dim: int, theta: float, original: float) -> 
 def _yarn_attention_factor(factor: float, parameters: Parameters) -> float:
     mscale, over_all = _optional("mscale", parameters, 0), _optional("mscale_all_dim", parameters, 0)
     inferred = _mscale(factor, mscale) / _mscale(factor, over_all) if mscale and over_all else _mscale(factor, 1.0)
-    return _optional("attention_factor", parameters, inferred)
+    return _optional("attention_factor", parameters, inferred * _optional("attn_factor", parameters, 1.0))
 
 
 def _mscale(factor: float, weight: float) -> float:

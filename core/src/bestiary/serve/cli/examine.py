@@ -22,12 +22,12 @@ def examine(args: EngineArgs) -> dict[str, Any]:
     """All that can be known before loading, as data: bytes, counts and names."""
     from bestiary.engine.build import EngineBuilder, bind_attention, target_of
     from bestiary.engine.loader.load import build_model
-    from bestiary.nn.ops.registry import bind_ops
+    from bestiary.nn.ops.registry import choose_ops
 
     builder = EngineBuilder(_without_download(args))
     model_class, config = builder.configure()
     model = build_model(model_class, config)
-    ops = bind_ops(target_of(config), config.op_config.implementations, builder.hooks.all("op_implementations"))
+    ops = choose_ops(target_of(config), config.op_config.implementations, builder.hooks.all("op_implementations"))
     bind_attention(model, config, builder.hooks.all("attention_backends"))
     weights = _weights(model)
     cache, problem = _kv_cache(model, config, weights["bytes"])
@@ -38,7 +38,7 @@ def examine(args: EngineArgs) -> dict[str, Any]:
         "config": _config(builder, model, config),
         "weights": weights | {"stored": _stored(builder, model, args)},
         "kv_cache": cache,
-        "runs_on": _runs_on(model, config, ops),
+        "runs_on": _runs_on(model, config, ops.names),
         "tokenizer": _tokenizer(builder, args),
         "notices": [problem] if problem else [],
     }

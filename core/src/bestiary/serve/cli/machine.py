@@ -81,13 +81,13 @@ def ops(device: str, hooks: HookManager | None) -> list[dict[str, Any]]:
 
     from bestiary.engine.loader.vllm_config import choose_device
     from bestiary.nn import ops as package
-    from bestiary.nn.ops.registry import OPS, Target, bind_ops
+    from bestiary.nn.ops.registry import OPS, Target, choose_ops
 
     for module in pkgutil.iter_modules(package.__path__):
         import_module(f"{package.__name__}.{module.name}")
     chosen_device = choose_device(device)
     target = Target(chosen_device, torch.float32 if chosen_device == "cpu" else torch.bfloat16)
-    chosen = bind_ops(target, {}, {} if hooks is None else hooks.all("op_implementations"))
+    chosen = choose_ops(target, {}, {} if hooks is None else hooks.all("op_implementations")).names
     return [
         {
             "op": name,
