@@ -151,7 +151,7 @@ def test_older_spellings() -> None:
     new = get_rope(HEAD, max_position=LENGTH, rope_parameters={**YARN, "rope_theta": 5e5})
     scaling = {**YARN, "type": "yarn"}
     del scaling["rope_type"]
-    old = get_rope(HEAD, HEAD, LENGTH, 5e5, True, rope_scaling=scaling)
+    old = get_rope(HEAD, LENGTH, True, rotary_dim=HEAD, base=5e5, rope_scaling=scaling)
     assert torch.equal(old.cos_sin_cache, new.cos_sin_cache)
 
 

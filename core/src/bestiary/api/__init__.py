@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from .gguf import GgufArchitecture
     from .intermediate import IntermediateTensors
     from .protocols import (
+        EagleModelMixin,
         HasInnerState,
+        IsAttentionFree,
         IsHybrid,
         MixtureOfExperts,
+        SupportsCrossEncoding,
+        SupportsEagle,
+        SupportsEagle3,
         SupportsLoRA,
         SupportsMultiModal,
         SupportsPP,
@@ -37,9 +42,14 @@ _OWNERS = {
     "gguf": ("GgufArchitecture",),
     "intermediate": ("IntermediateTensors",),
     "protocols": (
+        "EagleModelMixin",
         "HasInnerState",
+        "IsAttentionFree",
         "IsHybrid",
         "MixtureOfExperts",
+        "SupportsCrossEncoding",
+        "SupportsEagle",
+        "SupportsEagle3",
         "SupportsLoRA",
         "SupportsMultiModal",
         "SupportsPP",
@@ -54,9 +64,11 @@ _OWNERS = {
 
 __all__ = [
     "CacheConfig",
+    "EagleModelMixin",
     "GgufArchitecture",
     "HasInnerState",
     "IntermediateTensors",
+    "IsAttentionFree",
     "IsHybrid",
     "LoRAConfig",
     "MixtureOfExperts",
@@ -65,6 +77,9 @@ __all__ = [
     "ParallelConfig",
     "SamplingParams",
     "SchedulerConfig",
+    "SupportsCrossEncoding",
+    "SupportsEagle",
+    "SupportsEagle3",
     "SupportsLoRA",
     "SupportsMultiModal",
     "SupportsPP",

@@ -34,7 +34,10 @@ _DETAIL_LINES = 20
 
 def shorten(value: object) -> str:
     """`repr(value)` cut to 64 characters: an error never repeats a hostile input at length."""
-    text = repr(value[: _VALUE_CHARS * 2]) if isinstance(value, str | bytes) else repr(value)
+    try:
+        text = repr(value[: _VALUE_CHARS * 2]) if isinstance(value, str | bytes) else repr(value)
+    except Exception:  # an integer of thousands of digits, a repr that raises
+        text = f"({type(value).__name__} that cannot be shown)"
     return text if len(text) <= _VALUE_CHARS else text[: _VALUE_CHARS - 1] + "…"
 
 
@@ -79,6 +82,14 @@ class BestiaryError(Exception):
             lines.append(f"  fix:   {self.fix}")
         return "\n".join(lines)
 
+    def _plain_value(self) -> object:
+        """The value as JSON has it where it is short, otherwise as text."""
+        value = self.value
+        short = isinstance(value, int) and abs(value) < 2**63
+        if value is None or short or (isinstance(value, str) and len(value) <= _VALUE_CHARS):
+            return value
+        return value if isinstance(value, float) and value - value == 0 else shorten(value)
+
     def as_dict(self) -> dict[str, object]:
         """The error as data, for `--json` and for HTTP bodies."""
         return {
@@ -86,7 +97,7 @@ class BestiaryError(Exception):
             "message": self.message,
             "field": self.field,
             "rule": None if self.limit is None else str(self.limit),
-            "value": None if self.value is None else shorten(self.value),
+            "value": self._plain_value(),
             "details": list(self.details),
             "fix": self.fix,
         }

@@ -26,7 +26,10 @@ def split(value: str) -> tuple[str, str] | None:
 
 def cause(error: BaseException) -> str:
     """The innermost reason on one line: ``ImportError: No module named x``."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # a plugin's exception may be unable to say what it is
+        text = "(its message cannot be shown)"
     name = "ImportError" if type(error) is ModuleNotFoundError else type(error).__name__
     return f"{name}: {text}"[:_CAUSE_CHARS] if text else name
 

@@ -23,7 +23,10 @@ TokenLogprobs = dict[int, Logprob]
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One answer. `finish_reason` is None while it grows; `stop_reason` is the stop string or id that ended it."""
+    """One answer. `finish_reason` is None while it grows.
+
+    `stop_reason` is the stop string or id that ended it, or what went wrong where `finish_reason` is "error".
+    """
 
     index: int
     text: str = ""
@@ -35,6 +38,13 @@ class CompletionOutput:
     @property
     def finished(self) -> bool:
         return self.finish_reason is not None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """The sum over the tokens drawn, where `logprobs` were asked for."""
+        if self.logprobs is None:
+            return None
+        return sum(entry[token].logprob for token, entry in zip(self.token_ids, self.logprobs, strict=True))
 
 
 @dataclass(slots=True)

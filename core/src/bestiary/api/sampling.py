@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .errors import RequestError
@@ -12,6 +11,8 @@ MAX_LOGPROBS = 20
 MAX_N = 64
 MAX_LOGIT_BIAS = 1024
 MAX_STOP = 64
+MAX_STOP_CHARS = 1024
+MAX_IDS = 100_000
 MAX_TOKENS = 2**31 - 1
 
 
@@ -26,8 +27,8 @@ class SamplingParams:
             (0 or -1: all); those at least `min_p` times as likely as the likeliest.
         repetition_penalty: divides positive and multiplies negative logits of tokens seen (CTRL, arXiv 1909.05858).
         presence_penalty, frequency_penalty: subtracted once, or per occurrence, for tokens already generated.
-        seed: draws depend on (seed, position) alone, so never on the batch. None: derived from the engine's seed and
-            the request's number.
+        seed: draws depend on (seed, position) alone, so never on the batch. None or -1: derived from the engine's seed
+            and the request's number.
         max_tokens: None means as many as the context allows. min_tokens: before it no stop id is drawn.
         stop, stop_token_ids: strings and ids that end the answer; `include_stop_str_in_output` keeps the string.
         ignore_eos: the model's end-of-sequence ids do not end the answer.
@@ -36,6 +37,8 @@ class SamplingParams:
         logit_bias: token id → added to its logit, -100…100. allowed_token_ids: nothing else is drawn.
         bad_token_ids: never drawn.
         detokenize, skip_special_tokens: whether text is made, and whether special tokens appear in it.
+
+    None stands for an empty list or mapping, as in vLLM.
     """
 
     n: int = 1
@@ -62,13 +65,14 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        object.__setattr__(self, "bad_token_ids", tuple(self.bad_token_ids))
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop))
+        for name in ("stop_token_ids", "bad_token_ids"):
+            object.__setattr__(self, name, _listed(name, getattr(self, name)))
         if self.allowed_token_ids is not None:
-            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+            object.__setattr__(self, "allowed_token_ids", _listed("allowed_token_ids", self.allowed_token_ids))
+        object.__setattr__(self, "logit_bias", {} if self.logit_bias is None else self.logit_bias)
         object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
+        object.__setattr__(self, "seed", None if self.seed == -1 else self.seed)
         self._check_numbers()
         self._check_lists()
 
@@ -110,20 +114,33 @@ class SamplingParams:
                 raise _refuse(name, getattr(self, name), "true or false")
 
     def _check_lists(self) -> None:
-        if len(self.stop) > MAX_STOP or not all(isinstance(s, str) and s for s in self.stop):
-            raise _refuse("stop", self.stop, f"at most {MAX_STOP} non-empty strings")
+        if len(self.stop_strings) > MAX_STOP or not all(
+            isinstance(stop, str) and 0 < len(stop) <= MAX_STOP_CHARS for stop in self.stop_strings
+        ):
+            raise _refuse("stop", self.stop, f"at most {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters")
         if self.stop and not self.detokenize:
             raise _refuse("stop", self.stop, "stop strings need detokenize=True")
         for name in ("stop_token_ids", "bad_token_ids", "allowed_token_ids"):
+            if len(getattr(self, name) or ()) > MAX_IDS:
+                raise _refuse(name, len(getattr(self, name)), f"at most {MAX_IDS} ids")
             for token in getattr(self, name) or ():
                 _integer(name, token, 0, 2**31 - 1)
         if self.allowed_token_ids is not None and not set(self.allowed_token_ids) - set(self.bad_token_ids):
             raise _refuse("allowed_token_ids", self.allowed_token_ids, "at least one id that is not in bad_token_ids")
+        if not isinstance(self.logit_bias, Mapping):
+            raise _refuse("logit_bias", self.logit_bias, "a mapping from token ids to numbers")
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise _refuse("logit_bias", len(self.logit_bias), f"at most {MAX_LOGIT_BIAS} entries")
         for token, bias in self.logit_bias.items():
             _integer("logit_bias", token, 0, 2**31 - 1)
             _number("logit_bias", bias, -100.0, 100.0)
+
+
+def _listed(name: str, value: object) -> tuple[object, ...]:
+    """A list as a tuple; None is an empty one."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable | None):
+        raise _refuse(name, value, "a list")
+    return () if value is None else tuple(value)
 
 
 def _refuse(name: str, value: object, rule: str) -> RequestError:
@@ -136,6 +153,6 @@ def _integer(name: str, value: object, low: int, high: int) -> None:
 
 
 def _number(name: str, value: object, low: float, high: float, *, exclusive_low: bool = False) -> None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or not low <= value <= high or (exclusive_low and value == low):  # type: ignore[operator]
+    number = isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool))
+    if not number or value != value or not low <= value <= high or (exclusive_low and value == low):  # type: ignore[operator]
         raise _refuse(name, value, f"a number {'above' if exclusive_low else 'from'} {low} to {high}")

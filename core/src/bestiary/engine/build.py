@@ -21,7 +21,7 @@ from .engine import LLMEngine
 from .executor import UniprocExecutor
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
-from .loader.vllm_config import make_vllm_config
+from .loader.vllm_config import choose_device, make_vllm_config
 from .memory import num_kv_blocks
 from .notices import notice
 from .runner import ModelRunner, attention_layers, kv_cache_specs
@@ -61,13 +61,14 @@ class EngineBuilder:
         with ops.active():
             load_model(model, config, self.description, self.hooks.all("weight_formats"))
         num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config)
-        runner = ModelRunner(model, config, num_blocks, ops)
+        width = vocab_size(model, config)
+        runner = ModelRunner(model, config, num_blocks, ops, width)
         return LLMEngine(
             config,
             Scheduler(config.scheduler_config, config.cache_config, config.model_config.max_model_len, num_blocks),
             UniprocExecutor(runner),
-            vocab_size=vocab_size(model, config),
-            eos_token_ids=self.description.eos_token_ids | eos_token_ids,
+            vocab_size=width,
+            eos_token_ids=_within(self.description.eos_token_ids | eos_token_ids, width),
             observers=[make() for make in self.hooks.all("step_observers").values()],
             ops=ops.names,
         )
@@ -83,9 +84,17 @@ class EngineBuilder:
         if name is None:
             return None
         made = self.hooks.get("quantization_methods", name).from_config(declared or {})
-        if reason := made.why_not(self.args.device):
+        if reason := made.why_not(choose_device(self.args.device)):
             raise ModelError(f"quantization {name} cannot run here: {reason}", field="quantization", value=name)
         return made
+
+
+def _within(eos_token_ids: frozenset[int], vocab_size: int) -> frozenset[int]:
+    """The end-of-sequence ids that the model can draw; others are left out, and that is said."""
+    outside = sorted(each for each in eos_token_ids if not 0 <= each < vocab_size)
+    if outside:
+        notice(f"end-of-sequence ids {outside[:8]} are left out: the model draws ids from 0 to {vocab_size - 1}")
+    return eos_token_ids.difference(outside)
 
 
 def target_of(config: VllmConfig) -> Target:
@@ -112,6 +121,6 @@ def bind_attention(model: nn.Module, config: VllmConfig, offered: Mapping[str, A
 
 
 def vocab_size(model: nn.Module, config: VllmConfig) -> int:
-    """Width of the logits, asked of the model's `LogitsProcessor`."""
+    """Width of the logits, asked of the model's first `LogitsProcessor` (a draft head's comes later)."""
     found = [module.org_vocab_size for module in model.modules() if isinstance(module, LogitsProcessor)]
-    return found[-1] if found else int(config.model_config.hf_text_config.vocab_size)
+    return found[0] if found else int(config.model_config.hf_text_config.vocab_size)

@@ -19,6 +19,7 @@ from bestiary.api.hooks import StepObserver
 from bestiary.api.sampling import SamplingParams
 
 from .executor import Executor
+from .notices import notice
 from .plan import StepPlan
 from .scheduler import Scheduler, SchedulerStats
 from .sequence import Sequence, SequenceUpdate
@@ -69,10 +70,15 @@ class LLMEngine:
         Raises:
             RequestError: it can never run; nothing was changed.
         """
+        if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 2**63:
+            raise RequestError(
+                "a priority is a whole number", field="priority", value=priority, limit="a 64-bit integer"
+            )
         self._check_ids("prompt_token_ids", prompt_token_ids)
         for name in ("stop_token_ids", "bad_token_ids", "allowed_token_ids"):
             self._check_ids(name, getattr(sampling, name) or ())
         self._check_ids("logit_bias", tuple(sampling.logit_bias))
+        self._check_drawable(sampling)
         children = [request_id] if sampling.n == 1 else [f"{request_id}/{index}" for index in range(sampling.n)]
         sequences: list[Sequence] = []
         for index, child in enumerate(children):
@@ -105,14 +111,22 @@ class LLMEngine:
             result = self.executor.execute(plan)
         except BaseException as cause:
             self.scheduler.abandon(plan)
-            if not isinstance(cause, Exception) or isinstance(cause, BestiaryError):
+            if isinstance(cause, BestiaryError | KeyboardInterrupt):
                 raise
             raise self._model_failed(plan, cause) from cause
         updates = self.scheduler.update(plan, result)
         seconds = time.perf_counter() - started
         for observer in self.observers:
-            observer.on_step(plan, seconds)
+            self._tell(observer, plan, seconds)
         return updates
+
+    def _tell(self, observer: StepObserver, plan: StepPlan, seconds: float) -> None:
+        """An observer that raises is told nothing more; the step's tokens are not its business."""
+        try:
+            observer.on_step(plan, seconds)
+        except Exception as cause:
+            self.observers = tuple(each for each in self.observers if each is not observer)
+            notice(f"step observer {type(observer).__name__} raised {type(cause).__name__}: {cause}; it is left out")
 
     def finish(self, request_id: str, stop: str) -> SequenceUpdate | None:
         """End an answer because its text holds the stop string `stop`; None if it had ended already."""
@@ -132,14 +146,14 @@ class LLMEngine:
     def shutdown(self) -> None:
         self.executor.shutdown()
 
-    def _model_failed(self, plan: StepPlan, cause: Exception) -> EngineError:
+    def _model_failed(self, plan: StepPlan, cause: BaseException) -> EngineError:
         model = self.vllm_config.model_config.architecture
         return EngineError(
             f"{model} failed in step {plan.step}: {type(cause).__name__}: {cause}",
             code="MODEL_FAILED",
             field=model,
             details=[f"{item.request_id}: tokens {item.start} to {item.start + item.count - 1}" for item in plan.items],
-            fix="look at the chained traceback; the engine can still be used",
+            fix="look at the chained traceback (--debug on the command line); the engine can still be used",
         )
 
     def _check_ids(self, field: str, ids: SequenceOf[int]) -> None:
@@ -152,6 +166,21 @@ class LLMEngine:
                     value=token,
                     limit=f"an integer from 0 to {self.vocab_size - 1}",
                 )
+
+    def _check_drawable(self, sampling: SamplingParams) -> None:
+        """Some token must be left to draw, also while fewer than `min_tokens` were."""
+        banned = set(sampling.bad_token_ids)
+        if sampling.min_tokens:
+            banned |= {*sampling.stop_token_ids, *(() if sampling.ignore_eos else self.eos_token_ids)}
+        allowed = sampling.allowed_token_ids
+        left = len(set(allowed) - banned) if allowed is not None else self.vocab_size - len(banned)
+        if left < 1:
+            raise RequestError(
+                "no token is left to draw",
+                code="NOTHING_TO_DRAW",
+                field="bad_token_ids" if allowed is None else "allowed_token_ids",
+                limit="an id that is neither bad nor, while min_tokens are due, one that ends the answer",
+            )
 
     def _seed(self, request_id: str, sampling: SamplingParams) -> int:
         if sampling.seed is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from bestiary.api.errors import EngineError
+
 from .plan import StepPlan, StepResult
 from .runner import ModelRunner
 
@@ -24,7 +26,7 @@ class UniprocExecutor:
 
     def execute(self, plan: StepPlan) -> StepResult:
         if self.runner is None:
-            raise RuntimeError("the executor was shut down")
+            raise EngineError("this engine was shut down", code="CLOSED", fix="make a new LLM")
         return self.runner.execute(plan)
 
     def shutdown(self) -> None:

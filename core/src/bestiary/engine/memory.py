@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from bestiary.api.config import VllmConfig
-from bestiary.api.errors import EngineError, UsageError
+from bestiary.api.errors import UsageError
 from bestiary.nn.attention.backend import KVCacheSpec
 
 SHARE_OF_FREE_MEMORY = 0.5
@@ -24,6 +25,8 @@ def free_memory(device: str) -> int:
     if device != "cpu":
         free, _ = torch.cuda.mem_get_info()
         return free
+    if not Path("/proc/meminfo").exists():  # not Linux: what the machine has is the nearest that every system tells
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
@@ -57,7 +60,13 @@ def num_kv_blocks(specs: Iterable[KVCacheSpec], config: VllmConfig, reserved: in
             budget = min(budget, max(DEFAULT_CPU_BYTES, per_sequence * size))
     fitting = budget // size
     if fitting < 1:
-        raise EngineError(f"no memory for a KV cache: a block of {block_size} tokens takes {size} bytes of {budget}")
+        raise UsageError(
+            f"no memory for a KV cache: a block of {block_size} tokens takes {size} bytes",
+            field="kv_cache_memory_bytes",
+            value=budget,
+            limit=f"at least {per_sequence * size}, for one sequence of max_model_len",
+            fix="more kv_cache_memory_bytes, or a smaller max_model_len",
+        )
     if fitting < per_sequence:
         longest = config.model_config.max_model_len
         raise UsageError(

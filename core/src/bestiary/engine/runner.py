@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bestiary.api.config import VllmConfig
-from bestiary.api.errors import EngineError
+from bestiary.api.errors import BrokenPlugin, EngineError
 from bestiary.api.outputs import TokenLogprobs
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.attention.layer import Attention
@@ -40,11 +40,15 @@ class ModelRunner:
     Args:
         model: loaded and finished; its attention layers have their backends.
         num_blocks: KV-cache blocks that every caching layer gets. ops: the versions of ops its steps run with.
+        vocab_size: the width that its logits must have.
     """
 
-    def __init__(self, model: nn.Module, vllm_config: VllmConfig, num_blocks: int, ops: ChosenOps) -> None:
+    def __init__(
+        self, model: nn.Module, vllm_config: VllmConfig, num_blocks: int, ops: ChosenOps, vocab_size: int
+    ) -> None:
         self.model: Any = model
         self.ops = ops
+        self.vocab_size = vocab_size
         self.device = torch.device(vllm_config.device_config.device)
         self.block_size = vllm_config.cache_config.block_size
         self.states: dict[str, RequestState] = {}
@@ -90,11 +94,13 @@ class ModelRunner:
     def _forward(self, batch: ForwardBatch) -> torch.Tensor | None:
         with self.ops.active(), forward_context(ForwardContext(batch.attention, self.kv_caches)):
             hidden = self.model(input_ids=batch.input_ids, positions=batch.positions)
+            _check_shape("forward", hidden, len(batch.input_ids), None)
             if batch.logits_rows is not None:
                 if not len(batch.logits_rows):
                     return None
                 hidden = hidden[batch.logits_rows]
             logits: torch.Tensor = self.model.compute_logits(hidden_states=hidden)
+            _check_shape("compute_logits", logits, len(hidden), self.vocab_size)
         return logits
 
     def _sample(self, batch: ForwardBatch, logits: torch.Tensor) -> dict[str, SampledToken]:
@@ -108,6 +114,20 @@ class ModelRunner:
             if token.error is None:
                 state.append(token.token_id)
         return drawn
+
+
+def _check_shape(method: str, found: object, rows: int, width: int | None) -> None:
+    """What a model's method returned must be a row for each row it was given."""
+    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else None
+    wanted = (rows, "hidden") if width is None else (rows, width)
+    fits = shape is not None and len(shape) == 2 and shape[0] == rows and width in (None, shape[1])
+    if not fits or not isinstance(found, torch.Tensor) or not found.is_floating_point():
+        raise BrokenPlugin(
+            f"the model's {method} returned what it must not",
+            field=method,
+            value=type(found).__name__ if shape is None else f"{found.dtype} {list(shape)}",  # type: ignore[attr-defined]
+            limit=f"floating-point numbers of shape {list(wanted)}",
+        )
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

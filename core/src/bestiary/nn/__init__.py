@@ -2,8 +2,10 @@
 
 from .activation import (
     XIELU,
+    ActAndMul,
     FatreluAndMul,
     GeluAndMul,
+    GeluAndMulSparse,
     MulAndSilu,
     SiluAndMul,
     SiluAndMulWithClamp,
@@ -14,7 +16,7 @@ from .activation import (
 from .attention.backend import AttentionType
 from .attention.layer import Attention, EncoderOnlyAttention
 from .context import get_forward_context
-from .embedding import ParallelLMHead, VocabParallelEmbedding
+from .embedding import DEFAULT_VOCAB_PADDING_SIZE, ParallelLMHead, VocabParallelEmbedding
 from .linear import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -25,6 +27,7 @@ from .linear import (
 from .logits import LogitsProcessor
 from .norm import GemmaRMSNorm, LayerNorm, RMSNorm
 from .parallel import (
+    get_dp_group,
     get_ep_group,
     get_pp_group,
     get_tensor_model_parallel_rank,
@@ -34,7 +37,7 @@ from .parallel import (
     tensor_model_parallel_all_gather,
     tensor_model_parallel_all_reduce,
 )
-from .quant import QuantizationConfig
+from .quant import QuantizationConfig, QuantizeMethodBase, UnquantizedLinearMethod
 from .rotary import RotaryEmbedding, get_rope
 from .scope import build_scope, get_current_vllm_config
 from .stack import (
@@ -48,7 +51,9 @@ from .stack import (
 from .weights import AutoWeightsLoader, WeightsMapper, default_weight_loader, set_weight_attrs
 
 __all__ = [
+    "DEFAULT_VOCAB_PADDING_SIZE",
     "XIELU",
+    "ActAndMul",
     "Attention",
     "AttentionType",
     "AutoWeightsLoader",
@@ -56,6 +61,7 @@ __all__ = [
     "EncoderOnlyAttention",
     "FatreluAndMul",
     "GeluAndMul",
+    "GeluAndMulSparse",
     "GemmaRMSNorm",
     "LayerNorm",
     "LogitsProcessor",
@@ -65,6 +71,7 @@ __all__ = [
     "ParallelLMHead",
     "QKVParallelLinear",
     "QuantizationConfig",
+    "QuantizeMethodBase",
     "RMSNorm",
     "ReplicatedLinear",
     "RotaryEmbedding",
@@ -72,6 +79,7 @@ __all__ = [
     "SiluAndMul",
     "SiluAndMulWithClamp",
     "SwigluStepAndMul",
+    "UnquantizedLinearMethod",
     "VocabParallelEmbedding",
     "WeightsMapper",
     "build_scope",
@@ -80,6 +88,7 @@ __all__ = [
     "get_act_and_mul_fn",
     "get_act_fn",
     "get_current_vllm_config",
+    "get_dp_group",
     "get_ep_group",
     "get_forward_context",
     "get_pp_group",

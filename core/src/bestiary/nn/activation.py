@@ -33,6 +33,22 @@ class Activation(nn.Module):
         return self.name
 
 
+class ActAndMul(nn.Module):
+    """``function(gate) * up`` for a function that has no layer of its own."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, -1)
+        return self.function(gate) * up
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
 class SiluAndMul(nn.Module):
     """``silu(gate) * up``."""
 
@@ -197,9 +213,11 @@ def get_act_fn(act_fn_name: str) -> nn.Module:
 def get_act_and_mul_fn(act_fn_name: str) -> nn.Module:
     """The gated activation that a configuration calls `act_fn_name`; an unknown one is a `ConfigError`."""
     name = act_fn_name.lower()
-    if name not in _GATED:
-        raise _unknown(act_fn_name, _GATED)
-    return _GATED[name]()
+    if name in _GATED:
+        return _GATED[name]()
+    if name in _FUNCTIONS:
+        return ActAndMul(_FUNCTIONS[name], name)
+    raise _unknown(act_fn_name, [*_GATED, *_FUNCTIONS])
 
 
 def _unknown(name: str, known: Iterable[str]) -> ConfigError:

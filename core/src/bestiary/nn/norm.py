@@ -7,6 +7,8 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
+from bestiary.api.errors import ConfigError
+
 from .ops.norm import fused_add_rms_norm, gemma_rms_norm, layer_norm, rms_norm
 
 
@@ -18,9 +20,20 @@ class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension, of any number of leading ones (tokens, or tokens and heads)."""
 
     def __init__(
-        self, hidden_size: int, eps: float = 1e-6, *, has_weight: bool = True, dtype: torch.dtype | None = None
+        self,
+        hidden_size: int,
+        eps: float = 1e-6,
+        var_hidden_size: int | None = None,
+        has_weight: bool = True,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        """`var_hidden_size` other than `hidden_size` (a mean over a part of the width) is a `ConfigError`."""
         super().__init__()
+        if var_hidden_size not in (None, hidden_size):
+            raise ConfigError(
+                "unsupported layer: RMSNorm whose mean is over a part of its width",
+                code="UNSUPPORTED_LAYER", field="var_hidden_size", value=var_hidden_size, limit=hidden_size,
+            )  # fmt: skip
         self.hidden_size = hidden_size
         self.variance_epsilon = eps
         self.weight = _parameter(hidden_size, dtype) if has_weight else None

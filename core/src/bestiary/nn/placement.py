@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from bestiary.api.errors import ConfigError
+
 from .quant.base import QuantizationConfig
 
 
@@ -26,13 +28,43 @@ class Placeable(Protocol):
 
 def place(model: nn.Module, quant_config: QuantizationConfig | None) -> None:
     """Name every layer and give it its layout. Embeddings come before heads tied to them, in definition order."""
+    if quant_config is not None:
+        quant_config.packed_modules_mapping = _fusions(model)
     for name, module in model.named_modules():
         if hasattr(module, "layer_name"):
             module.layer_name = name
+    _find_shared_caches(model)
     placed = [module for module in model.modules() if isinstance(module, Placeable)]
     placed.sort(key=lambda module: hasattr(module, "tied_to"))
     for module in placed:
         module.place(quant_config)
+
+
+def _fusions(model: nn.Module) -> dict[str, list[str]]:
+    """Every `packed_modules_mapping` in the model, as one."""
+    found: dict[str, list[str]] = {}
+    for module in model.modules():
+        found.update({fused: list(parts) for fused, parts in getattr(module, "packed_modules_mapping", {}).items()})
+    return found
+
+
+def _find_shared_caches(model: nn.Module) -> None:
+    """A layer that shares another's cache names that one by the `prefix` its file gave it, or by its full name."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "kv_sharing_target_layer_name")]
+    names = {layer.prefix: layer.layer_name for layer in layers if layer.prefix}
+    names.update({layer.layer_name: layer.layer_name for layer in layers})
+    for layer in layers:
+        target = layer.kv_sharing_target_layer_name
+        if target is None:
+            continue
+        if target not in names:
+            raise ConfigError(
+                "a layer shares the cache of a layer that is not there",
+                field=f"{layer.layer_name}.kv_sharing_target_layer_name",
+                value=target,
+                limit=f"one of {', '.join(sorted(names)[:8])} …",
+            )
+        layer.kv_sharing_target_layer_name = names[target]
 
 
 def materialize(model: nn.Module, device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ class LLM:
 
     Args:
         model, **options: see `EngineArgs`. Use as a context manager, or call `close`, to free the memory at once.
+            Several threads may call one `LLM`.
 
     Raises:
         ModelError, PluginError, UsageError: the model cannot be loaded; the message says what to do.
@@ -44,6 +46,7 @@ class LLM:
         self.vllm_config = self.engine.vllm_config
         self._outputs = OutputProcessor(self.engine, self.tokenizer)
         self._requests = 0
+        self._lock = threading.RLock()  # several threads may call; their requests are computed together
 
     def generate(
         self,
@@ -70,12 +73,18 @@ class LLM:
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Complete one prompt, yielding its one growing output after every step that changed it."""
         (request,) = self._submit([prompt], sampling_params, None)
+        shown = 0
         try:
             while not request.finished:
-                if any(each is request for each in self._outputs.step()):
+                self._step()
+                known = sum(len(output.token_ids) + output.finished for output in request.outputs)
+                if known > shown:
+                    shown = known
                     yield request
+            if shown < sum(len(output.token_ids) + output.finished for output in request.outputs):
+                yield request  # another call's steps ended it
         finally:
-            self._outputs.abort(request)
+            self._abort([request])
 
     def chat(
         self,
@@ -147,8 +156,13 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: Sequence[int] | None,
     ) -> list[RequestOutput]:
-        params = _one_each(sampling_params or SamplingParams(), len(prompts), "sampling_params")
+        given = SamplingParams() if sampling_params is None else sampling_params
+        params = _one_each(given, len(prompts), "sampling_params")
         priorities = _one_each(0 if priority is None else priority, len(prompts), "priority")
+        if wrong := next((each for each in params if not isinstance(each, SamplingParams)), None):
+            raise UsageError(
+                "no SamplingParams", field="sampling_params", value=wrong, limit="SamplingParams, or a list"
+            )
         requests: list[RequestOutput] = []
         try:
             for index, (prompt, each, rank) in enumerate(zip(prompts, params, priorities, strict=True)):
@@ -164,17 +178,23 @@ class LLM:
         return requests
 
     def _abort(self, requests: Sequence[RequestOutput]) -> None:
-        for request in requests:
-            if not request.finished:
-                self._outputs.abort(request)
+        with self._lock:
+            for request in requests:
+                if not request.finished:
+                    self._outputs.abort(request)
+
+    def _step(self) -> list[RequestOutput]:
+        with self._lock:
+            return self._outputs.step()
 
     def _submit_one(self, index: int, prompt: Prompt, params: SamplingParams, priority: int) -> RequestOutput:
         if params.detokenize and self.tokenizer is None and params.stop_strings:
             raise UsageError("stop strings need a tokenizer", field="stop", fix="skip_tokenizer_init=False")
         text, ids = prompt_ids(prompt, self.tokenizer, index)
-        request_id = str(self._requests)
-        self._requests += 1
-        return self._outputs.add(request_id, text, ids, params, priority=priority)
+        with self._lock:
+            request_id = str(self._requests)
+            self._requests += 1
+            return self._outputs.add(request_id, text, ids, params, priority=priority)
 
     def _drive(self, requests: Sequence[RequestOutput], *, show: bool) -> None:
         from .progress import generation_progress
@@ -182,7 +202,7 @@ class LLM:
         try:
             with generation_progress(requests, enabled=show) as report:
                 while any(not request.finished for request in requests):
-                    report(self._outputs.step())
+                    report(self._step())
         finally:
             self._abort(requests)
 
@@ -194,7 +214,13 @@ def _tokenizer(args: EngineArgs, description: ModelDescription) -> Tokenizer | N
     from .text.tokenizer import load_tokenizer
 
     if args.tokenizer is not None:
-        return load_tokenizer(Path(args.tokenizer))
+        path = Path(args.tokenizer).expanduser()
+        if not path.exists():
+            raise UsageError(
+                "there is no such tokenizer directory", field="tokenizer", value=args.tokenizer,
+                limit="a directory with tokenizer.json",
+            )  # fmt: skip
+        return load_tokenizer(path)
     return load_tokenizer(description.source.root, metadata=description.metadata)
 
 

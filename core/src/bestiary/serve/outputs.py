@@ -26,6 +26,7 @@ class _Answer:
     request: RequestOutput
     output: CompletionOutput
     detokenizer: Detokenizer | None
+    shows_stop: bool
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class OutputProcessor:
         priority: int = 0,
     ) -> RequestOutput:
         """Admit a request to the engine; its output object is returned now and filled in place by `process`."""
+        detokenizers = [self._detokenizer(prompt_token_ids, sampling) for _ in range(sampling.n)]
         children = self.engine.add_request(request_id, prompt_token_ids, sampling, priority=priority)
         outputs = [
             CompletionOutput(index, logprobs=None if sampling.logprobs is None else []) for index in range(sampling.n)
@@ -56,8 +58,8 @@ class OutputProcessor:
         request = RequestOutput(
             request_id, prompt, list(prompt_token_ids), outputs, metrics=RequestMetrics(arrival=time.monotonic())
         )
-        for child, output in zip(children, outputs, strict=True):
-            self._answers[child] = _Answer(request, output, self._detokenizer(prompt_token_ids, sampling))
+        for child, output, detokenizer in zip(children, outputs, detokenizers, strict=True):
+            self._answers[child] = _Answer(request, output, detokenizer, sampling.include_stop_str_in_output)
         return request
 
     def step(self) -> list[RequestOutput]:
@@ -91,6 +93,7 @@ class OutputProcessor:
             skip_special_tokens=sampling.skip_special_tokens,
             stop=sampling.stop_strings,
             include_stop_str_in_output=sampling.include_stop_str_in_output,
+            min_tokens=sampling.min_tokens,
         )
 
     def _apply(self, answer: _Answer, update: SequenceUpdate) -> None:
@@ -113,7 +116,7 @@ class OutputProcessor:
             output.logprobs.append(self._with_text(update.logprobs))
         if answer.detokenizer is None:
             return
-        if update.finish_reason == "stop":
+        if update.finish_reason == "stop" and not answer.shows_stop:
             return  # the id that ended the answer is in `token_ids` and not in the text
         delta = answer.detokenizer.push([token_id])
         output.text += delta.text
@@ -126,7 +129,7 @@ class OutputProcessor:
         output, request = answer.output, answer.request
         if answer.detokenizer is not None and not isinstance(update.stop_reason, str):
             output.text += answer.detokenizer.finish()
-        output.finish_reason, output.stop_reason = update.finish_reason, update.stop_reason
+        output.finish_reason, output.stop_reason = update.finish_reason, update.error or update.stop_reason
         request.metrics.cached_tokens += update.cached_tokens
         request.metrics.preemptions += update.preemptions
         del self._answers[update.request_id]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from bestiary.api.config import VllmConfig
 from bestiary.api.errors import BestiaryError, BrokenPlugin
+from bestiary.api.importing import cause
 from bestiary.engine.notices import notice
 from bestiary.nn.placement import finish, materialize, place
 from bestiary.nn.scope import build_scope
@@ -25,21 +27,37 @@ def build_model(model_class: type, vllm_config: VllmConfig) -> nn.Module:
     """Construct the class with all parameters on the meta device, named and laid out. Costs no memory.
 
     Raises:
-        BrokenPlugin: the constructor raised something that is not one of our errors; the cause is chained.
+        BrokenPlugin: the constructor raised something that is not one of our errors (the cause is chained), or made
+            something that is no torch module.
     """
     with build_scope(vllm_config):
-        try:
+        with _blamed(model_class, "could not be built", "a field the class reads may be missing from config.json"):
             model: nn.Module = model_class(vllm_config=vllm_config)
-        except BestiaryError:
-            raise
-        except Exception as cause:
+        if not isinstance(model, nn.Module):
             raise BrokenPlugin(
-                f"{model_class.__name__} could not be built: {type(cause).__name__}: {cause}",
-                field=f"{model_class.__module__}:{model_class.__qualname__}",
-                fix="a field the class reads may be missing from config.json; --debug shows the traceback",
-            ) from cause
+                f"{model_class.__name__} is no torch.nn.Module", field=_name(model_class), limit="a torch.nn.Module"
+            )
         place(model, vllm_config.quant_config)
     return model
+
+
+@contextmanager
+def _blamed(model_class: type, what: str, hint: str) -> Iterator[None]:
+    """Whatever a plugin raises becomes BrokenPlugin, the cause chained; our own errors and Ctrl-C pass."""
+    try:
+        yield
+    except (BestiaryError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise BrokenPlugin(
+            f"{model_class.__name__} {what}: {cause(error)}",
+            field=_name(model_class),
+            fix=f"{hint}; --debug shows the traceback",
+        ) from error
+
+
+def _name(model_class: type) -> str:
+    return f"{model_class.__module__}:{model_class.__qualname__}"
 
 
 def load_model(
@@ -65,7 +83,9 @@ def load_model(
         if stream.format == "dummy":
             _fill_in_place(model, stream)
         else:
-            load_complete(model, stream)
+            own = hasattr(model, "load_weights")
+            with _blamed(type(model), "could not be loaded", "its load_weights failed") if own else nullcontext():
+                load_complete(model, stream)
     finish(model)
 
 

@@ -52,6 +52,7 @@ def make_vllm_config(
             num_blocks=args.num_gpu_blocks_override,
             cache_dtype=args.kv_cache_dtype,
             enable_prefix_caching=args.enable_prefix_caching,
+            sliding_window=_window_of_all_layers(text_config(hf_config)),
         ),
         scheduler_config=SchedulerConfig(
             max_num_seqs=args.max_num_seqs,
@@ -69,6 +70,16 @@ def make_vllm_config(
         op_config=OpConfig(attention_backend=args.attention_backend, implementations=args.ops),
         quant_config=quant_config,
     )
+
+
+def _window_of_all_layers(config: Any) -> int | None:
+    """The window that layers take which are given none of their own; None where layers differ, or none has one."""
+    window = getattr(config, "sliding_window", None)
+    if not isinstance(window, int) or getattr(config, "use_sliding_window", True) is False:
+        return None
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    mixed = kinds != {"sliding_attention"} or getattr(config, "sliding_window_pattern", None) not in (None, 1)
+    return None if mixed else window
 
 
 def choose_device(wanted: str) -> str:
@@ -107,6 +118,24 @@ def _cpu_computes(dtype: torch.dtype) -> bool:
 
 
 def _max_model_len(wanted: int | None, data: Mapping[str, Any]) -> int:
+    length = _checked_length(wanted, data)
+    rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+    original = rope.get("original_max_position_embeddings", data.get("original_max_position_embeddings"))
+    if (
+        rope.get("rope_type", rope.get("type")) in ("longrope", "su")
+        and isinstance(original, int)
+        and length > original
+    ):
+        notice(
+            f"LongRoPE: its long factors hold for every position, since max_model_len={length} is above {original}; "
+            f"with max_model_len={original} its short ones do"
+        )
+    return length
+
+
+def _checked_length(wanted: int | None, data: Mapping[str, Any]) -> int:
+    if wanted is not None and wanted < 1:
+        raise UsageError("max_model_len is too small", field="max_model_len", value=wanted, limit="at least 1")
     trained = next((data[name] for name in _LENGTH_FIELDS if isinstance(data.get(name), int)), None)
     if trained is None:
         if wanted is None:

@@ -47,12 +47,17 @@ class Attention(nn.Module):
         head_size_v: int | None = None,
         **extra: Any,
     ) -> None:
-        """`quant_config` and `prefix` are accepted and ignored: the build scope and the placement walk supply them.
+        """`quant_config` is accepted and ignored: the placement walk supplies it. By its `prefix` a later layer may say
+        that it shares this one's cache; the layer's own name comes from the walk.
 
         `cache_config` gives the cache's dtype and, where `per_layer_sliding_window` is None, the window; the build
         scope's is used where it is None. Any other keyword that asks for something is a `ConfigError` naming it.
         """
         super().__init__()
+        if per_layer_sliding_window is not None and not isinstance(per_layer_sliding_window, int):
+            raise ConfigError(
+                "a layer has one window", field="sliding_window", value=per_layer_sliding_window, limit="an integer"
+            )
         if head_size_v is not None and head_size_v != head_size:
             extra["head_size_v"] = head_size_v
         _refuse(extra)
@@ -76,6 +81,8 @@ class Attention(nn.Module):
         self.num_kv_heads = self.spec.num_kv_heads
         self.head_size = head_size
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
+        self.scale, self.sliding_window, self.attn_type = scale, self.spec.sliding_window, self.spec.attn_type
+        self.prefix = prefix
         self.layer_name = ""
         self.backend = attn_backend
         self.sinks = sinks
@@ -97,7 +104,7 @@ class Attention(nn.Module):
         """Attend within each sequence of the running step.
 
         Args:
-            query: ``[tokens, num_heads * head_size]``.
+            query: ``[tokens, num_heads * head_size]``; here and below heads may be a dimension of their own.
             key, value: ``[tokens, num_kv_heads * head_size]``, unused by a layer that shares another's cache; for cross
                 attention those of the encoder's tokens, or None in a step that brings none.
 
@@ -113,7 +120,7 @@ class Attention(nn.Module):
         cache = self._cache(context.kv_caches) if is_cached(self.spec) else query.new_empty(0)
         queries = self._by_head(query)
         out = self.backend.forward(queries, keys, values, cache, context.attention, self.spec, self.sinks)
-        return out.reshape(query.shape)
+        return out.reshape(query.shape[0], -1)
 
     def _cache(self, kv_caches: Mapping[str, object]) -> Tensor:
         name = self.kv_sharing_target_layer_name or self.layer_name

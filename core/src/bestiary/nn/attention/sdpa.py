@@ -41,6 +41,21 @@ class _Decodes:
 class TorchBackend(PagedBackend):
     name = "torch"
 
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        kv_cache: Tensor,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """A key that is NaN or infinite makes its value NaN, which reaches whoever sees it; scores alone would not."""
+        if key is not None and value is not None:
+            value = value + key * 0
+        return super().forward(query, key, value, kv_cache, metadata, spec, sinks)
+
     def compute(
         self,
         query: Tensor,
@@ -52,6 +67,7 @@ class TorchBackend(PagedBackend):
         sinks: Tensor | None,
     ) -> Tensor:
         decodes = metadata.num_decodes if is_causal(spec) else 0
+        bad = query * 0  # NaN where a query is NaN or infinite: the fused kernels answer such a row with zeros
         parts = []
         if decodes:
             parts.append(_decode(query[:decodes], kv_cache, metadata, spec, sinks))
@@ -61,7 +77,7 @@ class TorchBackend(PagedBackend):
             keys, values, first = _keys_and_values(sequence, rows, query, key, value, kv_cache, metadata, spec)
             parts.append(_attend_sequence(query[rows], keys, values, first, sequence, metadata, spec, sinks))
             start = rows.stop
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).add(bad)
 
 
 def _decode(

@@ -75,7 +75,10 @@ class UnquantizedLinearMethod(QuantizeMethodBase):
 
 
 class QuantizationConfig(ABC):
-    """One checkpoint's quantization, read from `quantization_config` or asked for by name."""
+    """One checkpoint's quantization, read from `quantization_config` or asked for by name.
+
+    packed_modules_mapping: the model's fusions (fused layer → the checkpoint's layers), set before any layer is placed.
+    """
 
     name: str = ""
     packed_modules_mapping: Mapping[str, list[str]] = {}

@@ -19,14 +19,15 @@ _shared: WeakValueDictionary[tuple[object, ...], RotaryEmbedding] = WeakValueDic
 
 def get_rope(
     head_size: int,
-    rotary_dim: int | None = None,
     max_position: int = 2048,
-    base: float | None = None,
     is_neox_style: bool = True,
     rope_parameters: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
-    partial_rotary_factor: float | None = None,
     dual_chunk_attention_config: Mapping[str, Any] | None = None,
+    *,
+    rotary_dim: int | None = None,
+    base: float | None = None,
+    partial_rotary_factor: float | None = None,
     rope_scaling: Mapping[str, Any] | None = None,
     mrope_positions_factor: float | None = None,
 ) -> RotaryEmbedding:

@@ -107,10 +107,7 @@ class AutoWeightsLoader:
             count_use()
             return None
         try:
-            if target.shard_id is None and elements_filled(target.param) >= target.param.numel():
-                self._check_tied(name, target, tensor)
-            else:
-                load_into(target.param, tensor, target.shard_id)
+            load_into(target.param, tensor, target.shard_id)
         except WeightsMismatch as error:
             self.problems.append(f"{name}: {error.message}")
         return target.name
@@ -141,16 +138,6 @@ class AutoWeightsLoader:
 
     def _target(self, name: str, shard_id: ShardId) -> Target:
         return Target(name, self.targets[name], shard_id)  # type: ignore[arg-type]
-
-    def _check_tied(self, name: str, target: Target, tensor: torch.Tensor) -> None:
-        count_use()
-        held = target.param.data
-        whole = held[tuple(slice(size) for size in tensor.shape)] if held.dim() == tensor.dim() else held
-        if whole.shape == tensor.shape and torch.equal(whole, tensor.to(held.dtype)):
-            return
-        raise WeightsMismatch(
-            "this parameter was loaded already (its layers are tied), and this tensor has other values"
-        )
 
 
 def packed_parts(module: nn.Module) -> Mapping[str, list[tuple[str, int]]]:

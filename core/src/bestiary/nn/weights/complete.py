@@ -32,7 +32,10 @@ def load_complete(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]])
     watched = _Watched(weights)
     own: Any = getattr(model, "load_weights", None)
     if own is not None:
+        _mark_unwritten(model)
         loaded = own(watched)
+        for _ in watched.rest():  # what it did not ask for is looked at as well
+            pass
     else:
         loaded = AutoWeightsLoader(model).load_weights(watched, mapper=getattr(model, "hf_to_vllm_mapper", None))
     loaded = set(loaded or ())
@@ -58,7 +61,7 @@ class _Watched:
     """Passes a stream on, and notes the tensors that nothing was done with, then or later."""
 
     def __init__(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        self.weights = weights
+        self._stream = self._watch(iter(weights))
         self._passed_over: dict[str, range] = {}
         used_addresses(forget=True)
 
@@ -69,7 +72,14 @@ class _Watched:
         return [name for name, place in self._passed_over.items() if not _any_in(place, used)]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in self.weights:
+        return self._stream
+
+    def rest(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What nobody asked for."""
+        return self._stream
+
+    def _watch(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in weights:
             before = uses()
             try:
                 yield name, tensor
@@ -83,12 +93,19 @@ def _any_in(place: range, ascending: list[int]) -> bool:
     return at < len(ascending) and ascending[at] in place
 
 
+def _mark_unwritten(model: nn.Module) -> None:
+    """NaN in every parameter, so that one which a loader only says it wrote is known."""
+    for param in model.parameters():
+        if param.is_floating_point() and param.dtype.itemsize > 1:
+            param.data.fill_(torch.nan)
+
+
 def _unfilled(model: nn.Module, loaded: set[str]) -> list[str]:
     problems = []
     for name, param in model.named_parameters():
         filled = elements_filled(param)
-        if filled == 0 and name in loaded:
-            continue
+        if filled == 0 and name in loaded:  # written past `fill`
+            filled = param.numel() - int(torch.isnan(param).sum()) if param.is_floating_point() else param.numel()
         if filled != param.numel():
             how = "filled more than once" if filled > param.numel() else "not filled by the checkpoint"
             problems.append(f"{name} {list(param.shape)}: {how} ({filled} of {param.numel()} elements)")

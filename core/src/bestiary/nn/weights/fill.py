@@ -31,9 +31,14 @@ def fill(param: torch.Tensor, target: torch.Tensor, loaded: torch.Tensor) -> Non
 
     Raises:
         WeightsMismatch: the shapes differ (a single element fits any target of one element), or this part was loaded
-            before and the values differ.
+            before and the values differ, or values of another kind or range would not survive.
     """
     count_use(loaded)
+    if target.is_floating_point() and not loaded.is_floating_point():
+        raise WeightsMismatch(
+            f"expected floating-point numbers, the checkpoint has {str(loaded.dtype).removeprefix('torch.')}",
+            limit="floating point", value=str(loaded.dtype),
+        )  # fmt: skip
     if target.shape != loaded.shape:
         if target.numel() != 1 or loaded.numel() != 1:
             raise WeightsMismatch(
@@ -45,14 +50,25 @@ def fill(param: torch.Tensor, target: torch.Tensor, loaded: torch.Tensor) -> Non
     if _part(target) in _filled_parts(param):
         if torch.equal(target, loaded.to(target.dtype)):
             return
-        raise WeightsMismatch("this part of the parameter was loaded already, and this tensor has other values")
+        raise WeightsMismatch("loaded already (tied layers?), and this tensor has other values")
     target.copy_(loaded)
+    if _narrows(loaded.dtype, target.dtype) and bool(((target.isinf()) & ~loaded.isinf()).any()):
+        raise WeightsMismatch(
+            f"values too large for {str(target.dtype).removeprefix('torch.')}",
+            limit=torch.finfo(target.dtype).max, value=float(loaded.abs().max()),
+        )  # fmt: skip
     count_filled(param, target)
 
 
 def count_filled(param: torch.Tensor, part: torch.Tensor) -> None:
     """Record that `part`, a view of `param`, holds checkpoint values (or is declared padding)."""
     _filled_parts(param)[_part(part)] = part.numel()
+
+
+def _narrows(source: torch.dtype, target: torch.dtype) -> bool:
+    """Whether a finite number of one type can be infinite in the other."""
+    both = source.is_floating_point and target.is_floating_point
+    return both and target.itemsize > 1 and torch.finfo(source).max > 1.01 * torch.finfo(target).max
 
 
 def _part(view: torch.Tensor) -> tuple[object, ...]:

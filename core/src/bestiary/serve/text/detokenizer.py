@@ -33,6 +33,7 @@ class Detokenizer:
         stop: strings that end the answer. The one that completes first wins, of several that complete together the
             longest; how the text was cut into tokens makes no difference.
         include_stop_str_in_output: whether the stop string itself is emitted.
+        min_tokens: a stop string that is complete before as many tokens came ends nothing.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Detokenizer:
         skip_special_tokens: bool = True,
         stop: Sequence[str] = (),
         include_stop_str_in_output: bool = False,
+        min_tokens: int = 0,
     ) -> None:
+        self._due = min_tokens
         self._pieces = _pieces(tokenizer, prompt_ids, skip_special_tokens)
         self._stops = _StopStrings(stop, include_stop_str_in_output)
         self._emitted: list[str] = []
@@ -63,7 +66,10 @@ class Detokenizer:
 
     def push(self, ids: Iterable[int]) -> Delta:
         """The text that the next ids make certain. After a stop string nothing further is emitted."""
-        text = self._stops.feed("".join([self._pieces.feed(token_id) for token_id in ids]))
+        text = ""
+        for token_id in ids:
+            self._due -= 1
+            text += self._stops.feed(self._pieces.feed(token_id), search=self._due <= 0)
         return Delta(self._emit(text), self._stops.found)
 
     def finish(self) -> str:
@@ -249,14 +255,14 @@ class _StopStrings:
         self._include = include
         self._held = ""
 
-    def feed(self, text: str) -> str:
+    def feed(self, text: str, *, search: bool = True) -> str:
         if self.found is not None:
             return ""
         if not self._stops:
             return text
         text = self._held + text
         ends = [(text.find(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in text]
-        if ends:
+        if ends and search:
             end, _, self.found = min(ends)
             self._held = ""
             return text[: end if self._include else end - len(self.found)]

@@ -18,6 +18,11 @@ def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or a list of them, as a list. A list of integers is one prompt."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
+    if isinstance(prompts, bytes | bytearray) or not isinstance(prompts, Sequence):
+        raise RequestError(
+            "prompts have no usable form", field="prompts", value=type(prompts).__name__,
+            limit="text, a mapping with 'prompt' or 'prompt_token_ids', token ids, or a list of these",
+        )  # fmt: skip
     if prompts and all(isinstance(each, int) and not isinstance(each, bool) for each in prompts):
         return [list(prompts)]  # type: ignore[arg-type]
     return list(prompts)  # type: ignore[arg-type]
@@ -31,6 +36,8 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None, index: int) -> tuple
             raise _refused(index, prompt, "a mapping with 'prompt' or 'prompt_token_ids'")
         if "prompt_token_ids" in prompt:
             text = prompt.get("prompt")
+            if text is not None and not isinstance(text, str):
+                raise _refused(index, text, "a text beside 'prompt_token_ids'")
             return text, _ids(prompt["prompt_token_ids"], index)
         prompt = prompt["prompt"]
     if not isinstance(prompt, str):
@@ -45,7 +52,7 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None, index: int) -> tuple
 
 
 def _ids(value: object, index: int) -> Sequence[int]:
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
+    if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Sequence):
         raise _refused(index, value, "a list of token ids")
     return value
 
