@@ -171,6 +171,14 @@ def test_stop_strings(letters: Tokenizer, text: str, stops: list[str], include: 
         assert (emitted, detokenizer.stopped) == (text[: end if include else end - len(stop)], stop)
 
 
+def test_a_stop_string_before_min_tokens_ends_nothing(letters: Tokenizer) -> None:
+    detokenizer = Detokenizer(letters, stop=["bc"], min_tokens=4)
+    ids = letters.encode("abcabc")
+    deltas = [detokenizer.push((token_id,)) for token_id in ids]
+    assert "".join(delta.text for delta in deltas) == "abca"
+    assert [delta.stop for delta in deltas] == [None] * 5 + ["bc"]
+
+
 def test_only_what_may_become_a_stop_string_is_held_back(letters: Tokenizer) -> None:
     detokenizer = Detokenizer(letters, stop=["xyz", "yq"])
     assert detokenizer.push(letters.encode("aaxy")) == ("aa", None)

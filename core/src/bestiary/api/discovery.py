@@ -118,6 +118,10 @@ def scan(paths: Iterable[str] | None = None) -> Installation:
             except MalformedMetadata as error:
                 malformed.append(Malformed(distribution.name, distribution.path, str(error)))
                 continue
+            if all(entry.group == API for entry in distribution.entry_points):
+                reason = f"states {API} but offers nothing in {MODELS}, {HOOKS} or {GGUF}: is a group's name misspelt?"
+                malformed.append(Malformed(distribution.name, distribution.path, reason))
+                continue
             plugins.append(distribution)
     return Installation(
         tuple(sorted(plugins, key=lambda one: one.name)),
@@ -260,7 +264,7 @@ def parse_entry_points(text: str) -> tuple[EntryPoint, ...]:
         if not line or line.startswith("#"):
             continue
         if line.startswith("[") and line.endswith("]"):
-            group = line[1:-1]
+            group = line[1:-1].strip()
         elif group is None or not _ENTRY.fullmatch(line):
             raise MalformedMetadata(f"entry_points.txt line {number} is no entry: {line!r:.64}")
         elif group in GROUPS:

@@ -6,10 +6,13 @@ import base64
 import hashlib
 import json
 import os
+import stat
 from dataclasses import dataclass
 from typing import Literal
 
 from .discovery import Distribution
+
+_MAX_BYTES = 64 << 20
 
 RecordStatus = Literal["ok", "modified", "editable", "absent", "unchecked"]
 
@@ -22,12 +25,21 @@ class RecordCheck:
     changed: tuple[str, ...] = ()
 
 
+def _read(distribution: Distribution, name: str) -> bytes:
+    """A file of its metadata, if it is a regular one of sane size; a FIFO would hold us up for ever."""
+    path = os.path.join(distribution.path, name)
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
+        raise OSError(f"{name} is no regular file of at most {_MAX_BYTES} bytes")
+    with open(path, "rb") as file:
+        return file.read(_MAX_BYTES)
+
+
 def is_editable(distribution: Distribution) -> bool:
     """Whether it was installed with `pip install -e` (PEP 610)."""
     try:
-        with open(os.path.join(distribution.path, "direct_url.json"), "rb") as file:
-            data = json.load(file)
-    except (OSError, ValueError):
+        data = json.loads(_read(distribution, "direct_url.json"))
+    except (OSError, ValueError, RecursionError):
         return False
     info = data.get("dir_info") if isinstance(data, dict) else None
     return isinstance(info, dict) and info.get("editable") is True
@@ -36,8 +48,7 @@ def is_editable(distribution: Distribution) -> bool:
 def digest(distribution: Distribution) -> str | None:
     """SHA-256 of RECORD itself; None if there is none or the files are edited in place."""
     try:
-        with open(os.path.join(distribution.path, "RECORD"), "rb") as file:
-            data = file.read()
+        data = _read(distribution, "RECORD")
     except OSError:
         return None
     return None if is_editable(distribution) else hashlib.sha256(data).hexdigest()
@@ -48,8 +59,7 @@ def verify(distribution: Distribution) -> RecordCheck:
     import csv
 
     try:
-        with open(os.path.join(distribution.path, "RECORD"), newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+        rows = list(csv.reader(_read(distribution, "RECORD").decode().splitlines()))
     except (OSError, ValueError, csv.Error):
         return RecordCheck("absent")
     changed = [row[0] for row in rows if len(row) >= 2 and row[1] and not _matches(distribution.root, row[0], row[1])]

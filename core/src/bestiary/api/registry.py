@@ -224,14 +224,16 @@ class Registry:
         details, packages = [], []
         for name in names:
             near = difflib.get_close_matches(name[:_NEAR_CHARS], sorted({*known, *catalogue}), 3, 0.6)
-            packages += [catalogue[one] for one in [name, *near[:1]] if one in catalogue and one not in known][:1]
+            sure = difflib.get_close_matches(name[:_NEAR_CHARS], catalogue, 1, 0.9)
+            packages += [catalogue[one] for one in sure if one not in known]
             if near and name not in catalogue:
-                details.append(f"near {name!r:.64}: {', '.join(near)}")
+                named = [each if each in known else f"{each} (package {catalogue[each]})" for each in near]
+                details.append(f"near {name!r:.64}: {', '.join(named)}")
         details.append(f"installed: {', '.join(known[:12]) or 'no architecture'}{' …' if len(known) > 12 else ''}")
         details += [f"failed to load: {entry.architecture}: {error.message}" for entry, error in self._failures.items()]
         details += [f"skipped: {row.name}: {row.reason} ({row.path})" for row in self.installation.malformed]
         fix = f"pip install {' '.join(dict.fromkeys(packages))}" if packages else (
-            "install the package that provides it, or register a class: see docs/write-a-plugin"
+            "install the package that provides it; its author: an entry point in the group vllm_models"
         )  # fmt: skip
         shown = ", ".join(f"{name!r:.64}" for name in names) or "(config.json names none)"
         return UnknownArchitecture(

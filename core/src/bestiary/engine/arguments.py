@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import difflib
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from bestiary.api.errors import UsageError
 
-_LATER = {
-    "tensor_parallel_size": 1,
-    "pipeline_parallel_size": 1,
-    "data_parallel_size": 1,
-    "enable_expert_parallel": False,
-    "enable_lora": False,
-    "trust_remote_code": False,
+_KNOWN: dict[str, tuple[object, ...]] = {
+    "tensor_parallel_size": (1,),
+    "pipeline_parallel_size": (1,),
+    "data_parallel_size": (1,),
+    "enable_expert_parallel": (False,),
+    "enable_lora": (False,),
+    "trust_remote_code": (False,),
+    "enforce_eager": (True, False),
+    "disable_log_stats": (True, False),
+    "swap_space": (0,),
+    "cpu_offload_gb": (0,),
+    "tokenizer_mode": ("auto",),
+    "generation_config": ("vllm",),
+    "runner": ("auto", "generate"),
 }
-"""vLLM's arguments this version knows but has one value for; any other is an error rather than ignored."""
+"""vLLM's arguments that this version has no choice for → the values that ask for what happens anyway; others are
+errors."""
+_INSTEAD = {
+    "gpu_memory_utilization": "kv_cache_memory_bytes says how much memory the KV cache takes",
+}
+"""vLLM's arguments that have another name or form here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +40,7 @@ class EngineArgs:
 
     Attributes:
         model: a directory, a `.gguf` file, a hub id (``owner/name``, ``owner/name:file.gguf``) or a short name.
+        download_dir: where models of the hub are kept; None is the hub's own cache.
         dtype: "auto" (the checkpoint's; float32 on a CPU without fast bfloat16, and says so), "float32", "bfloat16",
             "float16".
         max_model_len: prompt and answer together; None: what the model was trained for.
@@ -45,6 +60,7 @@ class EngineArgs:
     tokenizer: str | None = None
     skip_tokenizer_init: bool = False
     revision: str | None = None
+    download_dir: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     seed: int = 0
@@ -76,17 +92,37 @@ class EngineArgs:
         known = {each.name for each in fields(cls)}
         given = dict(options)
         for name, value in options.items():
-            if name in _LATER:
-                _refuse_unless(name, value, _LATER[name])
+            if name in _KNOWN:
+                _refuse_unless(name, value, _KNOWN[name])
                 del given[name]
             elif name not in known:
-                near = difflib.get_close_matches(name, known | set(_LATER), n=1)
+                near = difflib.get_close_matches(name, known | set(_KNOWN), n=1)
                 hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(sorted(known))}"
-                raise UsageError(f"unknown argument {name!r}", field=name, limit=hint)
+                raise UsageError(f"unknown argument {name!r}", field=name, limit=_INSTEAD.get(name, hint))
+        if not isinstance(given.get("dtype", ""), str):
+            given["dtype"] = str(given["dtype"]).removeprefix("torch.")  # torch.float32 as well as "float32"
+        _check_types(cls, given)
         return cls(model=model, **given)
 
 
-def _refuse_unless(name: str, value: object, only: object) -> None:
+def _check_types(cls: type, given: Mapping[str, Any]) -> None:
+    """Each argument must be of the kind its field says; a bool is no integer, and nothing is converted."""
+    hints = typing.get_type_hints(cls)
+    for name, value in given.items():
+        kinds = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
+        plain = tuple(typing.get_origin(kind) or kind for kind in kinds)
+        if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
+            shown = " or ".join("None" if kind is type(None) else kind.__name__ for kind in plain)
+            raise UsageError(f"{name} is of the wrong kind", field=name, value=value, limit=shown)
+        low = _AT_LEAST.get(name)
+        if low is not None and value is not None and value < low:
+            raise UsageError(f"{name} is too small", field=name, value=value, limit=f"at least {low}")
+
+
+_AT_LEAST = {"max_model_len": 1, "max_queue": 0, "num_gpu_blocks_override": 1, "kv_cache_memory_bytes": 1}
+
+
+def _refuse_unless(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if name == "trust_remote_code":
         if value:
             raise UsageError(
@@ -95,5 +131,6 @@ def _refuse_unless(name: str, value: object, only: object) -> None:
                 value=value,
                 fix="install a package that provides the architecture: bestiary models",
             )
-    elif value != only:
-        raise UsageError(f"{name}={value!r} is not possible in this version", field=name, value=value, limit=only)
+    elif value not in allowed:
+        shown = " or ".join(map(repr, allowed))
+        raise UsageError(f"{name}={value!r} is not possible in this version", field=name, value=value, limit=shown)

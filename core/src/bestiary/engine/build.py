@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from bestiary.api.config import VllmConfig
-from bestiary.api.errors import ModelError
+from bestiary.api.errors import ModelError, UsageError
 from bestiary.api.hook_manager import HookManager
+from bestiary.api.hooks import KINDS
 from bestiary.api.registry import ModelRegistry, Registry
 from bestiary.nn.attention.backend import AttentionType
 from bestiary.nn.attention.choice import choose_backend
@@ -39,7 +41,23 @@ class EngineBuilder:
         self.args = args
         self.registry = registry
         self.hooks = HookManager(registry.installation, args.plugin).load()
+        self._check_choices()
         self.description: ModelDescription = describe(args, self.hooks, registry)
+
+    def _check_choices(self) -> None:
+        """A choice among plugins must name something that is there to be chosen."""
+        known = {
+            *self.registry.architectures(),
+            *(f"{kind}.{name}" for kind in KINDS for name in self.hooks.names(kind)),
+        }
+        for name, distribution in self.args.plugin.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise UsageError(
+                    f"nothing installed is called {name}, so {distribution} cannot be chosen for it",
+                    field="plugin", value=name, limit="an installed architecture, or kind.name of a hook",
+                    fix=f"did you mean {near[0]}?" if near else "bestiary models",
+                )  # fmt: skip
 
     def configure(self) -> tuple[type, VllmConfig]:
         """Resolve the architecture, which imports its plugin, and settle every option."""

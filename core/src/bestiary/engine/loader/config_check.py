@@ -31,9 +31,12 @@ NAMES_CODE = frozenset(
         "_experts_implementation_internal",
         "use_kernels",
         "kernel_config",
+        "backbone",
+        "use_timm_backbone",
+        "use_pretrained_backbone",
     )
 )
-"""Fields by which a model directory picks code, wherever they stand: never obeyed."""
+"""Fields by which a model directory picks code, or another model to fetch, wherever they stand: never obeyed."""
 
 QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
 MAX_ARCHITECTURES = 16

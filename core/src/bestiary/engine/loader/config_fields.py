@@ -76,7 +76,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-MAX_LAYERS = 10_000
+MAX_LAYERS = 2_000
 _WIDTH = Count(2**20)
 _MAYBE_WIDTH = Count(2**24, nullable=True, per_layer=True)
 _EXPERT_WIDTH = Count(2**24, low=0, nullable=True, per_layer=True)
@@ -84,7 +84,7 @@ _HEADS = Count(2**16, per_layer=True)
 _MAYBE_HEADS = Count(2**16, nullable=True, per_layer=True)
 _LAYERS = Count(MAX_LAYERS)
 _EXPERTS = Count(2**16, low=0, nullable=True, per_layer=True)
-_POSITIONS = Count(2**32, nullable=True)
+_POSITIONS = Count(2**25, nullable=True)
 _EPSILON = Number(1.0, nullable=False)
 _SHARE = Number(1.0)
 
@@ -117,6 +117,7 @@ RULES: dict[str, Count | Number | Flag] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"), _POSITIONS),
     **dict.fromkeys(("original_max_position_embeddings",), _POSITIONS),
     "vocab_size": Count(10**8),
+    "num_labels": Count(10**6, low=0, nullable=True),
     "sliding_window": Count(2**32, nullable=True, per_layer=True),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon"), _EPSILON),
     **dict.fromkeys(("rope_theta", "rope_local_base_freq", "rotary_emb_base"), Number(1e18)),

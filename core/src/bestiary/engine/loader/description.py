@@ -72,6 +72,7 @@ def describe(args: EngineArgs, hooks: HookManager, registry: Registry = ModelReg
     source = resolve_source(
         args.model,
         revision=args.revision,
+        download_dir=args.download_dir,
         locators=[make() for make in hooks.all("model_sources").values()],
         hf_config_path=args.hf_config_path,
         weights=args.load_format != "dummy",

@@ -50,6 +50,7 @@ def gguf_config(file: GgufFile, declaration: GgufArchitecture) -> dict[str, obje
     """
     keys = _Keys(file)
     declared = _declared(keys, declaration)
+    _refuse_other_mathematics(keys, set(declaration.config.values()))
     config: dict[str, object] = {"architectures": [declaration.architecture], "model_type": declaration.model_type}
     config |= _sizes(keys, declared)
     rope = _rope_parameters(file, keys, set(declaration.config.values()))
@@ -64,6 +65,40 @@ def gguf_config(file: GgufFile, declaration: GgufArchitecture) -> dict[str, obje
             config[field] = token
     config["tie_word_embeddings"] = "output.weight" not in file.tensors
     return config | declared
+
+
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.scale": (0.0,),
+    "attention.causal": (True,),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+    "logit_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "use_parallel_residual": (False,),
+    "expert_count": (0,),
+}
+"""Keys that change what a model computes → the values that change nothing."""
+
+
+def _refuse_other_mathematics(keys: _Keys, declared: set[str]) -> None:
+    """A file of a relative of the architecture would run, and answer wrongly."""
+    asked = {key: keys.value(key) for key in _NEUTRAL if key not in declared}
+    unread = {key: value for key, value in asked.items() if value is not None and value not in _NEUTRAL[key]}
+    key_length, value_length = keys.value("attention.key_length"), keys.value("attention.value_length")
+    if value_length != key_length and None not in (key_length, value_length):
+        unread["attention.value_length"] = value_length
+    if unread:
+        raise ConfigError(
+            f"the file asks for what its plugin does not read: {', '.join(sorted(unread))}",
+            code="UNSUPPORTED_LAYER",
+            field=keys.prefix + min(unread),
+            value=unread[min(unread)],
+            details=[f"{keys.prefix}{key} = {value}" for key, value in sorted(unread.items())],
+            fix="a plugin whose GgufArchitecture.config names these keys",
+        )
 
 
 class _Keys:
@@ -149,7 +184,8 @@ def _rope_parameters(file: GgufFile, keys: _Keys, declared: set[str]) -> dict[st
     linear = keys.number("rope.scale_linear")  # the key of 2023
     if theta is None and factors is None and not scaling and keys.value("rope.dimension_count") is None:
         return None
-    kind = keys.value(_ROPE_SCALING + "type") or ("linear" if linear else "none")
+    scaled = linear or keys.number(_ROPE_SCALING + "factor")  # without a type: linear, as llama.cpp reads it
+    kind = keys.value(_ROPE_SCALING + "type") or ("linear" if scaled else "none")
     if not isinstance(kind, str) or kind not in _SCALING_KEYS:
         raise ConfigError(
             "the rotary embedding is scaled in an unknown way",

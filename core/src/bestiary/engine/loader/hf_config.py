@@ -12,6 +12,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -35,11 +36,14 @@ MISNAMED = {
 
 
 class AttributeConfig:
-    """A `config.json` as attributes, for a `model_type` that transformers does not know. Nested objects nest."""
+    """A `config.json` as attributes, for a `model_type` that transformers does not know.
+
+    Nested objects nest, but those of rotary positions (``rope_…``), which layers take as mappings.
+    """
 
     def __init__(self, data: Mapping[str, Any], *, source: str = "config.json") -> None:
         nested = {
-            name: AttributeConfig(value, source=f"{source}: {name}") if isinstance(value, Mapping) else value
+            name: AttributeConfig(value, source=f"{source}: {name}") if _nests(name, value) else value
             for name, value in data.items()
         }
         object.__setattr__(self, "_data", nested)
@@ -76,6 +80,10 @@ class AttributeConfig:
         return {name: v.to_dict() if isinstance(v, AttributeConfig) else v for name, v in self._data.items()}
 
 
+def _nests(name: str, value: object) -> bool:
+    return isinstance(value, Mapping) and not name.startswith("rope_")
+
+
 def make_hf_config(
     data: Mapping[str, Any],
     *,
@@ -105,7 +113,8 @@ def make_hf_config(
     rope_log = logging.getLogger("transformers.modeling_rope_utils")
     rope_log.addFilter(_is_news)
     try:
-        config = cls(**fields)
+        with _offline():
+            config = cls(**fields)
     except ConfigError:
         raise
     except Exception as cause:
@@ -136,6 +145,18 @@ def transformers_config_class(model_type: object) -> type[Any] | None:
         return None
     cls: type[Any] = mapping[model_type]
     return cls
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Nothing is fetched meanwhile: configuration classes would ask the hub for parts that a field names."""
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 class _LateActivations(Mapping[str, Any]):

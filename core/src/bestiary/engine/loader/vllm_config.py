@@ -136,7 +136,8 @@ def _max_model_len(wanted: int | None, data: Mapping[str, Any]) -> int:
 def _checked_length(wanted: int | None, data: Mapping[str, Any]) -> int:
     if wanted is not None and wanted < 1:
         raise UsageError("max_model_len is too small", field="max_model_len", value=wanted, limit="at least 1")
-    trained = next((data[name] for name in _LENGTH_FIELDS if isinstance(data.get(name), int)), None)
+    given = (data.get(name) for name in _LENGTH_FIELDS)
+    trained = next((each for each in given if isinstance(each, int) and not isinstance(each, bool) and each > 0), None)
     if trained is None:
         if wanted is None:
             notice(f"the model does not say how long its context is: max_model_len={_UNKNOWN_LENGTH}")

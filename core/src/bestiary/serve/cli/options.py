@@ -25,6 +25,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 ENGINE_HELP = {
     "tokenizer": "Directory of another tokenizer.",
     "revision": "Branch, tag or commit of a hub id.",
+    "download_dir": "Where models of the hub are kept.",
     "dtype": "Type of weights and activations; auto: the checkpoint's, or float32 where this CPU is slow in it.",
     "device": "Where to run.",
     "seed": "Seed of all random draws.",
@@ -84,6 +85,7 @@ _REPEATED: dict[str, tuple[Kind, str]] = {
 }
 _UNSET = {
     "tokenizer": "the model's own",
+    "download_dir": "the hub's cache",
     "max_model_len": "as trained",
     "max_queue": "no limit",
     "num_gpu_blocks_override": "what fits",
