@@ -159,10 +159,10 @@ class LLM:
         given = SamplingParams() if sampling_params is None else sampling_params
         params = _one_each(given, len(prompts), "sampling_params")
         priorities = _one_each(0 if priority is None else priority, len(prompts), "priority")
-        if wrong := next((each for each in params if not isinstance(each, SamplingParams)), None):
-            raise UsageError(
-                "no SamplingParams", field="sampling_params", value=wrong, limit="SamplingParams, or a list"
-            )
+        wrong = [each for each in params if not isinstance(each, SamplingParams)]
+        if wrong:
+            limit = "SamplingParams, or a list of them"
+            raise UsageError("no SamplingParams", field="sampling_params", value=wrong[0], limit=limit)
         requests: list[RequestOutput] = []
         try:
             for index, (prompt, each, rank) in enumerate(zip(prompts, params, priorities, strict=True)):
