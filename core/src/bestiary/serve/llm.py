@@ -16,6 +16,7 @@ from bestiary.engine.build import EngineBuilder
 
 from .outputs import OutputProcessor
 from .text.prompts import Prompt, as_prompts, prompt_ids
+from .text.template_process import TemplateProcess
 
 if TYPE_CHECKING:
     from bestiary.engine.loader.description import ModelDescription
@@ -46,6 +47,7 @@ class LLM:
         self.vllm_config = self.engine.vllm_config
         self._outputs = OutputProcessor(self.engine, self.tokenizer)
         self._requests = 0
+        self._templates = TemplateProcess()
         self._lock = threading.RLock()  # several threads may call; their requests are computed together
 
     def generate(
@@ -94,17 +96,20 @@ class LLM:
         use_tqdm: bool = True,
         add_generation_prompt: bool = True,
         chat_template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or several: ``[{"role": "user", "content": "…"}, …]``."""
+        """Answer one conversation, or several: ``[{"role": "user", "content": "…"}, …]``.
+
+        Args:
+            tools, chat_template_kwargs: given to the template (`tools`, `enable_thinking` …).
+        """
+        if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+            raise RequestError("messages are a list", code="BAD_MESSAGES", field="messages", value=messages)
         conversations: list[Any] = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
-        prompts = [
-            {
-                "prompt_token_ids": self.chat_ids(
-                    each, add_generation_prompt=add_generation_prompt, template=chat_template
-                )
-            }
-            for each in conversations
-        ]
+        options: dict[str, Any] = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
+        options |= {"add_generation_prompt": add_generation_prompt, "template": chat_template}
+        prompts = [{"prompt_token_ids": self.chat_ids(each, **options)} for each in conversations]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def chat_ids(
@@ -113,22 +118,24 @@ class LLM:
         *,
         add_generation_prompt: bool = True,
         template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """A conversation as token ids, by the checkpoint's chat template or the one given."""
-        from .text.chat_template import render_chat
-
         tokenizer = self.get_tokenizer()
         template = template or tokenizer.chat_template
         if template is None:
             raise RequestError(
                 "this model has no chat template", field="chat_template", fix="pass chat_template=…, or use generate"
             )
-        text = render_chat(
+        text = self._templates.render(
             template,
-            list(messages),
+            messages,
             add_generation_prompt=add_generation_prompt,
             bos_token=tokenizer.bos_token,
             eos_token=tokenizer.eos_token,
+            **({} if tools is None else {"tools": tools}),
+            **(chat_template_kwargs or {}),
         )
         return tokenizer.encode(text, add_special_tokens=False)
 
@@ -140,6 +147,7 @@ class LLM:
 
     def close(self) -> None:
         """Free the model's memory; the object cannot be used afterwards."""
+        self._templates.close()
         self.engine.shutdown()
 
     def __enter__(self) -> LLM:

@@ -1,0 +1,64 @@
+"""Templates that crash or hang the renderer end in an error, and the next conversation is rendered as ever."""
+
+from __future__ import annotations
+
+import sys
+from types import MappingProxyType
+
+import pytest
+
+from bestiary.api.errors import RequestError
+from bestiary.serve.text.chat_template import render_chat
+from bestiary.serve.text.template_process import TemplateProcess
+
+PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ bos_token }}{{ tools|tojson }}"
+MESSAGES = [{"role": "user", "content": "hällo"}]
+TOO_MUCH = {
+    "a namespace in itself": "{% set n=namespace() %}{% set n.x=n %}{{ n }}",
+    "its JSON": "{% set n=namespace() %}{% set n.x=[n] %}{{ n.x|tojson }}",
+    "doubling": "{% set n=namespace(x=[1]) %}{% for i in range(40) %}{% set n.x=n.x+n.x %}{% endfor %}{{ n.x|length }}",
+    "slices": "{% set n=namespace(x=[1]) %}{% for i in range(30000) %}{% set n.x=n.x[:] %}{% endfor %}{{ n.x|length }}",
+}
+
+
+@pytest.fixture(scope="module")
+def process() -> TemplateProcess:
+    return TemplateProcess(deadline_s=1.0)
+
+
+def test_it_renders_what_render_chat_renders(process: TemplateProcess) -> None:
+    options = {"bos_token": "<s>", "eos_token": "", "add_generation_prompt": True, "tools": [{"f": 1.0}]}
+    assert process.render(PLAIN, MESSAGES, **options) == render_chat(PLAIN, MESSAGES, **options)  # type: ignore[arg-type]
+    assert process.render(PLAIN, tuple(map(MappingProxyType, MESSAGES))) == render_chat(PLAIN, MESSAGES)
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_what_crashes_or_hangs_is_an_error_and_no_more(process: TemplateProcess, name: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        process.render(TOO_MUCH[name], MESSAGES)
+    assert caught.value.error_code in ("TEMPLATE_LIMIT", "TEMPLATE_ERROR")
+    assert process.render("{{ messages[0].content }}", MESSAGES) == "hällo"
+
+
+def test_errors_are_those_of_render_chat(process: TemplateProcess) -> None:
+    for template, messages in (
+        ("{{ raise_exception('no') }}", MESSAGES), ("{{ 1 +", MESSAGES), (PLAIN, [{"content": "x"}]),
+    ):  # fmt: skip
+        with pytest.raises(RequestError) as here:
+            render_chat(template, messages)
+        with pytest.raises(RequestError) as there:
+            process.render(template, messages)
+        assert (there.value.error_code, there.value.message) == (here.value.error_code, here.value.message)
+    with pytest.raises(RequestError, match="not plain data"):
+        process.render(PLAIN, [{"role": "user", "content": object()}])
+
+
+def test_the_child_ends_with_its_owner() -> None:
+    process = TemplateProcess()
+    process.render("x", MESSAGES)
+    child = process._child
+    assert child is not None and child.poll() is None
+    process.close()
+    assert child.poll() is not None
+    assert "bestiary.serve.text.template_process" in child.args  # type: ignore[operator]
+    assert sys.executable in child.args  # type: ignore[operator]
