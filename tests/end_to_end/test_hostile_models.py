@@ -78,6 +78,8 @@ CONFIGS = {
     "C07 kv heads do not divide": ({"num_key_value_heads": 3}, ["num_key_value_heads"]),
     "C07 a billion layers": ({"num_hidden_layers": 10**9}, ["num_hidden_layers"]),
     "C07 vocabulary": ({"vocab_size": 10**12}, ["vocab_size"]),
+    "C07 labels": ({"num_labels": 10**9}, ["num_labels"]),
+    "C07 positions": ({"max_position_embeddings": 2**31}, ["max_position_embeddings"]),
     "C09 rope type": ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, ["spiral"]),
     "C09 factor 0": ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 0}}, ["factor"]),
     "C09 window": ({"sliding_window": -1}, ["sliding_window"]),
@@ -137,6 +139,20 @@ def test_c01_c03_c04_code_in_the_directory_is_ignored_and_the_model_runs(model, 
     assert not (tmp_path / SENTINEL).exists()
     assert run(["inspect", str(model)]) == 0
     assert "auto_map" in "".join(capsys.readouterr())
+
+
+def test_c03_a_field_that_names_another_model_fetches_nothing(model, monkeypatch, capsys):
+    """transformers' classes for vision models ask the hub for the parts that `backbone` names."""
+    import socket as sockets
+
+    asked = []
+    monkeypatch.setattr(sockets.socket, "connect", lambda self, address: asked.append(address))
+    monkeypatch.setattr(sockets, "getaddrinfo", lambda *address, **_: asked.append(address) or [])
+    for fields in ({"backbone": "attacker/x", "use_timm_backbone": False}, {"backbone_config": {"backbone": "a/x"}}):
+        edit(model, model_type="detr", **fields)
+        assert run(["inspect", str(model)]) == 2
+        assert "Traceback" not in capsys.readouterr().err
+    assert asked == []
 
 
 def weights(model):
@@ -201,6 +217,7 @@ WEIGHTS = {
     "M06 duplicate": (damage_m06, ["CORRUPT_WEIGHTS"]),
     "M07 NaN": (changed(lambda t: t[NORM].fill_(float("nan"))), ["NONFINITE_WEIGHTS", NORM]),
     "M08 shape": (changed(lambda t: t.update({NORM: torch.ones(33)})), ["WEIGHTS_MISMATCH", NORM, "[32]", "[33]"]),
+    "M08 other kind": (changed(lambda t: t.update({NORM: torch.ones(32).to(torch.int8)})), ["WEIGHTS_MISMATCH", NORM]),
     "M08 missing": (changed(lambda t: t.pop(NORM)), ["WEIGHTS_MISMATCH", NORM]),
     "M08 unexpected": (changed(lambda t: t.update(extra=torch.ones(2))), ["WEIGHTS_MISMATCH", "extra [2]"]),
     "M09 truncated": (lambda m: weights(m).write_bytes(weights(m).read_bytes()[:-100]), ["CORRUPT_WEIGHTS"]),

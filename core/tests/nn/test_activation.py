@@ -22,7 +22,9 @@ def test_elementwise_is_transformers(name: str) -> None:
     torch.testing.assert_close(act.get_act_fn(name)(X), ACT2FN[name](X), rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "swish"])
+@pytest.mark.parametrize(
+    "name", ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "swish", "relu", "relu2"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gated_is_act_of_gate_times_up(name: str, dtype: torch.dtype) -> None:
     gate, up = GATE.to(dtype), UP.to(dtype)

@@ -23,6 +23,7 @@ from bestiary.nn.attention.layer import Attention, EncoderOnlyAttention
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.context import ForwardContext, forward_context
 from bestiary.nn.ops.attention import gather_kv_cache, write_kv_cache
+from bestiary.nn.placement import place
 from bestiary.nn.scope import build_scope
 
 HEADS, KV_HEADS, SIZE, LENGTH, BLOCK = 4, 2, 16, 11, 4
@@ -126,6 +127,26 @@ def test_cross_attention(backend: str) -> None:
         step = replace(one_prompt(), encoder=one_prompt(7))
         with forward_context(ForwardContext(attention=step, kv_caches=caches)):
             torch.testing.assert_close(layer(query, *given), expected.reshape(LENGTH, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_heads_may_be_a_dimension_of_their_own() -> None:
+    layer, caches = finished(Attention(HEADS, SIZE, SCALE, KV_HEADS))
+    want = run(layer, caches)
+    with forward_context(ForwardContext(attention=one_prompt(), kv_caches=caches)):
+        got = layer(*(x.view(LENGTH, -1, SIZE) for x in inputs()))
+    assert torch.equal(got, want)
+
+
+def test_a_cache_is_shared_by_the_name_that_the_file_gives_a_layer() -> None:
+    model = nn.Module()
+    model.first = Attention(HEADS, SIZE, SCALE, prefix="model.layers.0.self_attn.attn")
+    model.second = Attention(HEADS, SIZE, SCALE, kv_sharing_target_layer_name="model.layers.0.self_attn.attn")
+    place(model, None)
+    assert model.second.kv_sharing_target_layer_name == model.first.layer_name == "first"
+    model.third = Attention(HEADS, SIZE, SCALE, kv_sharing_target_layer_name="layers.7")
+    with pytest.raises(ConfigError, match="not there") as caught:
+        place(model, None)
+    assert caught.value.field == "third.kv_sharing_target_layer_name"
 
 
 def test_a_sharing_layer_reads_its_targets_cache() -> None:

@@ -203,6 +203,51 @@ def test_what_a_mapper_drops_is_no_mismatch(build):
         load_complete(build(cls), (checkpoint() | {"junk.x": torch.zeros(2)}).items())
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_numbers_of_another_kind_are_not_taken_for_weights(build, dtype):
+    tensors = checkpoint()
+    tensors["embed.weight"] = tensors["embed.weight"].to(dtype)
+    with pytest.raises(WeightsMismatch, match="expected floating-point numbers"):
+        load_complete(build(), tensors.items())
+
+
+def test_numbers_too_large_for_the_model_s_type_are_an_error():
+    param = nn.Parameter(torch.zeros(3, dtype=torch.float16))
+    fill(param, param.data, torch.tensor([1.0, -6e4, float("inf")]))
+    other = nn.Parameter(torch.zeros(3, dtype=torch.float16))
+    with pytest.raises(WeightsMismatch, match="too large for float16"):
+        fill(other, other.data, torch.tensor([1.0, 7e4, 0.0]))
+
+
+class Claiming(Model):
+    def load_weights(self, weights):
+        next(iter(weights))
+        return {name for name, _ in self.named_parameters()}
+
+
+class Copying(Model):
+    """Writes past `fill`, as custom loaders of vLLM's files do."""
+
+    def load_weights(self, weights):
+        given = dict(weights)
+        given["block.qkv_proj.weight"] = torch.cat([given[f"block.{name}_proj.weight"] for name in "qkv"])
+        given["block.qkv_proj.bias"] = torch.cat([given[f"block.{name}_proj.bias"] for name in "qkv"])
+        given["block.gate_up_proj.weight"] = torch.cat([given[f"block.{name}_proj.weight"] for name in ("gate", "up")])
+        params = dict(self.named_parameters())
+        for name, param in params.items():
+            param.data.copy_(given[name])
+        return set(params)
+
+
+def test_a_loader_is_not_believed_that_it_wrote_a_parameter(build):
+    with pytest.raises(WeightsMismatch, match="not filled by the checkpoint") as caught:
+        load_complete(build(Claiming), checkpoint().items())
+    assert "embed.weight [10, 8]: not filled by the checkpoint (0 of 80 elements)" in caught.value.details
+    model, tensors = build(Copying), checkpoint()
+    load_complete(model, tensors.items())
+    assert torch.equal(model.block.qkv_proj.weight[8:12], tensors["block.k_proj.weight"])
+
+
 class OldStyle(Model):
     """As models are written for vLLM: a loop over a table, skipping what is not wanted."""
 

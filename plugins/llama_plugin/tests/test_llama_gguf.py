@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from bestiary import LLM
+from bestiary.api.errors import ConfigError
 from bestiary.testing.logits import prompt_logits
 
 SMALL = {
@@ -57,12 +58,21 @@ def metadata(writer, config):
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
 
-def write(model, path, kind=gguf.GGMLQuantizationType.F32):
-    """The model as a GGUF file, its matrices of type `kind`; returns the weights that a reader must see."""
+def write(model, path, kind=gguf.GGMLQuantizationType.F32, **more):
+    """The model as a GGUF file, its matrices of type `kind`; returns the weights that a reader must see.
+
+    more: further metadata, numbers below ``llama.``; None leaves out what `metadata` writes.
+    """
     config, names = model.config, gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     writer, stored = gguf.GGUFWriter(path, "llama"), {}
     metadata(writer, config)
+    for key, value in more.items():
+        name = f"llama.{key.replace('__', '.')}"
+        if value is None:
+            del writer.kv_data[0][name]
+        else:
+            writer.add_float32(name, value)
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
@@ -115,6 +125,21 @@ def test_blocks_are_decoded_and_rotary_rows_put_back(kind, tmp_path):
     stored = write(model, tmp_path / "model.gguf", gguf.GGMLQuantizationType[kind])
     model.load_state_dict(stored, strict=False)
     check(model, tmp_path / "model.gguf")
+
+
+def test_a_scaling_factor_without_a_type_is_linear(tmp_path):
+    model = random_model(rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 3.0})
+    write(model, tmp_path / "model.gguf", rope__scaling__type=None)
+    check(model, tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("key", ["logit_scale", "attention__clamp_kqv", "final_logit_softcapping", "residual_scale"])
+def test_a_file_that_asks_for_other_mathematics_is_refused(key, tmp_path):
+    write(random_model(), tmp_path / "model.gguf", **{key: 0.5})
+    with pytest.raises(ConfigError) as caught:
+        check(None, tmp_path / "model.gguf")
+    assert caught.value.error_code == "UNSUPPORTED_LAYER"
+    assert caught.value.field == f"llama.{key.replace('__', '.')}"
 
 
 def test_a_config_json_beside_the_file_wins(tmp_path):
