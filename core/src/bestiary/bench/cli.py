@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from bestiary.serve.cli.groups import Group
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _ENGINE = ("dtype", "device", "max_model_len", "load_format", "attention_backend")
@@ -35,7 +37,7 @@ def _shared(command: Command) -> Command:
     return command
 
 
-@click.group()
+@click.group(cls=Group)
 def bench() -> None:
     """Measure speed, beside what the machine allows at most."""
 
