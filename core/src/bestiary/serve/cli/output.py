@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from bestiary.api.errors import BestiaryError
+
 from .streams import abandon
 
 
@@ -108,6 +110,12 @@ def clean(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return clean(" ".join(text.split()))
+
+
+def sentence(error: BestiaryError) -> str:
+    """An error where there is room for one line: what it is, of which things, and what to do."""
+    things = f" ({', '.join(error.details)})" if error.details else ""
+    return " ".join(f"{error.message}{things}{'' if error.fix is None else f': {error.fix}'}".split())
 
 
 def size(count: float) -> str:
