@@ -42,10 +42,10 @@ Exit codes:
   0    done
   1    a wrong option, a refused request, or a failure at run time
   2    the model is bad
-  3    a plugin is bad
+  3    a plugin is bad; doctor --strict found something
   70   a defect of bestiary's own
   130  Ctrl-C
-  141  the reader of standard output left, as in `bestiary models | head -1`"""
+  141  the reader of standard output left, as `head -1` does"""
 
 
 @click.group(
