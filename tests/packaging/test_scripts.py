@@ -36,6 +36,7 @@ case "$1 $2" in
     [ "$3" = --version ] && exit 0
     log "$@"; sleep {slow} ;;
   "-m pytest") log "$@" ;;
+  "-c "*find_spec*torch*) [ -e "{torch}" ] ;;
   *) exec "{python}" "$@" ;;
 esac
 """
@@ -54,7 +55,7 @@ class Machine:
             shutil.copy(ROOT / name, self.root / name)
         (folder / "bin").mkdir()
         python = folder / "bin/python3.11"
-        python.write_text(STAND_IN.format(log=self.log, python=sys.executable, slow=slow))
+        python.write_text(STAND_IN.format(log=self.log, python=sys.executable, slow=slow, torch=folder / "torch"))
         python.chmod(0o755)
         self.environment = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "HOME": "/nonexistent"}
 
@@ -114,6 +115,42 @@ def test_the_second_run_takes_no_pip(machine: Machine) -> None:
 def test_a_prompt_is_one_argument_whatever_it_holds(machine: Machine) -> None:
     machine.run("scripts/demo", "-1 $HOME `x` * isn't")
     assert machine.calls()[-1] == "bestiary generate smollm2 --chat -- -1 $HOME `x` * isn't"
+
+
+@pytest.mark.parametrize("option", ["-q", "-p", "--max-tokens=3"])
+def test_what_begins_like_an_option_is_one(machine: Machine, option: str) -> None:
+    machine.run("scripts/demo", option)
+    assert machine.calls()[-1] == f"bestiary generate smollm2 --chat {option} -- What is a bestiary?"
+
+
+def test_an_empty_prompt_is_refused_before_anything_is_made(machine: Machine) -> None:
+    done = machine.run("scripts/demo", "")
+    assert done.returncode == 1
+    assert done.stderr.startswith("demo: the prompt is empty") and done.stderr.count("\n") == 1
+    assert machine.calls() == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_may_be_called_through_a_link(machine: Machine, command: str, tmp_path: Path) -> None:
+    (tmp_path / "first").symlink_to(machine.root / command)
+    (tmp_path / "bin/second").symlink_to("../first")
+    done = subprocess.run(
+        [tmp_path / "bin/second", "--help"], capture_output=True, text=True, env=machine.environment, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert command in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the wheels of other systems bring no CUDA")
+def test_what_torch_brings_is_said_before_it_comes_and_only_then(machine: Machine, tmp_path: Path) -> None:
+    said = machine.run("scripts/demo", "x").stderr
+    python = re.escape(str(machine.root / ".venv/bin/python").replace(" ", "\\ "))
+    assert re.search(rf"{python} -m pip install torch==[\d.]+ --index-url https://download.pytorch.org/whl/cpu", said)
+    assert said.index("CUDA") < said.index("installing Bestiary")
+    (machine.root / "core/pyproject.toml").write_text("# changed")
+    (tmp_path / "torch").touch()
+    again = machine.run("scripts/demo", "x").stderr
+    assert "installing Bestiary" in again and "CUDA" not in again
 
 
 def test_tests_install_every_plugin_and_serve_the_demo_too(machine: Machine) -> None:
@@ -179,6 +216,21 @@ def test_a_folder_of_someone_else_is_left_alone(machine: Machine, tmp_path: Path
     assert done.returncode == 1
     assert "is no Python environment" in done.stderr
     assert (tmp_path / "mine/letter").read_text() == "dear"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a copy", "bin", "log", "mine"]
+
+
+@pytest.mark.parametrize("place", ["nowhere/at/all", "log/venv"])
+def test_a_place_that_cannot_be_is_one_message(machine: Machine, tmp_path: Path, place: str) -> None:
+    done = machine.run("scripts/test", BESTIARY_VENV=str(tmp_path / place))
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "choose another place for the environment with BESTIARY_VENV" in done.stderr
+
+
+def test_a_slash_at_the_end_changes_nothing(machine: Machine, tmp_path: Path) -> None:
+    assert machine.run("scripts/demo", "x", BESTIARY_VENV=f"{tmp_path / 'venv'}/").returncode == 0
+    machine.calls()
+    machine.run("scripts/demo", "x", BESTIARY_VENV=str(tmp_path / "venv"))
+    assert machine.calls() == ["bestiary generate smollm2 --chat -- x"]
 
 
 def test_continuous_integration_runs_both_and_reports_either(machine: Machine) -> None:

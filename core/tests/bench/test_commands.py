@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from bestiary.bench import run
 from bestiary.bench.cli import bench
 from bestiary.bench.hardware import Hardware
+from bestiary.serve.cli import main
 
 COMMON = ["--dtype", "float32", "--device", "cpu", "--repeats", "2", "--quiet", "--compare", "transformers"]
 
@@ -73,6 +74,36 @@ def test_both_subjects_hold_the_same_weights(tiny: str) -> None:
     assert output.outputs[0].token_ids == want[0, 4:].tolist()
 
 
-def test_a_bad_length_is_a_usage_error() -> None:
-    done = CliRunner().invoke(bench, ["throughput", "m", "--input-len", "few"])
+@pytest.mark.parametrize("lengths", ["few", "0", "9:3", "5:x"])
+def test_a_bad_length_is_a_usage_error(lengths: str) -> None:
+    done = CliRunner().invoke(bench, ["throughput", "m", "--input-len", lengths])
     assert done.exit_code == 2 and "SHORTEST:LONGEST" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["latency"],
+            ["513 tokens", "at most 64", "--prefill-len (now 512)", "--input-len and --output-len (32 + 128)"],
+        ),
+        (["throughput"], ["320 tokens", "at most 64", "--input-len (now 64:256) and --output-len (64)"]),
+        (["latency", "--max-model-len", "50"], ["513 tokens", "--max-model-len 50", "--prefill-len"]),
+        (["latency", "--max-model-len", "600"], ["at most 64", "rotary scaling"]),
+    ],
+    ids=" ".join,
+)
+def test_a_short_context_says_which_lengths_to_lower(
+    arguments: list[str], words: list[str], tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["bench", *arguments[:1], tiny, *arguments[1:]]) == 1
+    said = capsys.readouterr().err
+    assert all(word in said for word in words), said
+    assert said.count("fix:") == 1
+
+
+@pytest.mark.parametrize("command", ["latency", "throughput"])
+def test_quiet_and_debug_are_options_as_everywhere(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["bench", command, "./nowhere", "-q", "--debug"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "MODEL_NOT_FOUND" in said

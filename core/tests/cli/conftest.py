@@ -47,8 +47,9 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def bestiary(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command line; `stdin` is what stands on standard input, which is no terminal."""
 
-    def call(*arguments: object, stdin: str = "") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    def call(*arguments: object, stdin: str | bytes = "") -> Result:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
         capsys.readouterr()
         code = run([str(argument) for argument in arguments])
         return Result(code, *capsys.readouterr())
@@ -99,6 +100,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=0, eos_token_id=1, tie_word_embeddings=True, dtype="float32",
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def without_template(tiny: Path, tmp_path: Path) -> Path:
+    """The same model without a chat template."""
+    directory = tmp_path / "plain"
+    directory.mkdir()
+    for path in tiny.iterdir():
+        if path.name != "tokenizer_config.json":
+            (directory / path.name).symlink_to(path)
     return directory
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bestiary import LLM, SamplingParams
 from bestiary.api.errors import RequestError
-from bestiary.serve.cli.chat import Conversation
+from bestiary.serve.cli.conversation import Answer, Conversation, JsonFace
 from bestiary.serve.cli.streaming import TextWriter
 
 from .conftest import CONTEXT, Run
@@ -49,6 +49,48 @@ def test_lines_from_a_pipe(bestiary: Run, tiny: Path) -> None:
     assert result.out.endswith("\n")
 
 
+def test_commands_may_have_words_after_them(bestiary: Run, tiny: Path) -> None:
+    lines = "/reset please\n/help me\n/usr is full\n/exi\n/exit now\nnever read\n"
+    result = bestiary("chat", tiny, "--max-tokens", 3, stdin=lines)
+    assert result.code == 0
+    assert result.err.count("forgotten") == 1 and result.err.count("/help   these lines") == 2
+    assert "no such command: /exi" in result.err
+    assert result.err.count("generated") == 1  # what begins with a path is a message
+
+
+def test_json_is_an_object_a_line_and_nothing_else(bestiary: Run, tiny: Path, llm: LLM) -> None:
+    lines = f"hi\n/help\n/exi\n{'x' * CONTEXT}\n/reset\nhi\n"
+    result = bestiary("chat", tiny, "--json", "--max-tokens", 3, "--temperature", 0, "--ignore-eos", stdin=lines)
+    assert result.code == 1
+    first, command, refused, again = map(json.loads, result.out.splitlines())
+    chat = conversation(llm, max_tokens=3)
+    assert first["answer"] == again["answer"] == chat.ask("hi", None).text
+    assert set(first) == {"message", "answer", "finish_reason", "stats"}
+    assert (first["message"], first["finish_reason"], first["stats"]["generated_tokens"]) == ("hi", "length", 3)
+    assert "/exi" in command["error"]["message"] and set(command) == set(refused) == {"error"}
+    assert refused["error"]["code"] == "CONTEXT_LENGTH_EXCEEDED" and "/reset" in refused["error"]["fix"]
+    assert "CONTEXT_LENGTH_EXCEEDED" in result.err and "tokens/s" not in result.err
+
+
+def test_an_answer_that_ctrl_c_ended_is_aborted(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    request = conversation(llm).ask("hi", None).request
+    JsonFace().answered("hi", Answer(request, interrupted=True))
+    assert json.loads(capsys.readouterr().out)["finish_reason"] == "abort"
+
+
+def test_a_failure_to_start_is_one_line_of_json_too(bestiary: Run) -> None:
+    result = bestiary("chat", "./nowhere", "--json")
+    assert result.code == 2 and result.out.count("\n") == 1
+    assert result.data["error"]["code"] == "MODEL_NOT_FOUND"
+
+
+@pytest.mark.parametrize("option", ["--n", "--logprobs"])
+def test_what_chat_has_no_use_for_is_no_option(option: str, bestiary: Run) -> None:
+    result = bestiary("chat", "./nowhere", option, 2)
+    assert result.code == 1 and "No such option" in result.err and option in result.err
+    assert f"{option} " not in bestiary("chat", "--help").out
+
+
 def test_the_end_of_input_leaves(bestiary: Run, tiny: Path) -> None:
     assert bestiary("chat", tiny, "--quiet", stdin="").err == ""
 
@@ -70,7 +112,8 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(llm: LLM) -> None:
             if not out.getvalue():
                 super().write(text)
 
-    assert "Ctrl-C" in chat.ask("the lazy dog", Once(out))
+    answer = chat.ask("the lazy dog", Once(out))
+    assert answer.interrupted and "Ctrl-C" in answer.about()
     assert signal.getsignal(signal.SIGINT) is before
     assert 0 < len(llm.get_tokenizer().encode(chat.messages[-1]["content"])) < 30
     assert not llm.engine.has_unfinished_requests
@@ -101,16 +144,13 @@ def test_what_no_longer_fits_is_an_error_and_nothing_is_left_out(bestiary: Run, 
 
     result = bestiary("chat", tiny, "--max-tokens", 4, stdin=f"{'x' * 40}\n{'y' * 40}\n/reset\n{'y' * 40}\n")
     assert result.code == 1  # one message was refused
-    assert "CONTEXT_LENGTH_EXCEEDED" in result.err and "/reset forgets" in result.err
+    assert "CONTEXT_LENGTH_EXCEEDED" in result.err
+    (fix,) = [line for line in result.err.splitlines() if "fix:" in line]
+    assert "/reset forgets" in fix
     assert result.err.count("generated") == 2
 
 
-def test_a_model_without_a_template_says_so(bestiary: Run, tiny: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "plain"
-    directory.mkdir()
-    for path in tiny.iterdir():
-        if path.name != "tokenizer_config.json":
-            (directory / path.name).symlink_to(path)
-    result: Any = bestiary("chat", directory, stdin="hi\n")
+def test_a_model_without_a_template_says_so(bestiary: Run, without_template: Path) -> None:
+    result = bestiary("chat", without_template, stdin="hi\n")
     assert result.code == 1
     assert "no chat template" in result.err and "bestiary generate" in result.err

@@ -86,8 +86,52 @@ def test_several_answers_are_numbered(bestiary: Run, tiny: Path) -> None:
     assert result.out.startswith("[0] ") and "\n[1] " in result.out
 
 
-def test_an_empty_prompt_is_refused(bestiary: Run, tiny: Path) -> None:
-    assert bestiary("generate", tiny, "").code == 1
+def test_greedy_answers_are_said_to_be_alike(bestiary: Run, tiny: Path) -> None:
+    result = bestiary("generate", tiny, PROMPT, "--n", 2, "--max-tokens", 2)
+    assert result.code == 0
+    (line,) = [line for line in result.err.splitlines() if "alike" in line]
+    assert "--temperature 0" in line
+    assert "alike" not in bestiary("generate", tiny, PROMPT, "--n", 2, "--max-tokens", 2, "--temperature", 1).err
+
+
+@pytest.mark.parametrize("arguments", [[""], ["--chat", ""], ["-p", ""], ["-"], []], ids=" ".join)
+def test_an_empty_prompt_is_refused_before_the_model_is_looked_for(arguments: list[str], bestiary: Run) -> None:
+    result = bestiary("generate", "./nowhere", *arguments, "--json")
+    assert result.code == 1
+    assert result.data["error"]["code"] == "EMPTY_PROMPT" and "bestiary generate MODEL" in result.data["error"]["fix"]
+
+
+def test_log_probabilities_need_json(bestiary: Run) -> None:
+    result = bestiary("generate", "./nowhere", PROMPT, "--logprobs", 2)
+    assert result.code == 1 and "--logprobs needs --json" in result.err
+
+
+def test_chat_without_a_template_says_what_to_type(bestiary: Run, without_template: Path) -> None:
+    result = bestiary("generate", without_template, PROMPT, "--chat")
+    assert result.code == 1 and "no chat template" in result.err
+    assert "fix:   --chat-template FILE, or --raw" in result.err
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_input_that_is_no_text_is_named_by_byte_and_offset(command: str, bestiary: Run, tiny: Path) -> None:
+    head = b"fox\r\n" if command == "chat" else b""
+    result = bestiary(command, tiny, "--max-tokens", 2, stdin=head + b"caf\xe9 au lait")
+    assert result.code == 1
+    assert "standard input is not UTF-8" in result.err and "iconv -f latin1 -t utf-8" in result.err
+    assert f"byte 0xe9 at offset {len(head) + 3}" in result.err
+    assert result.err.count("generated") == (command == "chat")  # the line before was answered
+
+
+def test_an_argument_that_is_no_text_is_named_too(bestiary: Run) -> None:
+    result = bestiary("generate", "./nowhere", "caf\udce9")
+    assert result.code == 1 and "byte 0xe9 at offset 3" in result.err
+
+
+@pytest.mark.parametrize("command", [["generate", "--chat", "--prompt", "x"], ["chat"]], ids=lambda each: each[0])
+def test_a_template_that_is_no_text_is_a_usage_error(command: list[str], bestiary: Run, tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_bytes(b"\xff")
+    result = bestiary(*command, "./nowhere", "--chat-template", tmp_path / "t.jinja")
+    assert result.code == 1 and "t.jinja is not UTF-8" in result.err
 
 
 class Terminal(io.StringIO):

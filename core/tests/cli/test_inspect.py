@@ -96,3 +96,22 @@ def test_a_config_alone_is_enough_for_dummy_weights(bestiary: Run, tiny: Path, t
     found = bestiary("inspect", tmp_path, "--json", "--load-format", "dummy").data
     assert found["weights"]["stored"] == [] and found["weights"]["parameters"] > 0
     assert found["tokenizer"]["tokens"] is None and found["tokenizer"]["problem"]
+    assert found["notices"] == []
+
+
+def test_a_directory_without_weights_says_so_and_why(bestiary: Run, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
+    found = bestiary("inspect", tmp_path, "--json").data
+    (notice,) = found["notices"]
+    assert notice.startswith(f"{tmp_path.name} holds no weights: ") and "\n" not in notice
+    assert found["weights"]["stored"] == []
+    (tmp_path / "pytorch_model.bin").touch()
+    (notice,) = bestiary("inspect", tmp_path, "--json").data["notices"]
+    assert "format that can run code (pytorch_model.bin): convert it" in notice
+
+
+def test_a_missing_tokenizer_is_told_in_words(bestiary: Run, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
+    problem = bestiary("inspect", tmp_path, "--json").data["tokenizer"]["problem"]
+    assert problem.startswith(f"{tmp_path} holds no tokenizer: add the checkpoint's tokenizer.json")
+    assert "field:" not in problem and "BAD_CONFIG" not in problem

@@ -38,6 +38,8 @@ def test_models_for_people(bestiary: Run, site: Site) -> None:
     assert lines["GoodForCausalLM", "good-plugin"].split()[2:7] == ["2.1", "1.0", "ok", "-", "?"]
     assert "duplicate" in lines["TwiceForCausalLM", "plugin-a"] and "duplicate" in lines["TwiceForCausalLM", "plugin-b"]
     assert "pip install bestiary-bloom" in result.out
+    (legend,) = [line for line in result.out.splitlines() if line.startswith("?")]
+    assert "--inspect" in legend
     chosen = bestiary("models", "--plugin", "TwiceForCausalLM=plugin-b", "--installed").out
     assert "not used: plugin-b" in chosen and "bestiary-bloom" not in chosen
 
@@ -49,6 +51,7 @@ def test_inspection_tells_capabilities_and_causes(bestiary: Run, site: Site, mon
     site.add("broken-one", models={"BrokenOne": "broken_one:Model"}, source="raise RuntimeError('no luck')")
     rows = {row["architecture"]: row for row in bestiary("models", "--inspect", "--json").data["architectures"]}
     assert rows["GoodForCausalLM"]["info"]["categories"] == ["text_generation"]
+    assert not any(line.startswith("?") for line in bestiary("models", "--inspect").out.splitlines())
     assert rows["BrokenOne"]["status"] == "broken" and "no luck" in rows["BrokenOne"]["cause"]
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
@@ -99,3 +104,33 @@ def test_help_shows_defaults() -> None:
     text = " ".join(command.get_help(click.Context(command)).split())
     for shown in ("[default: 256]", "[default: 0.0]", "[default: auto]", "[default: (as trained)]", "[default: 16]"):
         assert shown in text
+
+
+@pytest.mark.parametrize(("typed", "names"), [("smo", ["smollm2"]), ("./sm", [])])
+def test_a_model_completes_to_short_names_and_files(typed: str, names: list[str]) -> None:
+    """Files come first: for bash they empty the list, and stand in only where nothing comes after them."""
+    command = cli.get_command(click.Context(cli), "generate")
+    assert command is not None
+    context = click.Context(command)
+    items = command.params[0].shell_complete(context, typed)
+    assert [(item.type, item.value) for item in items] == [("file", typed), *(("plain", name) for name in names)]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes_a_short_name(tmp_path: Path) -> None:
+    command = tmp_path / "bestiary"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m bestiary "$@"\n')
+    command.chmod(0o755)
+    program = """
+    complete() { :; }; compopt() { :; }
+    eval "$(bestiary completion bash)"
+    COMP_WORDS=(bestiary generate smo) COMP_CWORD=2
+    _bestiary_completion bestiary
+    echo "${COMPREPLY[*]}"
+    """
+    environment = os.environ | {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run(["bash", "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("smollm2\n", "")

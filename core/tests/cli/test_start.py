@@ -12,6 +12,8 @@ import pytest
 
 from bestiary.testing.fake_site import Site
 
+from .conftest import Run
+
 HEAVY = ("torch", "transformers", "tokenizers", "rich", "numpy", "huggingface_hub", "llama_plugin", "good_plugin")
 CODE = """
 import sys
@@ -60,19 +62,6 @@ def test_models_with_500_distributions_imports_none_of_them(tmp_path: Path) -> N
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def test_a_closed_pipe_is_quiet() -> None:
-    """The reader is gone before the first byte; nothing is said about it, not even when the interpreter ends."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    with os.fdopen(writing, "w") as pipe:
-        done = subprocess.run(
-            [sys.executable, "-m", "bestiary.serve.cli.main", "models"],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            stdout=pipe, stderr=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
-    assert (done.returncode, done.stderr) == (1, "")
-
-
 def test_characters_the_terminal_lacks_do_not_end_the_program() -> None:
     code = 'import sys; from bestiary.serve.cli.main import run; sys.exit(run(["generate", "größe/…", "x"]))'
     done = subprocess.run(
@@ -82,3 +71,27 @@ def test_characters_the_terminal_lacks_do_not_end_the_program() -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "gr\\xf6\\xdfe" in done.stderr and "internal error" not in done.stderr
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bestiary", "--version"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("bestiary, version ")
+
+
+@pytest.mark.parametrize(("arguments", "words"), [([], "generate"), (["bench"], "throughput")])
+def test_a_command_that_is_not_named_is_explained_and_nothing_was_done(
+    arguments: list[str], words: str, bestiary: Run
+) -> None:
+    result = bestiary(*arguments)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("Usage: bestiary") and words in result.err
+
+
+def test_help_lists_the_exit_codes(bestiary: Run) -> None:
+    text = bestiary("--help").out
+    assert all(f"\n    {code} " in text for code in (0, 1, 2, 3, 70, 130, 141))

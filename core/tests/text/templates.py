@@ -16,7 +16,7 @@ CALL = {
 TOOL = {"role": "tool", "content": '{"sum": 3}'}
 PARTS = {
     "role": "user",
-    "content": [{"type": "text", "text": "look"}, {"type": "image"}, {"type": "text", "text": "!"}],
+    "content": [{"type": "text", "text": "look"}, {"type": "text", "text": "!"}],
 }
 TOOLS = [
     {

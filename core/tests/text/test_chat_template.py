@@ -13,7 +13,7 @@ import pytest
 from bestiary.api.errors import RequestError
 from bestiary.serve.text.chat_template import TEMPLATE_LIMIT, render_chat
 
-from .templates import CHATS, TEMPLATES, TOOLS, USER
+from .templates import CALL, CHATS, TEMPLATES, TOOLS, USER
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 VARIANTS: list[dict[str, Any]] = [
@@ -29,9 +29,18 @@ SMOLLM2 = (
 )
 
 
+def joined(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with the texts of its parts as one."""
+    if not isinstance(message["content"], list):
+        return message
+    return {**message, "content": "\n".join(part["text"] for part in message["content"])}
+
+
 def by_jinja2(template: str, messages: list[dict[str, Any]], **context: Any) -> str:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
+    if template != TEMPLATES["parts"]:
+        messages = [joined(each) for each in messages]
     compiled = _compile_jinja_template(template)
     return str(compiled.render(messages=messages, **{"tools": None, **TOKENS, **context}))
 
@@ -94,9 +103,17 @@ def test_time_is_available() -> None:
         (3, "messages"),
         ([3], "messages[0]"),
         ([USER, {}], "messages[1].role"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([USER, {"role": "assistant", "content": None, "tool_calls": []}], "messages[1].content"),
         ([{"role": 3}], "messages[0].role"),
         ([{"role": "user", "content": 3}], "messages[0].content"),
-        ([{"role": "user", "content": [object()]}], "messages"),
+        ([{"role": "user", "content": [object()]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+        ([USER, {"role": "user", "content": "x", "more": object()}], "messages[1]"),
+        ([USER, {"role": "user", "content": "caf\udce9"}], "messages[1]"),
+        ([{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}], "messages[0]"),
+        ([{"role": "user", "content": "x", "caf\udce9": "x"}], "messages[0]"),
     ],
 )
 def test_bad_messages(messages: Any, field: str) -> None:
@@ -105,12 +122,39 @@ def test_bad_messages(messages: Any, field: str) -> None:
     assert (error.value.error_code, error.value.field) == ("BAD_MESSAGES", field)
 
 
+def test_a_message_without_content_is_named() -> None:
+    with pytest.raises(RequestError, match="message 1 has no content"):
+        render_chat(TEMPLATES["chatml"], [USER, {"role": "user"}])
+    assert render_chat("x", [CALL]) == "x"  # tool calls are a content of their own
+
+
+@pytest.mark.parametrize(
+    "look", [".type", "['type']", '["type"]', ".text", "['text']", "[ 'text' ]"], ids=lambda look: look.strip()
+)
+def test_text_parts_are_joined_unless_the_template_looks_at_them(look: str) -> None:
+    content = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    message = {"role": "user", "content": content}
+    assert render_chat("{{ messages[0].content }}", [message]) == "a\nb"
+    assert render_chat("{{ messages[0].content[1]" + look + " }}", [message]) in ("b", "text")
+    assert render_chat("{{ messages[0].content|length }}{# .typed textual #}", [message]) == "3"
+    assert message["content"] is content
+
+
+@pytest.mark.parametrize("name", ["chatml", "parts"])
+def test_other_parts_are_refused_whatever_the_template_does(name: str) -> None:
+    content = [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    with pytest.raises(RequestError, match="text only") as error:
+        render_chat(TEMPLATES[name], [USER, {"role": "user", "content": content}])
+    assert (error.value.error_code, error.value.field) == ("UNSUPPORTED_INPUT", "messages[1].content[1]")
+    assert error.value.value == "image_url"
+
+
 def test_deep_messages_are_refused() -> None:
     deep: list[Any] = []
     for _ in range(5_000):
         deep = [deep]
     with pytest.raises(RequestError, match="nested"):
-        render_chat("x", [{"role": "user", "content": deep}])
+        render_chat("x", [{"role": "user", "content": "x", "more": deep}])
 
 
 @pytest.mark.parametrize("name", ["raise_exception", "bos"])
@@ -124,12 +168,12 @@ def test_reserved_variables(name: str) -> None:
 
 
 def test_the_callers_messages_stay_as_they_are() -> None:
-    message: dict[str, Any] = {"role": "user", "content": ["x"]}
-    for attack in ("{{ messages[0].update({'role': 'x'}) }}", "{{ messages[0].content.append('y') }}"):
+    message: dict[str, Any] = {"role": "user", "content": "x", "more": ["x"]}
+    for attack in ("{{ messages[0].update({'role': 'x'}) }}", "{{ messages[0].more.append('y') }}"):
         with pytest.raises(RequestError) as error:
             render_chat(attack, [message])
         assert error.value.error_code == "TEMPLATE_ERROR"
-    assert message == {"role": "user", "content": ["x"]}
+    assert message == {"role": "user", "content": "x", "more": ["x"]}
 
 
 # ---------------------------------------------------------------------------------------------- hostile ones

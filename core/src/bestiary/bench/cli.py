@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
+from bestiary.serve.cli.groups import Group
+from bestiary.serve.cli.options import debug_option
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _ENGINE = ("dtype", "device", "max_model_len", "load_format", "attention_backend")
@@ -28,14 +31,15 @@ def _shared(command: Command) -> Command:
             click.option("--compare", type=click.Choice(["transformers"]), help="Measure it too, in turn."),
             click.option("--json", "as_json", is_flag=True, help="Print the record instead of a table."),
             click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the record there."),
-            click.option("--quiet", is_flag=True, help="No progress."),
+            click.option("--quiet", "-q", is_flag=True, help="No progress."),
+            debug_option,
         ]
     ):
         command = option(command)
     return command
 
 
-@click.group()
+@click.group(cls=Group)
 def bench() -> None:
     """Measure speed, beside what the machine allows at most."""
 
@@ -75,11 +79,12 @@ def throughput(num_prompts: int, input_len: str, output_len: int, repeats: int, 
 def _lengths(text: str) -> tuple[int, int]:
     shortest, _, longest = text.partition(":")
     try:
-        return int(shortest), int(longest or shortest)
+        found = int(shortest), int(longest or shortest)
     except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is neither a number nor SHORTEST:LONGEST", param_hint="--input-len"
-        ) from None
+        found = 0, 0
+    if not 1 <= found[0] <= found[1]:
+        raise click.BadParameter(f"{text!r} is neither a number nor SHORTEST:LONGEST", param_hint="--input-len")
+    return found
 
 
 def _options(shared: dict[str, Any]) -> Any:

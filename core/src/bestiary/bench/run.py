@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bestiary.api.errors import EngineError
+from bestiary.api.errors import EngineError, UsageError
 from bestiary.engine.executor import UniprocExecutor
 
 from .hardware import Hardware, measure_hardware
@@ -39,10 +39,11 @@ class BenchOptions:
 
 def run_latency(options: BenchOptions, work: LatencyWork, say: Say) -> dict[str, Any]:
     """The record of `bench latency`."""
-    from bestiary.serve.llm import LLM
-
     longest = max(work.prefill_len + 1, work.input_len + work.output_len)
-    with LLM(options.model, **_engine_options(options, longest, 1)) as llm:
+    lengths = (
+        f"--prefill-len (now {work.prefill_len}), --input-len and --output-len ({work.input_len} + {work.output_len})"
+    )
+    with _loaded(options, longest, 1, lengths) as llm:
         limits, subjects, start = _ready(llm, options, say)
         say(f"measuring {work.repeats} rounds of {len(subjects)}")
         results = measure_latency(subjects, _workload(llm, options), work)
@@ -64,9 +65,8 @@ def run_latency(options: BenchOptions, work: LatencyWork, say: Say) -> dict[str,
 
 def run_throughput(options: BenchOptions, work: ThroughputWork, say: Say) -> dict[str, Any]:
     """The record of `bench throughput`."""
-    from bestiary.serve.llm import LLM
-
-    with LLM(options.model, **_engine_options(options, work.longest + work.output_len, work.requests)) as llm:
+    lengths = f"--input-len (now {work.shortest}:{work.longest}) and --output-len ({work.output_len})"
+    with _loaded(options, work.longest + work.output_len, work.requests, lengths) as llm:
         limits, subjects, start = _ready(llm, options, say)
         workload = _workload(llm, options)
         say(f"measuring {work.repeats} rounds of {len(subjects)}, {work.requests} requests each")
@@ -76,6 +76,30 @@ def run_throughput(options: BenchOptions, work: ThroughputWork, say: Say) -> dic
         found = {name: asdict(each) for name, each in results.items()}
         return _record("throughput", llm, options, start, limits, work=asdict(work), limits_={"output_tok_s": best},
                        results=found, fractions=reached)  # fmt: skip
+
+
+def _loaded(options: BenchOptions, longest: int, requests: int, lengths: str) -> LLM:
+    """The model, with a context of `longest` tokens; `lengths` names the options that made it so long.
+
+    Raises:
+        UsageError: the context is shorter, by --max-model-len or because the model has no longer one.
+    """
+    from bestiary.serve.llm import LLM
+
+    engine = _engine_options(options, longest, requests)
+    asked = f"the longest prompt and its answer are {longest} tokens"
+    if engine["max_model_len"] < longest:
+        raise _too_short(f"{asked}, more than --max-model-len {engine['max_model_len']}", lengths)
+    try:
+        return LLM(options.model, **engine)
+    except UsageError as error:
+        if error.field != "max_model_len" or options.engine.get("max_model_len") is not None:
+            raise
+        raise _too_short(f"{asked}, but {error.message}", lengths) from error
+
+
+def _too_short(message: str, lengths: str) -> UsageError:
+    return UsageError(message, field="max_model_len", fix=f"lower {lengths}")
 
 
 def _engine_options(options: BenchOptions, longest: int, requests: int) -> dict[str, Any]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from bestiary.api.errors import RequestError
-from bestiary.api.sampling import SamplingParams
+from bestiary.api.errors import RequestError, UsageError
 
+from .conversation import Conversation, Face, JsonFace, TextFace
 from .options import (
     SectionedCommand,
     debug_option,
@@ -22,11 +20,10 @@ from .options import (
     sampling_options,
     sampling_params,
 )
-from .output import clean, say
-from .streaming import TextWriter, interruptible, stats_line, stream, within_context
-
-if TYPE_CHECKING:
-    from bestiary.serve.llm import LLM
+from .output import say
+from .reading import Lines, not_text, read_template
+from .streaming import require_template
+from .streams import NoInput
 
 HELP = """\
 /reset  forget the conversation    /exit  leave (or Ctrl-D)
@@ -43,104 +40,81 @@ _TOO_LONG = ("CONTEXT_LENGTH_EXCEEDED", "KV_CACHE_EXCEEDED", "PROMPT_EXCEEDS_STE
     help="A file with a Jinja template.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Neither progress, prompts nor statistics.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line to standard output: each answer.")
 @debug_option
-@sampling_options(temperature=0.7, max_tokens=1024)
+@sampling_options(leave_out=("n", "logprobs"), temperature=0.7, max_tokens=1024)
 @engine_options
-def chat(model: str, system: str | None, chat_template: Path | None, quiet: bool, **options: Any) -> int:
+def chat(model: str, system: str | None, chat_template: Path | None, quiet: bool, as_json: bool, **options: Any) -> int:
     """Talk with MODEL. Each line is a message; the whole conversation is the context.
 
     /reset, /help and /exit are commands; Ctrl-C stops an answer, Ctrl-D leaves. Standard input that is no terminal is
-    read line by line; the exit code is then 1 if a message was refused.
+    read line by line; the exit code is then 1 if a message was refused. With --json a line of output is an object with
+    message, answer, finish_reason and stats, or with error.
     """
-    params = dataclasses.replace(sampling_params(options), n=1)
+    if isinstance(sys.stdin, NoInput):
+        raise click.UsageError("standard input is closed, and there is nobody to talk with")
+    params = sampling_params(options)
     args = engine_args(model, options | ({"progress": False} if quiet else {}))
-    template = None if chat_template is None else chat_template.read_text(encoding="utf-8")
+    template = read_template(chat_template)
     from bestiary.serve.llm import LLM
 
     with LLM(**vars(args)) as llm:
-        if template is None and llm.get_tokenizer().chat_template is None:
-            raise RequestError(
-                "this model has no chat template",
-                field="chat_template",
-                fix="--chat-template FILE, or bestiary generate to continue a text",
-            )
+        require_template(llm, template, "--chat-template FILE, or bestiary generate to continue a text")
         conversation = Conversation(llm, params, system, template)
-        refused = converse(conversation, quiet=quiet)
+        face: Face = JsonFace() if as_json else TextFace(quiet=quiet)
+        refused = converse(conversation, face, quiet=quiet)
     return 1 if refused and not sys.stdin.isatty() else 0
 
 
-class Conversation:
-    """The messages so far, and the model that answers them. A refused message leaves them as they were."""
-
-    def __init__(
-        self, llm: LLM, params: SamplingParams, system: str | None = None, template: str | None = None
-    ) -> None:
-        self._llm, self._params, self._template = llm, params, template
-        self._opening = [] if system is None else [{"role": "system", "content": system}]
-        self.messages: list[Mapping[str, str]] = list(self._opening)
-
-    def reset(self) -> None:
-        self.messages = list(self._opening)
-
-    def ask(self, text: str, writer: TextWriter) -> str:
-        """Answer `text`, writing as it comes; Ctrl-C ends the answer where it is. Returns a line about it.
-
-        Raises:
-            RequestError: the conversation does not fit, or the template refuses it.
-        """
-        messages = [*self.messages, {"role": "user", "content": text}]
-        ids = self._llm.chat_ids(messages, template=self._template)
-        with interruptible() as interrupt:
-            request = stream(self._llm, ids, within_context(self._llm, self._params, len(ids)), writer, interrupt)
-        writer.end()
-        self.messages = [*messages, {"role": "assistant", "content": request.outputs[0].text}]
-        if interrupt.pressed:
-            return "[stopped by Ctrl-C]"
-        return stats_line(request)
-
-
-def converse(conversation: Conversation, *, quiet: bool = False) -> int:
+def converse(conversation: Conversation, face: Face, *, quiet: bool = False) -> int:
     """Read messages and commands until there are no more; returns how many messages were refused."""
-    refused = 0
+    refused, lines = 0, Lines()
     if not quiet:
         say(HELP)
-    while (line := _read(quiet)) is not None and line != "/exit":
-        if line == "/reset":
+    while (line := _read(lines, quiet)) is not None:
+        word = line.split(maxsplit=1)[0] if line else ""
+        if word == "/exit":
+            break
+        if word == "/reset":
             conversation.reset()
             say("the conversation is forgotten")
-        elif line == "/help":
+        elif word == "/help":
             say(HELP)
-        elif line.startswith("/") and " " not in line:
-            say(f"no such command: {clean(line[:64])}\n{HELP}")
+        elif line.startswith("/") and word == line:
+            face.refused(UsageError(f"no such command: {line[:64]}", limit="/reset, /help, /exit", fix="/help"))
         elif line:
-            refused += not _answer(conversation, line, quiet)
+            refused += not _answer(conversation, line, face)
     return refused
 
 
-def _answer(conversation: Conversation, line: str, quiet: bool) -> bool:
+def _answer(conversation: Conversation, line: str, face: Face) -> bool:
     try:
-        about = conversation.ask(line, TextWriter(sys.stdout))
+        answer = conversation.ask(line, face.writer())
     except RequestError as error:
-        say(clean(str(error)))
         if error.error_code in _TOO_LONG:
-            say("  fix:   /reset forgets the conversation so far; nothing of it is ever left out silently")
+            error.fix = "/reset forgets the conversation so far (nothing of it is ever left out silently); or say less"
+        face.refused(error)
         return False
-    if not quiet:
-        say(about)
+    face.answered(line, answer)
     return True
 
 
-def _read(quiet: bool) -> str | None:
+def _read(lines: Lines, quiet: bool) -> str | None:
     """The next line without its surrounding space; None at the end. Ctrl-C at the prompt starts the line anew."""
     if not sys.stdin.isatty():
-        line = sys.stdin.readline()
-        return line.strip() if line else None
+        return lines.next()
     import readline  # noqa: F401 - importing it gives `input` a history and editing
 
+    prompt = "" if quiet else "> "
     while True:
         try:
-            return input("" if quiet else "> ").strip()
+            if not sys.stdout.isatty():  # `input` would write the prompt among the answers
+                print(prompt, end="", file=sys.stderr, flush=True)
+                return input().strip()
+            return input(prompt).strip()
         except EOFError:
             return None
+        except UnicodeDecodeError as error:
+            raise not_text(error) from None
         except KeyboardInterrupt:
             say("\n(Ctrl-D or /exit leaves)")

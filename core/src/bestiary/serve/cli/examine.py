@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bestiary.api.errors import BestiaryError
 
-from .output import size
+from .output import sentence, size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +31,7 @@ def examine(args: EngineArgs) -> dict[str, Any]:
     bind_attention(model, config, builder.hooks.all("attention_backends"))
     weights = _weights(model)
     cache, problem = _kv_cache(model, config, weights["bytes"])
+    problems = [_no_weights(builder), problem]
     return {
         "model": args.model,
         "source": _source(builder),
@@ -40,7 +41,7 @@ def examine(args: EngineArgs) -> dict[str, Any]:
         "kv_cache": cache,
         "runs_on": _runs_on(model, config, ops.names),
         "tokenizer": _tokenizer(builder, args),
-        "notices": [problem] if problem else [],
+        "notices": [text for text in problems if text is not None],
     }
 
 
@@ -138,6 +139,16 @@ def _stored(builder: EngineBuilder, model: nn.Module, args: EngineArgs) -> list[
     return sorted(groups.values(), key=lambda group: -int(group["bytes"]))
 
 
+def _no_weights(builder: EngineBuilder) -> str | None:
+    """Why loading would find no weights. A plugin's format may find them where we see none."""
+    from bestiary.engine.loader.weight_files import refuse_without_weights
+
+    source = builder.description.source
+    if source.weight_files or builder.args.load_format not in ("auto", "safetensors", "gguf"):
+        return None
+    return sentence(refuse_without_weights(source.root))
+
+
 def _kv_cache(model: nn.Module, config: VllmConfig, weight_bytes: int) -> tuple[dict[str, Any], str | None]:
     """The cache that would be allocated once the weights are in memory, and why not, where it would not fit."""
     from bestiary.engine.memory import bytes_per_block, free_memory, num_kv_blocks
@@ -160,7 +171,7 @@ def _kv_cache(model: nn.Module, config: VllmConfig, weight_bytes: int) -> tuple[
     try:
         blocks = num_kv_blocks(specs, config, reserved=weight_bytes)
     except BestiaryError as error:
-        return found, " ".join(str(error).split())
+        return found, sentence(error)
     found |= {
         "blocks": blocks,
         "tokens": blocks * cache.block_size,
@@ -193,5 +204,5 @@ def _tokenizer(builder: EngineBuilder, args: EngineArgs) -> dict[str, Any]:
         else:
             tokenizer = load_tokenizer(description.source.root, metadata=description.metadata)
     except BestiaryError as error:
-        return {"tokens": None, "chat_template": False, "problem": " ".join(str(error).split())}
+        return {"tokens": None, "chat_template": False, "problem": sentence(error)}
     return {"tokens": tokenizer.vocab_size, "chat_template": tokenizer.chat_template is not None, "problem": None}

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 
 import click
 
 from bestiary.api.errors import BestiaryError, UsageError
 
-from .output import clean, say, write_json
+from .output import clean, say, write_json, write_json_line
+from .streams import abandon, flush, give_up_stdout, is_lost
 
 INTERRUPTED, INTERNAL = 130, 70
 
 
-def report(error: Exception, *, debug: bool, as_json: bool) -> int:
+def report(error: BaseException, *, debug: bool, as_json: bool, on_one_line: bool = False) -> int:
     """Show `error` and return the exit code.
 
     Args:
-        debug: print the traceback first. as_json: write ``{"error": …}`` to standard output as well.
+        debug: print the traceback first. as_json: write ``{"error": …}`` to standard output as well; `on_one_line`
+            where everything else there is JSON Lines.
     """
     if isinstance(error, click.Abort):
         return INTERRUPTED
-    if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        _abandon_stdout()
+    if isinstance(error, OSError) and is_lost(sys.stdout, error):
+        return give_up_stdout(error, say)
+    if isinstance(error, OSError) and is_lost(sys.stderr, error):
+        abandon(sys.stderr)
         return 1
     if debug:
         traceback.print_exception(error)
@@ -36,13 +40,25 @@ def report(error: Exception, *, debug: bool, as_json: bool) -> int:
         message = f"{type(error).__name__}: {clean(str(error)).partition(chr(10))[0]}"
         document = {**BestiaryError(message).as_dict(), "code": "INTERNAL"}
         text, code = f"internal error: {message}" + ("" if debug else "; --debug shows the traceback"), INTERNAL
-    if as_json:
-        write_json({"error": document})
     say(text)
+    write = write_json_line if on_one_line else write_json
+    return _last_words(partial(write, {"error": document}) if as_json else None, code)
+
+
+def _last_words(write: Callable[[], None] | None, code: int) -> int:
+    """Write the error's document, and what was written before the failure; returns the exit code."""
+    try:
+        if write is not None:
+            write()
+        lost = flush(sys.stdout)
+    except OSError as error:
+        lost = error
+    if lost is not None:
+        give_up_stdout(lost, say)
     return code
 
 
-def _as_bestiary_error(error: Exception) -> BestiaryError | None:
+def _as_bestiary_error(error: BaseException) -> BestiaryError | None:
     """Click's complaints about the command line are usage errors like our own."""
     if isinstance(error, BestiaryError):
         return error
@@ -51,8 +67,3 @@ def _as_bestiary_error(error: Exception) -> BestiaryError | None:
     context = getattr(error, "ctx", None)
     fix = None if context is None else f"{context.command_path} --help"
     return UsageError(error.format_message(), fix=fix)
-
-
-def _abandon_stdout() -> None:
-    """Nobody reads any more: what is still buffered goes nowhere, so that the interpreter's last flush is quiet."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

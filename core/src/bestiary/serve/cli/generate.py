@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bestiary.api.errors import EngineError
+from bestiary.api.errors import EngineError, RequestError
 from bestiary.api.outputs import RequestOutput
 from bestiary.api.sampling import SamplingParams
 
@@ -25,7 +25,8 @@ from .options import (
     sampling_params,
 )
 from .output import say, write_json
-from .streaming import TextWriter, stats, stats_line, stream, within_context
+from .reading import read_all, read_template, refuse_undecoded
+from .streaming import TextWriter, require_template, stats, stats_line, stream, within_context
 
 if TYPE_CHECKING:
     from bestiary.serve.llm import LLM
@@ -59,9 +60,9 @@ def generate(model: str, prompt: str | None, prompt_option: str | None, as_json:
     """
     text = _prompt(prompt, prompt_option)
     params = sampling_params(options)
+    _check(params, options, as_json)
+    options["template"] = read_template(options["chat_template"])
     args = engine_args(model, options | ({"progress": False} if options["quiet"] else {}))
-    if not options["chat"] and (options["system"] is not None or options["chat_template"] is not None):
-        raise click.UsageError("--system and --chat-template need --chat")
     from bestiary.serve.llm import LLM
 
     with LLM(**vars(args)) as llm:
@@ -76,12 +77,35 @@ def generate(model: str, prompt: str | None, prompt_option: str | None, as_json:
 
 
 def _prompt(argument: str | None, option: str | None) -> str:
+    """The prompt, from the one place where it is given. Raises where there is none, several, or an empty one."""
     if argument is not None and option is not None:
         raise click.UsageError("the prompt is given twice: as PROMPT and as --prompt")
     given = argument if option is None else option
     if given is None and sys.stdin.isatty():
         raise click.UsageError("Missing PROMPT: give it as an argument, with --prompt, or on standard input")
-    return sys.stdin.read() if given is None or given == "-" else given
+    if given is None or given == "-":
+        given = read_all()
+    else:
+        refuse_undecoded(given, "prompt")
+    if not given:
+        raise RequestError(
+            "the prompt is empty",
+            code="EMPTY_PROMPT",
+            field="prompt",
+            limit="at least 1 character",
+            fix='bestiary generate MODEL "text", or the text on standard input',
+        )
+    return given
+
+
+def _check(params: SamplingParams, options: Mapping[str, Any], as_json: bool) -> None:
+    """Refuse options that would do nothing, and say what may surprise."""
+    if not options["chat"] and (options["system"] is not None or options["chat_template"] is not None):
+        raise click.UsageError("--system and --chat-template need --chat")
+    if params.logprobs is not None and not as_json:
+        raise click.UsageError("--logprobs needs --json: the text has no place for them")
+    if params.n > 1 and params.temperature == 0 and not options["quiet"]:
+        say(f"the {params.n} answers will all be alike: --temperature 0 takes the likeliest token each time")
 
 
 def _run(llm: LLM, text: str, params: SamplingParams, options: Mapping[str, Any], *, show: bool) -> RequestOutput:
@@ -107,6 +131,6 @@ def _ids(llm: LLM, text: str, options: Mapping[str, Any]) -> list[int]:
             say("continuing the text as it stands; --chat asks through the model's chat template (--raw: say nothing)")
         return tokenizer.encode(text)
     system = [{"role": "system", "content": options["system"]}] if options["system"] is not None else []
-    path: Path | None = options["chat_template"]
-    template = None if path is None else path.read_text(encoding="utf-8")
+    template = options["template"]
+    require_template(llm, template, "--chat-template FILE, or --raw to continue the text as it stands")
     return llm.chat_ids([*system, {"role": "user", "content": text}], template=template)

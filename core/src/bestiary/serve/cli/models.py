@@ -15,6 +15,7 @@ from .kinds import PAIR
 from .options import debug_option, json_option
 from .output import Table, show, size, write_json
 
+UNKNOWN = "?"
 _CAPABILITIES = (
     "lora",
     "pp",
@@ -50,6 +51,8 @@ def models(installed: bool, inspect: bool, plugin: tuple[tuple[str, str], ...], 
         write_json(document)
         return
     show([plugin_table(rows), _short_name_table(names), _installable_table(offers)])
+    if any(capabilities(row) == UNKNOWN for row in rows):
+        print(f"\n{UNKNOWN} under capabilities: not looked at yet; bestiary models --inspect does")
     if not rows:
         hint = f": pip install {installable(set())[0]['package']}" if installable(set()) else ""
         print(f"no architecture is installed{hint}")
@@ -70,7 +73,7 @@ def _plugin_cells(row: PluginRow) -> tuple[str, ...]:
 def capabilities(row: PluginRow) -> str:
     """``"text_generation,lora,pp"``; "?" where nobody has looked."""
     if row.info is None:
-        return "?" if row.status == "ok" else ""
+        return UNKNOWN if row.status == "ok" else ""
     return ",".join([*row.info.categories, *(name for name in _CAPABILITIES if getattr(row.info, name))])
 
 

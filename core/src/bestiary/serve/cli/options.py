@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -129,9 +129,11 @@ def engine_options(command: Command) -> Command:
     return _add(command, EngineArgs, ENGINE_HELP, EngineOption, {})
 
 
-def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
-    """Add an option for every field of `SamplingParams` that `SAMPLING_HELP` describes, with `defaults` of its own."""
-    return lambda command: _add(command, SamplingParams, SAMPLING_HELP, SamplingOption, defaults)
+def sampling_options(*, leave_out: Sequence[str] = (), **defaults: Any) -> Callable[[Command], Command]:
+    """Add an option for every field of `SamplingParams` that `SAMPLING_HELP` describes, with `defaults` of its own,
+    except those the command has no use for."""
+    words = {name: text for name, text in SAMPLING_HELP.items() if name not in leave_out}
+    return lambda command: _add(command, SamplingParams, words, SamplingOption, defaults)
 
 
 def model_argument(command: Command) -> Command:
@@ -198,8 +200,9 @@ def _plain(kind: Any) -> Kind:
 
 
 def _complete_model(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Files first: click's script for bash forgets what it has collected when it comes to them."""
     from bestiary.engine.loader.sources import ShortNames
 
     names = [CompletionItem(name, help=line) for name, line in ShortNames().names().items()]
     files = CompletionItem(incomplete, type="file")
-    return [*(item for item in names if item.value.startswith(incomplete)), files]
+    return [files, *(item for item in names if item.value.startswith(incomplete))]

@@ -15,6 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from bestiary.api.errors import BestiaryError
+
+from .streams import abandon
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -68,7 +72,17 @@ def _show_rich(tables: Sequence[Table]) -> None:
 
 def write_json(document: Any) -> None:
     """One JSON document on standard output; numbers that JSON does not have become null."""
-    print(json.dumps(_finite(document), ensure_ascii=False, indent=2, allow_nan=False))
+    print(_json(document, indent=2))
+
+
+def write_json_line(document: Any) -> None:
+    """The same on one line, at once: a program may be waiting for it."""
+    print(_json(document, indent=None), flush=True)
+
+
+def _json(document: Any, indent: int | None) -> str:
+    unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    return json.dumps(_finite(document), ensure_ascii=not unicode, indent=indent, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
@@ -80,8 +94,11 @@ def _finite(value: Any) -> Any:
 
 
 def say(text: str) -> None:
-    """A line for the person, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person, on standard error. Where that cannot be written, there is nobody to tell."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        abandon(sys.stderr)
 
 
 def clean(text: str) -> str:
@@ -95,6 +112,12 @@ def _one_line(text: str) -> str:
     return clean(" ".join(text.split()))
 
 
+def sentence(error: BestiaryError) -> str:
+    """An error where there is room for one line: what it is, of which things, and what to do."""
+    things = f" ({', '.join(error.details)})" if error.details else ""
+    return " ".join(f"{error.message}{things}{'' if error.fix is None else f': {error.fix}'}".split())
+
+
 def size(count: float) -> str:
     """Bytes for people: ``"512 B"``, ``"93.8 MiB"``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -102,14 +125,6 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
-
-
-def harden_streams() -> None:
-    """Characters that a terminal's encoding lacks are written as escapes instead of ending the program."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
 
 
 class _Collector(logging.Handler):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from bestiary.api.errors import RequestError
 from bestiary.api.outputs import RequestOutput
 from bestiary.api.sampling import SamplingParams
 
@@ -89,6 +90,12 @@ def stream(
     if request is None:
         raise KeyboardInterrupt
     return request
+
+
+def require_template(llm: LLM, given: str | None, fix: str) -> None:
+    """Raise `RequestError`, whose `fix` fits the command line, unless there is a chat template."""
+    if given is None and llm.get_tokenizer().chat_template is None:
+        raise RequestError("this model has no chat template", field="chat_template", fix=fix)
 
 
 def within_context(llm: LLM, params: SamplingParams, prompt_tokens: int) -> SamplingParams:

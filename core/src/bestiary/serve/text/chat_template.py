@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from bestiary.api.errors import RequestError
 
+from .messages import check_messages, plain
+
 if TYPE_CHECKING:
     import minijinja
 
@@ -28,11 +30,11 @@ OUTPUT_LIMIT = 8 * 2**20
 _OPERATOR_LIMIT = 3_000
 _FUEL, _FUEL_PER_MESSAGE = 300_000, 500
 _FUEL_LIMIT = 3_000_000
-_DEPTH_LIMIT = 48
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "raise_exception"})
 
 # What nests without brackets: each occurrence may be one level of the syntax tree, whose walk uses the C stack.
 _NESTING = re.compile(r"[-+*/~|.(\[]|(?<!\{)%(?!\})|\b(?:not|and|or|is|if|else|elif)\b")
+_LOOKS_AT_PARTS = re.compile(r"""\.\s*(?:type|text)\b|\[\s*(['"])(?:type|text)\1\s*\]""")
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 # str.format pays no fuel for the width of a field, so only literals without wide or computed fields may use it.
@@ -56,8 +58,12 @@ def render_chat(
     data as in JSON. The result already holds BOS where the template writes it: encode it with
     `add_special_tokens=False`.
 
-    Raises `RequestError`: `BAD_MESSAGES` for what is no list of messages, `TEMPLATE_ERROR` where the template is wrong
-    or refuses the messages (`raise_exception`), `TEMPLATE_LIMIT` where it asks for too much.
+    A content may be a list of text parts (``{"type": "text", "text": …}``). A template that looks at parts itself gets
+    the list; for any other the texts are joined, a line each.
+
+    Raises `RequestError`: `BAD_MESSAGES` for what is no list of messages, `UNSUPPORTED_INPUT` for a part that is no
+    text, `TEMPLATE_ERROR` where the template is wrong or refuses the messages (`raise_exception`), `TEMPLATE_LIMIT`
+    where it asks for too much.
     """
     _check_template(template)
     reserved = sorted(_RESERVED & kwargs.keys())
@@ -66,9 +72,9 @@ def render_chat(
             "reserved names of the chat template", code="NOT_ALLOWED", field="chat_template_kwargs", value=reserved[0]
         )
     context = {
-        **{name: _plain(value, name) for name, value in kwargs.items()},
-        "messages": _check_messages(messages),
-        "tools": None if tools is None else _plain(list(tools), "tools"),
+        **{name: plain(value, name) for name, value in kwargs.items()},
+        "messages": check_messages(messages, join_parts=_LOOKS_AT_PARTS.search(template) is None),
+        "tools": None if tools is None else plain(list(tools), "tools"),
         "add_generation_prompt": add_generation_prompt,
         "bos_token": bos_token,
         "eos_token": eos_token,
@@ -125,63 +131,6 @@ def _check_template(template: str) -> None:
 def _without_generation_tags(template: str) -> str:
     """``{% generation %}`` marks the assistant's words for training; in a prompt it only groups."""
     return _GENERATION.sub(lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", template)
-
-
-def _check_messages(messages: object) -> object:
-    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
-        raise RequestError("messages are a list", code="BAD_MESSAGES", field="messages", value=messages)
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise RequestError(
-                "a message is an object with a role",
-                code="BAD_MESSAGES",
-                field=f"messages[{index}]" + (".role" if isinstance(message, Mapping) else ""),
-                value=message.get("role") if isinstance(message, Mapping) else message,
-                fix='{"role": "user", "content": "…"}',
-            )
-        content = message.get("content")
-        if content is not None and not isinstance(content, str | list | tuple):
-            raise RequestError(
-                "a message's content is a text or a list of parts",
-                code="BAD_MESSAGES",
-                field=f"messages[{index}].content",
-                value=content,
-            )
-    return _plain(list(messages), "messages")
-
-
-class _Dict(dict[str, object]):
-    """A mapping whose methods a template may call, except those that change or copy it."""
-
-    def _immutable(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError("a chat template cannot change its input")
-
-    clear = copy = fromkeys = pop = popitem = setdefault = update = _immutable
-
-
-class _List(list[object]):
-    """A sequence whose methods a template may call, except those that change or copy it."""
-
-    def _immutable(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError("a chat template cannot change its input")
-
-    append = clear = copy = extend = insert = pop = remove = reverse = sort = _immutable
-
-
-def _plain(value: object, field: str, depth: int = 0) -> object:
-    """A copy made of JSON's types only: a template sees no foreign object, and the caller's data stay as they are."""
-    if depth > _DEPTH_LIMIT:
-        raise RequestError("too deeply nested", code="BAD_MESSAGES", field=field, limit=f"≤ {_DEPTH_LIMIT} levels")
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (str, int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, Mapping):
-        return _Dict({str(name): _plain(item, field, depth + 1) for name, item in value.items()})
-    if isinstance(value, list | tuple):
-        return _List([_plain(item, field, depth + 1) for item in value])
-    raise RequestError("not plain data", code="BAD_MESSAGES", field=field, value=type(value).__name__)
 
 
 def _fuel(context: Mapping[str, object]) -> int:
