@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
 import sys
 from collections.abc import Sequence
@@ -81,11 +82,21 @@ def run(arguments: Sequence[str]) -> int:
             raise
         sys.stdout, sys.stderr = streams  # click answers a closed pipe by leaving, behind streams that hide it
         return fail(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        return fail(RuntimeError(f"a native library gave up: {error}"))  # a Rust panic is no Exception
     return code if isinstance(code, int) else 0
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """The console script.
+
+    A crash in native code names the Python files it came from, and torch does not import entry points of its own that
+    packages nobody asked for may bring.
+    """
+    faulthandler.enable()
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     sys.exit(run(sys.argv[1:]))
 
 
