@@ -79,7 +79,7 @@ def test_doctor_on_a_good_machine(bestiary: Run, tmp_path: Path, monkeypatch: py
     assert document["versions"]["torch"] and document["versions"]["bestiary"]
     assert document["cpu"]["usable_cores"] >= 1 and document["memory"]["free_memory"]
     chosen = {each["op"]: each for each in document["ops"]}
-    assert chosen["linear"]["chosen"] == "few_rows"
+    assert chosen["linear"]["chosen"] == "by_shape"
     assert "deterministic" in chosen["linear"]["others"]["fixed_tile"]
     assert [each["state"] for each in document["attention_backends"]].count("chosen") == 1
     places = {each["name"]: each["from"] for each in document["plugin_choices"]}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bestiary.api.errors import UsageError
-from bestiary.nn.ops.linear import FEW_ROWS, FIXED_TILE, few_rows_linear, fixed_tile_linear, linear
+from bestiary.nn.ops.linear import BY_SHAPE, FIXED_TILE, fixed_tile_linear, linear, linear_by_shape
 from bestiary.nn.ops.registry import OPS, REFERENCE, Implementation, Op, Target, choose_ops
 
 CPU = Target("cpu", torch.float32)
@@ -57,29 +57,30 @@ def test_choose_ops_names_what_was_chosen_and_refuses_unknown_ops():
 
 
 def test_deterministic_targets_get_the_fixed_tile_product():
-    offered = {"linear/fixed_tile": FIXED_TILE, "linear/few_rows": FEW_ROWS}
+    offered = {"linear/fixed_tile": FIXED_TILE, "linear/by_shape": BY_SHAPE}
     assert choose_ops(Target("cpu", torch.float32, deterministic=True), {}, offered).names["linear"] == "fixed_tile"
-    assert choose_ops(CPU, {}, offered).names["linear"] == "few_rows"
+    assert choose_ops(CPU, {}, offered).names["linear"] == "by_shape"
     assert choose_ops(Target("cpu", torch.bfloat16), {}, offered).names["linear"] == REFERENCE
 
 
 def test_a_choice_is_in_force_while_it_is_active_and_no_longer():
     fixed = choose_ops(CPU, {"linear": REFERENCE})
-    offered = {"linear/few_rows": FEW_ROWS}
+    offered = {"linear/by_shape": BY_SHAPE}
     few = choose_ops(CPU, {}, offered)
     with few.active():
-        assert linear.active is few_rows_linear
+        assert linear.active is linear_by_shape
         with fixed.active():
             assert linear.active is linear.reference
-        assert linear.active is few_rows_linear
+        assert linear.active is linear_by_shape
     assert linear.active is linear.reference
 
 
-@pytest.mark.parametrize("shape", [(0,), (1,), (2,), (3,), (4,), (5,), (2, 3), ()])
-def test_few_rows_give_the_reference_product(shape):
-    x, weight, bias = torch.randn(*shape, 96), torch.randn(40, 96), torch.randn(40)
+@pytest.mark.parametrize("shape", [(0,), (1,), (2,), (3,), (4,), (5,), (64,), (100,), (2, 3), ()])
+def test_by_shape_gives_the_reference_product(shape):
+    width = 3500 if shape in ((64,), (100,)) else 40
+    x, weight, bias = torch.randn(*shape, 96), torch.randn(width, 96), torch.randn(width)
     for given in (None, bias):
-        out, want = few_rows_linear(x, weight, given), linear.reference(x, weight, given)
+        out, want = linear_by_shape(x, weight, given), linear.reference(x, weight, given)
         assert out.is_contiguous()
         torch.testing.assert_close(out, want, atol=1e-4, rtol=1e-5)
 

@@ -24,7 +24,7 @@ def attention_backends() -> Offers:
 
 @hookimpl
 def op_implementations() -> Offers:
-    return {"linear/few_rows": f"{_NN}.ops.linear:FEW_ROWS", "linear/fixed_tile": f"{_NN}.ops.linear:FIXED_TILE"}
+    return {"linear/by_shape": f"{_NN}.ops.linear:BY_SHAPE", "linear/fixed_tile": f"{_NN}.ops.linear:FIXED_TILE"}
 
 
 @hookimpl

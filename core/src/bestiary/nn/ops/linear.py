@@ -1,4 +1,4 @@
-"""``x @ weight.T + bias``; the version for few rows on a CPU; the version whose rows do not depend on their batch."""
+"""``x @ weight.T + bias``; the version for a CPU's BLAS; the version whose rows do not depend on their batch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from .registry import Implementation, Target, op
 
 _TILE = 8
 _FEW = 4
+_STRIP, _WIDE, _MANY = 1024, 3072, 64
 
 
 @op
@@ -17,17 +18,22 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return F.linear(x, weight, bias)
 
 
-def few_rows_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """The same product as ``(weight @ x.T).T`` where x has up to 4 rows, one row being doubled.
+def linear_by_shape(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The same product, put to BLAS in the shape that it is fast in (figures: Zen 3, two threads).
 
-    Such a product is bound by reading the weight. BLAS reads it at 10 GB/s as a matrix-vector product and as a right
-    operand, but at 20 to 30 as the left operand of two to four columns (Zen 3, two threads).
+    Up to 4 rows are bound by reading the weight: as ``(weight @ x.T).T``, one row being doubled, that goes at 20 to 30
+    GB/s, and otherwise at 10 or less. Many rows times a wide weight go by strips of it, 4 to 8 % faster than at once.
     """
-    if x.dim() != 2 or not 0 < x.shape[0] <= _FEW:
+    rows, width = x.shape[0] if x.dim() == 2 else 0, weight.shape[0]
+    if 0 < rows <= _FEW:
+        columns = (x.repeat(2, 1) if rows == 1 else x).t()
+        out = torch.mm(weight, columns)[:, :rows].t().contiguous()
+    elif rows >= _MANY and width >= _WIDE:
+        out = x.new_empty(rows, width)
+        for at in range(0, width, _STRIP):
+            torch.mm(x, weight[at : at + _STRIP].t(), out=out[:, at : at + _STRIP])
+    else:
         return F.linear(x, weight, bias)
-    rows = x.shape[0]
-    columns = (x.repeat(2, 1) if rows == 1 else x).t()
-    out = torch.mm(weight, columns)[:, :rows].t().contiguous()
     return out if bias is None else out.add_(bias)
 
 
@@ -37,7 +43,7 @@ def _only_float32_on_cpu(target: Target) -> str | None:
     return "a row's bits depend on its batch" if target.deterministic else None
 
 
-FEW_ROWS = Implementation("few_rows", few_rows_linear, _only_float32_on_cpu, priority=5)
+BY_SHAPE = Implementation("by_shape", linear_by_shape, _only_float32_on_cpu, priority=5)
 
 
 def fixed_tile_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
