@@ -81,9 +81,9 @@ pip_install() { "$PY" -m pip install -qq --no-compile -c "$ROOT/constraints.txt"
 warn_of_cuda() {
   [ "$(uname -s)" = Linux ] || return 0
   "$PY" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' && return
-  say "on Linux the ordinary torch wheel brings CUDA, several gigabytes. To do without, stop this (Ctrl-C), run" \
-    "$(printf '%q' "$PY") -m pip install torch==$(sed -n 's/^torch==//p' "$ROOT/constraints.txt")" \
-    "--index-url https://download.pytorch.org/whl/cpu and start again"
+  say "on Linux the ordinary torch wheel brings CUDA, several gigabytes. To do without, stop this (Ctrl-C), install the" \
+    "CPU build of torch $(sed -n 's/^torch==//p' "$ROOT/constraints.txt") with $(printf '%q' "$PY") -m pip" \
+    "(its documentation has the command for CPUs), and start again"
 }
 
 # install PROFILE. Our own packages are editable: a change of their sources needs no installation.
