@@ -42,9 +42,15 @@ class PagedBackend(ABC):
         sinks: Tensor | None,
     ) -> Tensor:
         """As `AttentionBackend.forward`."""
-        if is_cached(spec) and key is not None and value is not None:
-            write_kv_cache(kv_cache, key, value, key_geometry(spec, metadata).slot_mapping)
+        if key is not None and value is not None:
+            value = self.marked(key, value)
+            if is_cached(spec):
+                write_kv_cache(kv_cache, key, value, key_geometry(spec, metadata).slot_mapping)
         return self.compute(query, key, value, kv_cache, metadata, spec, sinks)
+
+    def marked(self, key: Tensor, value: Tensor) -> Tensor:
+        """The values to keep for these keys; a backend whose scores hide what is not finite marks them here."""
+        return value
 
     @abstractmethod
     def compute(

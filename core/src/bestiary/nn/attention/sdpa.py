@@ -43,20 +43,9 @@ class _Decodes:
 class TorchBackend(PagedBackend):
     name = "torch"
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor | None,
-        value: Tensor | None,
-        kv_cache: Tensor,
-        metadata: AttentionMetadata,
-        spec: AttentionSpec,
-        sinks: Tensor | None,
-    ) -> Tensor:
-        """A key that is NaN or infinite makes its value NaN, which reaches whoever sees it; scores alone would not."""
-        if key is not None and value is not None:
-            value = value + key * 0
-        return super().forward(query, key, value, kv_cache, metadata, spec, sinks)
+    def marked(self, key: Tensor, value: Tensor) -> Tensor:
+        """NaN where a key is NaN or infinite: the value reaches whoever sees it, the fused kernels' score would not."""
+        return value + key * 0
 
     def compute(
         self,

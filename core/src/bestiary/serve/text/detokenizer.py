@@ -250,8 +250,6 @@ class _StopStrings:
             raise RequestError("stop strings are non-empty strings", field="stop", value=stops)
         self.found: str | None = None
         self._stops = sorted(set(stops), key=len, reverse=True)
-        self._prefixes = {stop[:size] for stop in stops for size in range(1, len(stop))}
-        self._longest = max(map(len, stops), default=1) - 1
         self._include = include
         self._held = ""
 
@@ -266,9 +264,21 @@ class _StopStrings:
             end, _, self.found = min(ends)
             self._held = ""
             return text[: end if self._include else end - len(self.found)]
-        keep = next((size for size in range(min(self._longest, len(text)), 0, -1) if text[-size:] in self._prefixes), 0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        cut = self._beginning_of_a_stop(text)
+        self._held = text[cut:]
+        return text[:cut]
+
+    def _beginning_of_a_stop(self, text: str) -> int:
+        """Where the longest end of `text` begins that a stop string may continue; the length where there is none."""
+        cut = len(text)
+        for stop in self._stops:
+            at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+            while 0 <= at < cut:
+                if stop.startswith(text[at:]):
+                    cut = at
+                else:
+                    at = text.find(stop[0], at + 1)
+        return cut
 
     def flush(self) -> str:
         held, self._held = self._held, ""
