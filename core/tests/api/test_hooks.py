@@ -69,6 +69,26 @@ BROKEN = {
 }
 
 
+FATAL = {
+    "leaves": ("import os; os._exit(0)", "crashed during import (exit 0)"),
+    "segfault": ("import ctypes; ctypes.string_at(0)", "crashed during import (SIGSEGV)"),
+    "sleeper": ("import time; time.sleep(600)", "hung during import: no answer in 2 s"),
+}
+
+
+@pytest.mark.parametrize("name", FATAL)
+def test_a_module_that_would_take_us_along_is_a_row(site: Site, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hook_manager, "IMPORT_TIMEOUT_S", 2.0)
+    source, cause = FATAL[name]
+    site.add(name, hooks={"any": name}, source=source)
+    site.add("zz-good", hooks={"any": "zz_good"}, source=offering("weight_formats", "{'fine': 'x:y'}"))
+    for _ in range(2):  # the second time from what is kept of the first, where anything is
+        manager = loaded(site)
+        assert rows(manager)[name].status == "broken"
+        assert cause in rows(manager)[name].cause
+        assert manager.names("weight_formats") == ("fine",)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_module_is_a_row_and_a_line_and_stops_nobody(
     site: Site, name: str, caplog: pytest.LogCaptureFixture

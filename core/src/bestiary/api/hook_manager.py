@@ -1,13 +1,14 @@
 """Loading hooks: ours from a table, others' from entry points, each isolated from the rest.
 
-A hook module that cannot be imported, has a hook that raises or returns nonsense, becomes a `HookRow` with the cause
-and one line in the log; the others work on. A name offered twice is an error that names both, raised when somebody
-asks for that name, unless the user chooses (``kind.name=distribution``, see `choices.py`).
+A hook module that cannot be imported, hangs or ends the process, or has a hook that raises or returns nonsense, becomes
+a `HookRow` with the cause and one line in the log; the others work on. A name offered twice is an error that names
+both, raised when somebody asks for that name, unless the user chooses (``kind.name=distribution``, see `choices.py`).
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,11 +21,15 @@ from . import choices, discovery
 from .errors import BrokenPlugin, PluginError, UsageError
 from .hooks import KINDS, PROJECT, HookSpecs
 from .importing import isolated, load_object
+from .probe import probe
+from .probe_cache import ProbeCache
 from .version import incompatibility
 
 logger = logging.getLogger("bestiary.hooks")
 
 OWN = "bestiary"
+IMPORT_TIMEOUT_S = 10.0
+"""For a module of hooks, which must not import torch at its top."""
 BUILTIN_HOOKS: tuple[str, ...] = (
     "bestiary.engine.builtin_hooks",
     "bestiary.engine.loader.sources",
@@ -85,6 +90,7 @@ class HookManager:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(HookSpecs)
         self._offers: dict[tuple[str, str], list[Offered]] = {}
+        self._cache: ProbeCache | None = None
         self.rows: list[HookRow] = []
 
     def load(self) -> HookManager:
@@ -95,6 +101,7 @@ class HookManager:
                 HookRow(distribution=OWN, version=__version__, entry_point=module, status="ok", offers=offers)
             )
         installation = discovery.scan() if self._installation is None else self._installation
+        self._cache = ProbeCache(installation.versions)
         for entry, distribution in installation.providers(discovery.HOOKS):
             self.rows.append(self._load_foreign(entry, distribution))
         return self
@@ -107,6 +114,7 @@ class HookManager:
         try:
             if refused is not None:
                 raise refused
+            self._try_elsewhere(entry.value, distribution)
             offers = self._collect(load_object(entry.value, f"dist {distribution}"), distribution.name, entry.value)
         except PluginError as error:
             status, why = ("incompatible" if error is refused else "broken"), error.message
@@ -119,6 +127,19 @@ class HookManager:
             cause=why,
             offers=offers,
         )
+
+    def _try_elsewhere(self, value: str, distribution: discovery.Distribution) -> None:
+        """Import a module in a child process first, once an installation: one that hangs, or ends the process it is
+        imported in, must not do so to us. What it merely raises is better seen here, with its traceback.
+        """
+        if self._cache is None or value.partition(":")[0].strip() in sys.modules:
+            return
+        result = self._cache.get(distribution, value)
+        if result is None:
+            result = probe(value, "", f"dist {distribution}", timeout_s=IMPORT_TIMEOUT_S, only_import=True)
+            self._cache.put(distribution, value, result)
+        if result.outcome in ("crashed", "hung"):
+            raise BrokenPlugin(result.cause, field=value, details=result.details)
 
     def _collect(self, module: Any, distribution: str, entry_point: str) -> tuple[str, ...]:
         """All that one module offers, or nothing of it: it is registered only when every hook of it answered."""

@@ -69,14 +69,19 @@ class ProbeResult:
         return kind(self.cause, details=self.details, fix="reinstall, upgrade or remove the package")
 
 
-def probe(value: str, architecture: str, origin: str, *, timeout_s: float = TIMEOUT_S) -> ProbeResult:
-    """Imports ``"module:Class"`` in a child process and says what came of it; never raises for the plugin's sake."""
+def probe(
+    value: str, architecture: str, origin: str, *, timeout_s: float = TIMEOUT_S, only_import: bool = False
+) -> ProbeResult:
+    """Imports ``"module:Class"`` in a child process and says what came of it; never raises for the plugin's sake.
+
+    only_import: whatever the value names is well if it can be imported; `info` then tells nothing.
+    """
     import tempfile
 
     reader, writer = os.pipe()
     with tempfile.TemporaryFile() as output:
         try:
-            child = _start(value, architecture, origin, writer, output)
+            child = _start(value, architecture, origin, writer, output, only_import)
         finally:
             os.close(writer)
         try:
@@ -95,14 +100,16 @@ def probe(value: str, architecture: str, origin: str, *, timeout_s: float = TIME
         return ProbeResult(outcome="crashed", cause=text, details=_tail(output))
 
 
-def _start(value: str, architecture: str, origin: str, writer: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+def _start(
+    value: str, architecture: str, origin: str, writer: int, output: IO[bytes], only_import: bool
+) -> subprocess.Popen[bytes]:
     import subprocess
 
     hidden = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"), "")
     path = os.pathsep.join(os.path.abspath(entry or os.curdir) for entry in sys.path if isinstance(entry, str))
     command = [sys.executable, "-P", "-m", "bestiary.api.probe"]
     return subprocess.Popen(
-        [*command, f"--fd={writer}", f"--origin={origin}", "--", value, architecture],
+        [*command, f"--fd={writer}", f"--origin={origin}", *["--only-import"] * only_import, "--", value, architecture],
         env=os.environ | hidden | {"PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -162,9 +169,13 @@ def _tail(output: IO[bytes]) -> tuple[str, ...]:
     return tuple(line for line in output.read().decode("utf-8", "replace").splitlines() if line.strip())
 
 
-def _examine(value: str, architecture: str, origin: str) -> ProbeResult:
+def _examine(value: str, architecture: str, origin: str, only_import: bool) -> ProbeResult:
     try:
-        cls = require(load_object(value, origin), origin=origin)
+        found = load_object(value, origin)
+        if only_import:
+            info = ModelInfo(architecture=architecture, module=value, qualname="", categories=())
+            return ProbeResult(outcome="ok", info=info)
+        cls = require(found, origin=origin)
         return ProbeResult(outcome="ok", info=capabilities(cls, architecture))
     except InvalidModel as error:
         return ProbeResult(outcome="invalid", cause=error.message, details=error.details)
@@ -191,13 +202,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Imports one model class and reports what it can do, as JSON.")
     parser.add_argument("--fd", type=int, default=1)
     parser.add_argument("--origin", default="the command line")
+    parser.add_argument("--only-import", action="store_true")
     parser.add_argument("value", metavar="module:Class")
     parser.add_argument("architecture")
     options = parser.parse_args(arguments)
     _limit_resources()
     if options.fd > 2:
         os.set_inheritable(options.fd, False)
-    result = _examine(options.value, options.architecture, options.origin)
+    result = _examine(options.value, options.architecture, options.origin, options.only_import)
     data = json.dumps(result.as_dict()).encode()
     if len(data) > _ANSWER_BYTES:
         shown = tuple(detail[:200] for detail in result.details[:20])
