@@ -58,6 +58,28 @@ def test_several_threads_share_one_llm(llm):
     assert not llm.engine.has_unfinished_requests
 
 
+def test_two_engines_in_two_threads_take_turns(folder, llm):
+    """One is deterministic, one is not: each runs with its own versions of the ops, whoever else runs."""
+    other = load(folder, deterministic=True)
+    want = {each: [tokens(each, (start, 7, 8)) for start in range(4, 16)] for each in (llm, other)}
+    found = {}
+
+    def work(each):
+        found[each] = [tokens(each, (start, 7, 8)) for start in range(4, 16)]
+
+    threads = [threading.Thread(target=work, args=(each,)) for each in want]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == want
+
+
+def test_overrides_may_be_a_function(folder):
+    shorter = load(folder, hf_overrides=lambda data: data | {"max_position_embeddings": 32})
+    assert shorter.vllm_config.model_config.max_model_len == 32
+
+
 def test_a_stream_ended_by_another_call_still_yields_its_end(llm):
     stream = llm.stream([4, 5, 6], GREEDY)
     next(stream)

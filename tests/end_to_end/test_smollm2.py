@@ -106,6 +106,18 @@ def test_chat_answers_and_stops(llm):
     assert output.outputs[0].finish_reason == "stop"
 
 
+@pytest.mark.parametrize("include", [False, True])
+def test_a_stop_id_is_in_the_text_only_where_asked_for(llm, include):
+    greedy = {"temperature": 0, "max_tokens": 12}
+    (whole,) = llm.generate("The three primary colours are", SamplingParams(**greedy), use_tqdm=False)
+    last = whole.outputs[0].token_ids[4]
+    params = SamplingParams(**greedy, stop_token_ids=[last], include_stop_str_in_output=include)
+    (output,) = llm.generate("The three primary colours are", params, use_tqdm=False)
+    ids = output.outputs[0].token_ids
+    assert (output.outputs[0].stop_reason, ids[-1]) == (last, last)
+    assert output.outputs[0].text == llm.get_tokenizer().decode(ids if include else ids[:-1])
+
+
 def test_streaming_equals_not_streaming(llm):
     params = SamplingParams(temperature=0.8, seed=3, max_tokens=30, stop=["\n\n"])
     (whole,) = llm.generate("The history of", params, use_tqdm=False)

@@ -80,6 +80,15 @@ def test_garbage_metadata_is_skipped_with_name(site: Site, metadata: str) -> Non
     assert [row.name for row in found.malformed] == ["bad"]
 
 
+def test_a_misspelt_group_is_said_of_whoever_states_an_api_version(site: Site) -> None:
+    site.add("typo", entry_points="[vlm_models]\nA = typo:A\n[bestiary_api]\n1.0 = typo\n")
+    site.add("spaced", entry_points="[ vllm_models ]\nB = spaced:B\n[bestiary_api]\n1.0 = spaced\n")
+    found = scan([str(site.root)])
+    assert [row.name for row in found.malformed] == ["typo"]
+    assert "group's name misspelt" in found.malformed[0].reason
+    assert [each.name for each in found.plugins] == ["spaced"]
+
+
 def test_a_fifo_does_not_hold_us_up(site: Site) -> None:
     info = site.add("odd")
     info.joinpath("entry_points.txt").unlink()

@@ -1,5 +1,7 @@
 """The op registry: references, choice, refusal."""
 
+import threading
+
 import pytest
 import torch
 
@@ -73,6 +75,25 @@ def test_a_choice_is_in_force_while_it_is_active_and_no_longer():
             assert linear.active is linear.reference
         assert linear.active is linear_by_shape
     assert linear.active is linear.reference
+
+
+def test_while_one_choice_is_active_other_threads_wait():
+    seen, inside = [], threading.Event()
+
+    def other():
+        inside.wait()
+        with choose_ops(CPU, {"linear": REFERENCE}).active():
+            seen.append("other")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with choose_ops(CPU, {}, {"linear/by_shape": BY_SHAPE}).active():
+        inside.set()
+        thread.join(0.1)
+        seen.append("first")
+        assert linear.active is linear_by_shape
+    thread.join()
+    assert seen == ["first", "other"]
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (2,), (3,), (4,), (5,), (64,), (100,), (2, 3), ()])

@@ -147,6 +147,30 @@ def test_proportional_is_transformers() -> None:
     assert torch.equal(rope.cos_sin_cache, torch.cat((angles.cos(), angles.sin()), -1))
 
 
+def scale_of(parameters: dict[str, Any]) -> float:
+    """The factor on cosines: the table's first row is that of angle zero."""
+    return float(get_rope(HEAD, LENGTH, rope_parameters=parameters).cos_sin_cache[0, 0])
+
+
+def test_factors_that_only_some_files_give() -> None:
+    """`attn_factor` multiplies YaRN's own; LongRoPE takes the `…_mscale` of the set it uses (as PhiMoE has it)."""
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    assert scale_of(yarn | {"attn_factor": 2.0}) == pytest.approx(2 * scale_of(yarn))
+    lists = {"short_factor": [1.0] * HALF, "long_factor": [2.0] * HALF, "short_mscale": 1.3, "long_mscale": 1.7}
+    long = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, **lists}
+    assert scale_of(long | {"original_max_position_embeddings": 64}) == pytest.approx(1.7)
+    assert scale_of(long | {"original_max_position_embeddings": LENGTH}) == pytest.approx(1.3)
+    for more in ({"extrapolation_factor": 0.5}, {"apply_yarn_scaling": False}):
+        with pytest.raises(ConfigError, match="extrapolation"):
+            scale_of(yarn | more)
+
+
+def test_multi_axis_positions_of_text_are_plain_ones() -> None:
+    plain = get_rope(HEAD, LENGTH, rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+    text = get_rope(HEAD, LENGTH, rope_parameters={"rope_type": "mrope", "rope_theta": 1e4, "mrope_section": [4, 2, 2]})
+    assert torch.equal(text.cos_sin_cache, plain.cos_sin_cache)
+
+
 def test_older_spellings() -> None:
     new = get_rope(HEAD, max_position=LENGTH, rope_parameters={**YARN, "rope_theta": 5e5})
     scaling = {**YARN, "type": "yarn"}

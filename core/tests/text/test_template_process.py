@@ -8,7 +8,7 @@ from types import MappingProxyType
 import pytest
 
 from bestiary.api.errors import RequestError
-from bestiary.serve.text.chat_template import render_chat
+from bestiary.serve.text.chat_template import check_variables, render_chat
 from bestiary.serve.text.template_process import TemplateProcess
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ bos_token }}{{ tools|tojson }}"
@@ -51,6 +51,25 @@ def test_errors_are_those_of_render_chat(process: TemplateProcess) -> None:
         assert (there.value.error_code, there.value.message) == (here.value.error_code, here.value.message)
     with pytest.raises(RequestError, match="not plain data"):
         process.render(PLAIN, [{"role": "user", "content": object()}])
+
+
+@pytest.mark.parametrize(
+    ("variables", "code"),
+    [
+        ({"messages": []}, "NOT_ALLOWED"),
+        ({"add_generation_prompt": False}, "NOT_ALLOWED"),
+        ({"template": "x"}, "NOT_ALLOWED"),
+        ({"__class__": 1}, "NOT_ALLOWED"),
+        ({str(number): 1 for number in range(33)}, "TEMPLATE_LIMIT"),
+        ({"documents": ["x" * 20_000]}, "TEMPLATE_LIMIT"),
+        ({"x": object()}, "BAD_MESSAGES"),
+    ],
+)
+def test_what_a_caller_adds_to_a_template_is_little_and_not_ours(variables: dict[str, object], code: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        check_variables(variables)
+    assert caught.value.error_code == code
+    check_variables({"enable_thinking": True, "documents": ["a"]})
 
 
 def test_the_child_ends_with_its_owner() -> None:

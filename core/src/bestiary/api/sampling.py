@@ -29,7 +29,8 @@ class SamplingParams:
         presence_penalty, frequency_penalty: subtracted once, or per occurrence, for tokens already generated.
         seed: draws depend on (seed, position) alone, so never on the batch. None or -1: derived from the engine's seed
             and the request's number.
-        max_tokens: None means as many as the context allows. min_tokens: before it no stop id is drawn.
+        max_tokens: None means as many as the context allows. min_tokens: before it no stop id is drawn,
+            and no stop string ends the answer.
         stop, stop_token_ids: strings and ids that end the answer; `include_stop_str_in_output` keeps the string.
         ignore_eos: the model's end-of-sequence ids do not end the answer.
         logprobs: with each token, its own log-probability and those of the `logprobs` likeliest, from the model's raw

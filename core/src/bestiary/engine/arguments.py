@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -48,7 +48,8 @@ class EngineArgs:
         block_size: KV-cache block, in tokens. num_gpu_blocks_override: exact number of blocks, on any device.
         kv_cache_memory_bytes: memory for them; None: half of what is free (4 GiB of it on a CPU), at most what
             `max_num_seqs` sequences can use. kv_cache_dtype: "auto" is the model's.
-        hf_config_path: another directory's config.json. hf_overrides: fields to change in it.
+        hf_config_path: another directory's config.json. hf_overrides: fields to change in it, or a function from the
+            fields to the fields.
         load_format: "auto", "safetensors", "gguf" or "dummy". allow_nonfinite: accept NaN and Inf in weights.
         verify: compare weight files with their published SHA-256 before they are read.
         plugin: architecture → distribution, where several provide one.
@@ -76,7 +77,7 @@ class EngineArgs:
     kv_cache_memory_bytes: int | None = None
     kv_cache_dtype: str = "auto"
     hf_config_path: str | None = None
-    hf_overrides: Mapping[str, Any] = field(default_factory=dict)
+    hf_overrides: Mapping[str, Any] | Callable[[dict[str, Any]], dict[str, Any]] = field(default_factory=dict)
     load_format: str = "auto"
     allow_nonfinite: bool = False
     verify: bool = False

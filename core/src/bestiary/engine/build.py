@@ -17,6 +17,7 @@ from bestiary.nn.attention.backend import AttentionType
 from bestiary.nn.attention.choice import choose_backend
 from bestiary.nn.logits import LogitsProcessor
 from bestiary.nn.ops.registry import Target, choose_ops
+from bestiary.nn.placement import finish
 
 from .arguments import EngineArgs
 from .engine import LLMEngine
@@ -76,8 +77,9 @@ class EngineBuilder:
         ops = choose_ops(target_of(config), config.op_config.implementations, self.hooks.all("op_implementations"))
         model = build_model(model_class, config)
         bind_attention(model, config, self.hooks.all("attention_backends"))
+        load_model(model, config, self.description, self.hooks.all("weight_formats"))
         with ops.active():
-            load_model(model, config, self.description, self.hooks.all("weight_formats"))
+            finish(model)
         num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config)
         width = vocab_size(model, config)
         runner = ModelRunner(model, config, num_blocks, ops, width)

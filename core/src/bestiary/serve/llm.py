@@ -128,6 +128,10 @@ class LLM:
             raise RequestError(
                 "this model has no chat template", field="chat_template", fix="pass chat_template=…, or use generate"
             )
+        if chat_template_kwargs:
+            from .text.chat_template import check_variables
+
+            check_variables(chat_template_kwargs)
         text = self._templates.render(
             template,
             messages,

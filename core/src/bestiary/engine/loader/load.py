@@ -1,4 +1,4 @@
-"""The life of a model: resolve → build → place → load → finish."""
+"""Two stages in the life of a model (resolve → build → place → load → finish): building, placed, and loading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bestiary.api.config import VllmConfig
 from bestiary.api.errors import BestiaryError, BrokenPlugin
 from bestiary.api.importing import cause
 from bestiary.engine.notices import notice
-from bestiary.nn.placement import finish, materialize, place
+from bestiary.nn.placement import materialize, place
 from bestiary.nn.scope import build_scope
 from bestiary.nn.weights import load_complete
 
@@ -63,7 +63,7 @@ def _name(model_class: type) -> str:
 def load_model(
     model: nn.Module, vllm_config: VllmConfig, description: ModelDescription, formats: Mapping[str, Opener]
 ) -> None:
-    """Fill and finish a built model. Peak memory: the model and one tensor."""
+    """Fill a built model. Peak memory: the model and one tensor."""
     load = vllm_config.load_config
     if load.verify:
         with load_progress("verifying weights", enabled=load.progress) as progress:
@@ -86,7 +86,6 @@ def load_model(
             own = hasattr(model, "load_weights")
             with _blamed(type(model), "could not be loaded", "its load_weights failed") if own else nullcontext():
                 load_complete(model, stream)
-    finish(model)
 
 
 def _parameters(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -8,12 +8,14 @@ An `Op` is made by decorating its reference:
 and called like the function it is. A faster version is offered under a name, says for a device and dtype whether it can
 run, and is chosen once, when an engine starts (`choose_ops`). The choice is the engine's own: it is in force while that
 engine loads its model and runs a step, so that two engines in one process do not change each other's results. A call
-costs one attribute look-up. A version asked for by name that cannot run is an error; nothing falls back silently.
+costs one attribute look-up. Engines in different threads take turns, step by step. A version asked for by name that
+cannot run is an error; nothing falls back silently.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,6 +109,7 @@ class Op(Generic[P, R]):
 
 
 OPS: dict[str, Op[..., Any]] = {}
+_in_force = threading.RLock()
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -129,15 +132,16 @@ class ChosenOps:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """While it lasts, these versions are in force; afterwards those from before."""
-        before = [(each, each.active) for each in OPS.values()]
-        for name, version in self.versions.items():
-            OPS[name].active = version.function
-        try:
-            yield
-        finally:
-            for each, function in before:
-                each.active = function
+        """While it lasts, these versions are in force; afterwards those from before. Other threads wait."""
+        with _in_force:
+            before = [(each, each.active) for each in OPS.values()]
+            for name, version in self.versions.items():
+                OPS[name].active = version.function
+            try:
+                yield
+            finally:
+                for each, function in before:
+                    each.active = function
 
 
 def choose_ops(target: Target, wanted: Mapping[str, str], offered: Mapping[str, Any] = NOTHING) -> ChosenOps:

@@ -30,7 +30,13 @@ OUTPUT_LIMIT = 8 * 2**20
 _OPERATOR_LIMIT = 3_000
 _FUEL, _FUEL_PER_MESSAGE = 300_000, 500
 _FUEL_LIMIT = 3_000_000
-_RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "raise_exception"})
+_RESERVED = frozenset(
+    {
+        *("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "raise_exception"),
+        *("template", "chat_template", "tokenize", "strftime_now"),
+    }
+)
+_VARIABLES, _VARIABLE_CHARS = 32, 16 * 2**10
 
 # What nests without brackets: each occurrence may be one level of the syntax tree, whose walk uses the C stack.
 _NESTING = re.compile(r"[-+*/~|.(\[]|(?<!\{)%(?!\})|\b(?:not|and|or|is|if|else|elif)\b")
@@ -66,11 +72,7 @@ def render_chat(
     where it asks for too much.
     """
     _check_template(template)
-    reserved = sorted(_RESERVED & kwargs.keys())
-    if reserved:
-        raise RequestError(
-            "reserved names of the chat template", code="NOT_ALLOWED", field="chat_template_kwargs", value=reserved[0]
-        )
+    check_variables(kwargs)
     context = {
         **{name: plain(value, name) for name, value in kwargs.items()},
         "messages": check_messages(messages, join_parts=_LOOKS_AT_PARTS.search(template) is None),
@@ -83,6 +85,22 @@ def render_chat(
     if len(text) > OUTPUT_LIMIT:
         raise _limit_error("the prompt is too long", limit=f"≤ {OUTPUT_LIMIT} characters", value=len(text))
     return text
+
+
+def check_variables(variables: Mapping[str, object]) -> None:
+    """What a caller adds to a template's variables: not in place of ours, and little.
+
+    Raises:
+        RequestError: NOT_ALLOWED for a reserved name, TEMPLATE_LIMIT for more than 32 names or 16 KiB.
+    """
+    field = "chat_template_kwargs"
+    reserved = sorted(name for name in variables if name in _RESERVED or str(name).startswith("__"))
+    if reserved:
+        raise RequestError("a reserved name of the chat template", code="NOT_ALLOWED", field=field, value=reserved[0])
+    characters = sum(len(text) for text in _strings(plain(variables, field)))
+    if len(variables) > _VARIABLES or characters > _VARIABLE_CHARS:
+        limit = f"at most {_VARIABLES} names and {_VARIABLE_CHARS} characters"
+        raise RequestError("too many variables", code="TEMPLATE_LIMIT", field=field, limit=limit)
 
 
 def _render(template: str, context: dict[str, object]) -> str:
