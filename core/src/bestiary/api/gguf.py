@@ -2,6 +2,9 @@
 
 A distribution offers one through the entry-point group `bestiary_gguf`: the entry's name is the file's
 `general.architecture`, its value `module:OBJECT`, the object a `GgufArchitecture`. Importing it must not import torch.
+
+Where one `general.architecture` stands for several models, the name may be that of a metadata key instead: an entry
+``llama.expert_count`` is for the files of architecture `llama` whose key of this name is there and not 0.
 """
 
 from __future__ import annotations

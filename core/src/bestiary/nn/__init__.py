@@ -25,6 +25,7 @@ from .linear import (
     RowParallelLinear,
 )
 from .logits import LogitsProcessor
+from .moe import ExpertPlacement, FusedMoE, GateLinear
 from .norm import GemmaRMSNorm, LayerNorm, RMSNorm
 from .parallel import (
     get_dp_group,
@@ -59,7 +60,10 @@ __all__ = [
     "AutoWeightsLoader",
     "ColumnParallelLinear",
     "EncoderOnlyAttention",
+    "ExpertPlacement",
     "FatreluAndMul",
+    "FusedMoE",
+    "GateLinear",
     "GeluAndMul",
     "GeluAndMulSparse",
     "GemmaRMSNorm",

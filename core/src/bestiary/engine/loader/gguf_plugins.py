@@ -9,17 +9,22 @@ from bestiary.api.importing import load_object
 from bestiary.api.index import gguf_packages
 from bestiary.api.registry import Registry
 from bestiary.api.version import incompatibility
+from bestiary.engine.loader.gguf_reader import GgufFile
 
 
-def gguf_declaration(registry: Registry, architecture: str) -> GgufArchitecture:
-    """The declaration for `general.architecture`. Imports the one module that holds it.
+def gguf_declaration(registry: Registry, file: GgufFile) -> GgufArchitecture:
+    """The declaration for the file's architecture. Imports the one module that holds it.
+
+    Several models may go by one `general.architecture`; an entry named after a metadata key of theirs
+    (``llama.expert_count``) is for the files that have this key with a value other than 0, and is preferred.
 
     Raises:
         UnknownArchitecture: no package declares it. BrokenPlugin, IncompatiblePlugin: one does and cannot be used.
     """
     offers = list(registry.installation.providers(discovery.GGUF))
+    wanted = _kind(file, {entry.name for entry, _ in offers} | set(gguf_packages()))
     for entry, distribution in offers:
-        if entry.name != architecture:
+        if entry.name != wanted:
             continue
         refused = incompatibility(distribution.name, distribution.version, distribution.api_versions)
         if refused is not None:
@@ -30,11 +35,18 @@ def gguf_declaration(registry: Registry, architecture: str) -> GgufArchitecture:
                 f"{entry.value} of {distribution} is no GgufArchitecture", field=entry.name, value=type(found).__name__
             )
         return found
-    package = gguf_packages().get(architecture)
+    package = gguf_packages().get(wanted)
+    kind = "" if wanted == file.architecture else f" with {wanted}"
     raise UnknownArchitecture(
-        f"no installed package knows GGUF files of architecture {architecture!r:.64}",
+        f"no installed package knows GGUF files of architecture {file.architecture!r:.64}{kind}",
         field="general.architecture",
-        value=architecture,
+        value=file.architecture,
         limit=f"one of {', '.join(sorted({entry.name for entry, _ in offers})) or '(none installed)'}",
         fix=f"pip install {package}" if package else "install the package that provides it: bestiary models",
     )
+
+
+def _kind(file: GgufFile, known: set[str]) -> str:
+    """The file's kind among the known ones: its architecture, or one of its metadata keys below that."""
+    marks = (name for name in sorted(known) if name.startswith(f"{file.architecture}.") and file.metadata.get(name))
+    return next(marks, file.architecture)
