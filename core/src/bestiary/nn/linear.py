@@ -242,7 +242,7 @@ class QKVParallelLinear(ColumnParallelLinear):
         refuse_other_rows(fused, self.output_size, dim)
         group = self.total_num_heads // self.total_num_kv_heads
         by_head = torch.arange(self.output_size, device=fused.device).view(self.total_num_kv_heads, -1)
-        parts = by_head.split([group * self.head_size, self.head_size, self.v_head_size], dim=1)
+        parts = torch.split(by_head, [group * self.head_size, self.head_size, self.v_head_size], dim=1)
         return fused.index_select(dim, torch.cat([part.flatten() for part in parts]))
 
 
