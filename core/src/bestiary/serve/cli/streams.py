@@ -41,7 +41,7 @@ def open_streams() -> None:
 
 
 def is_lost(stream: TextIO, error: OSError) -> bool:
-    """Whether `error` is about writing to `stream`: a space, meaningless in text and in JSON, cannot be written either."""
+    """Whether `error` is about writing to `stream`: a space, which means nothing, cannot be written either."""
     if error.errno not in _UNWRITABLE or error.filename is not None:
         return False
     try:
