@@ -84,14 +84,12 @@ def _misspelt(cls: type[ContractBase]) -> list[str]:
 
 def _wrong_kinds(cls: type[ContractBase]) -> list[str]:
     found = []
-    if cls.config is not None and not isinstance(cls.config, Mapping):
-        found.append("config: must be a mapping of config.json's fields, or None")
+    for name in ("config", "variants", "quantization_bounds", "without_effect", "given_up"):
+        if not isinstance(getattr(cls, name), Mapping) and (name, getattr(cls, name)) != ("config", None):
+            found.append(f"{name}: must be a mapping")
     for name, changed in cls.variants.items() if isinstance(cls.variants, Mapping) else ():
         if not isinstance(changed, Mapping) or name == BASE:
             found.append(f"variants[{name!r}]: must be a mapping of changed fields, under another name than {BASE!r}")
-    for name in ("variants", "quantization_bounds", "without_effect", "given_up"):
-        if not isinstance(getattr(cls, name), Mapping):
-            found.append(f"{name}: must be a mapping")
     if not isinstance(cls.bf16_bound, int | float) or not 0 < cls.bf16_bound < 1:
         found.append(f"bf16_bound: must be between 0 and 1, relative to the largest logit; it is {cls.bf16_bound!r}")
     return found

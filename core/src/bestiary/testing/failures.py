@@ -59,7 +59,7 @@ def from_error(error: BaseException) -> ContractFailure:
 
 
 def authors_line(error: BaseException) -> str | None:
-    """``file.py:12 in forward``: the innermost frame that is neither ours nor a library's, along the chain of causes."""
+    """``file.py:12 in forward``: the innermost frame neither ours nor a library's, at the root of the causes."""
     root: BaseException = error
     while (cause := root.__cause__ or root.__context__) is not None:
         root = cause

@@ -60,14 +60,14 @@ def main(module: str, answer: int) -> None:
 
     from_before = _Process()
     events: list[str] = []
-    sys.addaudithook(lambda event, arguments: _note(event, arguments, events))
     with _printed() as printed:
+        sys.addaudithook(lambda event, arguments: _note(event, arguments, events))
         try:
             importlib.import_module(module)
-        except BaseException as error:
+        except BaseException as error:  # SystemExit too: it is the module's doing
             events.append(f"raises {cause(error)}")
     problems = [*dict.fromkeys(events), *from_before.changes(), *printed]
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         problems.append("initialises CUDA")
     os.write(answer, json.dumps(problems).encode())
     os._exit(0)

@@ -32,9 +32,7 @@ def support_table(contracts: Sequence[type[ContractBase]]) -> str:
     for known in _union(ordered):
         rows.append([known.summary, *(_cell(contract, known, reasons) for contract in ordered)])
     for variant in dict.fromkeys(name for contract in ordered for name in contract.variants):
-        rows.append(
-            [f"variant: {variant}", *(_YES if variant in contract.variants else _NO for contract in ordered)]
-        )
+        rows.append([f"variant: {variant}", *(_YES if variant in contract.variants else _NO for contract in ordered)])
     lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
     lines.insert(1, "|---" * len(rows[0]) + "|")
     return "\n".join([*lines, *([""] if reasons else []), *(f"[{n}] {why}  " for n, why in enumerate(reasons, 1))])

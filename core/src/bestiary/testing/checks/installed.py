@@ -7,11 +7,10 @@ from bestiary.api.conformance import capabilities, problems_of
 from bestiary.api.discovery import scan
 from bestiary.api.entries import LazyRegisteredModel
 from bestiary.api.registry import Registry
-
-from ..base import ContractBase
-from ..check import check
-from ..failures import ContractFailure
-from ..import_child import watch_import
+from bestiary.testing.base import ContractBase
+from bestiary.testing.check import check
+from bestiary.testing.failures import ContractFailure
+from bestiary.testing.import_child import watch_import
 
 
 class InstalledChecks(ContractBase):
