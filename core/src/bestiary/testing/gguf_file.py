@@ -21,7 +21,9 @@ from bestiary.api.errors import UsageError
 Array = np.ndarray[Any, Any]
 Rows = Callable[[str, Array], Array]
 
-INTERLEAVED = frozenset(["llama", "granite", "granitemoe", "deci", "minicpm", "arcee", "smollm3", "olmo", "baichuan", "xverse", "internlm2"])
+INTERLEAVED = frozenset(
+    ("llama", "granite", "granitemoe", "deci", "minicpm", "arcee", "smollm3", "olmo", "baichuan", "xverse", "internlm2")
+)
 """`general.architecture` whose files hold the rows of q and k for pairs (2i, 2i + 1), while checkpoints do not."""
 _HEADS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
 _EXPERT = re.compile(r"^(?P<before>.*\.experts)\.(?P<number>\d+)\.(?P<after>.*)$")

@@ -23,7 +23,7 @@ def what_is_hidden(config: Any) -> Iterator[str]:
     """Mistakes that a model of this configuration object could not show, one line each."""
     layers = _number(config, "num_hidden_layers")
     if layers is not None and layers < MIN_LAYERS:
-        yield f"num_hidden_layers = {layers}: too small to show layers in a wrong order; at least {MIN_LAYERS}, better 3"
+        yield f"num_hidden_layers = {layers}: too small to show layers in a wrong order; at least {MIN_LAYERS}"
     vocabulary = _number(config, "vocab_size")
     if vocabulary is not None and vocabulary < MIN_VOCABULARY:
         yield f"vocab_size = {vocabulary}: too small to show a wrong choice of tokens; at least {MIN_VOCABULARY}"
@@ -60,12 +60,12 @@ def without_effect(model: nn.Module, token_ids: list[int]) -> dict[str, float]:
     before = reference_logits(model, token_ids)
     found = {}
     for form, params in groups.items():
-        kept = [param.clone() for param in params]
-        for param in params:
-            param.mul_(1.1).add_(_ramp(param))
+        kept = [tensor.clone() for tensor in params]
+        for tensor in params:
+            tensor.mul_(1.1).add_(_ramp(tensor))
         moved = float((reference_logits(model, token_ids) - before).abs().max())
-        for param, old in zip(params, kept, strict=True):
-            param.copy_(old)
+        for tensor, old in zip(params, kept, strict=True):
+            tensor.copy_(old)
         if moved < VISIBLE:
             found[form] = moved
     return found

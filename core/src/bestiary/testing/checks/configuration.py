@@ -14,7 +14,7 @@ from bestiary.testing.visibility import what_is_hidden, without_effect
 class ConfigurationChecks(ContractBase):
     """`shows_mistakes`."""
 
-    @check()
+    @check(listed=False)
     def test_shows_mistakes(self) -> None:
         """The tiny model's sizes and weights hide no mistake: every weight moves the logits."""
         model = self.bench.reference()
