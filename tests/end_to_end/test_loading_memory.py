@@ -9,7 +9,6 @@ import transformers
 from bestiary import LLM, SamplingParams
 from bestiary.engine.loader import load
 
-
 SMALL = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 300,
     "max_position_embeddings": 64,

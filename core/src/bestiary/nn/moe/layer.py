@@ -16,6 +16,7 @@ from torch import nn
 
 from bestiary.api.errors import ConfigError, WeightsMismatch
 from bestiary.nn.linear import MergedColumnParallelLinear, RowParallelLinear
+from bestiary.nn.linear_base import LinearBase
 from bestiary.nn.ops.moe import ACTIVATIONS, by_expert, fused_experts, topk_routing
 from bestiary.nn.parallel import get_ep_group, get_tp_group
 from bestiary.nn.quant.base import QuantizationConfig
@@ -102,6 +103,11 @@ class FusedMoE(nn.Module):
         self._w13 = ExpertStack(self, "w13", self.placement.num_local, gate_up)
         self._w2 = ExpertStack(self, "w2", self.placement.num_local, down)
         self.set_placement(self.placement)
+
+    @property
+    def expert_layers(self) -> list[LinearBase]:
+        """This rank's linear layers, all gate-and-up ones and then all down ones; their parameters are views."""
+        return [*self._w13.layers, *self._w2.layers]
 
     def set_placement(self, placement: ExpertPlacement) -> None:
         """Where experts lie from now on. Moving their weights is the caller's: call between steps, on every rank."""
