@@ -122,7 +122,7 @@ def test_an_alias_that_takes_over_the_name_it_is_an_alias_of_is_one_of_itself(si
 def test_one_distribution_cannot_claim_a_name_twice(site: Site) -> None:
     site.add("garnet", models={"Garnet": "garnet:G"}, aliases={"Garnet": "garnet:ALIAS"})
     registry = registry_of(site)
-    with pytest.raises(BrokenPlugin, match="garnet 1.0 declares Garnet both as a model and as an alias"):
+    with pytest.raises(BrokenPlugin, match=r"garnet 1\.0 declares Garnet both as a model and as an alias"):
         registry.resolve(["Garnet"])
     assert {each.status for each in registry.list()} == {"broken"}
 

@@ -116,9 +116,8 @@ class AppliedAlias:
     def mapper(self) -> WeightsMapper:
         """The renames of tensors, as the loader takes them."""
         tables = self.alias.weights
-        patterns: dict[str | re.Pattern[str], str | None] = {**tables.get("regex", {})}
         return WeightsMapper(
-            orig_to_new_regex=patterns,
+            orig_to_new_regex=dict[str | re.Pattern[str], str | None](tables.get("regex", {}).items()),
             orig_to_new_substr=tables.get("substr", {}),
             orig_to_new_prefix=tables.get("prefix", {}),
             orig_to_new_suffix=tables.get("suffix", {}),
