@@ -13,6 +13,7 @@ What an import merely raises is no matter for a trial: the import itself shows i
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -99,10 +100,12 @@ def _be_the_copy(value: str, architecture: str | None, origin: str, writer: int,
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
+        faulthandler.disable()  # it may write to a descriptor of its own
         with open(os.devnull, "rb") as nothing:
             os.dup2(nothing.fileno(), 0)
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+        sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115  (a notebook's lead elsewhere)
         limit_resources()
         result = examine(value, architecture or "", origin, architecture is None)
         answer(writer, result)
