@@ -87,7 +87,7 @@ def probe(
         try:
             ended = _wait(child.pid, timeout_s)
         finally:
-            _kill_group(child.pid)
+            kill_group(child.pid)
             code = child.wait()
             answer = _read_answer(reader)
         if not ended:
@@ -96,8 +96,8 @@ def probe(
             )
         if answer is not None:
             return answer
-        text = f"crashed during import ({_exit_text(code)}) (from {origin})"
-        return ProbeResult(outcome="crashed", cause=text, details=_tail(output))
+        text = f"crashed during import ({exit_text(code)}) (from {origin})"
+        return ProbeResult(outcome="crashed", cause=text, details=tail(output))
 
 
 def _start(
@@ -134,7 +134,7 @@ def _wait(pid: int, timeout_s: float) -> bool:
     return True
 
 
-def _kill_group(pid: int) -> None:
+def kill_group(pid: int) -> None:
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -154,7 +154,7 @@ def _read_answer(reader: int) -> ProbeResult | None:
         os.close(reader)
 
 
-def _exit_text(code: int) -> str:
+def exit_text(code: int) -> str:
     if code >= 0:
         return f"exit {code}"
     try:
@@ -163,7 +163,7 @@ def _exit_text(code: int) -> str:
         return f"signal {-code}"
 
 
-def _tail(output: IO[bytes]) -> tuple[str, ...]:
+def tail(output: IO[bytes]) -> tuple[str, ...]:
     output.seek(0, os.SEEK_END)
     output.seek(max(0, output.tell() - _OUTPUT_CHARS))
     return tuple(line for line in output.read().decode("utf-8", "replace").splitlines() if line.strip())

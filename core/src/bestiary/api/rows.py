@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from . import discovery, index, record
+from . import certificates, discovery, index, record
+from .certificates import Standing
 from .conformance import ModelInfo, capabilities
 from .discovery import Distribution
 from .entries import Entry, LazyRegisteredModel, RegisteredModel, choose
@@ -45,11 +46,13 @@ class PluginRow:
     official: bool = False
     record: record.RecordStatus = "unchecked"
     info: ModelInfo | None = None
+    certificate: Standing | None = None
 
     def as_dict(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__slots__}
         info = None if self.info is None else self.info.as_dict()
-        return fields | {"details": list(self.details), "info": info}
+        certificate = None if self.certificate is None else self.certificate.as_dict()
+        return fields | {"details": list(self.details), "info": info, "certificate": certificate}
 
 
 def plugin_rows(registry: Registry, probe: ProbeMode, *, verify: bool, choices: Mapping[str, str]) -> list[PluginRow]:
@@ -70,7 +73,10 @@ def plugin_rows(registry: Registry, probe: ProbeMode, *, verify: bool, choices: 
             verdicts[claim] = _REPLACED if architecture in replaced else _metadata_verdict(claim, claimants, choices)
     probes = _probe_all(registry, [entry for entry, verdict in verdicts.items() if verdict == _NO_OBJECTION], probe)
     checks = _verify_all(registry) if verify else {}
-    rows = [_row(registry, entry, verdict, probes.get(entry), checks) for entry, verdict in verdicts.items()]
+    certified = certificates.standings(registry.installation.plugins, registry.cache_directory)
+    rows = [
+        _row(registry, entry, verdict, probes.get(entry), checks, certified) for entry, verdict in verdicts.items()
+    ]
     rows.sort(key=lambda row: (row.architecture, row.distribution))
     return rows + [_malformed_row(one) for one in registry.installation.malformed]
 
@@ -114,6 +120,7 @@ def _row(
     verdict: Verdict,
     result: ProbeResult | None,
     checks: Mapping[Distribution, record.RecordCheck],
+    certified: Mapping[Distribution, Standing],
 ) -> PluginRow:
     status, cause, details = verdict
     info = None
@@ -127,7 +134,9 @@ def _row(
     elif status == "ok" and result is not None and result.outcome != "ok":
         status, cause, details = "broken", result.cause, result.details
     distribution = entry.distribution
-    check = checks.get(distribution) if distribution is not None else None
+    check, certificate = (
+        (None, None) if distribution is None else (checks.get(distribution), certified.get(distribution))
+    )
     return PluginRow(
         architecture=entry.architecture,
         distribution=distribution.name if distribution else "(by hand)",
@@ -141,6 +150,7 @@ def _row(
         official=distribution is not None and distribution.name in index.official(),
         record=check.status if check else "unchecked",
         info=info,
+        certificate=certificate,
     )
 
 
