@@ -57,7 +57,10 @@ class Standing:
 
 
 def keep(document: Mapping[str, Any], directory: Path | None = None) -> Path | None:
-    """Replace the distribution's certificate in the cache folder `directory` (default: the user's); a cache that cannot be written is a line in the log, and None."""
+    """Replace the distribution's certificate in the cache folder `directory` (default: the user's); returns where.
+
+    A cache that cannot be written is a line in the log, and None.
+    """
     import tempfile
 
     path = _path(document["distribution"], directory)

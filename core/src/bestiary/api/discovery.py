@@ -120,7 +120,10 @@ def scan(paths: Iterable[str] | None = None) -> Installation:
                 malformed.append(Malformed(distribution.name, distribution.path, str(error)))
                 continue
             if all(entry.group in (API, CONTRACTS) for entry in distribution.entry_points):
-                reason = f"states {distribution.entry_points[0].group} but offers nothing in {MODELS}, {HOOKS} or {GGUF}: is a group's name misspelt?"
+                stated = distribution.entry_points[0].group
+                reason = (
+                    f"states {stated} but offers nothing in {MODELS}, {HOOKS} or {GGUF}: is a group's name misspelt?"
+                )
                 malformed.append(Malformed(distribution.name, distribution.path, reason))
                 continue
             plugins.append(distribution)

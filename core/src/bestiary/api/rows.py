@@ -74,9 +74,7 @@ def plugin_rows(registry: Registry, probe: ProbeMode, *, verify: bool, choices: 
     probes = _probe_all(registry, [entry for entry, verdict in verdicts.items() if verdict == _NO_OBJECTION], probe)
     checks = _verify_all(registry) if verify else {}
     certified = certificates.standings(registry.installation.plugins, registry.cache_directory)
-    rows = [
-        _row(registry, entry, verdict, probes.get(entry), checks, certified) for entry, verdict in verdicts.items()
-    ]
+    rows = [_row(registry, entry, verdict, probes.get(entry), checks, certified) for entry, verdict in verdicts.items()]
     rows.sort(key=lambda row: (row.architecture, row.distribution))
     return rows + [_malformed_row(one) for one in registry.installation.malformed]
 

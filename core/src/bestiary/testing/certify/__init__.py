@@ -7,3 +7,6 @@ knows nothing of the caller's environment, and what the child reports becomes a 
     watch.py     the parent: follows the events, ends a child that hangs
     document.py  the certificate as data
 """
+
+MADE_HERE = "without a contract: "
+"""What the label of a contract begins with that is made for an architecture which has none."""

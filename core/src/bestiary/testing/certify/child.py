@@ -14,8 +14,8 @@ PLAN is a JSON file (`watch.plan`), FD a pipe's end for events, one JSON object 
     table        text                                                the support table for a README
     done                                                             the last one
 
-A contract goes by its label: ``module:TestClass``, ``file.py:TestClass``, or `MADE_HERE` and the architecture's name for
-one that is made here because the distribution has none: it is checked as far as no configuration is needed.
+A contract goes by its label: ``module:TestClass``, ``file.py:TestClass``, or `MADE_HERE` and the architecture's name
+for one that is made here because the distribution has none: it is checked as far as no configuration is needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ import pytest
 
 from bestiary.testing.check import GIVEN_UP, NOT_APPLICABLE, NOT_CHECKED
 
+from . import MADE_HERE
+
 _MESSAGE_CHARS = 8000
 _TRACEBACK_LINES = 24
-MADE_HERE = "without a contract: "
 _STATIC_FILE = "test_without_contract.py"
 
 _CONTRACT_FILE = """\
@@ -138,8 +139,10 @@ class Reporter:
         self.send("start", **self._current)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Function, call: pytest.CallInfo[None]) -> Iterator[None]:
-        report: Any = yield
+    def pytest_runtest_makereport(
+        self, item: pytest.Function, call: pytest.CallInfo[None]
+    ) -> Generator[None, Any, Any]:
+        report = yield
         self._seconds += report.duration
         if report.failed:
             self._verdict = "failed", _why(call, report)
@@ -195,7 +198,7 @@ def _why(call: pytest.CallInfo[None], report: pytest.TestReport) -> str:
 def write_tests(plan: dict[str, Any], folder: Path) -> dict[str, str]:
     """Files for pytest, one a contract, so that one that cannot be imported spoils no other; file name → label."""
     labels = {}
-    for number, (architecture, value) in enumerate(plan["contracts"].items()):
+    for number, value in enumerate(plan["contracts"].values()):
         module, _, attribute = value.partition(":")
         path = folder / f"test_{number}.py"
         path.write_text(_CONTRACT_FILE.format(module=module.strip(), name=attribute.strip(), alias=f"Test{number}"))
@@ -215,10 +218,10 @@ def _tell_claims(reporter: Reporter) -> None:
 
     for architecture in reporter.plan["architectures"]:
         try:
-            info = capabilities(ModelRegistry.resolve([architecture]), architecture).as_dict()
+            info = capabilities(ModelRegistry.resolve([architecture]), architecture)
         except BestiaryError:
             continue  # the checks have said so
-        claims = [*info["categories"], *(name for name, value in info.items() if value is True)]
+        claims = [*info.categories, *(name for name, value in info.as_dict().items() if value is True)]
         reporter.send("claims", architecture=architecture, claims=claims)
 
 

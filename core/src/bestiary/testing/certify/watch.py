@@ -176,9 +176,7 @@ def _end(child: subprocess.Popen[bytes], *, grace_s: float) -> int:
     return child.wait()
 
 
-def _follow(
-    events: IO[bytes], outcome: Outcome, deadline: float, on_change: Callable[[Outcome], None]
-) -> bool | None:
+def _follow(events: IO[bytes], outcome: Outcome, deadline: float, on_change: Callable[[Outcome], None]) -> bool | None:
     """Take events until the last: True; until the pipe closes without it: False; until the deadline: None."""
     buffer = b""
     with selectors.DefaultSelector() as selector:

@@ -162,7 +162,7 @@ def _checked(archive: zipfile.ZipFile, wheel: Path, dist_info: str) -> list[zipf
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0] or not name.isprintable():
             raise refuse("a path leads out of it", name)
-        if not stat.S_ISREG(member.external_attr >> 16 or stat.S_IFREG):
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
             raise refuse("an entry is no regular file", name)
         if str(path) in seen:
             raise refuse("an entry stands twice", name)
@@ -193,7 +193,9 @@ def _extract(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], target: P
 
 def _merge_data_folders(target: Path) -> None:
     """``NAME.data/purelib/x`` becomes ``x``; scripts, headers and data are no part of what is certified."""
-    for part in [path for folder in target.glob("*.data") for name in _INSTALLED_PARTS if (path := folder / name).exists()]:
+    for part in [
+        path for folder in target.glob("*.data") for name in _INSTALLED_PARTS if (path := folder / name).exists()
+    ]:
         for source, _, files in os.walk(part):
             place = target / Path(source).relative_to(part)
             place.mkdir(parents=True, exist_ok=True)
