@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bestiary.api.errors import UsageError
 
 from .check import Check
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .workbench import Workbench
 
 BASE = "base"
 """The name of the configuration itself, among the variants."""
@@ -38,6 +43,34 @@ class ContractBase:
         cls.__test__ = bool(cls.architecture)
         if cls.__test__:
             _check_statements(cls)
+
+    _bench: ClassVar[Workbench | None] = None
+
+    @property
+    def bench(self) -> Workbench:
+        """This class's references, checkpoints and engines; freed by `teardown_class`, which pytest calls."""
+        from .workbench import Workbench
+
+        cls = type(self)
+        if cls._bench is None or "_bench" not in vars(cls):
+            cls._bench = Workbench(self)
+        return cls._bench
+
+    @classmethod
+    def teardown_class(cls) -> None:
+        made, cls._bench = vars(cls).get("_bench"), None
+        if made is not None:
+            made.close()
+
+    def reference(self, config: dict[str, Any]) -> nn.Module:
+        """The model to be equalled: ids ``[1, n]`` → logits ``[1, n, vocabulary]``, or an object with `.logits`.
+
+        By default transformers' class for the `model_type`. An author's own gets random weights and is saved under its
+        own parameters' names, which are then the checkpoint's.
+        """
+        from .reference import transformers_reference
+
+        return transformers_reference(config, self.architecture)
 
     @classmethod
     def _checks(cls) -> list[Check]:

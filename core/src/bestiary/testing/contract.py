@@ -17,9 +17,16 @@ Every inherited ``test_…`` method is one check.
 from __future__ import annotations
 
 from .checks.installed import InstalledChecks
+from .checks.logits import LogitsChecks
+from .checks.pipeline import PipelineChecks
+from .checks.quantization import QuantizationChecks
+from .checks.schedule import ScheduleChecks
+from .checks.weights import WeightsChecks
 
 
-class ModelContract(InstalledChecks):
+class ModelContract(
+    QuantizationChecks, PipelineChecks, ScheduleChecks, LogitsChecks, WeightsChecks, InstalledChecks
+):  # the last comes first
     """What an architecture promises, and the checks that hold it to that.
 
     Attributes:

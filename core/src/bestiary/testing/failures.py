@@ -33,6 +33,8 @@ class ContractFailure(AssertionError):
     ) -> None:
         self.message = message
         self.where = where
+        self.got = got
+        self.allowed = allowed
         self.details = tuple(details)
         self.likely = tuple(likely)
         self.look = look
@@ -45,6 +47,13 @@ class ContractFailure(AssertionError):
         if look is not None:
             lines.append(f"  look:    {look}")
         super().__init__("\n".join(lines))
+
+    def with_detail(self, detail: str) -> ContractFailure:
+        """The same failure with one more line."""
+        return ContractFailure(
+            self.message, where=self.where, got=self.got, allowed=self.allowed, details=[*self.details, detail],
+            likely=self.likely, look=self.look,
+        )  # fmt: skip
 
 
 _SHOWN = 20
