@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 MODELS, ALIASES, GGUF = "vllm_models", "bestiary_aliases", "bestiary_gguf"
-HOOKS, API = "bestiary_hooks", "bestiary_api"
-GROUPS = (MODELS, ALIASES, GGUF, HOOKS, API)
+HOOKS, API, CONTRACTS = "bestiary_hooks", "bestiary_api", "bestiary_contracts"
+GROUPS = (MODELS, ALIASES, GGUF, HOOKS, API, CONTRACTS)
 
 _GROUP_BYTES = tuple(group.encode() for group in GROUPS)
 _MAX_ENTRY_POINTS = 1 << 20
@@ -119,9 +119,9 @@ def scan(paths: Iterable[str] | None = None) -> Installation:
             except MalformedMetadata as error:
                 malformed.append(Malformed(distribution.name, distribution.path, str(error)))
                 continue
-            if all(entry.group == API for entry in distribution.entry_points):
-                others = ", ".join((MODELS, ALIASES, HOOKS))
-                reason = f"states {API} but offers nothing in {others} or {GGUF}: is a group's name misspelt?"
+            if all(entry.group in (API, CONTRACTS) for entry in distribution.entry_points):
+                stated, others = distribution.entry_points[0].group, ", ".join((MODELS, ALIASES, HOOKS))
+                reason = f"states {stated} but offers nothing in {others} or {GGUF}: is a group's name misspelt?"
                 malformed.append(Malformed(distribution.name, distribution.path, reason))
                 continue
             plugins.append(distribution)

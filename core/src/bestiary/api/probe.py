@@ -111,15 +111,15 @@ def outcome_of(
     try:
         ended = _wait(pid, timeout_s)
     finally:
-        _kill_group(pid)
+        kill_group(pid)
         code = reap()
         answer = _read_answer(reader)
     if not ended:
         return ProbeResult(outcome="hung", cause=f"hung during import: no answer in {timeout_s:g} s (from {origin})")
     if answer is not None:
         return answer
-    text = f"crashed during import ({_exit_text(code)}) (from {origin})"
-    return ProbeResult(outcome="crashed", cause=text, details=_tail(output))
+    text = f"crashed during import ({exit_text(code)}) (from {origin})"
+    return ProbeResult(outcome="crashed", cause=text, details=tail(output))
 
 
 def _start(
@@ -156,7 +156,7 @@ def _wait(pid: int, timeout_s: float) -> bool:
     return True
 
 
-def _kill_group(pid: int) -> None:
+def kill_group(pid: int) -> None:
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -176,7 +176,7 @@ def _read_answer(reader: int) -> ProbeResult | None:
         os.close(reader)
 
 
-def _exit_text(code: int) -> str:
+def exit_text(code: int) -> str:
     if code >= 0:
         return f"exit {code}"
     try:
@@ -185,7 +185,7 @@ def _exit_text(code: int) -> str:
         return f"signal {-code}"
 
 
-def _tail(output: IO[bytes]) -> tuple[str, ...]:
+def tail(output: IO[bytes]) -> tuple[str, ...]:
     output.seek(0, os.SEEK_END)
     output.seek(max(0, output.tell() - _OUTPUT_CHARS))
     return tuple(line for line in output.read().decode("utf-8", "replace").splitlines() if line.strip())

@@ -89,6 +89,11 @@ class Registry:
                 self._installation = discovery.scan(self._paths)
             return self._installation
 
+    @property
+    def cache_directory(self) -> Path | None:
+        """Where what is known of plugins is kept; None: in the user's cache folder."""
+        return self._cache_directory
+
     def refresh(self) -> None:
         """Forgets what was found; the next question looks again. Classes already handed out stay as they are."""
         with self._lock:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from . import discovery, index, record
+from . import certificates, discovery, index, record
+from .certificates import Standing
 from .conformance import ModelInfo, capabilities
 from .discovery import Distribution
 from .entries import (
@@ -58,6 +59,7 @@ class PluginRow:
     official: bool = False
     record: record.RecordStatus = "unchecked"
     info: ModelInfo | None = None
+    certificate: Standing | None = None
     kind: Literal["model", "alias"] = "model"
     alias_of: str | None = None
     target: str | None = None
@@ -65,7 +67,8 @@ class PluginRow:
     def as_dict(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__slots__}
         info = None if self.info is None else self.info.as_dict()
-        return fields | {"details": list(self.details), "info": info}
+        certificate = None if self.certificate is None else self.certificate.as_dict()
+        return fields | {"details": list(self.details), "info": info, "certificate": certificate}
 
 
 def plugin_rows(registry: Registry, probe: ProbeMode, *, verify: bool, choices: Mapping[str, str]) -> list[PluginRow]:
@@ -83,7 +86,8 @@ def plugin_rows(registry: Registry, probe: ProbeMode, *, verify: bool, choices: 
             verdicts[claim] = _REPLACED if architecture in replaced else _metadata_verdict(claim, claimants, choices)
     probes = _probe_all(registry, [entry for entry, verdict in verdicts.items() if verdict == _NO_OBJECTION], probe)
     checks = _verify_all(registry) if verify else {}
-    rows = [_row(registry, entry, verdict, probes.get(entry), checks) for entry, verdict in verdicts.items()]
+    certified = certificates.standings(registry.installation.plugins, registry.cache_directory)
+    rows = [_row(registry, entry, verdict, probes.get(entry), checks, certified) for entry, verdict in verdicts.items()]
     rows = [_with_target(row, registry, rows, choices) for row in rows]
     rows.sort(key=lambda row: (row.architecture, row.distribution))
     return rows + [_malformed_row(one) for one in registry.installation.malformed]
@@ -130,6 +134,7 @@ def _row(
     verdict: Verdict,
     result: ProbeResult | None,
     checks: Mapping[Distribution, record.RecordCheck],
+    certified: Mapping[Distribution, Standing],
 ) -> PluginRow:
     status, cause, details = verdict
     info = None
@@ -149,7 +154,9 @@ def _row(
         if alias_of is None and status == "ok":
             status, cause = "broken", not_an_alias(entry).message
     distribution = entry.distribution
-    check = checks.get(distribution) if distribution is not None else None
+    check, certificate = (
+        (None, None) if distribution is None else (checks.get(distribution), certified.get(distribution))
+    )
     return PluginRow(
         architecture=entry.architecture,
         distribution=distribution.name if distribution else "(by hand)",
@@ -165,6 +172,7 @@ def _row(
         info=info,
         kind="alias" if is_alias else "model",
         alias_of=alias_of,
+        certificate=certificate,
     )
 
 

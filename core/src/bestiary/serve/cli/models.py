@@ -59,7 +59,8 @@ def models(installed: bool, inspect: bool, plugin: tuple[tuple[str, str], ...], 
 
 
 def plugin_table(rows: list[PluginRow]) -> Table:
-    columns = ("architecture", "package", "version", "api", "status", "official", "capabilities", "cause")
+    columns = ("architecture", "package", "version", "api", "status", "official", "capabilities", "certificate",
+               "cause")  # fmt: skip
     return Table("architectures", columns, [_plugin_cells(row) for row in rows])
 
 
@@ -67,7 +68,8 @@ def _plugin_cells(row: PluginRow) -> tuple[str, ...]:
     cause = row.cause or ("" if row.status != "malformed" else row.path)
     official = "official" if row.official else ""
     return (row.architecture, row.distribution, row.version, row.api_version, row.status, official,
-            capabilities(row), "; ".join(part for part in (cause, *row.details) if part))  # fmt: skip
+            capabilities(row), "" if row.certificate is None else str(row.certificate),
+            "; ".join(part for part in (cause, *row.details) if part))  # fmt: skip
 
 
 def capabilities(row: PluginRow) -> str:

@@ -1,0 +1,44 @@
+"""`ModelContract`: the whole test file of an architecture.
+
+    # src/my_plugin/contract.py, shipped in the wheel; entry point: [project.entry-points.bestiary_contracts]
+    from bestiary.testing import ModelContract
+
+    class TestMixtral(ModelContract):
+        architecture = "MixtralForCausalLM"
+        config = {"model_type": "mixtral", "hidden_size": 64, ...}
+        variants = {"one key-value head": {"num_key_value_heads": 1}}
+
+    # tests/test_my_plugin.py
+    from my_plugin.contract import TestMixtral  # noqa: F401
+
+Every inherited ``test_…`` method is one check.
+"""
+
+from __future__ import annotations
+
+from .checks.installed import InstalledChecks
+from .checks.logits import LogitsChecks
+from .checks.pipeline import PipelineChecks
+from .checks.quantization import QuantizationChecks
+from .checks.schedule import ScheduleChecks
+from .checks.weights import WeightsChecks
+
+
+class ModelContract(
+    QuantizationChecks, PipelineChecks, ScheduleChecks, LogitsChecks, WeightsChecks, InstalledChecks
+):  # the last comes first
+    """What an architecture promises, and the checks that hold it to that.
+
+    Attributes:
+        architecture: the name in `config.json`, which is the name of the entry point in `vllm_models`.
+        config: `config.json` of a tiny model, with `model_type`. None: only what needs no model is checked.
+        variants: name → changed fields; each is a model of its own whose logits are compared.
+        gguf: `general.architecture` of this architecture's GGUF files. None: it has none.
+        bf16_bound: how far bfloat16 logits may be off, relative to the largest logit.
+        quantization_bounds: the same for quantization methods, by name, where the kit's bound does not fit.
+        optional_weights: patterns (`fnmatch`) of checkpoint tensors that may be missing.
+        without_effect: pattern of parameters of the reference → the reason why they cannot change the logits.
+        given_up: name of a check → why this architecture does not make it, in at least ten characters.
+
+    A method `reference(config)` returns the model to be equalled; by default it is transformers' class.
+    """
