@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bestiary.api import trial
-from bestiary.api.errors import BrokenPlugin
+from bestiary.api.errors import BrokenPlugin, UsageError
 from bestiary.api.probe import ProbeResult
 from bestiary.api.registry import Registry
 from bestiary.testing.fake_site import GOOD, Site
@@ -123,3 +123,16 @@ def test_a_trial_in_another_thread_leaves_nothing_behind(site: Site) -> None:
     assert [each.__name__ for each in found] == ["Fine"]
     assert set(os.listdir("/proc/self/fd")) == before
     assert not [path for path in Path("/proc/self/task").glob("*/children") if path.read_text().split()]
+
+
+def test_how_long_an_import_may_take_is_the_users_to_say(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.add("hangs", models={"Bad": "hangs:Bad"}, source=ENDS["hangs"][0])
+    monkeypatch.setenv("BESTIARY_IMPORT_TIMEOUT", "0.5")
+    registry = Registry([str(site.root)])
+    with pytest.raises(BrokenPlugin, match=r"no answer in 0\.5 s") as raised:
+        registry.find(["Bad"], guarded=True)
+    assert str(raised.value.fix).endswith("BESTIARY_IMPORT_TIMEOUT=1")
+    for wrong in ("soon", "0", "-1", "nan", "1e9"):
+        monkeypatch.setenv("BESTIARY_IMPORT_TIMEOUT", wrong)
+        with pytest.raises(UsageError, match="BESTIARY_IMPORT_TIMEOUT is refused"):
+            registry.find(["Bad"], guarded=True)

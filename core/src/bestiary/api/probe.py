@@ -1,8 +1,8 @@
 """Inspecting a model class in a child process, where an import may crash, hang or exit without taking us along.
 
 The child (`python -m bestiary.api.probe module:Class Architecture`) sees no accelerator, so CUDA is never initialised;
-it answers in JSON on a pipe of its own, since a plugin may print what it likes. The parent waits `TIMEOUT_S` seconds,
-then kills the child's whole process group.
+it answers in JSON on a pipe of its own, since a plugin may print what it likes. The parent waits `import_timeout_s()`
+seconds, then kills the child's whole process group.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from .alias import Alias
 from .conformance import ModelInfo, capabilities, require
-from .errors import BestiaryError, BrokenPlugin, InvalidModel
+from .errors import BestiaryError, BrokenPlugin, InvalidModel, UsageError
 from .importing import cause, load_object
 
 if TYPE_CHECKING:
     import subprocess  # at run time only where a child is started: listing kept answers must be quick
 
 TIMEOUT_S = 30.0
+TIMEOUT_VARIABLE = "BESTIARY_IMPORT_TIMEOUT"
 _ANSWER_BYTES = 32768  # below a pipe's capacity, so that the child never waits for us
+_LONGEST_S = 86400
 _OUTPUT_CHARS = 600
 _FILE_BYTES = 1 << 28
 
@@ -80,6 +82,19 @@ class ProbeResult:
         """What anything but "ok" stands for, to be raised."""
         kind = InvalidModel if self.outcome == "invalid" else BrokenPlugin
         return kind(self.cause, details=self.details, fix="reinstall, upgrade or remove the package")
+
+
+def import_timeout_s() -> float:
+    """How long an import may take: ``$BESTIARY_IMPORT_TIMEOUT`` in seconds, or `TIMEOUT_S`."""
+    given = os.environ.get(TIMEOUT_VARIABLE)
+    try:
+        seconds = TIMEOUT_S if not given else float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= _LONGEST_S:
+        rule = f"seconds, above 0 and at most {_LONGEST_S}"
+        raise UsageError(f"{TIMEOUT_VARIABLE} is refused", field=TIMEOUT_VARIABLE, limit=rule, value=given)
+    return seconds
 
 
 def probe(

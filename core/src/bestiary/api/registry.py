@@ -61,14 +61,14 @@ class Registry:
 
     Args:
         paths: folders to look at instead of `sys.path`. cache_directory: instead of the user's.
-        probe_timeout_s: how long an inspection's import may take.
+        probe_timeout_s: how long an import may take that is tried in a child; default: `probe.import_timeout_s()`.
     """
 
     def __init__(
         self,
         paths: Sequence[str] | None = None,
         cache_directory: Path | None = None,
-        probe_timeout_s: float = 30.0,
+        probe_timeout_s: float | None = None,
     ) -> None:
         self._paths = paths
         self._cache_directory = cache_directory
@@ -271,7 +271,12 @@ class Registry:
         """
         from .trial import guard
 
-        guard(value, architecture, distribution, self._probe_cache(), timeout_s=self._probe_timeout_s)
+        guard(value, architecture, distribution, self._probe_cache(), timeout_s=self._timeout_s())
+
+    def _timeout_s(self) -> float:
+        from .probe import import_timeout_s
+
+        return import_timeout_s() if self._probe_timeout_s is None else self._probe_timeout_s
 
     def inspect(self, architecture: str, plugins: Choices = ()) -> ModelInfo:
         """What the class can do. One whose module is not imported yet is imported in a child process, once."""
@@ -313,7 +318,7 @@ class Registry:
             return known
         only_import = isinstance(entry, LazyRegisteredAlias)
         result = probe(
-            entry.value, entry.architecture, entry.origin, timeout_s=self._probe_timeout_s, only_import=only_import
+            entry.value, entry.architecture, entry.origin, timeout_s=self._timeout_s(), only_import=only_import
         )
         if entry.distribution is not None:
             self._probe_cache().put(entry.distribution, entry.value, result)

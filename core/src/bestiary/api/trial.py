@@ -26,7 +26,7 @@ from typing import IO, NoReturn
 
 from .discovery import Distribution
 from .errors import BrokenPlugin
-from .probe import ProbeResult, answer, examine, limit_resources, outcome_of, probe
+from .probe import TIMEOUT_VARIABLE, ProbeResult, answer, examine, limit_resources, outcome_of, probe
 from .probe_cache import ProbeCache
 
 logger = logging.getLogger("bestiary.registry")
@@ -56,9 +56,10 @@ def guard(
         if result.outcome not in ("failed", "invalid"):
             cache.put(distribution, value, result)
     if result.outcome in ("crashed", "hung"):
-        raise BrokenPlugin(
-            result.cause, field=value, details=result.details, fix="reinstall, upgrade or remove the package"
-        )
+        fix = "reinstall, upgrade or remove the package"
+        if result.outcome == "hung":
+            fix += f"; if it only needs longer: {TIMEOUT_VARIABLE}={2 * timeout_s:g}"
+        raise BrokenPlugin(result.cause, field=value, details=result.details, fix=fix)
 
 
 def _tried(value: str, architecture: str | None, origin: str, timeout_s: float) -> ProbeResult:
