@@ -119,6 +119,9 @@ def _mark_unwritten(model: nn.Module) -> None:
 def _unfilled(model: nn.Module, loaded: set[str]) -> list[str]:
     problems = []
     for name, param in model.named_parameters():
+        if param.is_meta:
+            problems.append(f"{name} {list(param.shape)}: left on the meta device by load_weights")
+            continue
         filled = elements_filled(param)
         if filled == 0 and name in loaded:  # written past `fill`
             filled = param.numel() - int(torch.isnan(param).sum()) if param.is_floating_point() else param.numel()
