@@ -73,7 +73,8 @@ def _comes_from_wheel(name: str) -> bool:
     folder, _, rest = name.partition("/")
     if folder.endswith(".dist-info"):
         return rest in _KEPT_METADATA
-    return not name.endswith(".pyc") and folder != ".." and not os.path.isabs(name)
+    beside = folder == ".." or folder.endswith(".data") or os.path.isabs(name)  # scripts, headers, data
+    return not beside and not name.endswith(".pyc")
 
 
 def _rows(distribution: Distribution) -> list[list[str]] | None:

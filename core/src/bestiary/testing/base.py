@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bestiary.api.errors import UsageError
@@ -23,7 +23,7 @@ MIN_REASON = 10
 class ContractBase:
     """See `contract.ModelContract`."""
 
-    __test__ = False
+    __test__: ClassVar[int] = 0
     is_contract: ClassVar[bool] = True
     static_checks: ClassVar[frozenset[str]] = frozenset()
 
@@ -31,7 +31,8 @@ class ContractBase:
     config: ClassVar[Mapping[str, Any] | None] = None
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     gguf: ClassVar[str | None] = None
-    bf16_bound: ClassVar[float] = 0.05
+    gguf_variants: ClassVar[Sequence[str]] = ()
+    bf16_bound: ClassVar[float] = 0.1
     quantization_bounds: ClassVar[Mapping[str, float]] = {}
     optional_weights: ClassVar[tuple[str, ...]] = ()
     without_effect: ClassVar[Mapping[str, str]] = {}
@@ -40,8 +41,8 @@ class ContractBase:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.static_checks = frozenset(known.name for known in cls._checks() if known.static)
-        cls.__test__ = bool(cls.architecture)
-        if cls.__test__:
+        cls.__test__ = 1 if cls.architecture else 0  # with True, pytest would collect it under any name
+        if cls.architecture:
             _check_statements(cls)
 
     _bench: ClassVar[Workbench | None] = None
@@ -71,6 +72,17 @@ class ContractBase:
         from .reference import transformers_reference
 
         return transformers_reference(config, self.architecture)
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """A check with a parameter that `parameters` knows runs once for each of its values."""
+        for name, values in self.parameters().items():
+            if name in metafunc.fixturenames:
+                metafunc.parametrize(name, values)
+
+    @classmethod
+    def parameters(cls) -> dict[str, Sequence[str]]:
+        """Parameter of checks → its values. Topics add theirs."""
+        return {"variant": [BASE, *cls.variants]}
 
     @classmethod
     def _checks(cls) -> list[Check]:
@@ -123,6 +135,7 @@ def _wrong_kinds(cls: type[ContractBase]) -> list[str]:
     for name, changed in cls.variants.items() if isinstance(cls.variants, Mapping) else ():
         if not isinstance(changed, Mapping) or name == BASE:
             found.append(f"variants[{name!r}]: must be a mapping of changed fields, under another name than {BASE!r}")
+    found += [f"gguf_variants: {name!r} is no variant" for name in cls.gguf_variants if name not in cls.variants]
     if not isinstance(cls.bf16_bound, int | float) or not 0 < cls.bf16_bound < 1:
         found.append(f"bf16_bound: must be between 0 and 1, relative to the largest logit; it is {cls.bf16_bound!r}")
     return found

@@ -33,29 +33,29 @@ NOT_CHECKED = "not checked: "
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check. `static`: it needs no configuration, only what is installed."""
+    """One check. `static`: it needs no configuration, only what is installed. `listed`: a README's table names it."""
 
     name: str
     summary: str
     static: bool
+    listed: bool
 
 
-def check(*, static: bool = False) -> Callable[[Method], Method]:
+def check(*, static: bool = False, listed: bool = True) -> Callable[[Method], Method]:
     """Marks a ``test_…`` method; see the module's docstring."""
 
     def decorate(method: Method) -> Method:
         name = method.__name__.removeprefix("test_")
         summary = (method.__doc__ or name).strip().splitlines()[0].rstrip(".")
-        known = Check(name, summary, static)
+        known = Check(name, summary, static, listed)
 
         @functools.wraps(method)
         def run(self: ContractBase, *arguments: Any, **named: Any) -> None:
             __tracebackhide__ = True
-            reason = why_skipped(type(self), known)
-            if reason is not None:
-                pytest.skip(reason)
             failure: ContractFailure | None = None
             try:
+                if (reason := why_skipped(type(self), known)) is not None:
+                    pytest.skip(reason)
                 method(self, *arguments, **named)
             except ContractFailure as found:
                 failure = found.with_traceback(None)

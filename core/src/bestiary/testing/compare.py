@@ -15,12 +15,13 @@ ATOL = 1e-4
 
 
 def require_close(
-    got: torch.Tensor, want: torch.Tensor, atol: float, what: str, *, where: str = "", look: str | None = None
+    got: torch.Tensor, want: torch.Tensor, atol: float, what: str, *, where: str = "", likely: Sequence[str] = ()
 ) -> None:
     """Raises ContractFailure, with the first position that differs and what the difference looks like.
 
     Args:
-        got, want: logits ``[positions, vocabulary]``. what: the sentence that is not true. where: of which prompt.
+        got, want: logits ``[positions, vocabulary]``. what: what a difference means. where: of which prompt.
+        likely: causes to name instead of those that the difference looks like.
     """
     __tracebackhide__ = True
     if got.shape != want.shape:
@@ -38,8 +39,7 @@ def require_close(
         where=f"{where}, {place}" if where else place,
         got=f"{float(by_position.max()):.3g} off at most, in {len(wrong)} of {len(by_position)} positions",
         allowed=f"{atol:.3g}",
-        likely=_causes(got.float(), want.float(), wrong),
-        look=look,
+        likely=likely or _causes(got.float(), want.float(), wrong),
     )
 
 

@@ -16,17 +16,28 @@ Every inherited ``test_…`` method is one check.
 
 from __future__ import annotations
 
+from .checks.configuration import ConfigurationChecks
+from .checks.gguf import GgufChecks
 from .checks.installed import InstalledChecks
 from .checks.logits import LogitsChecks
 from .checks.pipeline import PipelineChecks
 from .checks.quantization import QuantizationChecks
+from .checks.readme import ReadmeChecks
 from .checks.schedule import ScheduleChecks
 from .checks.weights import WeightsChecks
 
 
 class ModelContract(
-    QuantizationChecks, PipelineChecks, ScheduleChecks, LogitsChecks, WeightsChecks, InstalledChecks
-):  # the last comes first
+    ReadmeChecks,
+    GgufChecks,
+    QuantizationChecks,
+    PipelineChecks,
+    ScheduleChecks,
+    LogitsChecks,
+    WeightsChecks,
+    ConfigurationChecks,
+    InstalledChecks,  # its checks come first
+):
     """What an architecture promises, and the checks that hold it to that.
 
     Attributes:
@@ -34,11 +45,14 @@ class ModelContract(
         config: `config.json` of a tiny model, with `model_type`. None: only what needs no model is checked.
         variants: name → changed fields; each is a model of its own whose logits are compared.
         gguf: `general.architecture` of this architecture's GGUF files. None: it has none.
+        gguf_variants: variants that are written as GGUF files as well.
         bf16_bound: how far bfloat16 logits may be off, relative to the largest logit.
         quantization_bounds: the same for quantization methods, by name, where the kit's bound does not fit.
         optional_weights: patterns (`fnmatch`) of checkpoint tensors that may be missing.
         without_effect: pattern of parameters of the reference → the reason why they cannot change the logits.
         given_up: name of a check → why this architecture does not make it, in at least ten characters.
 
-    A method `reference(config)` returns the model to be equalled; by default it is transformers' class.
+    Methods that may be overridden: `reference(config)` returns the model to be equalled, by default transformers';
+    `gguf_metadata(writer, config)` and `gguf_rows(name, array, config)` add what llama.cpp's converter does beyond the
+    standard for this architecture.
     """

@@ -1,12 +1,13 @@
 """What importing a module does besides defining things, watched in a fresh process.
 
-The child (`python -m bestiary.testing.import_child module:Class`) loads torch and `bestiary.nn`, then imports the
+The child (`python -m bestiary.testing.import_child module`) loads torch and `bestiary.nn`, then imports the
 module under an audit hook and compares the process before and after. It answers with JSON on a pipe of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -27,15 +28,16 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _TAIL = 400
 
 
-def watch_import(value: str) -> list[str]:
-    """What is wrong with importing the module of ``"module:Class"``: one line each, none where it is clean."""
+@functools.cache
+def watch_import(module: str) -> tuple[str, ...]:
+    """What is wrong with importing a module: one line each, none where it is clean. Watched once a process."""
     path = os.pathsep.join(os.path.abspath(entry or os.curdir) for entry in sys.path)
     reader, writer = os.pipe()
     try:
         with tempfile.TemporaryDirectory() as folder, os.fdopen(reader, "rb") as answer:
             try:
                 run = subprocess.run(
-                    [sys.executable, "-P", "-m", "bestiary.testing.import_child", value.partition(":")[0], str(writer)],
+                    [sys.executable, "-P", "-m", "bestiary.testing.import_child", module, str(writer)],
                     env=os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
                     cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
                     pass_fds=[writer], timeout=TIMEOUT_S, check=False,
@@ -44,11 +46,10 @@ def watch_import(value: str) -> list[str]:
                 os.close(writer)
             data = answer.read()
     except subprocess.TimeoutExpired:
-        return [f"hangs: no answer in {TIMEOUT_S:g} s"]
+        return (f"hangs: no answer in {TIMEOUT_S:g} s",)
     if not data:
-        return [f"ends the process (exit {run.returncode}): {(run.stderr or run.stdout)[-_TAIL:].strip()}"]
-    found: list[str] = json.loads(data)
-    return found
+        return (f"ends the process (exit {run.returncode}): {(run.stderr or run.stdout)[-_TAIL:].strip()}",)
+    return tuple(json.loads(data))
 
 
 def main(module: str, answer: int) -> None:

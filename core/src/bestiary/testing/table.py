@@ -5,7 +5,7 @@ It stands between two comment lines, `BEGIN` and `END`; the check `readme` compa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ _YES, _NO = "✓", "–"
 
 
 def support_table(contracts: Sequence[type[ContractBase]]) -> str:
-    """Markdown: a row for each check and variant, a column for each architecture, and the reasons for what is given up.
+    """Markdown: a row for each check, a column for each architecture; then reasons for what is given up, and variants.
 
     ✓ is checked, – does not apply, a number in brackets points to the reason why a check is given up.
     """
@@ -31,15 +31,25 @@ def support_table(contracts: Sequence[type[ContractBase]]) -> str:
     rows = [["checked", *(f"`{contract.architecture}`" for contract in ordered)]]
     for known in _union(ordered):
         rows.append([known.summary, *(_cell(contract, known, reasons) for contract in ordered)])
-    for variant in dict.fromkeys(name for contract in ordered for name in contract.variants):
-        rows.append([f"variant: {variant}", *(_YES if variant in contract.variants else _NO for contract in ordered)])
     lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
     lines.insert(1, "|---" * len(rows[0]) + "|")
-    return "\n".join([*lines, *([""] if reasons else []), *(f"[{n}] {why}  " for n, why in enumerate(reasons, 1))])
+    lines += _listed("", (f"[{number}] {reason}" for number, reason in enumerate(reasons, 1)))
+    return "\n".join([*lines, *_listed("Variants of the configuration, each compared by itself:", _variants(ordered))])
+
+
+def _listed(title: str, items: Iterable[str]) -> list[str]:
+    found = [f"- {item}" for item in items]
+    return ["", *([title, ""] if title else []), *found] if found else []
+
+
+def _variants(contracts: Sequence[type[ContractBase]]) -> Iterator[str]:
+    for contract in contracts:
+        if contract.variants:
+            yield f"`{contract.architecture}`: {', '.join(contract.variants)}"
 
 
 def _union(contracts: Sequence[type[ContractBase]]) -> list[Check]:
-    return list({known.name: known for contract in contracts for known in contract._checks()}.values())
+    return list({known.name: known for contract in contracts for known in contract._checks() if known.listed}.values())
 
 
 def _cell(contract: type[ContractBase], known: Check, reasons: list[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from bestiary.api.config import VllmConfig
@@ -65,6 +66,11 @@ class Workbench:
         if not path.exists():
             save_reference(self.reference(variant), path, self.config(variant), self.contract.architecture)
         return path
+
+    def tensors(self, variant: str = BASE) -> dict[str, torch.Tensor]:
+        """The checkpoint's tensors, as the reference wrote them."""
+        files = sorted(self.checkpoint(variant).glob("*.safetensors"))
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
     def llm(self, model: Path | None = None, **options: Any) -> LLM:
         """An engine over `model` (default: the base checkpoint), in float32 unless told otherwise."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import re
-import runpy
 import string
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -64,18 +62,17 @@ def new(name: str, architecture: str | None, folder: Path | None) -> None:
     require_testing("new")
     distribution, package = _checked_names(name)
     architecture = _checked_architecture(architecture or _camel(package) + SUFFIX)
-    stem = architecture.removesuffix(SUFFIX) or architecture
     place = folder or Path(distribution)
     values = {
         "distribution": distribution,
         "package": package,
         "architecture": architecture,
-        "stem": stem if stem != architecture else f"{stem}Of",
+        "stem": architecture.removesuffix(SUFFIX) or architecture,
         "core": _core_requirement(),
         "api": version.text(version.API_VERSION),
     }
     _write(place, values)
-    _write_table(place, package, f"Test{values['stem']}")
+    _write_table(place)
     _say_what_next(place, values)
 
 
@@ -149,12 +146,12 @@ def _write(place: Path, values: dict[str, str]) -> None:
         ) from error
 
 
-def _write_table(place: Path, package: str, contract: str) -> None:
+def _write_table(place: Path) -> None:
     """What the new contract checks, into the new README."""
-    from bestiary.testing import support_table, write_table
+    from bestiary.testing import write_table
+    from bestiary.testing.certify.project import table_of
 
-    found: Any = runpy.run_path(str(place / "src" / package / "contract.py"))[contract]
-    write_table(place / "README.md", support_table([found]))
+    write_table(place / "README.md", table_of(place))
 
 
 def _say_what_next(place: Path, values: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ knows nothing of the caller's environment, and what the child reports becomes a 
     child.py     the child: pytest on the contracts, each step an event on a pipe
     watch.py     the parent: follows the events, ends a child that hangs
     document.py  the certificate as data
+    project.py   the support table of a project that is not installed, for `bestiary new`
 """
 
 MADE_HERE = "without a contract: "

@@ -227,9 +227,15 @@ def _tell_claims(reporter: Reporter) -> None:
 
 def _tell_table(reporter: Reporter) -> None:
     import bestiary.testing
+    from bestiary.api.errors import BestiaryError
 
-    if reporter.declared:
-        reporter.send("table", text=bestiary.testing.support_table(reporter.declared))
+    if not reporter.declared:
+        return
+    try:
+        table = bestiary.testing.support_table(reporter.declared)
+    except BestiaryError:
+        return  # a class that cannot be had: the checks have said so
+    reporter.send("table", text=table)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -29,14 +29,14 @@ class InstalledChecks(ContractBase):
         socket; no file is written; less than 32 MiB are allocated; nothing is printed; of Bestiary nothing beyond
         `nn` and `api` is loaded.
         """
-        entry = self._entry()
-        problems = watch_import(entry.value)
+        module = self._entry().value.partition(":")[0].strip()
+        problems = watch_import(module)
         if problems:
             raise ContractFailure(
-                f"importing {entry.value.partition(':')[0]} does what an import must not",
+                f"importing {module} does what an import must not",
                 details=problems,
                 likely=["work at the top of a module: move it into the function or class that needs it"],
-                look=f"python -X importtime -c 'import {entry.value.partition(':')[0]}'",
+                look=f"python -X importtime -c 'import {module}'",
             )
 
     @check(static=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from bestiary.engine.executor import UniprocExecutor
@@ -19,11 +17,6 @@ from bestiary.testing.workbench import TOKENS
 
 class LogitsChecks(ContractBase):
     """`logits`, `greedy` for every variant; `bf16`."""
-
-    def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Checks with a parameter `variant` run for the base configuration and every variant."""
-        if "variant" in metafunc.fixturenames:
-            metafunc.parametrize("variant", [BASE, *self.variants])
 
     @check()
     def test_logits(self, variant: str) -> None:

@@ -5,6 +5,8 @@ The oracle is the same engine with one request at a time, whole, without a prefi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bestiary.api.outputs import CompletionOutput
@@ -95,7 +97,7 @@ class ScheduleChecks(ContractBase):
         return self.bench.generate(prompts, self.bench.llm(enable_prefix_caching=False, max_num_seqs=1), tokens)
 
 
-_ARRANGEMENTS: dict[str, dict[str, object]] = {
+_ARRANGEMENTS: dict[str, dict[str, Any]] = {
     "in a batch": {"enable_prefix_caching": False},
     "in pieces": {"enable_prefix_caching": False, "max_num_batched_tokens": 5},
     "from the cache": {"block_size": 8},

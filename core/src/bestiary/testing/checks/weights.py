@@ -1,4 +1,4 @@
-"""Every tensor of the checkpoint arrives, every parameter is filled, and what is wrong with a checkpoint is an error."""
+"""Every tensor of the checkpoint arrives, every parameter is filled, and a wrong checkpoint is an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from bestiary.api.errors import WeightsMismatch
@@ -32,7 +32,7 @@ class WeightsChecks(ContractBase):
     def test_weights_complete(self) -> None:
         """Every tensor of the checkpoint is used, and every parameter filled."""
         with _warnings() as said:
-            self._load(self._stored())
+            self._load(self.bench.tensors())
         if said:
             raise ContractFailure(
                 "loading leaves tensors out",
@@ -43,7 +43,7 @@ class WeightsChecks(ContractBase):
     @check()
     def test_weights_missing(self) -> None:
         """Leaving out any tensor of the checkpoint is an error."""
-        stored = self._stored()
+        stored = self.bench.tensors()
         kept = []
         for pattern, name in _one_of_each(stored).items():
             if any(fnmatch.fnmatch(name, optional) for optional in self.optional_weights):
@@ -66,7 +66,7 @@ class WeightsChecks(ContractBase):
     @check()
     def test_weights_unknown(self) -> None:
         """A tensor that the model has no use for is an error."""
-        stored = dict(self._stored())
+        stored = dict(self.bench.tensors())
         deep = max(stored, key=lambda name: name.count("."))
         passed = []
         for name in ("nobody_knows.weight", f"{deep.rpartition('.')[0]}.nobody_knows", f"{deep}_scale_of_nobody"):
@@ -85,7 +85,7 @@ class WeightsChecks(ContractBase):
     def test_weights_sharded(self) -> None:
         """The same tensors in several files and another order load the same, bit for bit."""
         folder = self.bench.folder / "sharded"
-        _write_shards(self._stored(), self.bench.checkpoint(), folder)
+        _write_shards(self.bench.tensors(), self.bench.checkpoint(), folder)
         ids = self.bench.prompts()[2]
         want = self.bench.logits(ids)
         got = self.bench.logits(ids, self.bench.llm(folder))
@@ -104,7 +104,7 @@ class WeightsChecks(ContractBase):
         The checkpoint is loaded with the numbers replaced by 0, 1, 2 …; each must be found in some parameter. A loader
         that fills every parameter from a part of a tensor drops the rest, and nothing else would notice.
         """
-        stored = {name: tensor for name, tensor in self._stored().items() if tensor.is_floating_point()}
+        stored = {name: tensor for name, tensor in self.bench.tensors().items() if tensor.is_floating_point()}
         lost = []
         numbered, start = {}, 0
         for name, tensor in stored.items():
@@ -114,7 +114,7 @@ class WeightsChecks(ContractBase):
             raise ContractFailure(
                 "the configuration is too large for this check", got=f"{start} numbers", allowed=2**24
             )
-        rest = {name: tensor for name, tensor in self._stored().items() if name not in stored}
+        rest = {name: tensor for name, tensor in self.bench.tensors().items() if name not in stored}
         model = self._load({**numbered, **rest})
         found = torch.zeros(start, dtype=torch.bool)
         for param in model.parameters():
@@ -133,11 +133,6 @@ class WeightsChecks(ContractBase):
                     "it computes (transposing and cutting are fine): then give this check up and say what it computes",
                 ],
             )
-
-    def _stored(self) -> Tensors:
-        """The checkpoint as the reference wrote it."""
-        files = sorted(self.bench.checkpoint().glob("*.safetensors"))
-        return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
     def _load(self, tensors: Tensors) -> nn.Module:
         model, _ = self.bench.build()
