@@ -25,7 +25,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bestiary.testing.fake_site import GOOD
 
-from .conftest import CLEAN, Built, installed, make_environment, run
+sys.path.insert(0, str(Path(__file__).parent))
+from workshop import CLEAN, Built, installed, make_environment, run
 
 WORDS = ["row", "your", "boat", "gently", "down", "the", "stream"]
 SIZE = len(WORDS)

@@ -13,7 +13,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from .conftest import CLEAN, ROOT, Built, build, installed, run
+sys.path.insert(0, str(Path(__file__).parent))
+from workshop import CLEAN, ROOT, Built, build, installed, run
 
 
 def files_in_wheel(wheel: Path) -> dict[str, bytes]:
