@@ -105,6 +105,13 @@ def test_there_is_no_copy_of_a_process_that_uses_cuda(site: Site, monkeypatch: p
     assert registry_of(site).find(["Good"], guarded=True).model_class.__name__ == "Good"
 
 
+def test_a_cache_that_cannot_be_written_is_no_matter(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    site.model("good", "Good")
+    (site.root / "cache").write_text("a file")
+    assert registry_of(site).find(["Good"], guarded=True).model_class.__name__ == "Good"
+    assert caplog.text == ""
+
+
 def test_data_is_guarded_as_well(site: Site) -> None:
     site.model("base", "Base")
     site.add("names", aliases={"Other": "names:ALIAS"}, source="import os\nos._exit(4)")

@@ -54,7 +54,7 @@ def guard(
         with _patience(origin, value):
             result = _tried(value, architecture, origin, timeout_s)
         if result.outcome not in ("failed", "invalid"):
-            cache.put(distribution, value, result)
+            cache.put(distribution, value, result, complain=False)  # without it, it is only tried again
     if result.outcome in ("crashed", "hung"):
         fix = "reinstall, upgrade or remove the package"
         if result.outcome == "hung":
