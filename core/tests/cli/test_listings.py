@@ -92,8 +92,21 @@ def test_doctor_on_a_good_machine(bestiary: Run, tmp_path: Path, monkeypatch: py
     assert [each["state"] for each in document["attention_backends"]].count("chosen") == 1
     places = {each["name"]: each["from"] for each in document["plugin_choices"]}
     assert places == {"LlamaForCausalLM": "BESTIARY_PLUGINS", "MistralForCausalLM": "--plugin"}
+    assert not [text for text in document["problems"] if "chooses" in text]
     cache = next(each for each in document["directories"] if each["what"] == "cache")
     assert cache == {"what": "cache", "path": str(tmp_path / "cache"), "writable": True}
+
+
+def test_a_choice_for_what_nobody_offers_is_a_problem_with_its_place(
+    bestiary: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "choices.toml"
+    path.write_text('[plugins]\nLlammaForCausalLM = "bestiary-llama"\n"quantization_methods.int8" = "bestiary"\n')
+    monkeypatch.setenv("BESTIARY_CONFIG", str(path))
+    document = bestiary("doctor", "--no-probe", "--json").data
+    (problem,) = [text for text in document["problems"] if "chooses" in text]
+    assert problem == f"{path} chooses bestiary-llama for LlammaForCausalLM, which nothing installed offers"
+    assert {each["from"] for each in document["plugin_choices"]} == {str(path)}
 
 
 def test_a_section_that_fails_does_not_hide_the_others(

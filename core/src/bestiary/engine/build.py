@@ -62,14 +62,13 @@ class EngineBuilder:
 
     def configure(self) -> tuple[type, VllmConfig]:
         """Resolve the architecture, which imports its plugin, and settle every option."""
-        model_class = self.registry.resolve(self.description.architectures, self.args.plugin)
+        found = self.registry.find(self.description.architectures, self.args.plugin, guarded=True)
+        self.description = self.description.resolved(found, self.hooks)
         hf_config, misspelt = self.description.hf_config(self.hooks)
         for text in (*self.description.notices, *misspelt):
             notice(text)
-        config = make_vllm_config(
-            self.args, self.description, self._architecture(model_class), hf_config, self._quantization()
-        )
-        return model_class, config
+        config = make_vllm_config(self.args, self.description, found.architecture, hf_config, self._quantization())
+        return found.model_class, config
 
     def build(self, eos_token_ids: frozenset[int] = frozenset()) -> LLMEngine:
         """Load everything. `eos_token_ids` are added to those the model's files name."""
@@ -92,10 +91,6 @@ class EngineBuilder:
             observers=[make() for make in self.hooks.all("step_observers").values()],
             ops=ops.names,
         )
-
-    def _architecture(self, model_class: type) -> str:
-        names = self.description.architectures
-        return next((name for name in names if name == model_class.__name__), names[0])
 
     def _quantization(self) -> Any:
         """The `QuantizationConfig` that `quantization_config` or the `quantization` argument asks for."""

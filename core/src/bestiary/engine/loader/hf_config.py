@@ -107,7 +107,7 @@ def make_hf_config(
     cls = config_class or transformers_config_class(data.get("model_type"))
     if cls is None:
         return AttributeConfig(copy.deepcopy(dict(data)), source=source), ()
-    known = _known_fields(cls)
+    known = known_fields(cls)
     _refuse_shadows(cls, fields, known, source)
     rope_log = logging.getLogger("transformers.modeling_rope_utils")
     rope_log.addFilter(_is_news)
@@ -219,7 +219,7 @@ def _parsed(parser: Callable[[dict[str, Any]], Any], data: Mapping[str, Any], so
         raise _class_error(getattr(parser, "__name__", "the parser"), data, cause, source) from cause
 
 
-def _known_fields(cls: type[Any]) -> frozenset[str]:
+def known_fields(cls: type[Any]) -> frozenset[str]:
     """The names that the class reads: its constructor's, and the aliases it maps to them."""
     parameters = inspect.signature(cls).parameters.values()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

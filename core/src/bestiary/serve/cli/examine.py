@@ -58,10 +58,14 @@ def _source(builder: EngineBuilder) -> dict[str, Any]:
 
 def _plugin(builder: EngineBuilder, config: VllmConfig, model_class: type) -> dict[str, Any]:
     architecture = config.model_config.architecture
-    entry = builder.registry.entry(architecture, builder.args.plugin)
-    distribution = entry.distribution
+    registry, chosen = builder.registry, builder.args.plugin
+    distribution = registry.entry(architecture, chosen).distribution
+    alias = builder.description.alias
+    target = None if alias is None else registry.entry(alias.alias.architecture, chosen).distribution
     return {
         "architecture": architecture,
+        "alias_of": None if alias is None else alias.alias.architecture,
+        "class_package": None if target is None else target.name,
         "class": f"{model_class.__module__}:{model_class.__qualname__}",
         "package": None if distribution is None else distribution.name,
         "version": None if distribution is None else distribution.version,

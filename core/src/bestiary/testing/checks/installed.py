@@ -53,7 +53,7 @@ class InstalledChecks(ContractBase):
             )
 
     def _entry(self) -> LazyRegisteredModel:
-        """The one installed entry point of the architecture, whatever was registered by hand."""
+        """The one installed entry point of the architecture's class, whatever was registered by hand."""
         registry = Registry()
         if self.architecture not in registry.architectures():
             malformed = [f"{row.name}: {row.reason} ({row.path})" for row in scan().malformed]
@@ -68,9 +68,8 @@ class InstalledChecks(ContractBase):
                 ],
                 look="bestiary doctor",
             )
-        entry = registry.entry(self.architecture, current())
-        registry.load(entry)
-        return entry  # type: ignore[return-value]  # nothing is registered by hand in a new registry
+        found = registry.find([self.architecture], current())
+        return found.target  # type: ignore[return-value]  # nothing is registered by hand in a new registry
 
 
 def _unbacked(cls: type) -> list[str]:
