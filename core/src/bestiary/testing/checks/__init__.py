@@ -1,0 +1,1 @@
+"""The checks of a contract, one module a topic; `contract.ModelContract` inherits them all."""
