@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from bestiary.api.outputs import TokenLogprobs
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.attention.layer import Attention
 from bestiary.nn.context import ForwardContext, forward_context
+from bestiary.nn.ops.by_value import by_value
 from bestiary.nn.ops.registry import ChosenOps
 from bestiary.nn.prompt import PromptDependent
 
@@ -57,6 +59,7 @@ class ModelRunner:
         self.model: Any = model
         self.ops = ops
         self.vocab_size = vocab_size
+        self.deterministic = vllm_config.model_config.deterministic
         self.device = torch.device(vllm_config.device_config.device)
         self.block_size = vllm_config.cache_config.block_size
         self.states: dict[str, RequestState] = {}
@@ -100,7 +103,8 @@ class ModelRunner:
         return make_batch(plan, self.states, self.block_size, self.device) if plan.items else None
 
     def _forward(self, batch: ForwardBatch) -> torch.Tensor | None:
-        with self.ops.active(), forward_context(ForwardContext(batch.attention, self.kv_caches)):
+        elementwise = by_value() if self.deterministic else nullcontext()  # type: ignore[no-untyped-call]
+        with self.ops.active(), elementwise, forward_context(ForwardContext(batch.attention, self.kv_caches)):
             hidden = self.model(input_ids=batch.input_ids, positions=batch.positions)
             _check_shape("forward", hidden, len(batch.input_ids), None)
             if batch.logits_rows is not None:

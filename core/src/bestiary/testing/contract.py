@@ -44,7 +44,7 @@ class ModelContract(
         architecture: the name in `config.json`, which is the name of the entry point in `vllm_models`.
         config: `config.json` of a tiny model, with `model_type`. None: only what needs no model is checked.
         variants: name → changed fields; each is a model of its own whose logits are compared.
-        gguf: its entry point's name in `bestiary_gguf`: `general.architecture` of its GGUF files, perhaps with a dot and
+        gguf: its name in `bestiary_gguf`: `general.architecture` of its GGUF files, or that with a dot and
             the key that tells them from others. None: it has none.
         gguf_variants: variants that are written as GGUF files as well.
         bf16_bound: how far bfloat16 logits may be off, relative to the largest logit.
