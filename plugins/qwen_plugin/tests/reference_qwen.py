@@ -137,8 +137,12 @@ class ReferenceQwen(nn.Module):
             self.lm_head.weight = self.transformer["wte"].weight
         self.requires_grad_(False)
 
-    def forward(self, ids, prompt_len=None):
-        """Logits ``[tokens, vocabulary]`` of one sequence of token ids."""
+    def forward(self, input_ids):
+        """Logits ``[1, tokens, vocabulary]`` of ids ``[1, tokens]``, all of them a prompt."""
+        return self.logits(input_ids[0].tolist())[None]
+
+    def logits(self, ids, prompt_len=None):
+        """Logits ``[tokens, vocabulary]`` of one sequence of token ids whose first `prompt_len` were the prompt."""
         x = self.transformer["wte"](torch.tensor(ids))
         for block in self.transformer["h"]:
             x = block(x, prompt_len or len(ids))
@@ -148,23 +152,14 @@ class ReferenceQwen(nn.Module):
         """The most likely continuation, token by token."""
         tokens = list(ids)
         for _ in range(count):
-            tokens.append(int(self(tokens, len(ids))[-1].argmax()))
+            tokens.append(int(self.logits(tokens, len(ids))[-1].argmax()))
         return tokens[len(ids) :]
 
-    def save(self, folder, shards=1):
-        """A checkpoint as the published ones are laid out, in one file or several with an index."""
+    def save(self, folder):
+        """A checkpoint as the published ones are laid out, in one file."""
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(self.fields))
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         if self.config.tie_word_embeddings:
             del tensors["lm_head.weight"]
-        if shards == 1:
-            save_file(tensors, folder / "model.safetensors")
-            return
-        index = {}
-        for number in range(shards):
-            file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
-            part = {name: tensors[name] for name in sorted(tensors)[number::shards]}
-            save_file(part, folder / file)
-            index |= dict.fromkeys(part, file)
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+        save_file(tensors, folder / "model.safetensors")

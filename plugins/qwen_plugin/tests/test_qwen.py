@@ -1,4 +1,4 @@
-"""The first Qwen against a plain reference: within its training length, beyond it, and however it is scheduled."""
+"""The first Qwen against a plain reference: by a contract within its training length, and beyond it."""
 
 import json
 import sys
@@ -12,10 +12,29 @@ from bestiary import LLM, SamplingParams
 from bestiary.api.errors import ConfigError, EngineError
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.context import ForwardContext, forward_context
+from bestiary.testing import ModelContract
 from bestiary.testing.logits import prompt_logits
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reference_qwen import SMALL, ReferenceQwen
+
+
+class TestQWen(ModelContract):
+    """The kit's reference knows no prompt but takes every sequence for one: right up to `seq_length` tokens."""
+
+    architecture = "QWenLMHeadModel"
+    config = SMALL | {"seq_length": 64}
+    variants = {
+        "all biases": {"no_bias": False},
+        "tied": {"tie_word_embeddings": True},
+        "half of each head is rotated": {"rotary_pct": 0.5},
+        "scores are not scaled": {"scale_attn_weights": False},
+    }
+    gguf = "qwen"
+
+    def reference(self, config):
+        return ReferenceQwen(config)
+
 
 LENGTHS = (1, 5, 15, 16, 17, 31, 32, 33, 64, 70)  # around seq_length 16, where alpha goes 1, 3, 7, 15
 
@@ -24,11 +43,8 @@ VARIANTS = {
     "no dynamic NTK": {"use_dynamic_ntk": False},
     "no log-n attention": {"use_logn_attn": False},
     "neither": {"use_dynamic_ntk": False, "use_logn_attn": False},
-    "all biases": {"no_bias": False},
-    "tied": {"tie_word_embeddings": True},
     "half of each head is rotated": {"rotary_pct": 0.5},
     "another base": {"rotary_emb_base": 1e6},
-    "scores are not scaled": {"scale_attn_weights": False},
     "training length no power of two": {"seq_length": 23},
 }
 
@@ -51,7 +67,7 @@ def greedy(llm, prompts, tokens):
 
 def check_logits(model, llm, chunk=None):
     for ids in prompts():
-        torch.testing.assert_close(prompt_logits(llm, ids, chunk), model(ids), atol=1e-4, rtol=0)
+        torch.testing.assert_close(prompt_logits(llm, ids, chunk), model.logits(ids), atol=1e-4, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +83,9 @@ def test_logits_and_answers_equal_the_reference(variant, tmp_path):
     model.save(tmp_path)
     llm = load(tmp_path)
     check_logits(model, llm)
+    check_logits(model, llm, chunk=7)
     some = prompts((5, 15, 16, 30, 40))
     assert greedy(llm, some, 24) == [model.greedy(ids, 24) for ids in some]
-
-
-def test_a_prompt_in_chunks_is_the_prompt_whole(published):
-    model, folder = published
-    llm = load(folder, block_size=4)
-    for chunk in (1, 7, 16):
-        check_logits(model, llm, chunk)
 
 
 def test_answers_depend_neither_on_chunks_nor_on_cache_nor_on_preemption(published):
@@ -119,20 +129,6 @@ def test_without_the_prompts_lengths_nothing_is_guessed(published):
     step = AttentionMetadata(empty, empty, empty, empty.long(), (), (), 0, 0, 0, 16)
     with forward_context(ForwardContext(step, {})), pytest.raises(EngineError, match="prompt"):
         rope(torch.tensor([1]), torch.zeros(1, 64))
-
-
-def test_sharded_checkpoints(tmp_path):
-    model = ReferenceQwen(SMALL)
-    model.save(tmp_path, shards=3)
-    check_logits(model, load(tmp_path, max_num_batched_tokens=7, block_size=4))
-
-
-def test_bfloat16_stays_near_float32(published):
-    model, folder = published
-    llm = load(folder, dtype="bfloat16")
-    for ids in prompts():
-        want, got = model(ids), prompt_logits(llm, ids).float()
-        assert float((got - want).abs().max()) < 0.05 * float(want.abs().max()) + 0.5
 
 
 def test_fields_that_are_absent_have_the_published_defaults(tmp_path):
@@ -185,12 +181,6 @@ def write_gguf(model, path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def test_a_gguf_file_equals_the_model_it_was_written_from(tmp_path):
-    model = ReferenceQwen(SMALL | {"use_dynamic_ntk": False, "use_logn_attn": False, "rotary_emb_base": 1e5})
-    write_gguf(model, tmp_path / "model.gguf")
-    check_logits(model, load(tmp_path / "model.gguf"))
 
 
 def test_a_config_json_beside_a_gguf_file_tells_the_rest(tmp_path):
