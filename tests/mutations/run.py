@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bestiary.api.registry import ModelRegistry
 from bestiary.testing.failures import ContractFailure
 
 from .table import MUTATIONS, Mutation
@@ -52,10 +53,12 @@ def mutated(mutation: Mutation) -> Iterator[None]:
     )
     exec(compile(source.replace(mutation.old, mutation.new), right.__file__ or "", "exec"), wrong.__dict__)  # noqa: S102
     sys.modules[mutation.module] = wrong
+    ModelRegistry._loaded.clear()
     try:
         yield
     finally:
         sys.modules[mutation.module] = right
+        ModelRegistry._loaded.clear()
 
 
 def calls(subject: Any) -> Iterator[tuple[str, dict[str, str]]]:

@@ -15,6 +15,11 @@ def test_a_mistake_is_noticed(mutation):
     assert row(mutation, check) in PAGE.read_text(encoding="utf-8"), "python -m tests.mutations.run writes the page"
 
 
+@pytest.mark.parametrize("each", {each.module: each for each in MUTATIONS}.values(), ids=lambda each: each.module)
+def test_the_file_as_it_is_passes(each):
+    assert noticed_by(each._replace(new=each.old)) is None
+
+
 def test_many_were_tried():
     assert len(MUTATIONS) >= 40
     assert len({each.contract for each in MUTATIONS}) >= 7
