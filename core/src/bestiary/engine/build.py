@@ -27,7 +27,7 @@ from .loader.load import build_model, load_model
 from .loader.vllm_config import choose_device, make_vllm_config
 from .memory import num_kv_blocks
 from .notices import notice
-from .runner import ModelRunner, attention_layers, kv_cache_specs
+from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt
 from .scheduler import Scheduler
 
 
@@ -84,7 +84,13 @@ class EngineBuilder:
         runner = ModelRunner(model, config, num_blocks, ops, width)
         return LLMEngine(
             config,
-            Scheduler(config.scheduler_config, config.cache_config, config.model_config.max_model_len, num_blocks),
+            Scheduler(
+                config.scheduler_config,
+                config.cache_config,
+                config.model_config.max_model_len,
+                num_blocks,
+                prompt_salt(model),
+            ),
             UniprocExecutor(runner),
             vocab_size=width,
             eos_token_ids=_within(self.description.eos_token_ids | eos_token_ids, width),

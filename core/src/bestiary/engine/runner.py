@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,6 +19,7 @@ from bestiary.nn.attention.layer import Attention
 from bestiary.nn.context import ForwardContext, forward_context
 from bestiary.nn.ops.by_value import by_value
 from bestiary.nn.ops.registry import ChosenOps
+from bestiary.nn.prompt import PromptDependent
 
 from .batch import ForwardBatch, make_batch
 from .plan import SampledToken, StepPlan, StepResult
@@ -34,6 +36,12 @@ def kv_cache_specs(model: nn.Module) -> dict[str, KVCacheSpec]:
     """What each layer keeps for every token: asked of the model, never read from its configuration."""
     specs = {name: layer.get_kv_cache_spec() for name, layer in attention_layers(model).items()}
     return {name: spec for name, spec in specs.items() if spec is not None}
+
+
+def prompt_salt(model: nn.Module) -> Callable[[int], str] | None:
+    """Length of a prompt → what the model's layers say of it; None where no layer's keys or values depend on it."""
+    layers = [module for module in model.modules() if isinstance(module, PromptDependent)]
+    return (lambda length: ",".join(str(layer.cache_salt(length)) for layer in layers)) if layers else None
 
 
 class ModelRunner:

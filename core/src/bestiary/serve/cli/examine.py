@@ -204,9 +204,10 @@ def _tokenizer(builder: EngineBuilder, args: EngineArgs) -> dict[str, Any]:
     description = builder.description
     try:
         if args.tokenizer is not None:
-            tokenizer = load_tokenizer(Path(args.tokenizer))
+            tokenizer = load_tokenizer(Path(args.tokenizer), hooks=builder.hooks)
         else:
-            tokenizer = load_tokenizer(description.source.root, metadata=description.metadata)
+            root = description.source.root
+            tokenizer = load_tokenizer(root, metadata=description.metadata, hooks=builder.hooks)
     except BestiaryError as error:
         return {"tokens": None, "chat_template": False, "problem": sentence(error)}
     return {"tokens": tokenizer.vocab_size, "chat_template": tokenizer.chat_template is not None, "problem": None}
