@@ -140,7 +140,7 @@ class ReferenceQwen(nn.Module):
             centre = 1.0 if ".ln_" in name else 0.0
             nn.init.normal_(parameter, centre, 0.2)
         if config.tie_word_embeddings:
-            embedding: nn.Embedding = self.transformer["wte"]
+            embedding: Any = self.transformer["wte"]
             self.lm_head.weight = embedding.weight
         self.requires_grad_(False)
 
