@@ -2,6 +2,7 @@
 
     BestiaryError
     ├── UsageError                    a wrong argument or option                       exit 1
+    ├── BadTarget                     what `certify` was given is no plugin            exit 2
     ├── EngineError                   the runtime itself failed                        exit 1
     ├── RequestError                  one request is refused; others go on             exit 1
     ├── ModelError                    the model (directory, file, hub id) is bad       exit 2
@@ -105,6 +106,11 @@ class BestiaryError(Exception):
 
 class UsageError(BestiaryError):
     code = "USAGE"
+
+
+class BadTarget(BestiaryError):
+    code = "BAD_TARGET"
+    exit_code = 2
 
 
 class EngineError(BestiaryError):

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import stat
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,8 @@ from typing import Literal
 from .discovery import Distribution
 
 _MAX_BYTES = 64 << 20
+_KEPT_METADATA = ("METADATA", "WHEEL", "entry_points.txt")
+_DATA_FOLDER = re.compile(r"^[^/]+\.data/(?:purelib|platlib)/")
 
 RecordStatus = Literal["ok", "modified", "editable", "absent", "unchecked"]
 
@@ -54,13 +57,40 @@ def digest(distribution: Distribution) -> str | None:
     return None if is_editable(distribution) else hashlib.sha256(data).hexdigest()
 
 
-def verify(distribution: Distribution) -> RecordCheck:
-    """Hashes every file that RECORD lists with a hash."""
+def content_digest(distribution: Distribution) -> str | None:
+    """SHA-256 over the names and hashes of what the wheel brought, as RECORD states them: the same for a wheel and for
+    what was installed from it, whatever an installer adds. None if RECORD is missing or the files are edited in place.
+    """
+    rows = _rows(distribution)
+    if rows is None or is_editable(distribution):
+        return None
+    files = sorted((_DATA_FOLDER.sub("", row[0]), row[1]) for row in rows if len(row) >= 2 and row[1])
+    brought = [[name, stated] for name, stated in files if _comes_from_wheel(name)]
+    return hashlib.sha256(json.dumps(brought).encode()).hexdigest()
+
+
+def _comes_from_wheel(name: str) -> bool:
+    folder, _, rest = name.partition("/")
+    if folder.endswith(".dist-info"):
+        return rest in _KEPT_METADATA
+    beside = folder == ".." or folder.endswith(".data") or os.path.isabs(name)  # scripts, headers, data
+    return not beside and not name.endswith(".pyc")
+
+
+def _rows(distribution: Distribution) -> list[list[str]] | None:
+    """RECORD's rows; None if it is missing or no table."""
     import csv
 
     try:
-        rows = list(csv.reader(_read(distribution, "RECORD").decode().splitlines()))
+        return list(csv.reader(_read(distribution, "RECORD").decode().splitlines()))
     except (OSError, ValueError, csv.Error):
+        return None
+
+
+def verify(distribution: Distribution) -> RecordCheck:
+    """Hashes every file that RECORD lists with a hash."""
+    rows = _rows(distribution)
+    if rows is None:
         return RecordCheck("absent")
     changed = [row[0] for row in rows if len(row) >= 2 and row[1] and not _matches(distribution.root, row[0], row[1])]
     if changed:

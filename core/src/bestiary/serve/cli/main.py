@@ -27,6 +27,8 @@ COMMANDS = {
     "models": ("bestiary.serve.cli.models:models", "List architectures, short names, and what can be installed."),
     "inspect": ("bestiary.serve.cli.inspect:inspect", "Say what a model is and needs, before loading it."),
     "doctor": ("bestiary.serve.cli.doctor:doctor", "Check this installation and this machine."),
+    "new": ("bestiary.serve.cli.new:new", "Start a plugin project that passes its own contract."),
+    "certify": ("bestiary.serve.cli.certify:certify", "Check that a plugin does what its contract says."),
     "bench": ("bestiary.bench.cli:bench", "Measure latency and throughput."),
     "completion": ("bestiary.serve.cli.completion:completion", "Print the completion script of a shell."),
 }
@@ -41,9 +43,10 @@ MODEL is a directory, a .gguf file, a hub id (owner/name, owner/name:file.gguf) 
 \b
 Exit codes:
   0    done
-  1    a wrong option, a refused request, or a failure at run time
-  2    the model is bad
+  1    a wrong option, a refused request, or a failure at run time; certify: a check failed
+  2    the model is bad; certify: TARGET is no plugin
   3    a plugin is bad; doctor --strict found something
+  4    certify: an architecture has no contract
   70   a defect of bestiary's own
   130  Ctrl-C
   141  the reader of standard output left, as `head -1` does"""

@@ -51,7 +51,7 @@ def models(installed: bool, inspect: bool, plugin: tuple[tuple[str, str], ...], 
         write_json(document)
         return
     show([plugin_table(rows), _short_name_table(names), _installable_table(offers)])
-    if any(capabilities(row) == UNKNOWN for row in rows):
+    if any(capabilities(row).endswith(UNKNOWN) for row in rows):
         print(f"\n{UNKNOWN} under capabilities: not looked at yet; bestiary models --inspect does")
     if not rows:
         hint = f": pip install {installable(set())[0]['package']}" if installable(set()) else ""
@@ -59,7 +59,8 @@ def models(installed: bool, inspect: bool, plugin: tuple[tuple[str, str], ...], 
 
 
 def plugin_table(rows: list[PluginRow]) -> Table:
-    columns = ("architecture", "package", "version", "api", "status", "official", "capabilities", "cause")
+    columns = ("architecture", "package", "version", "api", "status", "official", "capabilities", "certificate",
+               "cause")  # fmt: skip
     return Table("architectures", columns, [_plugin_cells(row) for row in rows])
 
 
@@ -67,11 +68,19 @@ def _plugin_cells(row: PluginRow) -> tuple[str, ...]:
     cause = row.cause or ("" if row.status != "malformed" else row.path)
     official = "official" if row.official else ""
     return (row.architecture, row.distribution, row.version, row.api_version, row.status, official,
-            capabilities(row), "; ".join(part for part in (cause, *row.details) if part))  # fmt: skip
+            capabilities(row), "" if row.certificate is None else str(row.certificate),
+            "; ".join(part for part in (cause, *row.details) if part))  # fmt: skip
 
 
 def capabilities(row: PluginRow) -> str:
-    """``"text_generation,lora,pp"``; "?" where nobody has looked."""
+    """``"text_generation,lora,pp"``; "?" where nobody has looked. An alias says before it what it is one of."""
+    if row.status == "ok" and row.kind == "alias":
+        of = UNKNOWN if row.alias_of is None else f"{row.alias_of} ({row.target})"
+        return f"alias of {of}: {_of_class(row)}"
+    return _of_class(row)
+
+
+def _of_class(row: PluginRow) -> str:
     if row.info is None:
         return UNKNOWN if row.status == "ok" else ""
     return ",".join([*row.info.categories, *(name for name in _CAPABILITIES if getattr(row.info, name))])

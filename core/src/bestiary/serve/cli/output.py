@@ -41,7 +41,7 @@ def show(tables: Sequence[Table]) -> None:
         _show_rich(filled)
         return
     for index, table in enumerate(filled):
-        print(("\n" if index else "") + f"# {table.title}")
+        print(("\n" if index else "") + f"# {_one_line(table.title)}")
         for line in plain_lines(table):
             print(line)
 
@@ -62,7 +62,7 @@ def _show_rich(tables: Sequence[Table]) -> None:
 
     console = Console()
     for table in tables:
-        drawn = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        drawn = RichTable(title=Text(_one_line(table.title), "bold"), title_justify="left", box=box.SIMPLE_HEAD)
         for column in table.columns:
             drawn.add_column(column, overflow="fold")
         for row in table.rows:

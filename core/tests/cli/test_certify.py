@@ -1,0 +1,219 @@
+"""`bestiary certify`: verdicts, exit codes, the certificate, and plugins that do not let themselves be looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from bestiary.api import discovery
+from bestiary.serve.cli.certify import complete_check, complete_target
+from bestiary.testing.certify import target, watch
+from bestiary.testing.fake_site import GOOD, Site
+
+from .conftest import Run
+
+CONTRACT = """
+from bestiary.testing import ModelContract
+
+class TestTiny(ModelContract):
+    architecture = "TinyForCausalLM"
+    config = {config}
+    given_up = {given_up}
+"""
+KEYS = {
+    "schema", "verdict", "target", "kind", "distribution", "version", "record", "api", "core", "core_api", "torch",
+    "transformers", "python", "platform", "date", "seconds", "counts", "problems", "unchecked", "readme",
+    "architectures",
+}  # fmt: skip
+
+
+def tiny(
+    site: Site, source: str = GOOD.format(name="TinyForCausalLM"), *, contracts: Mapping[str, str] | None = None,
+    config: object = None, given_up: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """A plugin of one architecture, and a contract module beside it."""
+    groups = {
+        "vllm_models": {"TinyForCausalLM": "tiny_plugin:TinyForCausalLM"},
+        "bestiary_api": {"1.0": "tiny_plugin"},
+        "bestiary_contracts": contracts or {},
+    }
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()) for group, entries in groups.items()]
+    site.add("tiny-plugin", source=source, entry_points="".join(lines))
+    (site.root / "tiny_contract.py").write_text(CONTRACT.format(config=config, given_up=dict(given_up or {})))
+
+
+def test_without_a_contract_it_is_incomplete_and_says_how_to_add_one(bestiary: Run, site: Site, tmp_path: Path) -> None:
+    tiny(site)
+    result = bestiary("certify", "tiny_plugin", "--json", "--output", tmp_path / "certificate.json")
+    found = result.data
+    assert result.code == 4, result.err
+    assert set(found) == KEYS and found["schema"] == 1 and found["kind"] == "distribution"
+    assert found["verdict"] == "incomplete" and found["unchecked"] == {"TinyForCausalLM": "it has no contract"}
+    (row,) = found["architectures"]
+    assert row["architecture"] == "TinyForCausalLM" and row["contract"] is None
+    assert row["claims"] == ["text_generation"]
+    assert [(each["check"], each["status"]) for each in row["checks"]] == [
+        ("found", "passed"), ("clean_import", "passed"), ("members", "passed"),
+    ]  # fmt: skip
+    assert set(row["checks"][0]) == {"check", "variant", "status", "seconds", "message"}
+    assert json.loads((tmp_path / "certificate.json").read_text()) == found
+    listed = {each["architecture"]: each for each in bestiary("models", "--json").data["architectures"]}
+    assert listed["TinyForCausalLM"]["certificate"]["verdict"] == "incomplete"
+    assert "incomplete 3/3" in bestiary("models").out
+    (site.root / "tiny_plugin-1.0.dist-info" / "RECORD").write_text("tiny_plugin.py,sha256=other,1\n")
+    assert "other build" in bestiary("models").out
+
+
+def test_part_of_it_is_no_certificate(bestiary: Run, site: Site, tmp_path: Path) -> None:
+    reason = {"members": "its members are made while it runs"}
+    tiny(site, contracts={"TinyForCausalLM": "tiny_contract:TestTiny"}, config={"model_type": "t"}, given_up=reason)
+    result = bestiary("certify", "tiny-plugin", "--check", "found", "--check", "members")
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[0].startswith("# TinyForCausalLM (tiny_contract:TestTiny")
+    assert "given up" in result.out and reason["members"] in result.out
+    assert result.out.splitlines()[-1].startswith("partial: tiny-plugin 1.0: 1 of 1 checks passed (1 given up)")
+    assert not (tmp_path / "cache" / "certificates").exists()
+    wrong = bestiary("certify", "tiny-plugin", "--check", "fuond")
+    assert wrong.code == 1 and "fuond" in wrong.err and "clean_import" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("import os\nos._exit(3)", "the process ended by itself (exit 3)"),
+        ("import ctypes\nctypes.string_at(0)", "the process ended by itself (SIGSEGV)"),
+        ("import time\ntime.sleep(60)", "no end after 6 s"),
+    ],
+    ids=["exits", "crashes", "hangs"],
+)
+def test_a_plugin_that_takes_the_process_along_is_named_with_its_check(
+    bestiary: Run, site: Site, source: str, told: str
+) -> None:
+    tiny(site, source)
+    result = bestiary("certify", "tiny-plugin", "--timeout", 6, "--json")
+    assert result.code == 3
+    assert result.data["verdict"] == "broken"
+    checks = {each["check"]: each for each in result.data["architectures"][0]["checks"]}
+    assert checks["found"]["status"] == "failed" and told in checks["found"]["message"]
+    assert {checks[name]["status"] for name in ("clean_import", "members")} == {"not_run"}
+
+
+def test_a_plugin_that_does_not_import_fails_its_checks(bestiary: Run, site: Site) -> None:
+    tiny(site, "import nothing_like_this")
+    result = bestiary("certify", "tiny-plugin", "--check", "found")
+    assert result.code == 1
+    assert "# TinyForCausalLM: found failed" in result.out and "No module named 'nothing_like_this'" in result.out
+
+
+@pytest.mark.parametrize(
+    ("contract", "module", "told"),
+    [
+        ("tiny_contract:TestTiny", "raise RuntimeError('no luck')", "no luck"),
+        ("tiny_contract:TestTiny", "import os; os._exit(5)", "while tiny_contract:TestTiny was imported"),
+        ("tiny_contract:TestTiny", "class TestTiny:\n    def test_x(self): pass", "this is no contract"),
+        ("tiny_contract:TestTiny", CONTRACT.format(config=None, given_up={"found": "no"}), "at least 10 characters"),
+        ("absent_module:TestTiny", "", "absent_module"),
+    ],
+)
+def test_a_contract_that_cannot_be_had_is_a_problem(
+    bestiary: Run, site: Site, contract: str, module: str, told: str
+) -> None:
+    tiny(site, contracts={"TinyForCausalLM": contract})
+    (site.root / "tiny_contract.py").write_text(module)
+    result = bestiary("certify", "tiny-plugin", "--check", "found")
+    assert result.code == 3
+    assert "# problem" in result.out and told in result.out
+    assert result.out.splitlines()[-1].startswith("broken: tiny-plugin 1.0")
+
+
+def test_a_contract_without_a_configuration_is_not_enough(bestiary: Run, site: Site) -> None:
+    tiny(site, contracts={"TinyForCausalLM": "tiny_contract:TestTiny"})
+    result = bestiary("certify", "TinyForCausalLM", "--json")
+    assert result.code == 4
+    assert result.data["kind"] == "architecture"
+    assert result.data["unchecked"] == {"TinyForCausalLM": "its contract has no config"}
+    assert result.data["counts"]["passed"] == 3 and result.data["counts"]["not_run"] > 5
+
+
+def test_what_no_import_is_needed_to_refuse(bestiary: Run, site: Site, tmp_path: Path) -> None:
+    tiny(site, contracts={"OtherForCausalLM": "tiny_contract:TestOther"})
+    site.model("ahead", "AheadForCausalLM", api="9.0")
+    site.model("twice", "TinyForCausalLM")
+    site.add("odd-plugin", entry_points=b"[vllm_models]\nnonsense\n")
+    site.add("only-hooks", hooks={"h": "only_hooks"})
+    stranger = bestiary("certify", "tiny-plugin")
+    assert stranger.code == 3 and "does not register: OtherForCausalLM" in stranger.err
+    assert bestiary("certify", "ahead").code == 3
+    double = bestiary("certify", "TinyForCausalLM")
+    assert double.code == 3 and "bestiary certify tiny-plugin" in double.err
+    assert bestiary("certify", "odd-plugin").code == 3
+    assert bestiary("certify", "only-hooks").code == 2
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.whl").write_text("x")
+    for wrong in ("nothing-like-this", tmp_path / "empty", tmp_path / "gone.whl", tmp_path / "text.whl", "pluggy"):
+        result = bestiary("certify", wrong, "--json")
+        assert result.code == 2 and result.data["error"]["code"] == "BAD_TARGET", wrong
+    assert bestiary("certify", "tiny-plugin", "--write-readme").code == 3  # the stranger comes first
+    assert bestiary("certify", "twice", "--write-readme").code == 1
+
+
+def test_without_pytest_the_error_says_what_to_install(
+    bestiary: Run, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "gguf" else real(name, *rest))
+    for command in (["certify", "x"], ["new", "x"]):
+        result = bestiary(*command)
+        assert result.code == 1 and "pip install 'bestiary[testing]'" in result.err
+
+
+def subject(site: Site, **more: object) -> target.Subject:
+    (found,) = (one for one in discovery.scan([str(site.root)]).plugins if one.name == "tiny-plugin")
+    return target.Subject(target="t", kind="distribution", distribution=found, **more)  # type: ignore[arg-type]
+
+
+def test_the_child_gets_an_environment_of_its_own(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny(site)
+    for name in ("BESTIARY_CONFIG", "PYTEST_ADDOPTS", "HF_TOKEN", "PYTHONSTARTUP", "SECRET"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = watch.environment(subject(site, overlay=tmp_path / "overlay"), tmp_path)
+    assert not {"BESTIARY_CONFIG", "PYTEST_ADDOPTS", "HF_TOKEN", "PYTHONSTARTUP", "SECRET"} & set(found)
+    places = found["PYTHONPATH"].split(os.pathsep)
+    assert places[0] == str(tmp_path / "overlay") and "elsewhere" not in places
+    assert (found["HOME"], found["HF_HUB_OFFLINE"], found["OMP_NUM_THREADS"]) == (str(tmp_path), "1", "1")
+    assert found["BESTIARY_PLUGINS"] == "TinyForCausalLM=tiny-plugin"
+
+
+def test_a_second_name_of_a_class_needs_no_contract_of_its_own(site: Site) -> None:
+    models = {"AForCausalLM": "m:A", "A2ForCausalLM": "m:A", "BForCausalLM": "m:B"}
+    site.add("tiny-plugin", models=models)
+    found = subject(site)
+    assert found.second_names({"AForCausalLM": 1}) == {"A2ForCausalLM": "AForCausalLM"}
+    assert found.second_names({}) == {}
+
+
+def test_arguments_are_completed(site: Site) -> None:
+    tiny(site)
+    values = {item.value for item in complete_target(None, None, "tiny")}  # type: ignore[arg-type]
+    assert "tiny-plugin" in values
+    assert "TinyForCausalLM" in {item.value for item in complete_target(None, None, "Tiny")}  # type: ignore[arg-type]
+    assert [item.value for item in complete_check(None, None, "clean")] == ["clean_import"]  # type: ignore[arg-type]
+
+
+def test_a_terminal_sees_each_check_as_it_ends(bestiary: Run, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny(site)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    result = bestiary("certify", "tiny-plugin", "--check", "found", "--json")
+    assert result.code == 4 and result.data["verdict"] == "incomplete"
+    (line,) = [each for each in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", result.err).splitlines() if " s  " in each]
+    assert line.startswith("ok ") and "TinyForCausalLM" in line
