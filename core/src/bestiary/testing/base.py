@@ -32,7 +32,7 @@ class ContractBase:
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     gguf: ClassVar[str | None] = None
     gguf_variants: ClassVar[Sequence[str]] = ()
-    bf16_bound: ClassVar[float] = 0.1
+    bf16_bound: ClassVar[float] = 0.08
     smooth_variant: ClassVar[str] = BASE
     quantization_bounds: ClassVar[Mapping[str, float]] = {}
     optional_weights: ClassVar[tuple[str, ...]] = ()
@@ -140,7 +140,7 @@ def _wrong_kinds(cls: type[ContractBase]) -> list[str]:
     if cls.smooth_variant not in (BASE, *cls.variants):
         found.append(f"smooth_variant: {cls.smooth_variant!r} is no variant")
     if not isinstance(cls.bf16_bound, int | float) or not 0 < cls.bf16_bound < 1:
-        found.append(f"bf16_bound: must be between 0 and 1, relative to the largest logit; it is {cls.bf16_bound!r}")
+        found.append(f"bf16_bound: must be between 0 and 1, relative to the logits' norm; it is {cls.bf16_bound!r}")
     return found
 
 

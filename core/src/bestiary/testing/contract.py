@@ -47,7 +47,7 @@ class ModelContract(
         gguf: its name in `bestiary_gguf`: `general.architecture` of its GGUF files, or that with a dot and
             the key that tells them from others. None: it has none.
         gguf_variants: variants that are written as GGUF files as well.
-        bf16_bound: how far bfloat16 logits may be off, relative to the largest logit.
+        bf16_bound: how far bfloat16 logits may be off: the norm of the difference, relative to the logits' norm.
         smooth_variant: the variant that bfloat16 is compared with, for a model that makes hard choices: where rounding
             sends a token to another expert, no bound holds. One that chooses all experts does not choose.
         quantization_bounds: how far a method's weights may be off, by its name, relative to the largest of a layer.
