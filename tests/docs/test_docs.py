@@ -46,7 +46,9 @@ def run(folder: Path, *documents: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("names", [("docs/write-a-plugin.md",), ("README.md", "docs/quickstart.md")])
+@pytest.mark.parametrize(
+    "names", [("docs/write-a-plugin.md",), ("docs/certify.md",), ("README.md", "docs/quickstart.md")]
+)
 def test_the_blocks_run_and_print_what_is_shown(names: tuple[str, ...], tmp_path: Path) -> None:
     done = run(tmp_path, *(ROOT / name for name in names))
     assert done.returncode == 0, done.stderr

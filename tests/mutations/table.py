@@ -94,6 +94,15 @@ MUTATIONS = [
          "RowParallelLinear(4 * config.hidden_size, config.hidden_size, bias=False)"),
     ),
     *_of(
+        "qwen_plugin.contract:TestQWen",
+        "qwen_plugin.qwen",
+        ("swap w1 and w2", '["w2", "w1"]', '["w1", "w2"]'),
+        ("width not halved", "config.intermediate_size // 2", "config.intermediate_size"),
+        ("drop the bias of c_attn", "head_dim, heads, bias=True", "head_dim, heads, bias=False"),
+        ("rotate all of each head", "partial_rotary_factor=config.rotary_pct", "partial_rotary_factor=1.0"),
+        ("always scale", "scale=head_dim**-0.5 if config.scale_attn_weights else 1.0", "scale=head_dim**-0.5"),
+    ),
+    *_of(
         "qwen_plugin.contract:TestQwen2",
         "qwen_plugin.qwen2",
         ("drop the bias of q, k and v", "config.num_key_value_heads, bias=True", "config.num_key_value_heads, bias=False"),

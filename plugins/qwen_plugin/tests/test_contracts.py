@@ -1,5 +1,5 @@
-"""Qwen2, Qwen3 and their mixtures of experts, by their contracts."""
+"""The five architectures, by their contracts."""
 
-from qwen_plugin.contract import TestQwen2, TestQwen2Moe, TestQwen3, TestQwen3Moe
+from qwen_plugin.contract import TestQWen, TestQwen2, TestQwen2Moe, TestQwen3, TestQwen3Moe
 
-__all__ = ["TestQwen2", "TestQwen2Moe", "TestQwen3", "TestQwen3Moe"]
+__all__ = ["TestQWen", "TestQwen2", "TestQwen2Moe", "TestQwen3", "TestQwen3Moe"]

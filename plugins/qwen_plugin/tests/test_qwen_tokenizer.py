@@ -2,16 +2,12 @@
 
 import base64
 import json
-import sys
 import unicodedata
-from pathlib import Path
 
 import pytest
 
 from bestiary import LLM, SamplingParams
-
-sys.path.insert(0, str(Path(__file__).parent))
-from reference_qwen import SMALL, ReferenceQwen
+from qwen_plugin.reference import SMALL, ReferenceQwen
 
 TOKENS = [bytes([byte]) for byte in range(256)] + [
     token.encode() for token in ("th", "the", "He", "ll", "llo", " w", "or", " wor", "é", "  ", "\n\n", "user", "you")

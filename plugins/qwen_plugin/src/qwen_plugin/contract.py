@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
 from bestiary.testing import ModelContract
 
-SIZES = {
+from .reference import SMALL, ReferenceQwen
+
+SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
@@ -13,22 +20,49 @@ SIZES = {
     "vocab_size": 211,
     "max_position_embeddings": 128,
 }
-EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
-CHOICE = {
+EXPERTS: dict[str, Any] = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+CHOICE: dict[str, dict[str, Any]] = {
     "one expert a token": {"num_experts_per_tok": 1},
     "all experts a token": {"num_experts_per_tok": 5},
     "some layers without experts": {"mlp_only_layers": [1]},
     "every second layer with experts": {"decoder_sparse_step": 2},
 }
+
+
+def rope(kind: str, theta: float = 1e4, **more: Any) -> Mapping[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **more}}
+
+
 ROPE = {
-    "large theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
-    "YaRN": {
-        "rope_parameters": {
-            "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32
-        }
-    },
-}  # fmt: skip
-WINDOWS = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+    "large theta": rope("default", 1e6),
+    "linear scaling": rope("linear", factor=3.0),
+    "dynamic scaling": rope("dynamic", factor=2.0),
+    "YaRN": rope("yarn", factor=4.0, original_max_position_embeddings=32),
+}
+WINDOWS: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+WINDOW_KINDS = {
+    "windows in the upper layers": WINDOWS,
+    "a window in every layer": WINDOWS | {"max_window_layers": 0},
+    "a window that is not used": {"use_sliding_window": False, "sliding_window": 4},
+    "windows by layer": WINDOWS | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+}
+
+
+class TestQWen(ModelContract):
+    """Right up to `seq_length` tokens: the kit's reference knows no prompt but takes every sequence for one."""
+
+    architecture = "QWenLMHeadModel"
+    config = SMALL | {"seq_length": 64}
+    variants = {
+        "all biases": {"no_bias": False},
+        "tied embeddings": {"tie_word_embeddings": True},
+        "half of each head is rotated": {"rotary_pct": 0.5},
+        "scores are not scaled": {"scale_attn_weights": False},
+    }
+    gguf = "qwen"
+
+    def reference(self, config: dict[str, Any]) -> nn.Module:
+        return ReferenceQwen(config)
 
 
 class TestQwen2(ModelContract):
@@ -36,8 +70,9 @@ class TestQwen2(ModelContract):
     config = {"model_type": "qwen2", **SIZES}
     variants = {
         "as many key-value heads as heads": {"num_key_value_heads": 4},
+        "wide heads": {"head_dim": 24},
         "tied embeddings": {"tie_word_embeddings": True},
-        "windows in the upper layers": WINDOWS,
+        **WINDOW_KINDS,
         **ROPE,
     }
     gguf = "qwen2"
@@ -61,10 +96,12 @@ class TestQwen3(ModelContract):
     architecture = "Qwen3ForCausalLM"
     config = {"model_type": "qwen3", **SIZES, "head_dim": 24}
     variants = {
-        "one key-value head": {"num_key_value_heads": 1},
+        "as many key-value heads as heads": {"num_key_value_heads": 4},
+        "narrow heads": {"head_dim": 8},
+        "heads wider than the model": {"head_dim": 32, "num_key_value_heads": 1},
         "tied embeddings": {"tie_word_embeddings": True},
         "attention bias": {"attention_bias": True},
-        "windows in the upper layers": WINDOWS,
+        **WINDOW_KINDS,
         **ROPE,
     }
     gguf = "qwen3"

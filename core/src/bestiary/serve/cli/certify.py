@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TESTING = "pip install 'bestiary[testing]'"
 _WORDS = {"passed": "ok", "failed": "FAILED", "given_up": "given up", "skipped": "does not apply", "not_run": "not run"}
+_COUNTED = {"failed": "failed", "not_run": "not run", "given_up": "given up", "skipped": "do not apply"}
 _STYLES = {"passed": "green", "failed": "bold red", "given_up": "yellow", "skipped": "dim", "not_run": "yellow"}
 
 
@@ -87,7 +88,10 @@ def certify(
             raise UsageError("only a project folder has a README to write", field="--write-readme", value=target)
         with _progress() as progress:
             outcome = watch.run(subject, workspace, checks=checks, timeout_s=timeout, on_change=progress)
-        readme = document.readme_state(subject, outcome, write=write_readme)
+        readme = None
+        if write_readme or not checks or "readme" in checks:
+            readme = document.readme_state(subject, outcome, write=write_readme)
+            document.settle_readme(outcome, readme, f"bestiary certify {target} --write-readme")
         partial = bool(checks) or subject.only is not None
         found = document.document(subject, outcome, partial=partial, readme=readme)
     document.keep(found)
@@ -164,8 +168,6 @@ def _report(found: dict[str, Any]) -> None:
     if found["unchecked"]:
         print("           a contract is a class of a few lines: bestiary.testing.ModelContract, declared in the entry")
         print(f"           points {discovery.CONTRACTS}; `bestiary new` writes one to look at")
-    if found["readme"] is not None and found["readme"]["state"] == "stale":
-        print(f"readme: its table is not the contract's: bestiary certify {found['target']} --write-readme")
     if found["readme"] is not None and found["readme"]["state"] == "written":
         print(f"readme: the table was written to {os.path.basename(found['readme']['path'])}")
     print(clean(_last_line(found)))
@@ -194,7 +196,7 @@ def _first_line(check: dict[str, Any]) -> str:
 def _last_line(found: dict[str, Any]) -> str:
     counts = found["counts"]
     total = counts["passed"] + counts["failed"] + counts["not_run"]
-    extra = [f"{counts[name]} {_WORDS[name]}" for name in ("failed", "not_run", "given_up", "skipped") if counts[name]]
+    extra = [f"{counts[name]} {words}" for name, words in _COUNTED.items() if counts[name]]
     more = f" ({', '.join(extra)})" if extra else ""
     what = f"{found['distribution']} {found['version']}"
     return f"{found['verdict']}: {what}: {counts['passed']} of {total} checks passed{more}, in {found['seconds']:.0f} s"

@@ -39,11 +39,12 @@ def document(subject: Subject, outcome: Outcome, *, partial: bool, readme: dict[
         *(f"{name}: there is a contract for it, and the distribution does not register it" for name in strangers),
     ]
     counts = Counter[str](one.status for one in outcome.checks)
-    failed = bool(counts["failed"]) or (readme is not None and readme["state"] == "stale")
     distribution = subject.distribution
     return {
         "schema": certificates.SCHEMA,
-        "verdict": _verdict(outcome, problems=problems, failed=failed, unchecked=unchecked, partial=partial),
+        "verdict": _verdict(
+            outcome, problems=problems, failed=counts["failed"] > 0, unchecked=unchecked, partial=partial
+        ),
         "target": subject.target,
         "kind": subject.kind,
         "distribution": distribution.name,
@@ -136,6 +137,17 @@ def readme_state(subject: Subject, outcome: Outcome, *, write: bool) -> dict[str
     present = table_in(path)
     state = "none" if present is None else "current" if present == outcome.table.strip() else "stale"
     return {"state": state, "path": str(path)}
+
+
+def settle_readme(outcome: Outcome, readme: dict[str, Any] | None, command: str) -> None:
+    """Give the contracts' own check `readme` its result: the child saw a wheel, and no README."""
+    if readme is None or readme["state"] == "none":
+        return
+    for one in outcome.checks:
+        if one.check == "readme" and one.status == "skipped":
+            stale = readme["state"] == "stale"
+            one.status = "failed" if stale else "passed"
+            one.message = f"the README's table is not what the contracts check: {command}" if stale else ""
 
 
 def _readme(folder: Path) -> Path:

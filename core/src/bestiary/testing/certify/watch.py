@@ -32,6 +32,7 @@ _KEPT = ("PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVI
 _KEPT_PREFIXES = ("LC_", "OMP_", "MKL_", "KMP_", "OPENBLAS_")
 _LINE_BYTES = 1 << 22
 _GRACE_S = 5.0
+_LOOK_S = 1.0
 
 
 @dataclass(slots=True)
@@ -182,7 +183,7 @@ def _follow(events: IO[bytes], outcome: Outcome, deadline: float, on_change: Cal
     with selectors.DefaultSelector() as selector:
         selector.register(events, selectors.EVENT_READ)
         while (left := deadline - time.monotonic()) > 0:
-            if not selector.select(left):
+            if not selector.select(min(left, _LOOK_S)):
                 continue
             data = events.read(1 << 16)
             if not data or len(buffer) > _LINE_BYTES:

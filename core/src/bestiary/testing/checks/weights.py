@@ -179,7 +179,8 @@ def _warnings() -> Iterator[list[str]]:
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            if record.name == "bestiary":  # the registry, hooks and caches speak of other packages
+                said.append(record.getMessage())
 
     logger, handler = logging.getLogger("bestiary"), Keep(logging.WARNING)
     propagates, logger.propagate = logger.propagate, False
