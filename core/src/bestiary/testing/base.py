@@ -32,7 +32,7 @@ class ContractBase:
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     gguf: ClassVar[str | None] = None
     gguf_variants: ClassVar[Sequence[str]] = ()
-    bf16_bound: ClassVar[float] = 0.1
+    bf16_bound: ClassVar[float] = 0.08
     quantization_bounds: ClassVar[Mapping[str, float]] = {}
     optional_weights: ClassVar[tuple[str, ...]] = ()
     without_effect: ClassVar[Mapping[str, str]] = {}
@@ -137,7 +137,7 @@ def _wrong_kinds(cls: type[ContractBase]) -> list[str]:
             found.append(f"variants[{name!r}]: must be a mapping of changed fields, under another name than {BASE!r}")
     found += [f"gguf_variants: {name!r} is no variant" for name in cls.gguf_variants if name not in cls.variants]
     if not isinstance(cls.bf16_bound, int | float) or not 0 < cls.bf16_bound < 1:
-        found.append(f"bf16_bound: must be between 0 and 1, relative to the largest logit; it is {cls.bf16_bound!r}")
+        found.append(f"bf16_bound: must be between 0 and 1, relative to the logits' norm; it is {cls.bf16_bound!r}")
     return found
 
 

@@ -63,7 +63,7 @@ def check(*, static: bool = False, listed: bool = True) -> Callable[[Method], Me
                 failure = from_error(e)
                 failure.__cause__ = e
             if failure is not None:
-                raise failure
+                raise failure.with_look(f'pytest -k "{type(self).__name__} and {method.__name__}" --full-trace')
 
         run.__dict__["check"] = known
         return run  # type: ignore[return-value]

@@ -60,6 +60,11 @@ def _causes(got: torch.Tensor, want: torch.Tensor, wrong: Sequence[int]) -> list
     ]
 
 
+def distance(got: torch.Tensor, want: torch.Tensor) -> float:
+    """How far logits are off as a whole: the norm of the difference, relative to the norm of `want`."""
+    return float((got - want).norm() / want.norm())
+
+
 def require_same_answers(
     got: Sequence[CompletionOutput], want: Sequence[CompletionOutput], what: str, likely: Sequence[str]
 ) -> None:

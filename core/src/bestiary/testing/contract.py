@@ -46,7 +46,7 @@ class ModelContract(
         variants: name → changed fields; each is a model of its own whose logits are compared.
         gguf: `general.architecture` of this architecture's GGUF files. None: it has none.
         gguf_variants: variants that are written as GGUF files as well.
-        bf16_bound: how far bfloat16 logits may be off, relative to the largest logit.
+        bf16_bound: how far bfloat16 logits may be off: the norm of the difference, relative to the logits' norm.
         quantization_bounds: the same for quantization methods, by name, where the kit's bound does not fit.
         optional_weights: patterns (`fnmatch`) of checkpoint tensors that may be missing.
         without_effect: pattern of parameters of the reference → the reason why they cannot change the logits.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bestiary.api.errors import BestiaryError
 
@@ -50,10 +51,17 @@ class ContractFailure(AssertionError):
 
     def with_detail(self, detail: str) -> ContractFailure:
         """The same failure with one more line."""
-        return ContractFailure(
-            self.message, where=self.where, got=self.got, allowed=self.allowed, details=[*self.details, detail],
-            likely=self.likely, look=self.look,
-        )  # fmt: skip
+        return self._again(details=(*self.details, detail))
+
+    def with_look(self, look: str) -> ContractFailure:
+        """The same failure with this command, where it has none."""
+        return self if self.look is not None else self._again(look=look)
+
+    def _again(self, **changed: Any) -> ContractFailure:
+        kept = {name: getattr(self, name) for name in ("where", "got", "allowed", "details", "likely", "look")}
+        made = ContractFailure(self.message, **kept | changed)
+        made.__cause__, made.__suppress_context__ = self.__cause__, True
+        return made
 
 
 _SHOWN = 20

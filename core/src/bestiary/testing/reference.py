@@ -22,6 +22,9 @@ from bestiary.api.errors import UsageError
 SEED = 20
 SPREAD = 0.2
 """Standard deviation of matrices, and of what is added to norms and biases, which start at one and zero."""
+EPSILON = 0.003
+"""Of norms, where `config` does not say: large enough for a forgotten one to show."""
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 
 
 def transformers_reference(config: Mapping[str, Any], architecture: str) -> nn.Module:
@@ -41,6 +44,9 @@ def transformers_reference(config: Mapping[str, Any], architecture: str) -> nn.M
             fix="define reference(self, config) in the contract: a module from ids [1, n] to logits [1, n, vocabulary]",
         )  # fmt: skip
     made = CONFIG_MAPPING[model_type](**{"initializer_range": SPREAD} | fields)
+    for name in _EPSILONS:
+        if name not in fields and hasattr(made, name):
+            setattr(made, name, EPSILON)
     cls: Any = getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
     build = getattr(cls, "_from_config", None) or cls.from_config
     with quiet():

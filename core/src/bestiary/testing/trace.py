@@ -9,31 +9,31 @@ from typing import Any
 import torch
 from torch import nn
 
-_RELATIVE = 1e-3
+_RELATIVE = 2e-5
 
 
 def first_difference(
     ours: nn.Module, run_ours: Callable[[], object], theirs: nn.Module, run_theirs: Callable[[], object]
 ) -> str | None:
-    """A line naming the first module whose output differs, in the order of the reference; None if none is found.
+    """A line naming the first module after which nothing agrees, in the reference's order; None if none is found.
 
     Modules are matched by name, ours as the class's `hf_to_vllm_mapper` renames them. Where ours returns a pair
-    (hidden states, residual), its sum counts as well. A hint, not a proof: equal names may mean different things.
+    (hidden states, residual), its sum counts as well. A hint, not a proof: equal names may mean different things, and
+    one that differs before others agree is taken for such a name.
     """
     with _recorded(ours) as got:
         run_ours()
     with _recorded(theirs) as want:
         run_theirs()
     mapper: Any = getattr(ours, "hf_to_vllm_mapper", None)
-    agreed: str | None = None
+    agreed, differs = "none", ""
     for name, outputs in want.items():
-        candidates = got.get(_renamed(name, mapper), [])
-        same = [_close(candidate, outputs[0]) for candidate in candidates if candidate.numel() == outputs[0].numel()]
-        if any(same):
-            agreed = name
-        elif same:
-            return f"first module whose output differs: {name} (the last that agrees: {agreed or 'none'})"
-    return None
+        candidates = [each for each in got.get(_renamed(name, mapper), []) if each.numel() == outputs[0].numel()]
+        if any(_close(each, outputs[0]) for each in candidates):
+            agreed, differs = name, ""
+        elif candidates:
+            differs = differs or name
+    return f"first module whose output differs: {differs} (the last that agrees: {agreed})" if differs else None
 
 
 def _renamed(name: str, mapper: Any) -> str:

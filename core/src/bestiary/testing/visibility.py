@@ -11,7 +11,7 @@ from torch import nn
 
 from .compare import ATOL
 from .reference import reference_logits
-from .workbench import LENGTHS, TOKENS
+from .workbench import LENGTHS, LONGEST, TOKENS
 
 MIN_LAYERS = 2
 MIN_VOCABULARY = 32
@@ -31,6 +31,8 @@ def what_is_hidden(config: Any) -> Iterator[str]:
     length = _number(config, "max_position_embeddings")
     if length is not None and length < longest:
         yield f"max_position_embeddings = {length}: shorter than prompt and answer together, {longest} tokens"
+    if length is not None and length > LONGEST:
+        yield f"max_position_embeddings = {length}: no prompt is so long, so its end does not show; at most {LONGEST}"
     window = _number(config, "sliding_window")
     if window is not None and window >= LENGTHS[-1] and getattr(config, "use_sliding_window", True):
         yield f"sliding_window = {window}: never cuts anything off prompts of {LENGTHS[-1]} tokens; at most 16, or None"

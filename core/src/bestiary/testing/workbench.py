@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LENGTHS = (1, 5, 17, 40)
 """The prompts that every model answers: one token, less than a block, a block and one, several blocks."""
+LONGEST = 256
 TOKENS = 16
 """How many tokens are drawn after each prompt."""
 
@@ -92,6 +93,15 @@ class Workbench:
         vocabulary = int(self.expected([0], variant).shape[-1])
         generator = torch.Generator().manual_seed(3)
         return [torch.randint(0, vocabulary, (length,), generator=generator).tolist() for length in LENGTHS]
+
+    def longest_prompt(self, variant: str = BASE) -> list[list[int]]:
+        """A prompt that fills the context and shows where a table of positions ends; none beyond `LONGEST`."""
+        length = getattr(getattr(self.reference(variant), "config", None), "max_position_embeddings", None)
+        length = self.config(variant).get("max_position_embeddings") if length is None else length
+        if not isinstance(length, int) or not LENGTHS[-1] < length <= LONGEST:
+            return []
+        *_, last = self.prompts(variant)
+        return [(last * (length // len(last) + 1))[:length]]
 
     def logits(self, token_ids: Sequence[int], llm: LLM | None = None, chunk: int | None = None) -> torch.Tensor:
         """Our logits ``[len(token_ids), vocabulary]``, in float32."""

@@ -12,6 +12,8 @@ SIZES = {
     "num_key_value_heads": 2,
     "vocab_size": 211,
     "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 LONG = {"short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [2.0 + 0.3 * i for i in range(8)]}
 

@@ -8,10 +8,11 @@ from bestiary.api.errors import BestiaryError
 from bestiary.api.hook_manager import HookManager
 from bestiary.testing.base import ContractBase
 from bestiary.testing.check import check
+from bestiary.testing.compare import distance
 from bestiary.testing.failures import ContractFailure
 
-BOUNDS = {"int8": 0.15}
-"""Method → how far logits may be off, relative to the largest logit."""
+BOUNDS = {"int8": 0.12}
+"""Method → how far logits may be off, relative to their norm."""
 ANY_BOUND = 0.2
 """The same for methods the kit does not know."""
 
@@ -27,11 +28,11 @@ class QuantizationChecks(ContractBase):
         for method in _methods():
             bound = self.quantization_bounds.get(method, BOUNDS.get(method, ANY_BOUND))
             got = self.bench.logits(ids, self.bench.llm(quantization=method))
-            off = float((got - exact).abs().max() / exact.abs().max())
+            off = distance(got, exact)
             if off == 0.0:
                 problems.append(f"{method}: no number changed, so no layer was quantized")
             elif not off <= bound:
-                problems.append(f"{method}: {off:.3g} of the largest logit; allowed are {bound:.3g}")
+                problems.append(f"{method}: {off:.3g} of the logits' norm; allowed are {bound:.3g}")
         if problems:
             raise ContractFailure(
                 "quantized weights do not compute what they should",
