@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from bestiary.api import index
 from bestiary.serve.cli.main import run
 
 SENTINEL = "sentinel-that-must-not-exist"
@@ -36,6 +37,7 @@ def model(good, tmp_path):
 def refuse(model, capsys, monkeypatch, tmp_path):
     """`refuse(*words)`: `inspect` or `generate` ends with exit code 2 and a short message that holds the words."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(index, "packages", lambda: {"SphinxForCausalLM": "bestiary-sphinx"})
     monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("a socket was opened"))
 
     def check(*words):
@@ -66,7 +68,7 @@ def edit(model, **fields):
 
 CONFIGS = {
     "C02 unknown architecture": ({"architectures": ["LamaForCausalLM"]}, ["UNKNOWN_ARCHITECTURE", "LlamaForCausalLM"]),
-    "C02 installable": ({"architectures": ["BloomForCausalLM"]}, ["pip install bestiary-bloom"]),
+    "C02 installable": ({"architectures": ["SphinxForCausalLM"]}, ["pip install bestiary-sphinx"]),
     "no architecture": ({"architectures": "absent"}, ["MISSING_ARCHITECTURE"]),
     "architecture no list": ({"architectures": "LlamaForCausalLM"}, ["BAD_ARCHITECTURE", "a list"]),
     "C07 hidden 0": ({"hidden_size": 0}, ["hidden_size"]),

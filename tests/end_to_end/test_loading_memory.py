@@ -9,16 +9,26 @@ import transformers
 from bestiary import LLM, SamplingParams
 from bestiary.engine.loader import load
 
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 300,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    config = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, vocab_size=300,
-        max_position_embeddings=64,
-    )  # fmt: skip
     torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="100KB")
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).save_pretrained(folder, max_shard_size="100KB")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experts")
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(**SMALL, num_key_value_heads=4, num_local_experts=6)
+    transformers.MixtralForCausalLM(config).save_pretrained(folder, max_shard_size="300KB")
     return str(folder)
 
 
@@ -39,7 +49,9 @@ class Spy:
 
 
 @pytest.mark.parametrize("options", [{}, {"quantization": "int8"}])
-def test_at_most_one_tensor_is_alive_beside_the_model(checkpoint, monkeypatch, options):
+@pytest.mark.parametrize("which", ["checkpoint", "experts"])
+def test_at_most_one_tensor_is_alive_beside_the_model(which, monkeypatch, options, request):
+    checkpoint = request.getfixturevalue(which)
     spy = Spy()
     spy.load_complete = load.load_complete
     monkeypatch.setattr(load, "load_complete", spy)

@@ -1,6 +1,6 @@
 """Both distributions build, carry what they need, and work when installed from the wheel.
 
-One module-scoped build: every package is copied out of the repository first, so that what builds is the folder alone,
+One build a session: every package is copied out of the repository first, so that what builds is the folder alone,
 and `python -m build` makes the sdist and, from that sdist, the wheel.
 """
 
@@ -8,61 +8,13 @@ from __future__ import annotations
 
 import email
 import json
-import shutil
-import subprocess
 import sys
-import sysconfig
 import tarfile
-import tomllib
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
-import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = [ROOT / "core", *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
-NOT_SOURCE = shutil.ignore_patterns("__pycache__", "dist", "build", ".*")
-
-
-class Built(NamedTuple):
-    folder: Path  # in the repository
-    sdist: Path
-    wheel: Path
-
-    @property
-    def project(self) -> dict:
-        return tomllib.loads((self.folder / "pyproject.toml").read_text("utf-8"))["project"]
-
-    @property
-    def package(self) -> Path:
-        (package,) = (path.parent for path in self.folder.glob("src/*/__init__.py"))
-        return package
-
-
-def run(*command: str | Path, **options: object) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def build(folder: Path, target: Path, *options: str) -> None:
-    run(sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", target, folder)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
-    """Distribution name to what was built from its folder, outside the repository."""
-    out = tmp_path_factory.mktemp("built")
-    results = {}
-    for folder in FOLDERS:
-        copy, target = out / folder.name, out / f"{folder.name}-dist"
-        shutil.copytree(folder, copy, ignore=NOT_SOURCE)
-        build(copy, target)
-        (sdist,), (wheel,) = target.glob("*.tar.gz"), target.glob("*.whl")
-        one = Built(folder, sdist, wheel)
-        results[one.project["name"]] = one
-    return results
+sys.path.insert(0, str(Path(__file__).parent))
+from workshop import CLEAN, ROOT, Built, build, installed, run
 
 
 def files_in_wheel(wheel: Path) -> dict[str, bytes]:
@@ -135,37 +87,12 @@ def test_the_index_would_accept_them(built: dict[str, Built]) -> None:
     run(sys.executable, "-m", "twine", "check", "--strict", *archives)
 
 
-def third_party(target: Path) -> Path:
-    """A folder with links to everything installed here but our own packages: an environment that has torch already."""
-    target.mkdir()
-    for path in Path(sysconfig.get_path("purelib")).iterdir():
-        ours = path.name.startswith(("bestiary", "_bestiary", "_editable")) or path.suffix == ".pth"
-        if not ours:
-            (target / path.name).symlink_to(path)
-    return target
-
-
-@pytest.fixture
-def empty_environment(tmp_path: Path) -> Path:
-    """The Python of a new environment that has the base packages, no pip, and nothing of ours."""
-    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
-    python = tmp_path / "venv/bin/python"
-    packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    (packages / "base.pth").write_text(f"{third_party(tmp_path / 'base')}\n")
-    return python
-
-
-CLEAN = {"PATH": "/usr/bin:/bin", "PYTHONNOUSERSITE": "1"}
 ARCHITECTURES = """
 import bestiary, importlib_metadata, sys
 assert "site-packages/bestiary" in bestiary.__file__, bestiary.__file__
 print(bestiary.__version__, sorted(entry.name for entry in importlib_metadata.entry_points(group="vllm_models")))
 assert "torch" not in sys.modules
 """
-
-
-def installed(python: Path, wheel: Path) -> None:
-    run(sys.executable, "-m", "pip", "--python", python, "install", "-qq", "--no-deps", "--no-index", wheel)
 
 
 def test_core_alone_knows_no_architecture_and_a_plugin_adds_its_own(

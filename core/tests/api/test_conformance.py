@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,17 +122,32 @@ def test_members_assigned_by_a_helper_of_the_constructor_count() -> None:
             self.num_moe_layers = 4
             self.num_logical_experts = 8
 
-    class Forgetful(Good, protocols.MixtureOfExperts):
-        pass
+    class Forgetful(Good):
+        is_mixture_of_experts = True
 
     assert problems_of(Experts) == []
     model = Experts(vllm_config=None)
     assert conformance.is_mixture_of_experts(model)
     model.update_physical_experts_metadata(10, 5)
     assert (model.num_redundant_experts, model.num_local_physical_experts) == (2, 5)
-    assert {problem.member for problem in problems_of(Forgetful)} == {
-        "moe_layers", "num_moe_layers", "num_logical_experts",
-    }  # fmt: skip
+    assert {"moe_layers", "num_moe_layers", "num_logical_experts"} <= {each.member for each in problems_of(Forgetful)}
+
+
+def test_the_experts_of_a_model_are_found_and_counted() -> None:
+    class Layer:
+        is_moe_layer = True
+        placement = SimpleNamespace(num_logical=8, num_physical=10, num_local=5, num_redundant=2)
+
+    class Model(Good, protocols.MixtureOfExperts):
+        def modules(self) -> list[Any]:
+            return [self, Layer(), Layer()]
+
+    assert problems_of(Model) == []
+    model = Model(vllm_config=None)
+    assert (model.num_moe_layers, model.num_logical_experts, model.num_redundant_experts) == (2, 8, 2)
+    model.num_moe_layers = 3
+    assert model.num_moe_layers == 3
+    assert problems_of(type("Dense", (Model,), {"modules": lambda self: []})) == []
 
 
 def test_a_property_that_raises_is_reported_never_raised() -> None:

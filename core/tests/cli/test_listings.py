@@ -8,11 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from bestiary.api import index
 from bestiary.api.registry import ModelRegistry
 from bestiary.serve.cli import output
 from bestiary.testing.fake_site import Site
 
 from .conftest import Run
+
+
+@pytest.fixture(autouse=True)
+def more_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped index, with a package that is installed nowhere."""
+    listed = {**index.packages(), "SphinxForCausalLM": "bestiary-sphinx"}
+    monkeypatch.setattr(index, "packages", lambda: listed)
 
 
 def test_models_as_data(bestiary: Run, site: Site) -> None:
@@ -25,7 +33,7 @@ def test_models_as_data(bestiary: Run, site: Site) -> None:
     assert rows[""]["status"] == "malformed" and "nonsense" in rows[""]["cause"]
     assert document["short_names"][0]["name"] == "smollm2"
     offered = {name for each in document["installable"] for name in each["architectures"]}
-    assert "BloomForCausalLM" in offered and not offered & set(rows)
+    assert "SphinxForCausalLM" in offered and not offered & set(rows)
     assert set(bestiary("models", "--json", "--installed").data) == {"architectures"}
 
 
@@ -37,11 +45,11 @@ def test_models_for_people(bestiary: Run, site: Site) -> None:
     lines = {tuple(line.split()[:2]): line for line in result.out.splitlines()}
     assert lines["GoodForCausalLM", "good-plugin"].split()[2:7] == ["2.1", "1.0", "ok", "-", "?"]
     assert "duplicate" in lines["TwiceForCausalLM", "plugin-a"] and "duplicate" in lines["TwiceForCausalLM", "plugin-b"]
-    assert "pip install bestiary-bloom" in result.out
+    assert "pip install bestiary-sphinx" in result.out
     (legend,) = [line for line in result.out.splitlines() if line.startswith("?")]
     assert "--inspect" in legend
     chosen = bestiary("models", "--plugin", "TwiceForCausalLM=plugin-b", "--installed").out
-    assert "not used: plugin-b" in chosen and "bestiary-bloom" not in chosen
+    assert "not used: plugin-b" in chosen and "bestiary-sphinx" not in chosen
 
 
 def test_inspection_tells_capabilities_and_causes(bestiary: Run, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,8 +92,21 @@ def test_doctor_on_a_good_machine(bestiary: Run, tmp_path: Path, monkeypatch: py
     assert [each["state"] for each in document["attention_backends"]].count("chosen") == 1
     places = {each["name"]: each["from"] for each in document["plugin_choices"]}
     assert places == {"LlamaForCausalLM": "BESTIARY_PLUGINS", "MistralForCausalLM": "--plugin"}
+    assert not [text for text in document["problems"] if "chooses" in text]
     cache = next(each for each in document["directories"] if each["what"] == "cache")
     assert cache == {"what": "cache", "path": str(tmp_path / "cache"), "writable": True}
+
+
+def test_a_choice_for_what_nobody_offers_is_a_problem_with_its_place(
+    bestiary: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "choices.toml"
+    path.write_text('[plugins]\nLlammaForCausalLM = "bestiary-llama"\n"quantization_methods.int8" = "bestiary"\n')
+    monkeypatch.setenv("BESTIARY_CONFIG", str(path))
+    document = bestiary("doctor", "--no-probe", "--json").data
+    (problem,) = [text for text in document["problems"] if "chooses" in text]
+    assert problem == f"{path} chooses bestiary-llama for LlammaForCausalLM, which nothing installed offers"
+    assert {each["from"] for each in document["plugin_choices"]} == {str(path)}
 
 
 def test_a_section_that_fails_does_not_hide_the_others(

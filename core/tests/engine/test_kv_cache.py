@@ -88,7 +88,7 @@ def test_digests_are_what_the_documentation_says():
     manager = KVCacheManager(4, 2)
     seq = sequence([1, 2, 2**31 - 1, 4, 5], cache_salt="ü", lora_name=None)
     compute(manager, seq)
-    root = hashlib.sha256(b"bestiary.kv/1" + b"\x01\x02\x00\x00\x00" + "ü".encode() + b"\x00").digest()
+    root = hashlib.sha256(b"bestiary.kv/2" + b"\x01\x02\x00\x00\x00" + "ü".encode() + b"\x00\x00").digest()
     first = hashlib.sha256(root + struct.pack("<ii", 1, 2)).digest()
     second = hashlib.sha256(first + struct.pack("<ii", 2**31 - 1, 4)).digest()
     assert seq.digests == [first, second]
@@ -96,14 +96,15 @@ def test_digests_are_what_the_documentation_says():
 
 
 @settings(deadline=None, max_examples=100)
-@given(*[st.tuples(*[st.none() | st.text(max_size=3)] * 2, st.lists(st.integers(0, 3), min_size=2, max_size=6))] * 2)
+@given(*[st.tuples(*[st.none() | st.text(max_size=3)] * 3, st.lists(st.integers(0, 3), min_size=2, max_size=6))] * 2)
 def test_equal_digests_mean_equal_contexts(one, other):
     manager = KVCacheManager(8, 2)
     digests = []
-    for salt, lora, tokens in (one, other):
+    for salt, lora, prompt_salt, tokens in (one, other):
         seq = sequence(tokens, cache_salt=salt, lora_name=lora)
+        seq.prompt_salt = prompt_salt
         compute(manager, seq)
-        digests.append({d: (salt, lora, tokens[: 2 * i + 2]) for i, d in enumerate(seq.digests)})
+        digests.append({d: (salt, lora, prompt_salt, tokens[: 2 * i + 2]) for i, d in enumerate(seq.digests)})
         manager.free(seq)
     for digest in digests[0].keys() & digests[1].keys():
         assert digests[0][digest] == digests[1][digest]

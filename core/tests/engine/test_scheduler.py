@@ -23,10 +23,19 @@ MODEL_LEN = 64
 class Engine:
     """A scheduler and a paged model, stepped by hand; `tokens` and `ends` collect what came out."""
 
-    def __init__(self, *, num_blocks=64, block_size=4, prefix_caching=True, max_model_len=MODEL_LEN, **scheduler):
+    def __init__(
+        self,
+        *,
+        num_blocks=64,
+        block_size=4,
+        prefix_caching=True,
+        max_model_len=MODEL_LEN,
+        prompt_salt=None,
+        **scheduler,
+    ):
         cache = CacheConfig(block_size=block_size, enable_prefix_caching=prefix_caching)
-        self.scheduler = Scheduler(SchedulerConfig(**scheduler), cache, max_model_len, num_blocks)
-        self.model = PagedModel(num_blocks, block_size, vocab_size=101)
+        self.scheduler = Scheduler(SchedulerConfig(**scheduler), cache, max_model_len, num_blocks, prompt_salt)
+        self.model = PagedModel(num_blocks, block_size, vocab_size=101, prompt_salt=prompt_salt)
         self.max_model_len = max_model_len
         self.tokens: dict[str, list[int]] = {}
         self.ends: dict[str, tuple] = {}
@@ -460,6 +469,17 @@ def test_another_salt_finds_nothing():
     again = engine.add("again", [3] * 20, cache_salt="a")
     engine.run()
     assert again.cached_tokens == 16
+
+
+def test_prompts_whose_lengths_the_model_tells_apart_share_no_block():
+    engine = Engine(prompt_salt=lambda length: "long" if length > 24 else "short")
+    short, long = engine.add("short", [3] * 24), engine.add("long", [3] * 30)
+    engine.step()
+    assert not set(short.block_table) & set(long.block_table)
+    engine.run()
+    others = [engine.add("longer", [3] * 31), engine.add("shorter", [3] * 20)]
+    engine.run().check(short, long, *others)
+    assert [each.cached_tokens for each in (short, long, *others)] == [0, 0, 28, 16]
 
 
 def test_clearing_the_prefix_cache_in_the_middle_changes_no_token():

@@ -51,6 +51,7 @@ ENGINE = {
     "max_model_len": [48, 24, 64, 8],
     "chunked": [True, False],
     "prefix_caching": [True, True, False],
+    "prompt_salt": [None, None, lambda length: str(length // 10)],
 }
 shapes = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in SHAPE.items()})
 engines = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in ENGINE.items()})
@@ -74,8 +75,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_num_seqs=self.max_num_seqs, max_num_batched_tokens=self.budget, enable_chunked_prefill=self.chunked
         )
         cache = CacheConfig(block_size=self.block_size, enable_prefix_caching=engine["prefix_caching"])
-        self.scheduler = Scheduler(config, cache, self.max_model_len, self.num_blocks)
-        self.model = PagedModel(self.num_blocks, self.block_size, vocab_size=31)
+        salt = engine["prompt_salt"]
+        self.scheduler = Scheduler(config, cache, self.max_model_len, self.num_blocks, salt)
+        self.model = PagedModel(self.num_blocks, self.block_size, vocab_size=31, prompt_salt=salt)
         self.requests: dict[str, Request] = {}
         self.number = 0
         self.plan = None

@@ -82,7 +82,6 @@ def test_sizes(field: str, value: object) -> None:
         ("use_cache", 1),
         ("attention_bias", None),
         ("sliding_window", -1),
-        ("sliding_window", 0),
         ("dtype", "bfloat17"),
         ("torch_dtype", 16),
         ("final_logit_softcapping", -1.0),

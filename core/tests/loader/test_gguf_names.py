@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import sys
@@ -25,7 +26,8 @@ from bestiary.engine.loader.gguf_dequant import dequantize
 from bestiary.engine.loader.gguf_names import STANDARD_NAMES, GgufNames, checkpoint_names
 from bestiary.engine.loader.gguf_reader import GgufFile, GgufTensor
 from bestiary.engine.loader.gguf_types import GgmlType
-from bestiary.engine.loader.gguf_weights import gguf_block_tensors, gguf_tensors, half_split
+from bestiary.engine.loader.gguf_weights import by_head, gguf_block_tensors, gguf_tensors, half_split
+from bestiary.nn.linear import QKVParallelLinear
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gguf_forge import F32, I32, STRING, U32, Tensor, array, entry, forge
@@ -174,6 +176,32 @@ def test_half_split_undoes_interleaving(heads: int, half: int, columns: int) -> 
     tensor = GgufTensor(name="q", shape=shape, type=GgmlType.F32, nbytes=stored.nbytes, read=lambda: stored)
     restored = half_split(tensor, heads)
     assert torch.equal(dequantize(restored.data, GgmlType.F32, shape), torch.from_numpy(original))
+
+
+@given(kv_heads=st.integers(1, 3), group=st.integers(1, 3), size=st.integers(1, 4), columns=st.sampled_from([0, 1, 3]))
+@settings(max_examples=30, deadline=None)
+def test_by_head_is_undone_by_the_layer(kv_heads: int, group: int, size: int, columns: int) -> None:
+    """What a file has by projection becomes what `QKVParallelLinear` takes by head; no columns: a bias."""
+    rows = kv_heads * (group + 2) * size
+    shape = (rows, columns) if columns else (rows,)
+    original = torch.arange(math.prod(shape), dtype=torch.float32).view(shape)
+    stored = original.numpy().view(np.uint8).reshape(-1)
+    tensor = GgufTensor(name="qkv", shape=shape, type=GgmlType.F32, nbytes=stored.nbytes, read=lambda: stored)
+    restored = by_head(tensor, kv_heads * group, kv_heads)
+    layer = QKVParallelLinear(1, size, kv_heads * group, kv_heads, params_dtype=torch.float32, interleaved=True)
+    fused = dequantize(restored.data, GgmlType.F32, shape)
+    assert torch.equal(layer.deinterleave(fused), original)
+    first = fused.view(kv_heads, group + 2, size, -1)[0, :, :, 0]  # the first key-value head's queries, key and value
+    assert first[:group].flatten().tolist() == original.view(rows, -1)[: group * size, 0].tolist()
+    key, value = kv_heads * group * size, kv_heads * (group + 1) * size
+    assert first[group:].tolist() == [original.view(rows, -1)[at : at + size, 0].tolist() for at in (key, value)]
+
+
+def test_by_head_refuses_what_has_not_these_heads() -> None:
+    tensor = GgufTensor(name="q", shape=(9, 1), type=GgmlType.F32, nbytes=36, read=lambda: np.zeros(36, dtype=np.uint8))
+    for heads, kv_heads in ((2, 2), (5, 2), (4, 0)):
+        with pytest.raises(WeightsMismatch, match=f"{heads} heads of queries"):
+            by_head(tensor, heads, kv_heads)
 
 
 def test_half_split_refuses_what_has_no_pairs() -> None:

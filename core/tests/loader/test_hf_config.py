@@ -52,6 +52,7 @@ def refused(data: dict[str, Any], **options: Any) -> ConfigError:
         {"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 1},
         {"model_type": "gpt2", "hidden_size": 32},
         {"model_type": "bloom", "hidden_size": 32, "n_head": 4, "n_layer": 1},
+        {"model_type": "bloom", "n_embed": 32, "num_attention_heads": 4, "n_layer": 1},
         {
             "model_type": "qwen2",
             "hidden_size": 32,

@@ -17,12 +17,14 @@ from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 from bestiary.api.config import CacheConfig, ModelConfig, VllmConfig
 from bestiary.api.errors import ConfigError, EngineError, ModelError, UsageError
 from bestiary.engine.build import bind_attention
+from bestiary.nn.attention.alibi import get_alibi_slopes
 from bestiary.nn.attention.backend import AttentionType, KVCacheSpec
 from bestiary.nn.attention.choice import BACKENDS
 from bestiary.nn.attention.layer import Attention, EncoderOnlyAttention
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.context import ForwardContext, forward_context
 from bestiary.nn.ops.attention import gather_kv_cache, write_kv_cache
+from bestiary.nn.parallel import Group, use_groups
 from bestiary.nn.placement import place
 from bestiary.nn.scope import build_scope
 
@@ -47,6 +49,18 @@ def one_prompt(length: int = LENGTH) -> AttentionMetadata:
         max_seq_len=length,
         num_decodes=int(length == 1),
         block_size=BLOCK,
+    )
+
+
+def continued(start: int, count: int) -> AttentionMetadata:
+    """A step that computes `count` tokens after `start` earlier ones of the same sequence."""
+    return replace(
+        one_prompt(start + count),
+        query_start=torch.tensor([0, count], dtype=torch.int32),
+        slot_mapping=torch.arange(start, start + count),
+        query_lens_host=(count,),
+        max_query_len=count,
+        num_decodes=int(count == 1),
     )
 
 
@@ -84,6 +98,44 @@ def bloom_slopes(heads: int) -> list[float]:
 def bloom_attention(module: Any, query: Any, key: Any, value: Any, mask: torch.Tensor, scaling: float) -> Any:
     alibi = build_alibi_tensor(torch.ones(1, LENGTH), HEADS, torch.float32)[None]
     return gemma2_attention(module, query, key, value, mask + alibi, scaling=scaling)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 25, 32, 71, 112])
+def test_alibi_slopes_are_the_published_ones(heads: int) -> None:
+    torch.testing.assert_close(get_alibi_slopes(heads), bloom_slopes(heads), rtol=1e-6, atol=0)
+
+
+def test_a_rank_gets_the_slopes_of_its_own_heads() -> None:
+    shares = []
+    for rank in range(4):
+        with use_groups(tensor=Group(rank, 4)):
+            shares.append(get_alibi_slopes(12))
+    assert [len(share) for share in shares] == [3, 3, 3, 3]
+    assert [slope for share in shares for slope in share] == get_alibi_slopes(12)
+    with use_groups(tensor=Group(0, 4)), pytest.raises(UsageError, match="num_attention_heads = 6"):
+        get_alibi_slopes(6)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_alibi_by_chunks_and_decodes(backend: str) -> None:
+    """Six heads; the prompt in one step, in chunks and token by token: transformers' attention each time.
+
+    transformers adds slope * key position, we slope * (key - query position): the softmax sees no difference.
+    """
+    heads, slopes = 6, get_alibi_slopes(6)
+    query, key, value = (randn(LENGTH, heads * SIZE, seed=seed) for seed in range(3))
+    alibi = build_alibi_tensor(torch.ones(1, LENGTH), heads, torch.float32)[None]
+    module = SimpleNamespace(num_key_value_groups=1, training=False)
+    expected, _ = gemma2_attention(module, *map(by_head, (query, key, value)), causal() + alibi, scaling=SCALE)
+    for chunks in ([LENGTH], [4, 5, 2], [3, *[1] * 8]):
+        layer, caches = finished(Attention(heads, SIZE, SCALE, alibi_slopes=slopes), backend=backend)
+        outputs, start = [], 0
+        for count in chunks:
+            rows = slice(start, start + count)
+            with forward_context(ForwardContext(attention=continued(start, count), kv_caches=caches)):
+                outputs.append(layer(query[rows], key[rows], value[rows]))
+            start += count
+        torch.testing.assert_close(torch.cat(outputs), expected.reshape(LENGTH, -1), rtol=1e-5, atol=1e-5)
 
 
 SINKS = nn.Parameter(randn(HEADS, seed=3), requires_grad=False)

@@ -16,6 +16,7 @@ from bestiary.nn.linear import (
 from bestiary.nn.logits import LogitsProcessor
 from bestiary.nn.parallel import Group, use_groups
 from bestiary.nn.placement import finish, materialize, place
+from bestiary.nn.quant.int8 import Int8Config
 from bestiary.nn.scope import build_scope
 from bestiary.nn.weights.fill import elements_filled, load_into
 
@@ -114,6 +115,55 @@ def test_qkv_replicates_key_value_heads_where_ranks_outnumber_them(ranks, kv_hea
         first = own.start * kv_heads // heads
         torch.testing.assert_close(got_k.view(3, -1, head), want_k[:, first : first + layer.num_kv_heads])
         torch.testing.assert_close(got_v.view(3, -1, head), want_v[:, first : first + layer.num_kv_heads])
+
+
+def interleaved(q, k, v, kv_heads):
+    """Projections as some checkpoints fuse them: key/value head by head, its queries' rows, its key's, its value's."""
+    parts = [part.view(kv_heads, -1, *part.shape[1:]) for part in (q, k, v)]
+    return torch.cat(parts, 1).flatten(0, 1)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (8, 2), (4, 1)])
+def test_interleaved_projections_are_those_of_their_parts(ranks, heads, kv_heads, int8):
+    """The same parameters, weight, bias and scales, as from three tensors: for heads of one size and of two."""
+    head, v_head = 6, 5
+    sizes = heads * head, kv_heads * head, kv_heads * v_head
+    weights, biases = [torch.randn(size, 8) for size in sizes], [torch.randn(size) for size in sizes]
+
+    def make(**options):
+        layer = QKVParallelLinear(8, head, heads, kv_heads, v_head_size=v_head, **options)
+        layer.place(Int8Config() if int8 else None)
+        return layer
+
+    def fill_parts(layer):
+        for shard, weight, bias in zip("qkv", weights, biases, strict=True):
+            load_into(layer.weight, weight, shard)
+            load_into(layer.bias, bias, shard)
+
+    def fill_fused(layer):
+        load_into(layer.weight, interleaved(*weights, kv_heads))
+        load_into(layer.bias, interleaved(*biases, kv_heads))
+
+    apart = ranks.build(make, fill_parts)
+    fused = ranks.build(lambda: make(interleaved=True), fill_fused)
+    for one, other in zip(apart, fused, strict=True):
+        assert {name for name, _ in one.named_parameters()} == {name for name, _ in other.named_parameters()}
+        for name, param in one.named_parameters():
+            assert torch.equal(param, other.get_parameter(name)), name
+    wide = torch.cat(weights).T.contiguous()  # as an adapter's factor may lie
+    assert torch.equal(fused[0].deinterleave(interleaved(*weights, kv_heads).T, dim=1), wide)
+
+
+def test_interleaved_layers_load_parts_as_others_do(scope):
+    layer = QKVParallelLinear(8, 4, 2, bias=False, interleaved=True)
+    materialize(layer, CPU)
+    parts = [torch.randn(8, 8) for _ in "qkv"]
+    for shard, part in zip("qkv", parts, strict=True):
+        load_into(layer.weight, part, shard)
+    assert torch.equal(layer.weight, torch.cat(parts))
+    with pytest.raises(WeightsMismatch, match="expected 24 rows"):
+        load_into(layer.weight, torch.zeros(23, 8))
 
 
 @pytest.mark.parametrize("vocab", [7, 64, 129])

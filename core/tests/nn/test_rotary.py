@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from bestiary.api.config import ModelConfig, VllmConfig
 from bestiary.api.errors import ConfigError, EngineError
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.context import ForwardContext, forward_context
+from bestiary.nn.prompt import PromptDependent
 from bestiary.nn.rotary import RotaryEmbedding, get_rope
 from bestiary.nn.rotary import factory as rope_factory
 from bestiary.nn.scope import build_scope
@@ -256,6 +259,43 @@ def test_rows_are_gathered_once_a_step_and_never_reused() -> None:
         assert torch.equal(rope.rows(positions, torch.float32)[0][0], rope.rows(torch.tensor([6]), torch.float32)[0][0])
 
 
+def by_prompt(length: int) -> RotaryEmbedding:
+    """For prompts of up to 64 tokens, up to 128, up to 256 …"""
+    parameters = {"rope_type": "dynamic_by_prompt", "original_max_position_embeddings": 64}
+    return get_rope(HEAD, max_position=length, rope_parameters=parameters)
+
+
+@pytest.mark.parametrize("prompt", [1, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300])
+def test_frequencies_by_prompt_are_the_papers(prompt: int) -> None:
+    alpha = max(2 ** math.ceil(math.log2(prompt / 64) + 1) - 1, 1)
+    plain = get_rope(HEAD, max_position=300, base=10000.0 * alpha ** (HEAD / (HEAD - 2)))
+    query, positions = randn(7, HEAD), torch.tensor([0, 250, 299, 3, 4, 0, 1])
+    step = replace(metadata(), query_start=torch.tensor([0, 3, 5, 7]), prompt_lens=torch.tensor([prompt, 2, prompt]))
+    with forward_context(ForwardContext(attention=step, kv_caches={})):
+        ours = by_prompt(300)(positions, query)[0]
+    theirs = plain(positions, query)[0]
+    unscaled = get_rope(HEAD, max_position=300)(positions, query)[0]
+    assert torch.equal(ours, torch.cat((theirs[:3], unscaled[3:5], theirs[5:])))
+
+
+def test_only_prompts_of_one_class_may_share_keys() -> None:
+    rope = by_prompt(300)
+    assert isinstance(rope, PromptDependent)
+    assert [rope.cache_salt(length) for length in (1, 64, 65, 128, 129, 256, 257)] == [0, 0, 1, 1, 2, 2, 3]
+    assert not isinstance(get_rope(HEAD), PromptDependent)
+
+
+def test_frequencies_by_prompt_are_not_guessed() -> None:
+    rope, positions = by_prompt(128), torch.tensor([1, 2])
+    with pytest.raises(EngineError, match="no forward pass"):
+        rope(positions, randn(2, HEAD))
+    with (
+        forward_context(ForwardContext(attention=metadata(), kv_caches={})),
+        pytest.raises(EngineError, match="how long each prompt is"),
+    ):
+        rope(positions, randn(2, HEAD))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "field"),
     [
@@ -273,6 +313,7 @@ def test_rows_are_gathered_once_a_step_and_never_reused() -> None:
         ({"rope_parameters": {"partial_rotary_factor": "half"}}, "partial_rotary_factor"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "full_attention"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "rotary_dim": 2}, "rotary_dim"),
+        ({"rope_parameters": {"rope_type": "dynamic_by_prompt"}, "rotary_dim": 2}, "rotary_dim"),
         ({"rotary_dim": 7}, "rotary_dim"),
         ({"partial_rotary_factor": 1.5}, "rotary_dim"),
     ],

@@ -28,7 +28,9 @@ class TinyLayer(nn.Module):
             config.hidden_size, head_dim, config.num_attention_heads, config.num_key_value_heads
         )
         self.out = RowParallelLinear(config.hidden_size, config.hidden_size)
-        self.rotary = get_rope(head_dim, max_position=config.max_position_embeddings, rope_parameters=config.rope)
+        self.rotary = get_rope(
+            head_dim, max_position=config.max_position_embeddings, rope_parameters=config.rope_parameters
+        )
         self.attn = Attention(
             config.num_attention_heads, head_dim, scale=head_dim**-0.5, num_kv_heads=config.num_key_value_heads
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .alias import Alias
     from .config import (
         CacheConfig,
         LoRAConfig,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .sampling import SamplingParams
 
 _OWNERS = {
+    "alias": ("Alias",),
     "config": ("CacheConfig", "LoRAConfig", "ModelConfig", "ParallelConfig", "SchedulerConfig", "VllmConfig"),
     "gguf": ("GgufArchitecture",),
     "intermediate": ("IntermediateTensors",),
@@ -63,6 +65,7 @@ _OWNERS = {
 }
 
 __all__ = [
+    "Alias",
     "CacheConfig",
     "EagleModelMixin",
     "GgufArchitecture",

@@ -17,9 +17,9 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-MODELS, GGUF, HOOKS, API = "vllm_models", "bestiary_gguf", "bestiary_hooks", "bestiary_api"
-CONTRACTS = "bestiary_contracts"
-GROUPS = (MODELS, GGUF, HOOKS, API, CONTRACTS)
+MODELS, ALIASES, GGUF = "vllm_models", "bestiary_aliases", "bestiary_gguf"
+HOOKS, API, CONTRACTS = "bestiary_hooks", "bestiary_api", "bestiary_contracts"
+GROUPS = (MODELS, ALIASES, GGUF, HOOKS, API, CONTRACTS)
 
 _GROUP_BYTES = tuple(group.encode() for group in GROUPS)
 _MAX_ENTRY_POINTS = 1 << 20
@@ -120,10 +120,8 @@ def scan(paths: Iterable[str] | None = None) -> Installation:
                 malformed.append(Malformed(distribution.name, distribution.path, str(error)))
                 continue
             if all(entry.group in (API, CONTRACTS) for entry in distribution.entry_points):
-                stated = distribution.entry_points[0].group
-                reason = (
-                    f"states {stated} but offers nothing in {MODELS}, {HOOKS} or {GGUF}: is a group's name misspelt?"
-                )
+                stated, others = distribution.entry_points[0].group, ", ".join((MODELS, ALIASES, HOOKS))
+                reason = f"states {stated} but offers nothing in {others} or {GGUF}: is a group's name misspelt?"
                 malformed.append(Malformed(distribution.name, distribution.path, reason))
                 continue
             plugins.append(distribution)

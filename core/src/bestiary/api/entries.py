@@ -1,15 +1,16 @@
-"""One registration: an architecture's name and where its class is. Eager and lazy, by hand and installed."""
+"""One registration: an architecture's name, and where its class or its alias is. By hand or installed."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from . import choices, index
+from .alias import Alias
 from .conformance import require
-from .discovery import Distribution
+from .discovery import ALIASES, MODELS, Distribution, Installation
 from .errors import BrokenPlugin, DuplicateArchitecture, UsageError
 from .importing import load_object, location, split
 
@@ -73,14 +74,102 @@ class LazyRegisteredModel:
             )
 
 
-Entry: TypeAlias = RegisteredModel | LazyRegisteredModel
+@dataclass(frozen=True, slots=True)
+class RegisteredAlias:
+    """An alias somebody holds in their hands."""
+
+    architecture: str
+    alias: Alias = field(hash=False)
+    distribution: None = None
+    origin: str = "a registration by hand"
+
+    @property
+    def value(self) -> str:
+        return f"an alias of {self.alias.architecture}"
+
+    def load(self) -> Alias:
+        return self.alias
 
 
-def choose(
-    architecture: str, claimants: Sequence[LazyRegisteredModel], chosen: Mapping[str, str]
-) -> LazyRegisteredModel:
+@dataclass(frozen=True, slots=True)
+class LazyRegisteredAlias:
+    """``"module:OBJECT"`` of an installed distribution, imported when asked for."""
+
+    architecture: str
+    value: str
+    distribution: Distribution
+
+    @property
+    def origin(self) -> str:
+        return f"dist {self.distribution}"
+
+    def load(self) -> Alias:
+        """Imports the object. Raises BrokenPlugin: it cannot be had, or is no Alias, or one that is refused."""
+        try:
+            found = load_object(self.value, self.origin)
+        except BrokenPlugin as error:
+            if error.error_code != "BAD_ALIAS":
+                raise
+            raise BrokenPlugin(
+                f"{error.message} (from {self.origin})", code="BAD_ALIAS", details=error.details, fix=error.fix
+            ) from error
+        if not isinstance(found, Alias):
+            raise not_an_alias(self)
+        return found
+
+
+def not_an_alias(entry: LazyRegisteredAlias) -> BrokenPlugin:
+    return BrokenPlugin(
+        f"{entry.value} is no Alias (from {entry.origin})",
+        field=entry.architecture,
+        limit="an object of bestiary.api.Alias",
+        fix="a class is registered in the group vllm_models, data about another's class in bestiary_aliases",
+    )
+
+
+ModelEntry: TypeAlias = RegisteredModel | LazyRegisteredModel
+AliasEntry: TypeAlias = RegisteredAlias | LazyRegisteredAlias
+LazyEntry: TypeAlias = LazyRegisteredModel | LazyRegisteredAlias
+Entry: TypeAlias = ModelEntry | AliasEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """What the name of an architecture led to.
+
+    Attributes:
+        architecture: the name, as it stands in `config.json`. entry: who provides it.
+        target: who provides the class; `entry` itself unless that is an alias. alias: None unless it is.
+    """
+
+    architecture: str
+    entry: Entry
+    target: ModelEntry
+    model_class: type
+    alias: Alias | None = None
+
+
+def claims(installation: Installation) -> dict[str, list[LazyEntry]]:
+    """Everything installed that provides an architecture, by architecture."""
+    found: dict[str, list[LazyEntry]] = {}
+    for point, distribution in installation.providers(MODELS):
+        found.setdefault(point.name, []).append(LazyRegisteredModel(point.name, point.value, distribution))
+    for point, distribution in installation.providers(ALIASES):
+        found.setdefault(point.name, []).append(LazyRegisteredAlias(point.name, point.value, distribution))
+    return found
+
+
+def choose(architecture: str, claimants: Sequence[LazyEntry], chosen: Mapping[str, str]) -> LazyEntry:
     """The one claimant, or the one the user chose; the same whatever their order."""
     wanted = chosen.get(architecture)
+    twice = [claim for claim in claimants if isinstance(claim, LazyRegisteredAlias)]
+    twice = [claim for claim in twice if any(o.distribution == claim.distribution and o != claim for o in claimants)]
+    if twice:
+        raise BrokenPlugin(
+            f"{twice[0].distribution} declares {architecture} both as a model and as an alias",
+            field=architecture,
+            fix=f"its author: one entry, in {MODELS} or in {ALIASES}",
+        )
     named = {claim.distribution.name: claim for claim in claimants if claim.distribution is not None}
     if wanted is not None:
         if wanted not in named:
@@ -102,9 +191,10 @@ def choose(
     )
 
 
-def describe(claim: LazyRegisteredModel) -> str:
+def describe(claim: LazyEntry) -> str:
     """Distribution, version, mark, place and entry point, on one line."""
     if claim.distribution is None:
         return f"{claim.value} (registered by hand)"
     mark = " (official)" if claim.distribution.name in index.official() else ""
-    return f"{claim.distribution}{mark} at {claim.distribution.path}: {claim.value}"
+    kind = " (an alias)" if isinstance(claim, LazyRegisteredAlias) else ""
+    return f"{claim.distribution}{mark} at {claim.distribution.path}: {claim.value}{kind}"

@@ -2,11 +2,14 @@
 
 A distribution offers one through the entry-point group `bestiary_gguf`: the entry's name is the file's
 `general.architecture`, its value `module:OBJECT`, the object a `GgufArchitecture`. Importing it must not import torch.
+
+Where one `general.architecture` stands for several models, the name may be that of a metadata key instead: an entry
+``llama.expert_count`` is for the files of architecture `llama` whose key of this name is there and not 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 
@@ -26,6 +29,9 @@ class GgufArchitecture:
             speaks for both. A value of None says the tensor is not a weight of the model.
         rope_interleaved: checkpoint module names (``"q_proj"``) whose rows GGUF stores for interleaved rotary pairs and
             which the loader puts back into half-split order, with the config field that counts their heads.
+        qkv_interleaved: checkpoint module names (``"query_key_value"``) of fused projections whose rows the checkpoint
+            has key-value head by head (`QKVParallelLinear`'s `interleaved`), and GGUF all queries first, then all keys,
+            then all values; the loader puts them back.
     """
 
     architecture: str
@@ -34,3 +40,4 @@ class GgufArchitecture:
     constants: Mapping[str, object] = field(default_factory=dict)
     tensors: Mapping[str, str | None] = field(default_factory=dict)
     rope_interleaved: Mapping[str, str] = field(default_factory=dict)
+    qkv_interleaved: Collection[str] = ()

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import pluggy
 
@@ -59,6 +59,10 @@ class HookSpecs:
         """`model_type` → a function from `config.json`, parsed as data, to the configuration object of models."""
 
     @hookspec
+    def tokenizers(self) -> Offers:  # type: ignore[empty-body]
+        """`tokenizer_class` in `tokenizer_config.json` → a `TiktokenVocabulary`."""
+
+    @hookspec
     def tool_call_parsers(self) -> Offers:  # type: ignore[empty-body]
         """Parser name → a class whose instances, one an answer, are `TextParser`s."""
 
@@ -92,6 +96,28 @@ class ModelSource(Protocol):
     def names(self) -> Mapping[str, str]:
         """Names to offer → one line about each (licence, size, whether it is there)."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TiktokenVocabulary:
+    """How a model directory without a `tokenizer.json` turns text into ids, where it holds a file of ranks: data alone.
+
+    Attributes:
+        file: the file's name in the directory. A line of it is a token's bytes in base64, a space, and its rank.
+        pattern: the regular expression whose matches are the words within which bytes are merged.
+        special_tokens: their ids follow the ranks, in this order.
+        eos_token: the special token that ends a text. stop_tokens: others that end an answer (a chat's turn, say).
+        normalization: the Unicode form that text is brought into first.
+        chat_template: used where the directory has none.
+    """
+
+    file: str
+    pattern: str
+    special_tokens: tuple[str, ...]
+    eos_token: str
+    stop_tokens: tuple[str, ...] = ()
+    normalization: Literal["NFC", "NFKC"] | None = None
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
-from .protocols import VllmModel
+from .protocols import Derived, VllmModel
 from .signatures import assigned_names, bound_signature, declaration, mismatches
 
 _MISSING = object()
@@ -41,8 +41,9 @@ def check(subject: object, protocol: type) -> list[Problem]:
             problems = _check_method(subject, name, expected)
         else:
             annotation, default = expected
-            text = f"{name}: {annotation}" + ("" if default is _MISSING else f" = {default!r}")
-            optional = default is not _MISSING and "Literal[True]" not in annotation
+            computed = isinstance(default, Derived)
+            text = f"{name}: {annotation}" + ("" if default is _MISSING or computed else f" = {default!r}")
+            optional = default is not _MISSING and not computed and "Literal[True]" not in annotation
             problems = _check_value(subject, name, annotation, optional=optional)
         found += [Problem(declared_in, name, what, text) for what in problems]
     return found

@@ -65,7 +65,8 @@ class ProbeCache:
             return None
         return result if valid else None
 
-    def put(self, distribution: Distribution, value: str, result: ProbeResult) -> None:
+    def put(self, distribution: Distribution, value: str, result: ProbeResult, *, complain: bool = True) -> None:
+        """Keep the answer. A folder that cannot be written is one line in the log, if `complain`."""
         if result.outcome == "hung":
             return
         import tempfile
@@ -79,9 +80,9 @@ class ProbeCache:
                 json.dump(entry, file)
             os.replace(temporary, self._path(key))
         except OSError as error:
-            if not self._complained:
+            if complain and not self._complained:
                 logger.warning("%s cannot be written (%s): inspections are not kept", self._directory, error.strerror)
-            self._complained = True
+            self._complained |= complain
 
     def _key(self, distribution: Distribution, value: str) -> dict[str, Any]:
         return {

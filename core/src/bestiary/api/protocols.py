@@ -37,6 +37,28 @@ def provided(method: Method) -> Method:
     return method
 
 
+class Derived:
+    """A protocol's value that an inheriting instance computes when it is read, until it assigns one of its own."""
+
+    __bestiary_provided__ = True
+
+    def __init__(self, compute: Callable[[Any], Any]) -> None:
+        self.compute = compute
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else self.compute(instance)
+
+
+def derived(compute: Callable[[Any], Any]) -> Any:
+    """`Derived`, with a type that fits every annotation."""
+    return Derived(compute)
+
+
+def _counted(what: str) -> Any:
+    """A number from the placement of the model's first layer of experts; 0 where there is no such layer."""
+    return derived(lambda model: next((getattr(each.placement, what) for each in model.moe_layers), 0))
+
+
 @runtime_checkable
 class VllmModel(Protocol[T_co]):
     """Every model: built from one configuration, embeds ids, runs forward over a flat batch of tokens."""
@@ -159,17 +181,20 @@ class SupportsQuant(Protocol):
 
 @runtime_checkable
 class MixtureOfExperts(Protocol):
-    """Some layers choose among experts. Logical experts are the checkpoint's; physical ones include spare copies."""
+    """Some layers choose among experts. Logical experts are the checkpoint's; physical ones include spare copies.
+
+    A class that inherits this and uses `FusedMoE` need write none of it: the layers are found, and counted.
+    """
 
     is_mixture_of_experts: ClassVar[Literal[True]] = True
-    moe_layers: Any
-    num_moe_layers: int
-    num_logical_experts: int
-    num_physical_experts: int = 0
-    num_local_physical_experts: int = 0
-    num_routed_experts: int = 0
+    moe_layers: Any = derived(lambda model: [each for each in model.modules() if getattr(each, "is_moe_layer", False)])
+    num_moe_layers: int = derived(lambda model: len(model.moe_layers))
+    num_logical_experts: int = _counted("num_logical")
+    num_physical_experts: int = _counted("num_physical")
+    num_local_physical_experts: int = _counted("num_local")
+    num_routed_experts: int = derived(lambda model: model.num_logical_experts)
     num_shared_experts: int = 0
-    num_redundant_experts: int = 0
+    num_redundant_experts: int = _counted("num_redundant")
     num_expert_groups: int = 1
 
     @provided

@@ -2,6 +2,7 @@
 
     ModelRegistry.resolve(["LlamaForCausalLM"])                          the class, checked
     ModelRegistry.register_model("MyModel", "my_module:MyModel")         without packaging, for this process
+    ModelRegistry.register_alias("Yi", Alias(architecture="LlamaForCausalLM"))
     ModelRegistry.inspect("LlamaForCausalLM")                            what it can do, without importing it here
     ModelRegistry.list()                                                 rows for `bestiary models` and `doctor`
 
@@ -15,15 +16,31 @@ import logging
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from . import choices, discovery, index
+from . import choices, discovery
+from .alias import Alias
 from .conformance import ModelInfo, capabilities, require
-from .discovery import Installation
-from .entries import Entry, LazyRegisteredModel, RegisteredModel, choose
-from .errors import DuplicateArchitecture, PluginError, UnknownArchitecture, UsageError
+from .discovery import Distribution, Installation
+from .entries import (
+    AliasEntry,
+    Entry,
+    LazyEntry,
+    LazyRegisteredAlias,
+    LazyRegisteredModel,
+    ModelEntry,
+    RegisteredAlias,
+    RegisteredModel,
+    Resolution,
+    choose,
+    claims,
+    not_an_alias,
+)
+from .errors import BrokenPlugin, DuplicateArchitecture, PluginError, UnknownArchitecture, UsageError
 from .importing import split
+from .unknown import unknown_architecture
 from .version import incompatibility
 
 if TYPE_CHECKING:
@@ -34,7 +51,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bestiary.registry")
 
 _MAX_NAMES = 16
-_NEAR_CHARS = 128
 
 ProbeMode = Literal["never", "cached", "run"]
 Choices = Iterable[str] | Mapping[str, str]
@@ -45,14 +61,14 @@ class Registry:
 
     Args:
         paths: folders to look at instead of `sys.path`. cache_directory: instead of the user's.
-        probe_timeout_s: how long an inspection's import may take.
+        probe_timeout_s: how long an import may take that is tried in a child; default: `probe.import_timeout_s()`.
     """
 
     def __init__(
         self,
         paths: Sequence[str] | None = None,
         cache_directory: Path | None = None,
-        probe_timeout_s: float = 30.0,
+        probe_timeout_s: float | None = None,
     ) -> None:
         self._paths = paths
         self._cache_directory = cache_directory
@@ -60,7 +76,9 @@ class Registry:
         self._by_hand: dict[str, Entry] = {}
         self._installation: Installation | None = None
         self._cache: ProbeCache | None = None
-        self._loaded: dict[Entry, type] = {}
+        self._claims: dict[str, list[LazyEntry]] | None = None
+        self._loaded: dict[ModelEntry, type] = {}
+        self._aliases: dict[AliasEntry, Alias] = {}
         self._failures: dict[Entry, PluginError] = {}
         self._lock = threading.RLock()
 
@@ -80,13 +98,12 @@ class Registry:
         """Forgets what was found; the next question looks again. Classes already handed out stay as they are."""
         with self._lock:
             self._installation = None
+            self._claims = None
             self._cache = None
             self._failures.clear()
 
     def register_model(self, architecture: str, model: type | str) -> None:
         """Adds or replaces an architecture for this process; a string ``"module:Class"`` is imported when asked for."""
-        if not isinstance(architecture, str) or not architecture:
-            raise UsageError("an architecture is a non-empty string", field="architecture", value=architecture)
         entry: Entry
         if isinstance(model, str):
             reference = split(model)
@@ -95,6 +112,18 @@ class Registry:
             entry = LazyRegisteredModel(architecture, model)
         else:
             entry = RegisteredModel(architecture, require(model, origin="register_model"))
+        self._register(entry)
+
+    def register_alias(self, architecture: str, alias: Alias) -> None:
+        """Adds or replaces, for this process, an architecture that is another one under other names."""
+        if not isinstance(alias, Alias):
+            raise UsageError("an alias is a bestiary.api.Alias", field="alias", value=alias)
+        self._register(RegisteredAlias(architecture, alias))
+
+    def _register(self, entry: Entry) -> None:
+        architecture = entry.architecture
+        if not isinstance(architecture, str) or not architecture:
+            raise UsageError("an architecture is a non-empty string", field="architecture", value=architecture)
         with self._lock:
             replaced = self._by_hand.get(architecture) or next(iter(self._claimants(architecture)), None)
             if replaced is not None and replaced.value != entry.value:
@@ -105,15 +134,17 @@ class Registry:
             self._by_hand[architecture] = entry
 
     def architectures(self) -> list[str]:
-        installed = (entry.name for entry, _ in self.installation.providers(discovery.MODELS))
-        return sorted({*installed, *self._by_hand})
+        return sorted({*self.claims(), *self._by_hand})
 
-    def _claimants(self, architecture: str) -> list[LazyRegisteredModel]:
-        return [
-            LazyRegisteredModel(architecture, entry.value, distribution)
-            for entry, distribution in self.installation.providers(discovery.MODELS)
-            if entry.name == architecture
-        ]
+    def claims(self) -> Mapping[str, Sequence[LazyEntry]]:
+        """What is installed, by architecture."""
+        with self._lock:
+            if self._claims is None:
+                self._claims = claims(self.installation)
+            return self._claims
+
+    def _claimants(self, architecture: str) -> Sequence[LazyEntry]:
+        return self.claims().get(architecture, ())
 
     def entry(self, architecture: str, plugins: Choices = ()) -> Entry:
         """Who provides `architecture`; imports nothing.
@@ -125,7 +156,7 @@ class Registry:
             return self._by_hand[architecture]
         claimants = self._claimants(architecture)
         if not claimants:
-            raise self._unknown([architecture])
+            raise unknown_architecture(self, [architecture])
         chosen = choose(architecture, claimants, choices.current(plugins))
         if chosen.distribution is not None:
             refused = incompatibility(
@@ -136,18 +167,27 @@ class Registry:
         return chosen
 
     def resolve(self, architectures: Sequence[str], plugins: Choices = ()) -> type:
-        """The class of the first of `architectures` that can be had.
+        """The class of the first of `architectures` that can be had; see `find`."""
+        return self.find(architectures, plugins).model_class
+
+    def find(self, architectures: Sequence[str], plugins: Choices = (), *, guarded: bool = False) -> Resolution:
+        """The first of `architectures` that can be had: who provides it, its class, and its alias where it is one.
 
         A name that is installed but broken or incompatible is passed over, with a line in the log, only for a later
         one that works. Two claimants are never passed over: that is the user's to decide.
+
+        Args:
+            guarded: try each import in a child process first, once a build of a package (see `guard`).
         """
         given = [architectures] if isinstance(architectures, str) else architectures[:_MAX_NAMES]
         names = [name if isinstance(name, str) else repr(name) for name in given]
-        failed: list[PluginError] = []
+        failed: list[PluginError | UnknownArchitecture] = []
         for name in names:
             try:
-                found = self.load(self.entry(name, plugins))
-            except UnknownArchitecture:
+                found = self._find(name, plugins, guarded)
+            except UnknownArchitecture as error:
+                if name in self._by_hand or self._claimants(name):
+                    failed.append(error)  # the name is known: it is an alias, and what it names is not there
                 continue
             except DuplicateArchitecture:
                 raise
@@ -157,23 +197,93 @@ class Registry:
             for passed in failed:
                 logger.warning("%s is used instead: %s", name, passed.message)
             return found
-        raise failed[0] if failed else self._unknown(names)
+        raise failed[0] if failed else unknown_architecture(self, names)
 
-    def load(self, entry: Entry) -> type:
-        """Imports what `entry` names, once."""
+    def _find(self, name: str, plugins: Choices, guarded: bool) -> Resolution:
+        entry = self.entry(name, plugins)
+        if isinstance(entry, RegisteredModel | LazyRegisteredModel):
+            return Resolution(architecture=name, entry=entry, target=entry, model_class=self.load(entry, guarded))
+        alias = self.alias(entry, guarded)
+        target = self.target(entry, alias.architecture, plugins)
+        model_class = self.load(target, guarded)
+        return Resolution(architecture=name, entry=entry, target=target, model_class=model_class, alias=alias)
+
+    def target(self, entry: AliasEntry, architecture: str, plugins: Choices = ()) -> ModelEntry:
+        """Who provides the class of an alias of `architecture`; imports nothing.
+
+        Raises:
+            UnknownArchitecture: nobody. BrokenPlugin: BAD_ALIAS, another alias, or the alias itself.
+        """
+        who = f"{entry.architecture} (from {entry.origin})"
+        try:
+            found = self.entry(architecture, plugins)
+        except UnknownArchitecture as error:
+            raise UnknownArchitecture(
+                f"{who} is an alias of {architecture}, which no installed package implements",
+                field=entry.architecture,
+                value=architecture,
+                details=error.details,
+                fix=error.fix,
+            ) from error
+        if isinstance(found, RegisteredModel | LazyRegisteredModel):
+            return found
+        what = "itself" if found == entry else f"{architecture}, an alias as well (from {found.origin})"
+        raise BrokenPlugin(
+            f"{who} is an alias of {what}",
+            code="BAD_ALIAS",
+            field=entry.architecture,
+            value=architecture,
+            limit="the name of an architecture that has a class",
+            fix="its author: name the architecture that has the class, and put both tables together",
+        )
+
+    def alias(self, entry: AliasEntry, guarded: bool = False) -> Alias:
+        """Imports the data that `entry` names, once."""
+        with self._lock:
+            if entry not in self._aliases:
+                self._aliases[entry] = self._import(entry, guarded)  # type: ignore[assignment]
+            return self._aliases[entry]
+
+    def load(self, entry: ModelEntry, guarded: bool = False) -> type:
+        """Imports the class that `entry` names, once."""
         with self._lock:
             if entry not in self._loaded:
-                try:
-                    self._loaded[entry] = entry.load()
-                except PluginError as error:
-                    self._failures[entry] = error
-                    raise
-                self._failures.pop(entry, None)
+                self._loaded[entry] = self._import(entry, guarded)  # type: ignore[assignment]
             return self._loaded[entry]
+
+    def _import(self, entry: Entry, guarded: bool) -> type | Alias:
+        try:
+            if guarded and entry.distribution is not None:
+                is_data = isinstance(entry, LazyRegisteredAlias)
+                self.guard(entry.value, entry.distribution, None if is_data else entry.architecture)
+            loaded = entry.load()
+        except PluginError as error:
+            self._failures[entry] = error
+            raise
+        self._failures.pop(entry, None)
+        return loaded
+
+    def guard(self, value: str, distribution: Distribution, architecture: str | None) -> None:
+        """Refuses ``"module:object"`` if importing it ends or hangs the process; see `trial.guard`.
+
+        Raises:
+            BrokenPlugin: with how it ended.
+        """
+        from .trial import guard
+
+        guard(value, architecture, distribution, self._probe_cache(), timeout_s=self._timeout_s())
+
+    def _timeout_s(self) -> float:
+        from .probe import import_timeout_s
+
+        return import_timeout_s() if self._probe_timeout_s is None else self._probe_timeout_s
 
     def inspect(self, architecture: str, plugins: Choices = ()) -> ModelInfo:
         """What the class can do. One whose module is not imported yet is imported in a child process, once."""
         entry = self.entry(architecture, plugins)
+        if isinstance(entry, RegisteredAlias | LazyRegisteredAlias):
+            target = self.target(entry, self._inspect_alias(entry), plugins)
+            return replace(self.inspect(target.architecture, plugins), architecture=architecture)
         if isinstance(entry, RegisteredModel) or entry.value.partition(":")[0].strip() in sys.modules:
             return capabilities(self.load(entry), architecture)
         result = self.probe(entry)
@@ -181,21 +291,35 @@ class Registry:
             raise result.error()
         return result.info
 
-    def kept_probe(self, entry: LazyRegisteredModel) -> ProbeResult | None:
+    def _inspect_alias(self, entry: AliasEntry) -> str:
+        """The architecture that the alias names, found out in a child process."""
+        if isinstance(entry, RegisteredAlias):
+            return entry.alias.architecture
+        result = self.probe(entry)
+        if result.outcome == "ok" and not result.alias_of:
+            raise not_an_alias(entry)
+        if not result.alias_of:
+            raise result.error()
+        return result.alias_of
+
+    def kept_probe(self, entry: LazyEntry) -> ProbeResult | None:
         """What an earlier probe said about `entry`, if it still holds. What was registered by hand is not kept."""
         if entry.distribution is None:
             return None
         kept = self._probe_cache().get(entry.distribution, entry.value)
         return None if kept is None else kept.named(entry.architecture)
 
-    def probe(self, entry: LazyRegisteredModel) -> ProbeResult:
+    def probe(self, entry: LazyEntry) -> ProbeResult:
         """The kept answer about `entry`, or that of a child process started now."""
         from .probe import probe
 
         known = self.kept_probe(entry)
         if known is not None:
             return known
-        result = probe(entry.value, entry.architecture, entry.origin, timeout_s=self._probe_timeout_s)
+        only_import = isinstance(entry, LazyRegisteredAlias)
+        result = probe(
+            entry.value, entry.architecture, entry.origin, timeout_s=self._timeout_s(), only_import=only_import
+        )
         if entry.distribution is not None:
             self._probe_cache().put(entry.distribution, entry.value, result)
         return result
@@ -212,6 +336,10 @@ class Registry:
         """Why `entry` could not be loaded, if that was tried."""
         return self._failures.get(entry)
 
+    def failures(self) -> list[tuple[Entry, PluginError]]:
+        """Everything that could not be loaded so far."""
+        return list(self._failures.items())
+
     def by_hand(self) -> list[Entry]:
         return [self._by_hand[name] for name in sorted(self._by_hand)]
 
@@ -220,34 +348,6 @@ class Registry:
         from .rows import plugin_rows
 
         return plugin_rows(self, probe, verify=verify, choices=choices.current(plugins))
-
-    def _unknown(self, names: Sequence[str]) -> UnknownArchitecture:
-        """Nothing installed has any of `names`: what comes near, what to install, what failed."""
-        import difflib
-
-        known, catalogue = self.architectures(), index.packages()
-        details, packages = [], []
-        for name in names:
-            near = difflib.get_close_matches(name[:_NEAR_CHARS], sorted({*known, *catalogue}), 3, 0.6)
-            sure = difflib.get_close_matches(name[:_NEAR_CHARS], catalogue, 1, 0.9)
-            packages += [catalogue[one] for one in sure if one not in known]
-            if near and name not in catalogue:
-                named = [each if each in known else f"{each} (package {catalogue[each]})" for each in near]
-                details.append(f"near {name!r:.64}: {', '.join(named)}")
-        details.append(f"installed: {', '.join(known[:12]) or 'no architecture'}{' …' if len(known) > 12 else ''}")
-        details += [f"failed to load: {entry.architecture}: {error.message}" for entry, error in self._failures.items()]
-        details += [f"skipped: {row.name}: {row.reason} ({row.path})" for row in self.installation.malformed]
-        fix = f"pip install {' '.join(dict.fromkeys(packages))}" if packages else (
-            "install the package that provides it; its author: an entry point in the group vllm_models"
-        )  # fmt: skip
-        shown = ", ".join(f"{name!r:.64}" for name in names) or "(config.json names none)"
-        return UnknownArchitecture(
-            f"no installed package implements {shown}",
-            field="architectures",
-            value=list(names),
-            details=details,
-            fix=fix,
-        )
 
 
 ModelRegistry = Registry()

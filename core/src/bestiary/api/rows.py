@@ -7,15 +7,24 @@ None where nobody has looked yet (shown as "?").
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from . import certificates, discovery, index, record
 from .certificates import Standing
 from .conformance import ModelInfo, capabilities
 from .discovery import Distribution
-from .entries import Entry, LazyRegisteredModel, RegisteredModel, choose
-from .errors import BestiaryError
+from .entries import (
+    Entry,
+    LazyEntry,
+    LazyRegisteredAlias,
+    LazyRegisteredModel,
+    RegisteredAlias,
+    RegisteredModel,
+    choose,
+    not_an_alias,
+)
+from .errors import BestiaryError, BrokenPlugin
 from .version import incompatibility
 
 if TYPE_CHECKING:
@@ -32,7 +41,11 @@ _REPLACED: Verdict = ("duplicate", "not used: the architecture was registered by
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginRow:
-    """One claim to one architecture; for malformed metadata, `architecture` is empty."""
+    """One claim to one architecture; for malformed metadata, `architecture` is empty.
+
+    kind: a class, or the alias of one. alias_of: the architecture that an alias names, None where nobody has looked
+    yet; `target`: the distribution that provides its class, and `info` is that class's.
+    """
 
     architecture: str
     distribution: str
@@ -47,6 +60,9 @@ class PluginRow:
     record: record.RecordStatus = "unchecked"
     info: ModelInfo | None = None
     certificate: Standing | None = None
+    kind: Literal["model", "alias"] = "model"
+    alias_of: str | None = None
+    target: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__slots__}
@@ -62,26 +78,24 @@ def plugin_rows(registry: Registry, probe: ProbeMode, *, verify: bool, choices: 
         probe: "never", "cached" (kept inspections only) or "run" (a child process for each unknown one).
         verify: hash every file of every plugin against its RECORD.
     """
-    claims: dict[str, list[LazyRegisteredModel]] = {}
-    for point, distribution in registry.installation.providers(discovery.MODELS):
-        claims.setdefault(point.name, []).append(LazyRegisteredModel(point.name, point.value, distribution))
     by_hand = registry.by_hand()
     verdicts: dict[Entry, Verdict] = dict.fromkeys(by_hand, _NO_OBJECTION)
     replaced = {entry.architecture for entry in by_hand}
-    for architecture, claimants in claims.items():
+    for architecture, claimants in registry.claims().items():
         for claim in claimants:
             verdicts[claim] = _REPLACED if architecture in replaced else _metadata_verdict(claim, claimants, choices)
     probes = _probe_all(registry, [entry for entry, verdict in verdicts.items() if verdict == _NO_OBJECTION], probe)
     checks = _verify_all(registry) if verify else {}
     certified = certificates.standings(registry.installation.plugins, registry.cache_directory)
     rows = [_row(registry, entry, verdict, probes.get(entry), checks, certified) for entry, verdict in verdicts.items()]
+    rows = [_with_target(row, registry, rows, choices) for row in rows]
     rows.sort(key=lambda row: (row.architecture, row.distribution))
     return rows + [_malformed_row(one) for one in registry.installation.malformed]
 
 
 def _probe_all(registry: Registry, entries: list[Entry], mode: ProbeMode) -> dict[Entry, ProbeResult | None]:
     """Answers about those whose metadata raise no objection: nothing refused or not chosen is imported."""
-    lazy = [entry for entry in entries if isinstance(entry, LazyRegisteredModel)]
+    lazy = [entry for entry in entries if isinstance(entry, LazyRegisteredModel | LazyRegisteredAlias)]
     if mode == "never" or not lazy:
         return {}
     if mode == "cached":
@@ -98,12 +112,14 @@ def _verify_all(registry: Registry) -> dict[Distribution, record.RecordCheck]:
     return {distribution: record.verify(distribution) for distribution in registry.installation.plugins}
 
 
-def _metadata_verdict(entry: Entry, claimants: Sequence[LazyRegisteredModel], choices: Mapping[str, str]) -> Verdict:
+def _metadata_verdict(entry: Entry, claimants: Sequence[LazyEntry], choices: Mapping[str, str]) -> Verdict:
     """What is known without importing anything."""
     if entry.distribution is None:
         return _NO_OBJECTION
     try:
         chosen = choose(entry.architecture, claimants, choices)
+    except BrokenPlugin as error:
+        return ("broken", error.message, (error.fix or "",))
     except BestiaryError as error:
         return ("duplicate", error.message, error.details)
     if chosen != entry:
@@ -131,6 +147,12 @@ def _row(
         status, cause, details = "broken", failure.message, failure.details
     elif status == "ok" and result is not None and result.outcome != "ok":
         status, cause, details = "broken", result.cause, result.details
+    is_alias = isinstance(entry, RegisteredAlias | LazyRegisteredAlias)
+    alias_of = entry.alias.architecture if isinstance(entry, RegisteredAlias) else None
+    if isinstance(entry, LazyRegisteredAlias) and result is not None and result.outcome == "ok":
+        alias_of, info = result.alias_of or None, None
+        if alias_of is None and status == "ok":
+            status, cause = "broken", not_an_alias(entry).message
     distribution = entry.distribution
     check, certificate = (
         (None, None) if distribution is None else (checks.get(distribution), certified.get(distribution))
@@ -148,8 +170,30 @@ def _row(
         official=distribution is not None and distribution.name in index.official(),
         record=check.status if check else "unchecked",
         info=info,
+        kind="alias" if is_alias else "model",
+        alias_of=alias_of,
         certificate=certificate,
     )
+
+
+def _with_target(
+    row: PluginRow, registry: Registry, rows: Sequence[PluginRow], choices: Mapping[str, str]
+) -> PluginRow:
+    """An alias's row with what is known of the class it leads to, or the reason why it leads nowhere."""
+    if row.alias_of is None or row.status != "ok":
+        return row
+    try:
+        entry = registry.entry(row.architecture, choices)
+        target = registry.target(entry, row.alias_of, choices)  # type: ignore[arg-type]
+    except BestiaryError as error:
+        return replace(row, status="broken", cause=error.message, details=(error.fix or "",))
+    name = "(by hand)" if target.distribution is None else target.distribution.name
+    found = next((each for each in rows if (each.architecture, each.distribution) == (row.alias_of, name)), None)
+    if found is None or found.status != "ok":
+        why = "cannot be used" if found is None else f"is {found.status}: {found.cause}"
+        return replace(row, status="broken", cause=f"an alias of {row.alias_of}, which {why}", target=name)
+    info = None if found.info is None else replace(found.info, architecture=row.architecture)
+    return replace(row, target=name, info=info)
 
 
 def _malformed_row(one: discovery.Malformed) -> PluginRow:

@@ -65,6 +65,7 @@ def make_batch(
         max_seq_len=int((starts + counts).max()),
         num_decodes=int((counts == 1).sum()),
         block_size=block_size,
+        prompt_lens=tensor(np.fromiter((states[item.request_id].prompt_len for item in items), np.int64, len(items))),
     )
     return ForwardBatch(
         input_ids=tensor(np.array(ids, dtype=np.int64)),

@@ -27,7 +27,7 @@ from .loader.load import build_model, load_model
 from .loader.vllm_config import choose_device, make_vllm_config
 from .memory import num_kv_blocks
 from .notices import notice
-from .runner import ModelRunner, attention_layers, kv_cache_specs
+from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt
 from .scheduler import Scheduler
 
 
@@ -62,14 +62,13 @@ class EngineBuilder:
 
     def configure(self) -> tuple[type, VllmConfig]:
         """Resolve the architecture, which imports its plugin, and settle every option."""
-        model_class = self.registry.resolve(self.description.architectures, self.args.plugin)
+        found = self.registry.find(self.description.architectures, self.args.plugin, guarded=True)
+        self.description = self.description.resolved(found, self.hooks)
         hf_config, misspelt = self.description.hf_config(self.hooks)
         for text in (*self.description.notices, *misspelt):
             notice(text)
-        config = make_vllm_config(
-            self.args, self.description, self._architecture(model_class), hf_config, self._quantization()
-        )
-        return model_class, config
+        config = make_vllm_config(self.args, self.description, found.architecture, hf_config, self._quantization())
+        return found.model_class, config
 
     def build(self, eos_token_ids: frozenset[int] = frozenset()) -> LLMEngine:
         """Load everything. `eos_token_ids` are added to those the model's files name."""
@@ -85,17 +84,19 @@ class EngineBuilder:
         runner = ModelRunner(model, config, num_blocks, ops, width)
         return LLMEngine(
             config,
-            Scheduler(config.scheduler_config, config.cache_config, config.model_config.max_model_len, num_blocks),
+            Scheduler(
+                config.scheduler_config,
+                config.cache_config,
+                config.model_config.max_model_len,
+                num_blocks,
+                prompt_salt(model),
+            ),
             UniprocExecutor(runner),
             vocab_size=width,
             eos_token_ids=_within(self.description.eos_token_ids | eos_token_ids, width),
             observers=[make() for make in self.hooks.all("step_observers").values()],
             ops=ops.names,
         )
-
-    def _architecture(self, model_class: type) -> str:
-        names = self.description.architectures
-        return next((name for name in names if name == model_class.__name__), names[0])
 
     def _quantization(self) -> Any:
         """The `QuantizationConfig` that `quantization_config` or the `quantization` argument asks for."""

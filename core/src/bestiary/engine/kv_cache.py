@@ -10,7 +10,7 @@ Only full blocks whose tokens *have been computed* are shared, so a shared block
 **The digest of a block** decides whether two blocks are the same. It is SHA-256 over typed bytes, so that no two
 different contexts have the same input (and nobody can make two that collide)::
 
-    root     = sha256("bestiary.kv/1" ‖ text(cache_salt) ‖ text(lora_name))
+    root     = sha256("bestiary.kv/2" ‖ text(cache_salt) ‖ text(lora_name) ‖ text(prompt_salt))
     digest_i = sha256(digest_{i-1} ‖ the block's token ids, each a little-endian signed 32-bit integer)
     text(None) = 00        text(s) = 01 ‖ length in bytes as little-endian 32-bit ‖ UTF-8
 """
@@ -218,7 +218,8 @@ class KVCacheManager:
 
 
 def _root(sequence: Sequence) -> bytes:
-    return sha256(b"bestiary.kv/1" + _text(sequence.cache_salt) + _text(sequence.lora_name)).digest()
+    kinds = (sequence.cache_salt, sequence.lora_name, sequence.prompt_salt)
+    return sha256(b"bestiary.kv/2" + b"".join(map(_text, kinds))).digest()
 
 
 def _text(value: str | None) -> bytes:

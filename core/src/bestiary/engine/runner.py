@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,9 @@ from bestiary.api.outputs import TokenLogprobs
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.attention.layer import Attention
 from bestiary.nn.context import ForwardContext, forward_context
+from bestiary.nn.ops.by_value import by_value
 from bestiary.nn.ops.registry import ChosenOps
+from bestiary.nn.prompt import PromptDependent
 
 from .batch import ForwardBatch, make_batch
 from .plan import SampledToken, StepPlan, StepResult
@@ -34,6 +38,12 @@ def kv_cache_specs(model: nn.Module) -> dict[str, KVCacheSpec]:
     return {name: spec for name, spec in specs.items() if spec is not None}
 
 
+def prompt_salt(model: nn.Module) -> Callable[[int], str] | None:
+    """Length of a prompt → what the model's layers say of it; None where no layer's keys or values depend on it."""
+    layers = [module for module in model.modules() if isinstance(module, PromptDependent)]
+    return (lambda length: ",".join(str(layer.cache_salt(length)) for layer in layers)) if layers else None
+
+
 class ModelRunner:
     """Runs one model, step by step. A step that raises leaves every request as it was: tokens are appended last.
 
@@ -49,6 +59,7 @@ class ModelRunner:
         self.model: Any = model
         self.ops = ops
         self.vocab_size = vocab_size
+        self.deterministic = vllm_config.model_config.deterministic
         self.device = torch.device(vllm_config.device_config.device)
         self.block_size = vllm_config.cache_config.block_size
         self.states: dict[str, RequestState] = {}
@@ -92,7 +103,8 @@ class ModelRunner:
         return make_batch(plan, self.states, self.block_size, self.device) if plan.items else None
 
     def _forward(self, batch: ForwardBatch) -> torch.Tensor | None:
-        with self.ops.active(), forward_context(ForwardContext(batch.attention, self.kv_caches)):
+        elementwise = by_value() if self.deterministic else nullcontext()  # type: ignore[no-untyped-call]
+        with self.ops.active(), elementwise, forward_context(ForwardContext(batch.attention, self.kv_caches)):
             hidden = self.model(input_ids=batch.input_ids, positions=batch.positions)
             _check_shape("forward", hidden, len(batch.input_ids), None)
             if batch.logits_rows is not None:

@@ -26,6 +26,7 @@ tokens not yet known; to take several tokens of one request, `update` returns se
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bestiary.api.config import CacheConfig, SchedulerConfig
@@ -56,9 +57,16 @@ class Scheduler:
     """Owns every live `Sequence` and, through `KVCacheManager`, their blocks."""
 
     def __init__(
-        self, scheduler_config: SchedulerConfig, cache_config: CacheConfig, max_model_len: int, num_blocks: int
+        self,
+        scheduler_config: SchedulerConfig,
+        cache_config: CacheConfig,
+        max_model_len: int,
+        num_blocks: int,
+        prompt_salt: Callable[[int], str | None] | None = None,
     ) -> None:
+        """`prompt_salt` is asked, for each length of a prompt, among which others its cached blocks may be shared."""
         self._config = scheduler_config
+        self._prompt_salt = prompt_salt
         self._kv = KVCacheManager(
             num_blocks, cache_config.block_size, prefix_caching=cache_config.enable_prefix_caching
         )
@@ -96,6 +104,7 @@ class Scheduler:
             ids.add(name)
         for sequence, limit in zip(sequences, limits, strict=True):
             sequence.max_total = limit
+            sequence.prompt_salt = self._prompt_salt(sequence.num_prompt) if self._prompt_salt else None
             sequence.rank = (sequence.priority, self._arrivals)
             self._arrivals += 1
             self._live[sequence.request_id] = sequence

@@ -58,7 +58,8 @@ class Sequence:
         seed: final; draws are keyed by it and the position.
         priority: lower is served first; ties in order of arrival. `rank` is (priority, arrival).
         eos_token_ids: end-of-sequence ids of the model. stop_ids: all ids that end this answer.
-        lora_name, cache_salt: cached blocks are shared only where both agree.
+        lora_name, cache_salt, prompt_salt: cached blocks are shared only where all agree. The last is the model's word
+            on this length of prompt, set at admission.
         leader: a sibling with the same prompt (``n`` > 1), whose computed prompt this one would rather wait for.
         max_total: prompt and answer together, in tokens; fixed at admission.
         num_scheduled: tokens of the step in flight. A scheduler that plans ahead starts at
@@ -90,6 +91,7 @@ class Sequence:
         "preemptions",
         "priority",
         "prompt_logprobs",
+        "prompt_salt",
         "rank",
         "request_id",
         "sampling",
@@ -126,6 +128,7 @@ class Sequence:
         )
         self.lora_name = lora_name
         self.cache_salt = cache_salt
+        self.prompt_salt: str | None = None
         self.leader = leader
         self.min_total = self.num_prompt + sampling.min_tokens
         self.max_total = 0

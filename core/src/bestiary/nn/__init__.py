@@ -13,6 +13,7 @@ from .activation import (
     get_act_and_mul_fn,
     get_act_fn,
 )
+from .attention.alibi import get_alibi_slopes
 from .attention.backend import AttentionType
 from .attention.layer import Attention, EncoderOnlyAttention
 from .context import get_forward_context
@@ -25,6 +26,7 @@ from .linear import (
     RowParallelLinear,
 )
 from .logits import LogitsProcessor
+from .moe import ExpertPlacement, FusedMoE, GateLinear
 from .norm import GemmaRMSNorm, LayerNorm, RMSNorm
 from .parallel import (
     get_dp_group,
@@ -59,7 +61,10 @@ __all__ = [
     "AutoWeightsLoader",
     "ColumnParallelLinear",
     "EncoderOnlyAttention",
+    "ExpertPlacement",
     "FatreluAndMul",
+    "FusedMoE",
+    "GateLinear",
     "GeluAndMul",
     "GeluAndMulSparse",
     "GemmaRMSNorm",
@@ -87,6 +92,7 @@ __all__ = [
     "extract_layer_index",
     "get_act_and_mul_fn",
     "get_act_fn",
+    "get_alibi_slopes",
     "get_current_vllm_config",
     "get_dp_group",
     "get_ep_group",

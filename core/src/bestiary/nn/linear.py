@@ -19,7 +19,7 @@ from torch import nn
 
 from bestiary.api.errors import WeightsMismatch
 
-from .linear_base import LinearBase
+from .linear_base import LinearBase, refuse_other_rows
 from .parallel import (
     divide,
     get_tensor_model_parallel_rank,
@@ -28,7 +28,7 @@ from .parallel import (
     tensor_model_parallel_all_gather,
     tensor_model_parallel_all_reduce,
 )
-from .weights.fill import ShardId, fill
+from .weights.fill import ShardId, count_use, fill
 
 
 class ReplicatedLinear(LinearBase):
@@ -141,6 +141,9 @@ class QKVParallelLinear(ColumnParallelLinear):
 
     Where there are more ranks than key/value heads, each head is held by several ranks. Shard ids are "q", "k", "v".
 
+    A fused tensor in a checkpoint has all queries' rows, then the keys', then the values'; or, with `interleaved`, it
+    goes by key/value heads, each with the rows of its queries, its key and its value (BLOOM, GPT-NeoX, Falcon).
+
     Attributes:
         num_heads, num_kv_heads: this rank's heads. q_size, kv_size, v_size: this rank's widths; ``qkv.split([q_size,
         kv_size, v_size], dim=-1)`` takes the output apart (`split_sizes`).
@@ -161,7 +164,9 @@ class QKVParallelLinear(ColumnParallelLinear):
         return_bias: bool = True,
         disable_tp: bool = False,
         v_head_size: int | None = None,
+        interleaved: bool = False,
     ) -> None:
+        self.interleaved = interleaved
         self.head_size = head_size
         self.v_head_size = v_head_size or head_size
         self.total_num_heads = total_num_heads
@@ -220,6 +225,25 @@ class QKVParallelLinear(ColumnParallelLinear):
 
     def rank_of_shard(self, index: int) -> int:
         return self.tp_rank if index == 0 else self.tp_rank // self.num_kv_head_replicas
+
+    def weight_loader(self, param: nn.Parameter, loaded_weight: torch.Tensor, shard_id: ShardId = None) -> None:
+        """As the base's. A fused, interleaved tensor is copied once more, into this layer's order."""
+        dim: int | None = getattr(param, "output_dim", None)
+        if self.interleaved and shard_id is None and dim is not None:
+            count_use(loaded_weight)
+            loaded_weight = self.deinterleave(loaded_weight, dim)
+        super().weight_loader(param, loaded_weight, shard_id)
+
+    def deinterleave(self, fused: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """A copy of `fused`, its elements along `dim` (as many as `output_size`) put from interleaved into this order.
+
+        For whatever has a row for each output, of any dtype: weight, bias, scales, an adapter's second factor.
+        """
+        refuse_other_rows(fused, self.output_size, dim)
+        group = self.total_num_heads // self.total_num_kv_heads
+        by_head = torch.arange(self.output_size, device=fused.device).view(self.total_num_kv_heads, -1)
+        parts = torch.split(by_head, [group * self.head_size, self.head_size, self.v_head_size], dim=1)
+        return fused.index_select(dim, torch.cat([part.flatten() for part in parts]))
 
 
 class RowParallelLinear(LinearBase):

@@ -121,12 +121,7 @@ class LinearBase(nn.Module):
 
     def _load_several(self, param: nn.Parameter, loaded: torch.Tensor, indices: list[int], dim: int) -> None:
         sizes = [self.output_sizes[index] for index in indices]
-        if loaded.shape[dim : dim + 1] != (sum(sizes),):
-            raise WeightsMismatch(
-                f"expected {sum(sizes)} rows in dimension {dim}, the checkpoint has shape {list(loaded.shape)}",
-                limit=sum(sizes),
-                value=list(loaded.shape),
-            )
+        refuse_other_rows(loaded, sum(sizes), dim)
         for index, part in zip(indices, torch.split(loaded, sizes, dim), strict=True):
             self._load_shard(param, part, index, dim)
 
@@ -142,3 +137,13 @@ class LinearBase(nn.Module):
     def extra_repr(self) -> str:
         parts = f"in={self.input_size_per_partition}, out={self.output_partition_sizes}, bias={self.bias is not None}"
         return f"{parts}, {type(self.quant_method).__name__}"
+
+
+def refuse_other_rows(loaded: torch.Tensor, rows: int, dim: int) -> None:
+    """A `WeightsMismatch` where dimension `dim` of a checkpoint tensor has not `rows` elements."""
+    if loaded.shape[dim : dim + 1] != (rows,):
+        raise WeightsMismatch(
+            f"expected {rows} rows in dimension {dim}, the checkpoint has shape {list(loaded.shape)}",
+            limit=rows,
+            value=list(loaded.shape),
+        )

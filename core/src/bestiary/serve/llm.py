@@ -19,8 +19,6 @@ from .text.prompts import Prompt, as_prompts, prompt_ids
 from .text.template_process import TemplateProcess
 
 if TYPE_CHECKING:
-    from bestiary.engine.loader.description import ModelDescription
-
     from .text.tokenizer import Tokenizer
 
 
@@ -42,7 +40,7 @@ class LLM:
     def __init__(self, model: str, **options: Any) -> None:
         self.args = EngineArgs.make(model, options)
         builder = EngineBuilder(self.args)
-        self.tokenizer: Tokenizer | None = _tokenizer(self.args, builder.description)
+        self.tokenizer: Tokenizer | None = _tokenizer(self.args, builder)
         self.engine = builder.build(self.tokenizer.eos_token_ids if self.tokenizer else frozenset())
         self.vllm_config = self.engine.vllm_config
         self._outputs = OutputProcessor(self.engine, self.tokenizer)
@@ -219,7 +217,7 @@ class LLM:
             self._abort(requests)
 
 
-def _tokenizer(args: EngineArgs, description: ModelDescription) -> Tokenizer | None:
+def _tokenizer(args: EngineArgs, builder: EngineBuilder) -> Tokenizer | None:
     """The model's own tokenizer, or the one in the directory `args.tokenizer`."""
     if args.skip_tokenizer_init:
         return None
@@ -232,8 +230,9 @@ def _tokenizer(args: EngineArgs, description: ModelDescription) -> Tokenizer | N
                 "there is no such tokenizer directory", field="tokenizer", value=args.tokenizer,
                 limit="a directory with tokenizer.json",
             )  # fmt: skip
-        return load_tokenizer(path)
-    return load_tokenizer(description.source.root, metadata=description.metadata)
+        return load_tokenizer(path, hooks=builder.hooks)
+    description = builder.description
+    return load_tokenizer(description.source.root, metadata=description.metadata, hooks=builder.hooks)
 
 
 def _one_each(given: Any, count: int, name: str) -> list[Any]:

@@ -33,6 +33,7 @@ class ContractBase:
     gguf: ClassVar[str | None] = None
     gguf_variants: ClassVar[Sequence[str]] = ()
     bf16_bound: ClassVar[float] = 0.08
+    smooth_variant: ClassVar[str] = BASE
     quantization_bounds: ClassVar[Mapping[str, float]] = {}
     optional_weights: ClassVar[tuple[str, ...]] = ()
     without_effect: ClassVar[Mapping[str, str]] = {}
@@ -136,6 +137,8 @@ def _wrong_kinds(cls: type[ContractBase]) -> list[str]:
         if not isinstance(changed, Mapping) or name == BASE:
             found.append(f"variants[{name!r}]: must be a mapping of changed fields, under another name than {BASE!r}")
     found += [f"gguf_variants: {name!r} is no variant" for name in cls.gguf_variants if name not in cls.variants]
+    if cls.smooth_variant not in (BASE, *cls.variants):
+        found.append(f"smooth_variant: {cls.smooth_variant!r} is no variant")
     if not isinstance(cls.bf16_bound, int | float) or not 0 < cls.bf16_bound < 1:
         found.append(f"bf16_bound: must be between 0 and 1, relative to the logits' norm; it is {cls.bf16_bound!r}")
     return found

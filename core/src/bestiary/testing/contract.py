@@ -44,10 +44,13 @@ class ModelContract(
         architecture: the name in `config.json`, which is the name of the entry point in `vllm_models`.
         config: `config.json` of a tiny model, with `model_type`. None: only what needs no model is checked.
         variants: name → changed fields; each is a model of its own whose logits are compared.
-        gguf: `general.architecture` of this architecture's GGUF files. None: it has none.
+        gguf: its name in `bestiary_gguf`: `general.architecture` of its GGUF files, or that with a dot and
+            the key that tells them from others. None: it has none.
         gguf_variants: variants that are written as GGUF files as well.
         bf16_bound: how far bfloat16 logits may be off: the norm of the difference, relative to the logits' norm.
-        quantization_bounds: the same for quantization methods, by name, where the kit's bound does not fit.
+        smooth_variant: the variant that bfloat16 is compared with, for a model that makes hard choices: where rounding
+            sends a token to another expert, no bound holds. One that chooses all experts does not choose.
+        quantization_bounds: how far a method's weights may be off, by its name, relative to the largest of a layer.
         optional_weights: patterns (`fnmatch`) of checkpoint tensors that may be missing.
         without_effect: pattern of parameters of the reference → the reason why they cannot change the logits.
         given_up: name of a check → why this architecture does not make it, in at least ten characters.

@@ -38,6 +38,8 @@ class Site:
         *,
         models: Mapping[str, str] | None = None,
         hooks: Mapping[str, str] | None = None,
+        aliases: Mapping[str, str] | None = None,
+        gguf: Mapping[str, str] | None = None,
         api: str | None = "1.0",
         source: str = "",
         module: str | None = None,
@@ -53,7 +55,13 @@ class Site:
             f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" if metadata is None else metadata
         )
         if entry_points is None:
-            groups = {"vllm_models": models, "bestiary_hooks": hooks, "bestiary_api": {api: module} if api else None}
+            groups = {
+                "vllm_models": models,
+                "bestiary_aliases": aliases,
+                "bestiary_gguf": gguf,
+                "bestiary_hooks": hooks,
+                "bestiary_api": {api: module} if api else None,
+            }
             entry_points = "\n".join(
                 f"[{group}]\n" + "\n".join(f"{key} = {value}" for key, value in entries.items())
                 for group, entries in groups.items()

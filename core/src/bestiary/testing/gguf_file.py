@@ -57,7 +57,11 @@ def tensor_names(architecture: str, layers: int) -> Callable[[str], str | None]:
     if architecture not in known:
         raise UsageError("the gguf package knows no such architecture", field="gguf", value=architecture)
     table = gguf.get_tensor_name_map(known[architecture], layers)
-    return lambda name: table.get_name(name, try_suffixes=_SUFFIXES)
+    spellings = ("", "transformer.", "model.")  # the package knows some architectures by their bare model's names
+    return lambda name: next(
+        (found for each in spellings if (found := table.get_name(name.removeprefix(each), try_suffixes=_SUFFIXES))),
+        None,
+    )
 
 
 def merged(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ hit, a block given to two requests or freed too early gives a wrong state, and t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -39,6 +40,7 @@ class _Known:
 
     request: NewRequest
     tokens: list[int]
+    initial: int
     states: list[int] = field(default_factory=list)
 
     def append(self, token: int) -> None:
@@ -46,7 +48,7 @@ class _Known:
 
     def state(self, position: int) -> int:
         while len(self.states) <= position:
-            before = self.states[-1] if self.states else _initial(self.request)
+            before = self.states[-1] if self.states else self.initial
             self.states.append(_mix(before, self.tokens[len(self.states)]))
         return self.states[position]
 
@@ -55,14 +57,21 @@ class PagedModel:
     """Executes plans over `num_blocks` pages of `block_size` states.
 
     numerical_at: request id → the number of the token whose drawing fails, from 0.
+    prompt_salt: as the scheduler's; prompts to which it gives different salts have different states.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, vocab_size: int = 11, numerical_at: dict[str, int] | None = None
+        self,
+        num_blocks: int,
+        block_size: int,
+        vocab_size: int = 11,
+        numerical_at: dict[str, int] | None = None,
+        prompt_salt: Callable[[int], str | None] | None = None,
     ) -> None:
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.numerical_at = numerical_at or {}
+        self.prompt_salt = prompt_salt
         self.pages = [[0] * block_size for _ in range(num_blocks)]
         self.known: dict[str, _Known] = {}
 
@@ -71,7 +80,7 @@ class PagedModel:
         for request_id in plan.finished:
             self.known.pop(request_id, None)
         for request in plan.new:
-            self.known[request.request_id] = _Known(request, list(request.prompt_token_ids))
+            self.known[request.request_id] = self._know(request)
         writers = self._writers(plan)
         sampled: dict[str, SampledToken] = {}
         prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
@@ -90,7 +99,7 @@ class PagedModel:
         return StepResult(plan.step, sampled, prompt_logprobs)
 
     def generate_alone(self, request: NewRequest, max_model_len: int) -> Answer:
-        known = _Known(request, list(request.prompt_token_ids))
+        known = self._know(request)
         sampling, prompt = request.sampling, len(request.prompt_token_ids)
         limit = max_model_len if sampling.max_tokens is None else prompt + sampling.max_tokens
         entries = None
@@ -111,6 +120,12 @@ class PagedModel:
             if len(known.tokens) == limit:
                 return Answer(output, "length", None, entries)
 
+    def _know(self, request: NewRequest) -> _Known:
+        """The adapter, and the prompt's length where it has a salt, change keys and values: they are in every state."""
+        salt = self.prompt_salt(len(request.prompt_token_ids)) if self.prompt_salt else None
+        initial = crc32(repr(request.lora_name if salt is None else (request.lora_name, salt)).encode())
+        return _Known(request, list(request.prompt_token_ids), initial)
+
     def _writers(self, plan: StepPlan) -> dict[tuple[int, int], str]:
         writers: dict[tuple[int, int], str] = {}
         for item in plan.items:
@@ -125,7 +140,7 @@ class PagedModel:
         _require(item.start >= 0 and item.count > 0, item, "nothing to compute")
         _require(end <= len(known.tokens), item, f"only {len(known.tokens)} tokens are known")
         _require(item.samples == (end == len(known.tokens)), item, "`samples` is wrong")
-        state = self._read(item, item.start - 1) if item.start else _initial(known.request)
+        state = self._read(item, item.start - 1) if item.start else known.initial
         for position in range(item.start, end):
             state = _mix(state, known.tokens[position])
             page, offset = self._slot(item, position)
@@ -168,11 +183,6 @@ class PagedModel:
 def _require(holds: bool, item: ScheduledItem, complaint: str) -> None:
     if not holds:
         raise PageFault(f"{complaint}: {item}")
-
-
-def _initial(request: NewRequest) -> int:
-    """LoRA changes keys and values, so the adapter's name is part of every state."""
-    return crc32(repr(request.lora_name).encode())
 
 
 def _mix(state: int, value: int) -> int:

@@ -16,6 +16,7 @@ from bestiary.api.outputs import CompletionOutput
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.build import EngineBuilder
+from bestiary.engine.executor import UniprocExecutor
 from bestiary.engine.loader.load import build_model
 from bestiary.nn.placement import materialize
 from bestiary.serve.llm import LLM
@@ -58,6 +59,7 @@ class Workbench:
             torch.manual_seed(0)
             model = self.contract.reference(self.config(variant)).eval()
             randomize(model)
+            reference_logits(model, [0])  # one that gives no logits is an error now, whatever is asked of it later
             self._references[variant] = model
         return self._references[variant]
 
@@ -80,6 +82,18 @@ class Workbench:
         if key not in self._engines:
             self._engines[key] = LLM(path, **{**_PLAIN, **options})
         return self._engines[key]
+
+    def fresh_llm(self, **options: Any) -> LLM:
+        """An engine over the base checkpoint for one use, whose weights may be changed."""
+        return LLM(str(self.checkpoint()), **{**_PLAIN, **options})
+
+    def model(self, llm: LLM) -> nn.Module:
+        """The module that a live engine of this process runs."""
+        executor = llm.engine.executor
+        if not isinstance(executor, UniprocExecutor) or executor.runner is None:
+            raise TypeError("the model of a live LLM in this process is wanted")
+        model: nn.Module = executor.runner.model
+        return model
 
     def expected(self, token_ids: Sequence[int], variant: str = BASE) -> torch.Tensor:
         """The reference's logits ``[len(token_ids), vocabulary]``."""

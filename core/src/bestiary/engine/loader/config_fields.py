@@ -118,7 +118,7 @@ RULES: dict[str, Count | Number | Flag] = {
     **dict.fromkeys(("original_max_position_embeddings",), _POSITIONS),
     "vocab_size": Count(10**8),
     "num_labels": Count(10**6, low=0, nullable=True),
-    "sliding_window": Count(2**32, nullable=True, per_layer=True),
+    "sliding_window": Count(2**32, low=0, nullable=True, per_layer=True),  # 0 is how some write "none"
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon"), _EPSILON),
     **dict.fromkeys(("rope_theta", "rope_local_base_freq", "rotary_emb_base"), Number(1e18)),
     **dict.fromkeys(("partial_rotary_factor", "rotary_pct"), _SHARE),

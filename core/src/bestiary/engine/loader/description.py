@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bestiary.api.entries import Resolution
 from bestiary.api.gguf import GgufArchitecture
 from bestiary.api.hook_manager import HookManager
 from bestiary.api.registry import ModelRegistry, Registry
 from bestiary.engine.arguments import EngineArgs
 
-from .config_check import architectures
+from .alias import AppliedAlias
+from .config_check import architectures, check_config
 from .config_json import read_json
 from .config_load import load_config
 from .gguf_config import gguf_config
@@ -30,6 +32,7 @@ class ModelDescription:
         data: `config.json`, checked, with `hf_overrides` applied. architectures: the names in it.
         notices: what the user should be told about it.
         metadata: of a GGUF file; None otherwise. gguf: how its architecture is laid out.
+        alias: where the architecture, once resolved, is another one under other names; `data` then bear the class's.
     """
 
     source: ModelSource
@@ -38,6 +41,25 @@ class ModelDescription:
     notices: tuple[str, ...] = ()
     metadata: Mapping[str, object] | None = None
     gguf: GgufArchitecture | None = None
+    alias: AppliedAlias | None = None
+
+    def resolved(self, found: Resolution, hooks: HookManager) -> ModelDescription:
+        """The description in the terms of the class that was found for it.
+
+        Raises:
+            ConfigError: the configuration is not what the alias says it is.
+        """
+        alias = AppliedAlias.of(found)
+        if alias is None:
+            return self
+        methods = hooks.names("quantization_methods")
+        checked = alias.config(
+            self.data,
+            lambda data: check_config(data, quantization_methods=methods),
+            renamed=self.gguf is not None and self.source.config_path is None,
+        )
+        notices = (*self.notices, *(text for text in checked.notices if text not in self.notices))
+        return replace(self, data=checked.data, notices=notices, alias=alias)
 
     def hf_config(self, hooks: HookManager) -> tuple[Any, tuple[str, ...]]:
         """The configuration object of model classes, and notices about fields that look misspelt.
@@ -46,7 +68,10 @@ class ModelDescription:
         """
         model_type = self.data.get("model_type")
         parser = hooks.get("config_parsers", model_type) if model_type in hooks.names("config_parsers") else None
-        return make_hf_config(self.data, parser=parser, source=self._config_name)
+        config, misspelt = make_hf_config(self.data, parser=parser, source=self._config_name)
+        if self.alias is not None and parser is None:
+            self.alias.refuse_misspelt(config)
+        return config, misspelt
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -83,7 +108,7 @@ def describe(args: EngineArgs, hooks: HookManager, registry: Registry = ModelReg
     if source.kind == "gguf":
         with GgufFile.open(source.weight_files[0]) as file:
             metadata = dict(file.metadata)
-            declaration = gguf_declaration(registry, file.architecture)
+            declaration = gguf_declaration(registry, file.architecture, metadata)
             if source.config_path is None:
                 data = gguf_config(file, declaration)
     checked = load_config(

@@ -79,6 +79,9 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "residual_scale": (0.0, 1.0),
     "use_parallel_residual": (False,),
     "expert_count": (0,),
+    "expert_group_count": (0, 1),
+    "expert_weights_scale": (0.0, 1.0),
+    "expert_gating_func": (0, 1),  # softmax
 }
 """Keys that change what a model computes → the values that change nothing."""
 

@@ -33,9 +33,12 @@ def gguf_block_tensors(file: GgufFile, declaration: GgufArchitecture) -> Iterato
     names = checkpoint_names(file, declaration)
     config = gguf_config(file, declaration)
     for gguf_name, name in names.items():
-        tensor = replace(file.tensors[gguf_name], name=name)
-        heads_field = declaration.rope_interleaved.get(_module(name))
-        yield name, tensor if heads_field is None else half_split(tensor, _heads(config, heads_field))
+        tensor, module = replace(file.tensors[gguf_name], name=name), _module(name)
+        if module in declaration.rope_interleaved:
+            tensor = half_split(tensor, _heads(config, declaration.rope_interleaved[module]))
+        if module in declaration.qkv_interleaved:
+            tensor = by_head(tensor, _heads(config, "num_attention_heads"), _heads(config, "num_key_value_heads"))
+        yield name, tensor
 
 
 def half_split(tensor: GgufTensor, heads: int) -> GgufTensor:
@@ -44,19 +47,37 @@ def half_split(tensor: GgufTensor, heads: int) -> GgufTensor:
     Whole rows of blocks move, so a quantized tensor stays quantized; a bias counts as rows of one element.
     """
     rows = tensor.shape[0]
-    if heads < 1 or rows % (2 * heads) or (len(tensor.shape) == 1 and tensor.type.block_size > 1):
-        raise WeightsMismatch(
-            f"the {rows} rows of {tensor.name} are not {heads} heads of rotary pairs",
-            field=tensor.name,
-            value=tensor.shape,
-            limit=f"rows: a multiple of 2 × {heads}",
-        )
+    _refuse_uneven(tensor, 2 * heads, f"{heads} heads of rotary pairs")
 
     def read() -> NDArray[np.uint8]:
         pairs = tensor.data.reshape(heads, rows // heads // 2, 2, -1)
         return np.ascontiguousarray(pairs.swapaxes(1, 2))
 
     return replace(tensor, read=read)
+
+
+def by_head(tensor: GgufTensor, heads: int, kv_heads: int) -> GgufTensor:
+    """The tensor with its rows, all queries', then keys', then values', put key-value head by head; whole rows, too."""
+    parts = heads + 2 * kv_heads if kv_heads > 0 and heads % kv_heads == 0 else 0
+    _refuse_uneven(tensor, parts, f"{heads} heads of queries and {kv_heads} of keys and values")
+
+    def read() -> NDArray[np.uint8]:
+        each = np.split(tensor.data.reshape(parts, -1), [heads, heads + kv_heads])
+        return np.concatenate([part.reshape(kv_heads, -1) for part in each], axis=1)
+
+    return replace(tensor, read=read)
+
+
+def _refuse_uneven(tensor: GgufTensor, parts: int, what: str) -> None:
+    """Rows that move must be `parts` runs of equal length, and whole."""
+    rows = tensor.shape[0]
+    if parts < 1 or rows % parts or (len(tensor.shape) == 1 and tensor.type.block_size > 1):
+        raise WeightsMismatch(
+            f"the {rows} rows of {tensor.name} are not {what}",
+            field=tensor.name,
+            value=tensor.shape,
+            limit=f"rows: a multiple of {parts}",
+        )
 
 
 def _module(name: str) -> str:
@@ -67,5 +88,5 @@ def _module(name: str) -> str:
 def _heads(config: dict[str, object], field: str) -> int:
     heads = config.get(field)
     if not isinstance(heads, int):
-        raise WeightsMismatch(f"rotary rows need {field}, a number of heads", field=field, value=heads)
+        raise WeightsMismatch(f"rows are put in order by {field}, a number of heads", field=field, value=heads)
     return heads

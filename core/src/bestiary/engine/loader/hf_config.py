@@ -107,9 +107,8 @@ def make_hf_config(
     cls = config_class or transformers_config_class(data.get("model_type"))
     if cls is None:
         return AttributeConfig(copy.deepcopy(dict(data)), source=source), ()
-    known = _known_fields(cls)
+    known = known_fields(cls)
     _refuse_shadows(cls, fields, known, source)
-    _refuse_misnamed(cls, fields, known, source)
     rope_log = logging.getLogger("transformers.modeling_rope_utils")
     rope_log.addFilter(_is_news)
     try:
@@ -118,9 +117,11 @@ def make_hf_config(
     except ConfigError:
         raise
     except Exception as cause:
+        _refuse_misnamed(cls, fields, known, source)
         raise _class_error(cls.__name__, data, cause, source) from cause
     finally:
         rope_log.removeFilter(_is_news)
+    _refuse_misnamed(cls, fields, known, source, config)
     return config, _misspelt(cls, fields, known)
 
 
@@ -218,7 +219,7 @@ def _parsed(parser: Callable[[dict[str, Any]], Any], data: Mapping[str, Any], so
         raise _class_error(getattr(parser, "__name__", "the parser"), data, cause, source) from cause
 
 
-def _known_fields(cls: type[Any]) -> frozenset[str]:
+def known_fields(cls: type[Any]) -> frozenset[str]:
     """The names that the class reads: its constructor's, and the aliases it maps to them."""
     parameters = inspect.signature(cls).parameters.values()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -235,13 +236,19 @@ def _refuse_shadows(cls: type[Any], fields: Mapping[str, Any], known: frozenset[
             raise ConfigError(f"field {name} is refused", field=f"{source}: {name}", limit=rule, value=name)
 
 
-def _refuse_misnamed(cls: type[Any], fields: Mapping[str, Any], known: frozenset[str], source: str) -> None:
-    """The class would take its default for a size that the file states under another convention's name."""
+def _refuse_misnamed(
+    cls: type[Any], fields: Mapping[str, Any], known: frozenset[str], source: str, made: Any = None
+) -> None:
+    """The class takes its default for a size that the file states under another convention's name.
+
+    made: the object, if it could be made; a class may read a name that it does not announce (BLOOM's `n_embed`).
+    """
     wrong = [
         name
         for name, value in fields.items()
         if name in MISNAMED and value is not None and name not in known
         if MISNAMED[name] in known and not _is_given(cls, MISNAMED[name], fields)
+        if getattr(made, MISNAMED[name], None) != value
     ]
     if wrong:
         first, meant = wrong[0], MISNAMED[wrong[0]]

@@ -29,6 +29,7 @@ SMALL_FILES = (
     "vocab.txt",
     "merges.txt",
     "tokenizer.model",
+    "*.tiktoken",
     "preprocessor_config.json",
     "processor_config.json",
 )

@@ -16,11 +16,12 @@ from bestiary.engine.notices import notice
 from bestiary.nn.placement import materialize, place
 from bestiary.nn.scope import build_scope
 from bestiary.nn.weights import load_complete
+from bestiary.nn.weights.renames import Renames
 
 from .checksum import verify_files
 from .description import ModelDescription
 from .progress import load_progress
-from .weights import Opener, open_weights
+from .weights import Opener, WeightStream, open_weights
 
 
 def build_model(model_class: type, vllm_config: VllmConfig) -> nn.Module:
@@ -85,7 +86,14 @@ def load_model(
         else:
             own = hasattr(model, "load_weights")
             with _blamed(type(model), "could not be loaded", "its load_weights failed") if own else nullcontext():
-                load_complete(model, stream)
+                load_complete(model, stream, *_renames(description, stream))
+
+
+def _renames(description: ModelDescription, stream: WeightStream) -> list[Renames]:
+    """An alias's renames of the checkpoint's tensors; a GGUF file's bear the class's names already."""
+    if description.alias is None or not description.alias.alias.weights or stream.format == "gguf":
+        return []
+    return [Renames(description.alias.mapper(), stream.tensors, description.alias.who)]
 
 
 def _parameters(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

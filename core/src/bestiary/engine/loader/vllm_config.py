@@ -75,7 +75,7 @@ def make_vllm_config(
 def _window_of_all_layers(config: Any) -> int | None:
     """The window that layers take which are given none of their own; None where layers differ, or none has one."""
     window = getattr(config, "sliding_window", None)
-    if not isinstance(window, int) or getattr(config, "use_sliding_window", True) is False:
+    if not isinstance(window, int) or not window or getattr(config, "use_sliding_window", True) is False:
         return None
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
     mixed = kinds != {"sliding_attention"} or getattr(config, "sliding_window_pattern", None) not in (None, 1)

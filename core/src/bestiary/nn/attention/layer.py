@@ -71,7 +71,7 @@ class Attention(nn.Module):
             num_kv_heads=_kv_heads(num_heads, num_kv_heads),
             head_size=head_size,
             scale=scale,
-            sliding_window=per_layer_sliding_window,
+            sliding_window=per_layer_sliding_window or None,
             logits_soft_cap=logits_soft_cap or None,
             alibi_slopes=None if alibi_slopes is None else tuple(float(slope) for slope in alibi_slopes),
             has_sinks=sinks is not None,

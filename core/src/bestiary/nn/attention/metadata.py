@@ -25,6 +25,8 @@ class AttentionMetadata:
         block_size: tokens a block.
         encoder: for cross attention, the same of each sequence's encoder tokens: those whose keys and values come with
             this step (possibly none), and all that lie in the cross-attention layers' caches after it.
+        prompt_lens: int64 ``[seqs]``, tokens of each sequence's prompt: the same in every step, whatever part of the
+            prompt it computes and however far the answer has come. None where whoever made this does not know.
         derived: what layers and backends computed from this step's geometry and share among the layers (masks, page
             indices, rotary rows); each under a key of its own, dropped with the step.
     """
@@ -40,4 +42,5 @@ class AttentionMetadata:
     num_decodes: int
     block_size: int
     encoder: AttentionMetadata | None = None
+    prompt_lens: torch.Tensor | None = None
     derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)

@@ -69,32 +69,40 @@ def use_groups(**groups: Group) -> Iterator[None]:
 
 
 def get_tp_group() -> Group:
+    """The ranks among which tensors are split."""
     return _groups.tensor
 
 
 def get_pp_group() -> Group:
+    """The ranks that hold the pipeline's stages: `is_first_rank` embeds, `is_last_rank` computes logits."""
     return _groups.pipeline
 
 
 def get_ep_group() -> Group:
+    """The ranks among which whole experts are divided."""
     return _groups.expert
 
 
 def get_dp_group() -> Group:
+    """The ranks that run copies of the model on different requests."""
     return _groups.data
 
 
 def get_tensor_model_parallel_rank() -> int:
+    """This process's place among the tensor-parallel ranks, from 0."""
     return _groups.tensor.rank
 
 
 def get_tensor_model_parallel_world_size() -> int:
+    """How many ranks share each tensor."""
     return _groups.tensor.world_size
 
 
 def tensor_model_parallel_all_reduce(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of the tensor-parallel ranks' tensors."""
     return _groups.tensor.all_reduce(tensor)
 
 
 def tensor_model_parallel_all_gather(tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """The tensor-parallel ranks' tensors, joined along `dim` in rank order."""
     return _groups.tensor.all_gather(tensor, dim)

@@ -15,13 +15,14 @@ from torch import nn
 
 from bestiary.nn.embedding import VocabParallelEmbedding
 from bestiary.nn.linear_base import LinearBase
+from bestiary.nn.moe.gate import GateLinear
 from bestiary.nn.weights.fill import ShardId, set_weight_attrs
 
 from .base import QuantizationConfig, QuantizeMethodBase
 
 
 class Int8Config(QuantizationConfig):
-    """Quantizes every linear layer; embeddings and the head stay as they are."""
+    """Quantizes every linear layer; embeddings, the head and routers stay as they are."""
 
     name = "int8"
 
@@ -30,7 +31,7 @@ class Int8Config(QuantizationConfig):
         return cls()
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        return None if isinstance(layer, VocabParallelEmbedding) else Int8LinearMethod()
+        return None if isinstance(layer, VocabParallelEmbedding | GateLinear) else Int8LinearMethod()
 
     def why_not(self, device: str) -> str | None:
         return None

@@ -43,7 +43,7 @@ class RotaryEmbedding(nn.Module):
         self.dtype = dtype
         angles = torch.arange(length).float()[:, None] * frequencies.inv_freq
         scale = frequencies.attention_factor
-        table = torch.cat((angles.cos() * scale, angles.sin() * scale), -1)
+        table = torch.cat((angles.cos() * scale, angles.sin() * scale), -1).flatten(0, -2)
         self.register_buffer("cos_sin_cache", table, persistent=False)
 
     def forward(self, positions: Tensor, query: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

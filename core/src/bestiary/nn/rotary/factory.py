@@ -11,6 +11,7 @@ import torch
 from bestiary.api.errors import ConfigError
 from bestiary.nn.scope import get_current_vllm_config_or_none
 
+from .by_prompt import PromptRotaryEmbedding
 from .embedding import RotaryEmbedding
 from .frequencies import RopeGeometry, frequencies
 
@@ -70,7 +71,8 @@ def get_rope(
     rope = None if config is None else _shared.get(key)
     if rope is None:
         angles = frequencies(RopeGeometry(head_size, dim, max_position, length), parameters)
-        rope = RotaryEmbedding(head_size, length, is_neox_style, angles, dtype)
+        layer = PromptRotaryEmbedding if angles.longest_prompts else RotaryEmbedding
+        rope = layer(head_size, length, is_neox_style, angles, dtype)
         if config is not None:
             rope.owner = config  # while this entry lives, no other configuration can have its id
             _shared[key] = rope

@@ -1,8 +1,8 @@
 """Inverse frequencies of rotary embedding under every scaling, in fp32 on the CPU exactly as transformers has them.
 
 A scaling is a function from `RopeGeometry` and the configuration's `rope_parameters` to `Frequencies`. None of them
-looks at a batch: angles depend on the position and on constants only, so that a token's key never depends on who
-else is computed with it, nor on how its prompt was cut into chunks.
+looks at a batch: angles depend on constants, on the position and, in one scaling, on the length of the prompt, so that
+a token's key never depends on who else is computed with it, nor on how its prompt was cut into chunks.
 """
 
 from __future__ import annotations
@@ -34,11 +34,14 @@ class RopeGeometry:
 class Frequencies:
     """Angles per position, and the factor on their cosine and sine.
 
-    `inv_freq` is ``[dim / 2]``, or ``[length, dim / 2]`` where it depends on the position.
+    `inv_freq` is ``[dim / 2]``, or ``[length, dim / 2]`` where it depends on the position, or ``[sets, 1, dim / 2]``
+    where a sequence takes one of several sets by the length of its prompt: set i for up to `longest_prompts[i]` tokens,
+    the first that fits.
     """
 
     inv_freq: Tensor
     attention_factor: float = 1.0
+    longest_prompts: tuple[int, ...] = ()
 
 
 def default(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
@@ -62,10 +65,7 @@ def dynamic_ntk(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
     longer prompt transformers rotates all of it with its last token's theta, which depends on how the prompt is cut.
     `alpha` (Hunyuan), where given, is a constant factor on theta instead.
     """
-    theta, dim = _theta(parameters), geometry.dim
-    if dim <= 2:
-        raise ConfigError("too few channels for dynamic scaling", field="rotary_dim", value=dim, limit="at least 4")
-    exponent = dim / (dim - 2)
+    theta, dim, exponent = _theta(parameters), geometry.dim, _ntk_exponent(geometry)
     if parameters.get("alpha"):
         return Frequencies(_plain(theta * _positive("alpha", parameters) ** exponent, dim))
     factor, original = _positive("factor", parameters), geometry.max_position
@@ -76,6 +76,22 @@ def dynamic_ntk(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
     bases = theta * ((factor * lengths / original) - (factor - 1)) ** exponent
     beyond = 1.0 / (bases[:, None] ** _exponents(dim))
     return Frequencies(torch.cat((plain.expand(original, -1), beyond)))
+
+
+def dynamic_by_prompt(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
+    """The first Qwen's NTK-aware scaling (arXiv 2309.16609): theta by the length of the *prompt*, kept for its answer.
+
+    A prompt of n tokens, s being the original length, takes ``theta * alpha ** (dim / (dim - 2))`` for all positions,
+    with ``alpha = max(2 ** ceil(log2(n / s) + 1) - 1, 1)``: 1 up to s tokens, 3 up to 2s, 7 up to 4s, and so on. Here
+    each such class of lengths is a set of frequencies, as many of them as prompts of `length` tokens need.
+    """
+    theta, dim, exponent = _theta(parameters), geometry.dim, _ntk_exponent(geometry)
+    longest = [math.ceil(_original(geometry, parameters))]
+    while longest[-1] < geometry.length:
+        longest.append(2 * longest[-1])
+    alphas = [2 ** (index + 1) - 1 for index in range(len(longest))]
+    sets = torch.stack([_plain(theta * alpha**exponent, dim) for alpha in alphas])
+    return Frequencies(sets[:, None], longest_prompts=tuple(longest))
 
 
 def llama3(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
@@ -150,6 +166,7 @@ SCALINGS: dict[str, Callable[[RopeGeometry, Parameters], Frequencies]] = {
     "mrope": default,
     "linear": linear,
     "dynamic": dynamic_ntk,
+    "dynamic_by_prompt": dynamic_by_prompt,
     "llama3": llama3,
     "yarn": yarn,
     "longrope": longrope,
@@ -172,6 +189,13 @@ def frequencies(geometry: RopeGeometry, parameters: Parameters) -> Frequencies:
             limit=f"one of {', '.join(sorted(SCALINGS))}",
         )
     return scaling(geometry, parameters)
+
+
+def _ntk_exponent(geometry: RopeGeometry) -> float:
+    dim = geometry.dim
+    if dim <= 2:
+        raise ConfigError("too few channels for dynamic scaling", field="rotary_dim", value=dim, limit="at least 4")
+    return dim / (dim - 2)
 
 
 def _exponents(dim: int) -> Tensor:

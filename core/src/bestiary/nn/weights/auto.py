@@ -96,7 +96,11 @@ class AutoWeightsLoader:
         if not owner:
             return {loaded for name, tensor in group if (loaded := self._load_one(name, tensor))}
         child: Any = self.modules[owner]
-        inner = child.load_weights((_strip(name, owner), tensor) for name, tensor in group)
+        try:
+            inner = child.load_weights((_strip(name, owner), tensor) for name, tensor in group)
+        except WeightsMismatch as error:
+            self.problems += [f"{owner}.{each}" for each in error.details or [f"*: {error.message}"]]
+            return set()
         return {f"{owner}.{name}" for name in inner or ()}
 
     def _load_one(self, name: str, tensor: torch.Tensor) -> str | None:

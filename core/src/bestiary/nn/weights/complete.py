@@ -14,34 +14,38 @@ from bestiary.api.errors import WeightsMismatch
 
 from .auto import NOT_WEIGHTS, AutoWeightsLoader
 from .fill import elements_filled, used_addresses, uses
+from .renames import Renames
 
 logger = logging.getLogger("bestiary")
 _SHOWN = 8
 
 
-def load_complete(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+def load_complete(
+    model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], renames: Renames | None = None
+) -> None:
     """Fill `model` from a stream, by its own `load_weights` or the default loader; memory: the model and one tensor.
 
     Where an own `load_weights` fills every parameter and leaves tensors out, that is its author's decision, and is said
     in one line; the default loader leaves out only what was declared.
 
+    Args:
+        renames: what an alias does to the stream's names before the model sees them.
+
     Raises:
         WeightsMismatch: a parameter was left unfilled or filled twice, or the default loader knows no use for a tensor;
-            all at once, with the tensors that were used for nothing.
+            all at once, with the tensors that were used for nothing, under the stream's names.
     """
     watched = _Watched(weights)
-    own: Any = getattr(model, "load_weights", None)
-    if own is not None:
-        _mark_unwritten(model)
-        loaded = own(watched)
-        for _ in watched.rest():  # what it did not ask for is looked at as well
-            pass
-    else:
-        loaded = AutoWeightsLoader(model).load_weights(watched, mapper=getattr(model, "hf_to_vllm_mapper", None))
-    loaded = set(loaded or ())
-    unused = [name for name in watched.unused if name not in loaded]
+    try:
+        loaded = _load(model, watched, iter(watched) if renames is None else renames.apply(watched))
+    except WeightsMismatch as error:
+        if renames is None:
+            raise
+        raise renames.explained(error, getattr(model, "hf_to_vllm_mapper", None)) from error
+    own = hasattr(model, "load_weights")
+    unused = [name for name in watched.unused if (name if renames is None else renames.new_name(name)) not in loaded]
     problems = _unfilled(model, loaded)
-    if unused and own is not None and not problems:
+    if unused and own and not problems:
         more = " …" if len(unused) > _SHOWN else ""
         logger.warning(
             "%s.load_weights leaves %d checkpoint tensor(s) out: %s%s",
@@ -55,6 +59,18 @@ def load_complete(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]])
             details=problems,
             fix="check that the checkpoint is complete and of this architecture",
         )
+
+
+def _load(model: nn.Module, watched: _Watched, stream: Iterator[tuple[str, torch.Tensor]]) -> set[str]:
+    """The names that the model's own loader, or ours, says it filled. The whole stream has gone by afterwards."""
+    own: Any = getattr(model, "load_weights", None)
+    if own is None:
+        return AutoWeightsLoader(model).load_weights(stream, mapper=getattr(model, "hf_to_vllm_mapper", None))
+    _mark_unwritten(model)
+    loaded = own(stream)
+    for _ in watched.rest():  # what it did not ask for is looked at as well
+        pass
+    return set(loaded or ())
 
 
 class _Watched:
@@ -103,6 +119,9 @@ def _mark_unwritten(model: nn.Module) -> None:
 def _unfilled(model: nn.Module, loaded: set[str]) -> list[str]:
     problems = []
     for name, param in model.named_parameters():
+        if param.is_meta:
+            problems.append(f"{name} {list(param.shape)}: left on the meta device by load_weights")
+            continue
         filled = elements_filled(param)
         if filled == 0 and name in loaded:  # written past `fill`
             filled = param.numel() - int(torch.isnan(param).sum()) if param.is_floating_point() else param.numel()

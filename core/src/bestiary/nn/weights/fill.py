@@ -30,8 +30,8 @@ def fill(param: torch.Tensor, target: torch.Tensor, loaded: torch.Tensor) -> Non
     """Copy `loaded` into `target`, a view of `param`, converting dtype. A part may come twice with the same values.
 
     Raises:
-        WeightsMismatch: the shapes differ (a single element fits any target of one element), or this part was loaded
-            before and the values differ, or values of another kind or range would not survive.
+        WeightsMismatch: the shapes differ by more than dimensions of size one (GGUF drops these), or this part was
+            loaded before and the values differ, or values of another kind or range would not survive.
     """
     count_use(loaded)
     if target.is_floating_point() and not loaded.is_floating_point():
@@ -40,7 +40,7 @@ def fill(param: torch.Tensor, target: torch.Tensor, loaded: torch.Tensor) -> Non
             limit="floating point", value=str(loaded.dtype),
         )  # fmt: skip
     if target.shape != loaded.shape:
-        if target.numel() != 1 or loaded.numel() != 1:
+        if target.squeeze().shape != loaded.squeeze().shape:
             raise WeightsMismatch(
                 f"expected shape {list(target.shape)}, the checkpoint has {list(loaded.shape)}",
                 limit=list(target.shape),

@@ -78,6 +78,11 @@ def examine(plugin: dict[str, str], device: str, *, probe: bool) -> tuple[dict[s
         f"{name}: installed files differ from its RECORD: pip install --force-reinstall {name}" for name in changed
     ]
     problems += [f"hooks {row.entry_point}: {row.status}: {row.cause}" for row in hook_rows if row.status != "ok"]
+    offered = {row.architecture for row in rows} | {offer for row in hook_rows for offer in row.offers}
+    problems += [
+        f"{each['from']} chooses {each['distribution']} for {each['name']}, which nothing installed offers"
+        for each in document["plugin_choices"] or [] if each["name"] not in offered
+    ]  # fmt: skip
     unwritable = [each for each in document["directories"] or [] if not each["writable"]]
     problems += [f"{each['what']} cannot be written: {each['path']}" for each in unwritable]
     return document | {"problems": problems}, rows

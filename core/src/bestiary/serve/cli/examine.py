@@ -58,10 +58,14 @@ def _source(builder: EngineBuilder) -> dict[str, Any]:
 
 def _plugin(builder: EngineBuilder, config: VllmConfig, model_class: type) -> dict[str, Any]:
     architecture = config.model_config.architecture
-    entry = builder.registry.entry(architecture, builder.args.plugin)
-    distribution = entry.distribution
+    registry, chosen = builder.registry, builder.args.plugin
+    distribution = registry.entry(architecture, chosen).distribution
+    alias = builder.description.alias
+    target = None if alias is None else registry.entry(alias.alias.architecture, chosen).distribution
     return {
         "architecture": architecture,
+        "alias_of": None if alias is None else alias.alias.architecture,
+        "class_package": None if target is None else target.name,
         "class": f"{model_class.__module__}:{model_class.__qualname__}",
         "package": None if distribution is None else distribution.name,
         "version": None if distribution is None else distribution.version,
@@ -200,9 +204,10 @@ def _tokenizer(builder: EngineBuilder, args: EngineArgs) -> dict[str, Any]:
     description = builder.description
     try:
         if args.tokenizer is not None:
-            tokenizer = load_tokenizer(Path(args.tokenizer))
+            tokenizer = load_tokenizer(Path(args.tokenizer), hooks=builder.hooks)
         else:
-            tokenizer = load_tokenizer(description.source.root, metadata=description.metadata)
+            root = description.source.root
+            tokenizer = load_tokenizer(root, metadata=description.metadata, hooks=builder.hooks)
     except BestiaryError as error:
         return {"tokens": None, "chat_template": False, "problem": sentence(error)}
     return {"tokens": tokenizer.vocab_size, "chat_template": tokenizer.chat_template is not None, "problem": None}

@@ -35,12 +35,14 @@ def _tables(found: dict[str, Any]) -> list[Table]:
     source, plugin, config, weights = found["source"], found["plugin"], found["config"], found["weights"]
     cache, runs, tokenizer = found["kv_cache"], found["runs_on"], found["tokenizer"]
     package = f"{plugin['package'] or 'registered by hand'} {plugin['version'] or ''}"
+    alias = plugin["alias_of"] and f"{plugin['alias_of']}, {plugin['class_package'] or 'registered by hand'}"
     rope = config["rope"] and ", ".join(f"{key}={value}" for key, value in sorted(config["rope"].items()))
     by_dtype = ", ".join(f"{size(count)} {dtype}" for dtype, count in weights["bytes_by_dtype"].items())
     shared = f" ({weights['shared_tensors']} shared)" if weights["shared_tensors"] else ""
     return [
         pairs("model", [("model", found["model"]), ("kind", source["kind"]), ("path", source["path"]),
-                        ("architecture", plugin["architecture"]), ("plugin", package), ("class", plugin["class"])]),
+                        ("architecture", plugin["architecture"]), ("alias of", alias),
+                        ("plugin", package), ("class", plugin["class"])]),
         pairs("configuration", [(key.replace("_", " "), value) for key, value in config.items() if key != "rope"]
               + [("rope", rope)]),
         pairs("weights in memory", [("parameters", f"{weights['parameters']:,}{shared}"),

@@ -51,7 +51,7 @@ def models(installed: bool, inspect: bool, plugin: tuple[tuple[str, str], ...], 
         write_json(document)
         return
     show([plugin_table(rows), _short_name_table(names), _installable_table(offers)])
-    if any(capabilities(row) == UNKNOWN for row in rows):
+    if any(capabilities(row).endswith(UNKNOWN) for row in rows):
         print(f"\n{UNKNOWN} under capabilities: not looked at yet; bestiary models --inspect does")
     if not rows:
         hint = f": pip install {installable(set())[0]['package']}" if installable(set()) else ""
@@ -73,7 +73,14 @@ def _plugin_cells(row: PluginRow) -> tuple[str, ...]:
 
 
 def capabilities(row: PluginRow) -> str:
-    """``"text_generation,lora,pp"``; "?" where nobody has looked."""
+    """``"text_generation,lora,pp"``; "?" where nobody has looked. An alias says before it what it is one of."""
+    if row.status == "ok" and row.kind == "alias":
+        of = UNKNOWN if row.alias_of is None else f"{row.alias_of} ({row.target})"
+        return f"alias of {of}: {_of_class(row)}"
+    return _of_class(row)
+
+
+def _of_class(row: PluginRow) -> str:
     if row.info is None:
         return UNKNOWN if row.status == "ok" else ""
     return ",".join([*row.info.categories, *(name for name in _CAPABILITIES if getattr(row.info, name))])

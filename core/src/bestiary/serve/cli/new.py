@@ -108,7 +108,7 @@ def _checked_architecture(name: str) -> str:
             "this cannot be an architecture's name", field="--architecture", value=name,
             limit=f"a Python class's name, at most {_MAX_NAME} characters",
         )  # fmt: skip
-    owners = [one.name for entry, one in ModelRegistry.installation.providers("vllm_models") if entry.name == name]
+    owners = [claim.distribution.name for claim in ModelRegistry.claims().get(name, ()) if claim.distribution]
     owner = owners[0] if owners else index.packages().get(name)
     if owner is not None:
         raise UsageError(

@@ -41,10 +41,12 @@ def open_streams() -> None:
 
 
 def is_lost(stream: TextIO, error: OSError) -> bool:
-    """Whether `error` is about writing to `stream`: what could not be written is still there, and cannot now either."""
+    """Whether `error` is about writing to `stream`: a space, which means nothing, cannot be written either."""
     if error.errno not in _UNWRITABLE or error.filename is not None:
         return False
-    if getattr(stream, "write_through", False):  # unbuffered (python -u): nothing is there to try again
+    try:
+        stream.write(" ")
+    except OSError:
         return True
     return flush(stream) is not None
 

@@ -3,7 +3,7 @@
 `tokenizer.json` describes everything that turns text into ids. `tokenizer_config.json` (and, in older checkpoints,
 `special_tokens_map.json` and `added_tokens.json`) name the special tokens, and `generation_config.json` and
 `config.json` further ids that end an answer. Checkpoints older than `tokenizer.json` hold `vocab.json` and
-`merges.txt`, or a SentencePiece file.
+`merges.txt`, a SentencePiece file, or a file of ranks that an installed package describes (the hook `tokenizers`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bestiary.api.errors import ConfigError
+from bestiary.api.errors import BrokenPlugin, ConfigError
+from bestiary.api.hooks import TiktokenVocabulary
 from bestiary.serve.text.files import TOKENIZER_LIMIT, read_json, read_text
 from bestiary.serve.text.pre_tokenizers import build_pre_tokenizer
+from bestiary.serve.text.tiktoken_ranks import load_tiktoken
 from bestiary.serve.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
+
+    from bestiary.api.hook_manager import HookManager
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -27,26 +31,46 @@ _VOCABULARY_CLASSES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
 _VOCABULARY_MODELS = {"gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer"}
 
 
-def has_tokenizer(directory: Path) -> bool:
+def has_tokenizer(directory: Path, hooks: HookManager | None = None) -> bool:
     """Whether the directory holds a tokenizer in any of the known forms."""
     names = ("tokenizer.json", "vocab.json", *_SENTENCEPIECE_FILES)
-    return any((directory / name).is_file() for name in names)
+    if any((directory / name).is_file() for name in names):
+        return True
+    return _offered(directory, read_json(directory / "tokenizer_config.json"), hooks) is not None
 
 
-def load_directory_tokenizer(directory: Path) -> Tokenizer:
+def load_directory_tokenizer(directory: Path, hooks: HookManager | None = None) -> Tokenizer:
     """The directory's tokenizer. Raises `ConfigError` naming the file and the field that is missing or wrong."""
     config = read_json(directory / "tokenizer_config.json")
     named = {**config} if "added_tokens_decoder" in config else {**config, **_special_tokens_map(directory)}
-    backend = _load_backend(directory, config)
+    offered = _offered(directory, config, hooks)
+    backend = _load_backend(directory, config) if offered is None else load_tiktoken(offered, directory)
     _add_missing_tokens(backend, directory, named)
     bos, eos = (_content(named.get(name), name) for name in ("bos_token", "eos_token"))
+    ends, template = _eos_token_ids(directory), _chat_template(directory, config)
+    if offered is not None:
+        eos, template = eos or offered.eos_token, template or offered.chat_template
+        ends += [end for token in offered.stop_tokens if (end := backend.token_to_id(token)) is not None]
     return Tokenizer(
         backend,
         bos_token_id=None if bos is None else backend.token_to_id(bos),
         eos_token_id=None if eos is None else backend.token_to_id(eos),
-        eos_token_ids=_eos_token_ids(directory),
-        chat_template=_chat_template(directory, config),
+        eos_token_ids=ends,
+        chat_template=template,
     )
+
+
+def _offered(directory: Path, config: Mapping[str, object], hooks: HookManager | None) -> TiktokenVocabulary | None:
+    """What an installed package says of the directory's tokenizer class; None where `tokenizer.json` says it all."""
+    name = _class_name(directory, config)
+    if hooks is None or name not in hooks.names("tokenizers") or (directory / "tokenizer.json").is_file():
+        return None
+    found = hooks.get("tokenizers", name)
+    if not isinstance(found, TiktokenVocabulary):
+        raise BrokenPlugin(
+            f"what is offered as tokenizers.{name} is no TiktokenVocabulary", field=name, value=type(found).__name__
+        )
+    return found if (directory / found.file).is_file() else None
 
 
 def _load_backend(directory: Path, config: Mapping[str, object]) -> tokenizers.Tokenizer:
@@ -68,6 +92,7 @@ def _load_backend(directory: Path, config: Mapping[str, object]) -> tokenizers.T
     raise ConfigError(
         f"{directory} holds no tokenizer",
         field="tokenizer.json",
+        value=_class_name(directory, config) or None,
         fix="add the checkpoint's tokenizer.json, or start with skip_tokenizer_init and token ids as prompts",
     )
 

@@ -17,15 +17,17 @@ from bestiary.api.errors import ConfigError, RequestError
 if TYPE_CHECKING:
     import tokenizers
 
+    from bestiary.api.hook_manager import HookManager
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable Latin-1 letters are themselves, the other bytes the letters from U+0100."""
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's letters → bytes: printable Latin-1 letters are themselves, the other bytes the letters from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(256)) - set(printable))
     return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
-_BYTE_OF_LETTER = _byte_alphabet()
+_BYTE_OF_LETTER = byte_alphabet()
 
 
 class Tokenizer:
@@ -109,17 +111,20 @@ class Tokenizer:
         return "" if self.eos_token_id is None else self.token_text(self.eos_token_id) or ""
 
 
-def load_tokenizer(path: Path, *, metadata: Mapping[str, object] | None = None) -> Tokenizer:
+def load_tokenizer(
+    path: Path, *, metadata: Mapping[str, object] | None = None, hooks: HookManager | None = None
+) -> Tokenizer:
     """The tokenizer of a model directory, or of a GGUF file's metadata.
 
     `path` is a directory or a file in it (a GGUF). A `tokenizer.json` in the directory wins over the metadata, because
-    it is the checkpoint's own. Raises `ConfigError` naming the file and the field.
+    it is the checkpoint's own. `hooks` are asked for a tokenizer class that is not among the usual ones. Raises
+    `ConfigError` naming the file and the field.
     """
     from bestiary.serve.text.directory_tokenizer import has_tokenizer, load_directory_tokenizer
 
     directory = path if path.is_dir() else path.parent
-    if metadata is None or has_tokenizer(directory):
-        return load_directory_tokenizer(directory)
+    if metadata is None or has_tokenizer(directory, hooks):
+        return load_directory_tokenizer(directory, hooks)
     return load_gguf_tokenizer(metadata)
 
 

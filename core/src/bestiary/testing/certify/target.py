@@ -40,8 +40,9 @@ class Subject:
 
     @property
     def registered(self) -> dict[str, str]:
-        """All that the distribution registers: architecture → ``module:Class``."""
-        return {entry.name: entry.value for entry in self.distribution.group(discovery.MODELS)}
+        """All that the distribution registers: architecture → ``module:Class``, or an alias's ``module:OBJECT``."""
+        groups = (discovery.MODELS, discovery.ALIASES)
+        return {entry.name: entry.value for group in groups for entry in self.distribution.group(group)}
 
     @property
     def architectures(self) -> dict[str, str]:
@@ -121,7 +122,8 @@ def _installed(target: str) -> Subject:
     for skipped in installation.malformed:
         if discovery.normalise(skipped.name).startswith(name):
             raise BrokenPlugin(f"the metadata of {skipped.name} are malformed: {skipped.reason}", value=skipped.path)
-    claimants = [owner for entry, owner in installation.providers(discovery.MODELS) if entry.name == target]
+    claims = ModelRegistry.claims().get(target, ())
+    claimants = [claim.distribution for claim in claims if claim.distribution is not None]
     if len(claimants) > 1:
         raise DuplicateArchitecture(
             f"{len(claimants)} distributions claim {target}",

@@ -58,13 +58,13 @@ class GgufChecks(ContractBase):
 
         Experts arrive stacked, under the name without their number.
         """
-        return stored_rows(self.gguf or "", name, array, config)
+        return stored_rows(self._architecture, name, array, config)
 
     @check()
     def test_gguf_names(self) -> None:
         """GGUF tensor names lead to the checkpoint's and back, and are the gguf package's."""
         names = GgufNames(self._declaration())
-        oracle = tensor_names(self.gguf or "", int(self._config(BASE).num_hidden_layers))
+        oracle = tensor_names(self._architecture, int(self._config(BASE).num_hidden_layers))
         stored = self.bench.tensors()
         problems = []
         for name in merged(stored):
@@ -97,7 +97,7 @@ class GgufChecks(ContractBase):
         path = self.bench.folder / f"{['F32', BLOCKS, *self.gguf_variants].index(gguf_case)}.gguf"
         config = self._config(variant)
         write_gguf(
-            path, self.gguf or "", stored, config, kind=kind, inv_freq=find_inv_freq(model),
+            path, self._architecture, stored, config, kind=kind, inv_freq=find_inv_freq(model),
             rows=lambda name, array: self.gguf_rows(name, array, config),
             metadata=lambda writer: self.gguf_metadata(writer, config),
         )  # fmt: skip
@@ -121,8 +121,13 @@ class GgufChecks(ContractBase):
         (folder / "config.json").write_bytes((self.bench.checkpoint() / "config.json").read_bytes())
         return folder
 
+    @property
+    def _architecture(self) -> str:
+        """`general.architecture`: all of `gguf`, or what stands before the key that tells a file's kind."""
+        return (self.gguf or "").partition(".")[0]
+
     def _declaration(self) -> GgufArchitecture:
-        declaration = gguf_declaration(ModelRegistry, self.gguf or "")
+        declaration = gguf_declaration(ModelRegistry, self._architecture, {self.gguf or "": True})
         if declaration.architecture != self.architecture:
             raise ContractFailure(
                 f"GGUF files of {self.gguf} are read as another architecture",

@@ -1,0 +1,254 @@
+"""`FusedMoE`: a token's few experts out of many (arXiv 1701.06538, 2401.04088), as one layer.
+
+Two layouts among ranks. Tensor-parallel: every rank holds a slice of every expert. Expert-parallel, where an expert
+group of several ranks is installed: every rank holds whole experts, spare copies included. In both, each rank computes
+what it can for all tokens, and the sum over ranks is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from bestiary.api.errors import ConfigError, WeightsMismatch
+from bestiary.nn.linear import MergedColumnParallelLinear, RowParallelLinear
+from bestiary.nn.linear_base import LinearBase
+from bestiary.nn.ops.moe import ACTIVATIONS, by_expert, fused_experts, topk_routing
+from bestiary.nn.parallel import get_ep_group, get_tp_group
+from bestiary.nn.quant.base import QuantizationConfig
+from bestiary.nn.scope import get_current_vllm_config_or_none
+from bestiary.nn.weights.fill import count_use
+
+from .names import DEFAULT_NAMES, Place, place_of
+from .placement import ExpertPlacement
+from .stack import ExpertStack
+
+Routing = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+class FusedMoE(nn.Module):
+    """Routed experts, each ``down(act(gate(x)) * up(x))``.
+
+    Attributes:
+        placement: which experts lie where. layer_name: the full name, set by the placement walk.
+        w13_weight ``[slots, 2 * width, hidden]`` (gate, then up) and w2_weight ``[slots, hidden, width]``, this rank's;
+        a quantization method may put other parameters in their place.
+    """
+
+    is_moe_layer = True
+    physical_ids: torch.Tensor
+    num_copies: torch.Tensor
+
+    def __init__(
+        self,
+        num_experts: int,
+        top_k: int,
+        hidden_size: int,
+        intermediate_size: int,
+        params_dtype: torch.dtype | None = None,
+        reduce_results: bool = True,
+        renormalize: bool = True,
+        use_grouped_topk: bool = False,
+        num_expert_group: int | None = None,
+        topk_group: int | None = None,
+        quant_config: Any = None,
+        prefix: str = "",
+        custom_routing_function: Routing | None = None,
+        scoring_func: str = "softmax",
+        routed_scaling_factor: float = 1.0,
+        e_score_correction_bias: torch.Tensor | None = None,
+        activation: str = "silu",
+        num_redundant_experts: int | None = None,
+        ckpt_names: tuple[str, str, str] = DEFAULT_NAMES,
+        **extra: Any,
+    ) -> None:
+        """`prefix` and `quant_config` are accepted and ignored: the placement walk supplies them.
+
+        Args:
+            intermediate_size: the width of one expert, over all ranks.
+            renormalize: the weights of a token's experts sum to one.
+            custom_routing_function: called with hidden_states, gating_output, topk and renormalize instead of the
+                built-in routing; gives (weights, ids) as `topk_routing` does.
+            num_redundant_experts: spare copies under expert parallelism; the build scope's where None.
+            ckpt_names: what checkpoints call an expert's gate, down and up projections.
+
+        Raises:
+            ConfigError: more experts a token than there are, an unknown activation or scoring function, or a keyword
+                that asks for something this layer does not do.
+        """
+        super().__init__()
+        _refuse(extra)
+        _check(num_experts, top_k, activation, scoring_func)
+        self.layer_name = ""
+        self.num_experts, self.top_k = num_experts, top_k
+        self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
+        self.renormalize, self.scoring_func = renormalize, scoring_func
+        self.groups = (num_expert_group, topk_group) if use_grouped_topk else (None, None)
+        self.routed_scaling_factor, self.activation = routed_scaling_factor, activation
+        self.custom_routing_function = custom_routing_function
+        self.e_score_correction_bias = e_score_correction_bias
+        self.ckpt_names = ckpt_names
+        ep = get_ep_group()
+        self.group = ep if ep.world_size > 1 else get_tp_group()
+        self.reduce_results = reduce_results
+        self.placement = ExpertPlacement.in_order(num_experts, ep.world_size, _spare(num_redundant_experts, ep))
+        self.ep_rank = ep.rank
+        kind: dict[str, Any] = {"bias": False, "params_dtype": params_dtype, "disable_tp": ep.world_size > 1}
+        gate_up = partial(MergedColumnParallelLinear, hidden_size, [intermediate_size] * 2, **kind)
+        down = partial(RowParallelLinear, intermediate_size, hidden_size, reduce_results=False, **kind)
+        self._w13 = ExpertStack(self, "w13", self.placement.num_local, gate_up)
+        self._w2 = ExpertStack(self, "w2", self.placement.num_local, down)
+        self.set_placement(self.placement)
+
+    @property
+    def expert_layers(self) -> list[LinearBase]:
+        """This rank's linear layers, all gate-and-up ones and then all down ones; their parameters are views."""
+        return [*self._w13.layers, *self._w2.layers]
+
+    def set_placement(self, placement: ExpertPlacement) -> None:
+        """Where experts lie from now on. Moving their weights is the caller's: call between steps, on every rank."""
+        self.placement = placement
+        device = self.physical_ids.device if hasattr(self, "physical_ids") else None
+        copies = placement.copies()
+        widest = max(len(each) for each in copies)
+        table = torch.tensor([each + each[:1] * (widest - len(each)) for each in copies], device=device)
+        self.register_buffer("physical_ids", table, persistent=False)
+        counts = torch.tensor([len(each) for each in copies], device=device)
+        self.register_buffer("num_copies", counts, persistent=False)
+
+    def forward(self, hidden_states: torch.Tensor, router_logits: torch.Tensor) -> torch.Tensor:
+        """``[tokens, hidden]`` and ``[tokens, experts]`` → ``[tokens, hidden]``, summed over ranks."""
+        weights, ids = self.route(hidden_states, router_logits)
+        slots = self._slots(ids)
+        if self._w13.is_plain and self._w2.is_plain:
+            output = fused_experts(hidden_states, self._w13.weight, self._w2.weight, weights, slots, self.activation)
+        else:
+            output = by_expert(hidden_states, weights, slots, self.placement.num_local, self._expert)
+        if self.reduce_results and self.group.world_size > 1:
+            output = self.group.all_reduce(output)
+        return output
+
+    def route(self, hidden_states: torch.Tensor, router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(weights fp32, logical expert ids int64), both ``[tokens, top_k]``."""
+        if self.custom_routing_function is not None:
+            weights, ids = self.custom_routing_function(
+                hidden_states=hidden_states,
+                gating_output=router_logits,
+                topk=self.top_k,
+                renormalize=self.renormalize,
+            )
+            weights, ids = weights.float(), ids.long()
+        else:
+            weights, ids = topk_routing(
+                router_logits,
+                self.top_k,
+                self.renormalize,
+                self.scoring_func,
+                self.e_score_correction_bias,
+                *self.groups,
+            )
+        return (weights if self.routed_scaling_factor == 1.0 else weights * self.routed_scaling_factor), ids
+
+    def _slots(self, ids: torch.Tensor) -> torch.Tensor:
+        """This rank's slots of logical experts, −1 for those of other ranks; tokens take turns among copies."""
+        placement = self.placement
+        if placement.num_ranks == 1 and placement.num_physical == placement.num_logical:
+            return ids
+        turn = torch.arange(len(ids), device=ids.device).unsqueeze(-1) % self.num_copies[ids]
+        local = self.physical_ids[ids, turn] - self.ep_rank * placement.num_local
+        return torch.where((local >= 0) & (local < placement.num_local), local, -1)
+
+    def _expert(self, slot: int, rows: torch.Tensor) -> torch.Tensor:
+        gate_up, _ = self._w13.layers[slot](rows)
+        output: torch.Tensor = self._w2.layers[slot](ACTIVATIONS[self.activation](gate_up))[0]
+        return output
+
+    def place(self, quant_config: QuantizationConfig | None) -> None:
+        gate, down, _ = self.ckpt_names
+        held = self.placement.on_rank(self.ep_rank)
+        self._w13.place(quant_config, [f"{self.layer_name}.{expert}.{gate}" for expert in held])
+        self._w2.place(quant_config, [f"{self.layer_name}.{expert}.{down}" for expert in held])
+
+    def finish(self) -> None:
+        self._w13.finish()
+        self._w2.finish()
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load experts one by one or stacked, under the names of `names.place_of`.
+
+        Raises:
+            WeightsMismatch: listing every tensor that does not fit.
+        """
+        loaded: set[str] = set()
+        problems: list[str] = []
+        for name, tensor in weights:
+            place = place_of(name, self.ckpt_names)
+            try:
+                if place is None:
+                    raise WeightsMismatch("no parameter of this name")
+                loaded |= self._load(place, tensor)
+            except WeightsMismatch as error:
+                count_use()
+                problems.append(f"{name} {list(tensor.shape)}: {error.message}")
+        if problems:
+            raise WeightsMismatch(f"{len(problems)} expert tensor(s) do not fit", details=problems)
+        return loaded
+
+    def _load(self, place: Place, tensor: torch.Tensor) -> set[str]:
+        if place.expert is None:
+            if tensor.dim() == 0 or len(tensor) != self.num_experts:
+                raise WeightsMismatch(f"expected {self.num_experts} experts in dimension 0")
+            experts = list(enumerate(tensor))
+        elif place.expert >= self.num_experts:
+            raise WeightsMismatch(f"there is no expert {place.expert}", limit=f"0…{self.num_experts - 1}")
+        else:
+            experts = [(place.expert, tensor)]
+        stack = self._w13 if place.stack == "w13" else self._w2
+        held = self.placement.on_rank(self.ep_rank)
+        loaded = set()
+        for expert, part in experts:
+            count_use(part)
+            slots = [slot for slot, logical in enumerate(held) if logical == expert]
+            if slots:
+                loaded.add(stack.load(slots, place.shard, place.parameter, part))
+        return loaded
+
+    def extra_repr(self) -> str:
+        return (
+            f"experts={self.num_experts}, top_k={self.top_k}, hidden={self.hidden_size}, width={self.intermediate_size}"
+        )
+
+
+def _spare(wanted: int | None, ep: Any) -> int:
+    """Spare copies: only expert parallelism has any."""
+    scope = get_current_vllm_config_or_none()
+    if wanted is None and scope is not None:
+        wanted = scope.parallel_config.eplb_config.num_redundant_experts
+    return 0 if ep.world_size == 1 else wanted or 0
+
+
+def _refuse(extra: dict[str, Any]) -> None:
+    """Refuse keywords that ask for what this layer does not do; None, False and an empty string ask for nothing."""
+    asked = [name for name, value in extra.items() if value not in (None, False, "")]
+    if asked:
+        raise ConfigError(
+            f"unsupported layer: FusedMoE with {', '.join(asked)}",
+            code="UNSUPPORTED_LAYER", field=asked[0], value=extra[asked[0]],
+        )  # fmt: skip
+
+
+def _check(num_experts: int, top_k: int, activation: str, scoring_func: str) -> None:
+    if not 0 < top_k <= num_experts:
+        raise ConfigError(
+            "a token cannot have so many experts", field="top_k", value=top_k, limit=f"1 to {num_experts}"
+        )
+    for field, value, known in (
+        ("activation", activation, tuple(ACTIVATIONS)),
+        ("scoring_func", scoring_func, ("softmax", "sigmoid")),
+    ):
+        if value not in known:
+            raise ConfigError(f"unknown {field}", field=field, value=value, limit=f"one of {', '.join(known)}")

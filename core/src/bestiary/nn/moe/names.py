@@ -1,0 +1,42 @@
+"""How checkpoints name the weights of experts, and where each belongs: the one mapping for all of them.
+
+    3.gate_proj.weight      one projection of one expert
+    gate_proj.weight        that projection of all experts, stacked                    [experts, out, in]
+    gate_up_proj.weight     gate and up projection of all experts, the gate's rows first
+    gate_up_proj            the same, as transformers keeps it in memory
+
+The three projections go by the names that the layer is given: ``("w1", "w2", "w3")`` for Mixtral's gate, down, up.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+DEFAULT_NAMES = ("gate_proj", "down_proj", "up_proj")
+"""Gate, down, up."""
+
+_FUSED = "gate_up_proj"
+
+
+class Place(NamedTuple):
+    """expert: None for all of them. stack: "w13" or "w2". shard: 0 the gate, 1 the up projection, None all there is."""
+
+    expert: int | None
+    stack: str
+    shard: int | None
+    parameter: str
+
+
+def place_of(name: str, ckpt_names: tuple[str, str, str] = DEFAULT_NAMES) -> Place | None:
+    """Where the tensor called `name`, below the layer's own name, belongs; None for a name of another kind."""
+    head, dot, rest = name.partition(".")
+    expert = None
+    if head.isdecimal() and dot:
+        expert = int(head)
+        head, _, rest = rest.partition(".")
+    gate, down, up = ckpt_names
+    found = {gate: ("w13", 0), up: ("w13", 1), down: ("w2", None), _FUSED: ("w13", None), "down_proj": ("w2", None)}
+    if head not in found:
+        return None
+    stack, shard = found[head]
+    return Place(expert, stack, shard, rest or "weight")

@@ -1,0 +1,93 @@
+"""`ExpertStack`: the same linear layer of every expert, its parameters stacked.
+
+Each expert's layer is an ordinary member of the linear family, and its parameters are views of the stacked ones. What
+the family can do, the experts can: tensor-parallel shards, biases, every quantization method, loading part by part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from bestiary.api.errors import WeightsMismatch
+from bestiary.nn.linear_base import LinearBase
+from bestiary.nn.quant.base import QuantizationConfig, UnquantizedLinearMethod
+from bestiary.nn.weights.fill import load_into
+
+
+class ExpertStack:
+    """The layers of all slots of this rank.
+
+    Its `owner`, a module, registers the stacked parameters as ``<name>_<parameter>``: ``w13_weight``, for instance.
+    """
+
+    def __init__(self, owner: nn.Module, name: str, count: int, make: Callable[[], LinearBase]) -> None:
+        self.owner = owner
+        self.name = name
+        self.layers = [make() for _ in range(count)]
+        self._bound = False
+        self._register()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the stacked weight is all there is, in the model's dtype."""
+        return isinstance(self.layers[0].quant_method, UnquantizedLinearMethod) and self.layers[0].bias is None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """``[slots, out, in]``, where `is_plain`."""
+        return self._stacked("weight")
+
+    def place(self, quant_config: QuantizationConfig | None, layer_names: Sequence[str]) -> None:
+        before = list(self.layers[0]._parameters)
+        for layer, layer_name in zip(self.layers, layer_names, strict=True):
+            layer.layer_name = layer_name
+            layer.place(quant_config)
+        for name in before:
+            self.owner._parameters.pop(f"{self.name}_{name}", None)
+        self._register()
+
+    def load(self, slots: Sequence[int], shard: int | None, parameter: str, loaded: torch.Tensor) -> str:
+        """Load one expert's tensor into every slot that holds a copy; returns the stacked parameter's name."""
+        self.bind()
+        for slot in slots:
+            param = self.layers[slot]._parameters.get(parameter)
+            if param is None:
+                known = ", ".join(name for name, each in self.layers[slot]._parameters.items() if each is not None)
+                raise WeightsMismatch(f"experts have no {parameter!r} here", limit=f"one of {known}", value=parameter)
+            load_into(param, loaded, shard)
+        return f"{self.name}_{parameter}"
+
+    def finish(self) -> None:
+        self.bind()
+        for layer in self.layers:
+            layer.finish()
+
+    def bind(self) -> None:
+        """Let every layer's parameters be views of the stacked ones, once these are real."""
+        if self._bound:
+            return
+        for slot, layer in enumerate(self.layers):
+            for name, param in layer._parameters.items():
+                if param is not None:
+                    stacked = self._stacked(name)
+                    view = nn.Parameter(stacked.data[slot], requires_grad=False)
+                    view.__dict__.update(param.__dict__)
+                    view.__dict__["filled_parts"] = stacked.__dict__.setdefault("filled_parts", {})
+                    layer._parameters[name] = view
+        self._bound = True
+
+    def _stacked(self, name: str) -> nn.Parameter:
+        param = self.owner._parameters[f"{self.name}_{name}"]
+        if param is None or param.is_meta:
+            raise WeightsMismatch(f"{self.name}_{name} holds no memory yet: the model was not materialized")
+        return param
+
+    def _register(self) -> None:
+        for name, param in self.layers[0]._parameters.items():
+            if param is not None:
+                shape = (len(self.layers), *param.shape)
+                made = torch.empty(shape, dtype=param.dtype, device="meta")
+                self.owner.register_parameter(f"{self.name}_{name}", nn.Parameter(made, requires_grad=False))

@@ -1,0 +1,5 @@
+"""Mixtral, by its contract."""
+
+from mixtral_plugin.contract import TestMixtral
+
+__all__ = ["TestMixtral"]

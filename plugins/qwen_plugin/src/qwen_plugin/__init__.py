@@ -1,0 +1,1 @@
+"""Qwen, Qwen2 and Qwen3 for Bestiary."""

@@ -1,0 +1,100 @@
+"""Running a contract against a mutated model file, within this process."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from bestiary.api.registry import ModelRegistry
+from bestiary.testing.failures import ContractFailure
+
+from .table import MUTATIONS, Mutation
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "mutations.md"
+HEAD = """\
+# Mistakes that were tried
+
+The conformance kit is worth what it notices. Each row is a small mistake made in a model file, one at a time, and the
+first check of `bestiary.testing` that failed for it. None passes. The tests repeat all of them on every change;
+`python -m tests.mutations.run` writes this page.
+
+| model file | mistake | noticed by |
+|---|---|---|
+"""
+LEFT_OUT = {"found", "clean_import", "members", "readme", "shows_mistakes", "bf16"}
+"""Checks of something else than the model file's mathematics, and the coarse one."""
+
+
+@cache
+def contract(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)()
+
+
+@contextmanager
+def mutated(mutation: Mutation) -> Iterator[None]:
+    """The module with the mistake in it stands in the place of the right one."""
+    right = import_module(mutation.module)
+    source = inspect.getsource(right)
+    if source.count(mutation.old) != 1:
+        raise ValueError(f"{mutation.old!r} stands {source.count(mutation.old)} times in {mutation.module}")
+    wrong = ModuleType(mutation.module)
+    wrong.__dict__.update(
+        {name: getattr(right, name) for name in ("__file__", "__spec__", "__loader__", "__package__")}
+    )
+    exec(compile(source.replace(mutation.old, mutation.new), right.__file__ or "", "exec"), wrong.__dict__)  # noqa: S102
+    sys.modules[mutation.module] = wrong
+    ModelRegistry._loaded.clear()
+    try:
+        yield
+    finally:
+        sys.modules[mutation.module] = right
+        ModelRegistry._loaded.clear()
+
+
+def calls(subject: Any) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every check with every value of its parameter, cheap ones first as the contract orders them."""
+    for name in subject.checks():
+        if name in LEFT_OUT:
+            continue
+        wanted = list(inspect.signature(getattr(subject, f"test_{name}")).parameters)
+        values = subject.parameters()
+        if not wanted:
+            yield name, {}
+        for parameter in wanted:
+            yield from ((name, {parameter: value}) for value in values[parameter])
+
+
+def noticed_by(mutation: Mutation) -> str | None:
+    """The first check that fails, with its parameter; None where the mistake passes all of them."""
+    subject = contract(mutation.contract)
+    try:
+        with mutated(mutation):
+            for name, arguments in calls(subject):
+                try:
+                    getattr(subject, f"test_{name}")(**arguments)
+                except pytest.skip.Exception:
+                    continue
+                except ContractFailure:
+                    return name + "".join(f" ({value})" for value in arguments.values() if value != "base")
+    finally:
+        type(subject).teardown_class()
+    return None
+
+
+def row(mutation: Mutation, check: str | None) -> str:
+    file = mutation.module.rpartition(".")[2]
+    return f"| `{file}.py` | {mutation.what} | `{check or 'nothing'}` |\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(HEAD + "".join(row(each, noticed_by(each)) for each in MUTATIONS), encoding="utf-8")
