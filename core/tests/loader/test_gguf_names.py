@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, LlamaForCausalLM, PhiConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from bestiary.api.errors import ConfigError, WeightsMismatch
@@ -116,7 +116,7 @@ def compare_with_transformers(path: Path) -> None:
     with GgufFile.open(path) as file:
         ours = as_transformers(gguf_config(file, LLAMA))
         assert {f: getattr(ours, f) for f in COMPARED_FIELDS} == {f: getattr(theirs, f) for f in COMPARED_FIELDS}
-        assert ours.rope_parameters == theirs.rope_parameters
+        assert ours.rope_parameters == theirs.rope_parameters | {"partial_rotary_factor": 1.0}
         seen = set()
         for name, tensor in gguf_tensors(file, LLAMA):
             assert torch.equal(tensor, expected[name]), name
@@ -162,7 +162,11 @@ def test_smollm2_fits_llama() -> None:
         assert {name: tensor.shape for name, tensor in gguf_block_tensors(file, LLAMA)} == expected
     assert (config.hidden_size, config.num_key_value_heads, config.vocab_size) == (576, 3, 49152)
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 2)
-    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 100000.0}
+    assert config.rope_parameters == {
+        "rope_type": "default",
+        "rope_theta": 100000.0,
+        "partial_rotary_factor": 1.0,
+    }
 
 
 @given(heads=st.integers(1, 4), half=st.integers(1, 5), columns=st.sampled_from([0, 1, 3]))
@@ -325,7 +329,8 @@ def test_config_of_the_optional_keys(tmp_path: Path) -> None:
     assert config["vocab_size"] == 3
     assert config["pad_token_id"] == 2
     assert config["tie_word_embeddings"] is False
-    assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0}
+    share = {"partial_rotary_factor": 0.25}
+    assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0} | share
     assert "sliding_window" not in config_of(tmp_path, entry("x.attention.sliding_window", U32, 0))
     varied = config_of(tmp_path, array("x.attention.head_count_kv", I32, [2, 1]))
     assert varied["num_key_value_heads"] == [2, 1]
@@ -365,7 +370,7 @@ def test_rope_scaling(tmp_path: Path) -> None:
     }
     assert config_of(tmp_path, entry("x.rope.scale_linear", F32, 2.0), entry("x.rope.dimension_count", U32, 8))[
         "rope_parameters"
-    ] == {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+    ] == {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0, "partial_rotary_factor": 1.0}
     yarn = config_of(tmp_path, *scaling("yarn", factor=4.0, yarn_beta_fast=16.0, attn_factor=1.0), original)
     assert yarn["rope_parameters"] == {
         "rope_type": "yarn",
@@ -389,6 +394,15 @@ def test_rope_scaling(tmp_path: Path) -> None:
         "attention_factor": 1.5,
         "original_max_position_embeddings": 16,
     }
+
+
+@pytest.mark.parametrize("rotated", [8, 16, 32])
+def test_the_share_that_a_file_rotates_is_what_transformers_config_says(tmp_path: Path, rotated: int) -> None:
+    """Whatever the type assumes where nothing is said: a quarter for GPT-NeoX, half for Phi, all for Llama."""
+    said = [entry("x.attention.key_length", U32, 32), entry("x.rope.dimension_count", U32, rotated)]
+    fields = config_of(tmp_path, *said)["rope_parameters"]
+    for made in (GPTNeoXConfig, PhiConfig, LlamaConfig):
+        assert made(rope_parameters=dict(fields)).rope_parameters["partial_rotary_factor"] == rotated / 32
 
 
 def test_llama3_scaling_becomes_factors(tmp_path: Path) -> None:

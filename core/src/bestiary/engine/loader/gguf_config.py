@@ -55,7 +55,7 @@ def gguf_config(file: GgufFile, declaration: GgufArchitecture) -> dict[str, obje
     config |= _sizes(keys, declared)
     rope = _rope_parameters(file, keys, set(declaration.config.values()))
     if rope is not None:
-        config["rope_parameters"] = rope
+        config["rope_parameters"] = rope | _partial_rotary(keys, config)
     eps = keys.number("attention.layer_norm_rms_epsilon")
     if eps is not None:
         config["rms_norm_eps"] = eps
@@ -170,11 +170,12 @@ def _sizes(keys: _Keys, declared: Mapping[str, object]) -> dict[str, object]:
 
 
 def _partial_rotary(keys: _Keys, sizes: Mapping[str, object]) -> dict[str, object]:
+    """The share of each head that is rotated. All of it is said too: for some models transformers assumes less."""
     rotary = keys.whole("rope.dimension_count")
     hidden, heads, head_dim = sizes.get("hidden_size"), sizes.get("num_attention_heads"), sizes.get("head_dim")
     if head_dim is None and isinstance(hidden, int) and isinstance(heads, int) and heads:
         head_dim = hidden // heads
-    if isinstance(rotary, int) and isinstance(head_dim, int) and 0 < rotary < head_dim:
+    if isinstance(rotary, int) and isinstance(head_dim, int) and 0 < rotary <= head_dim:
         return {"partial_rotary_factor": rotary / head_dim}
     return {}
 
