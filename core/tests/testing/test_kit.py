@@ -15,6 +15,7 @@ from bestiary.api.errors import UsageError
 from bestiary.api.registry import ModelRegistry
 from bestiary.testing import ContractFailure, ModelContract, support_table, write_table
 from bestiary.testing.fake_site import Site
+from bestiary.testing.reference import transformers_reference
 from bestiary.testing.table import BEGIN, END
 
 SOURCE = (Path(__file__).parent / "tiny.py").read_text("utf-8")
@@ -251,6 +252,23 @@ def test_a_weight_without_effect_must_be_explained(contract):
     assert "idle.weight: changing it moves the reference's logits by 0 only" in found
     explained = contract(**stated, without_effect={"idle.*": "kept for files written long ago"})
     assert failures(explained, "shows_mistakes") == {}
+
+
+def test_a_variant_that_nobody_reads_is_a_mistake_and_one_without_effect_is_none(contract):
+    said = {"misspelt": {"num_key_values_heads": 1}, "as before": {"num_key_value_heads": 2}}
+    found = failures(contract(variants=said), "shows_mistakes")["shows_mistakes"]
+    assert "variants['misspelt']: changes nothing; nobody knows a field num_key_values_heads" in found
+    assert "as before" not in found
+
+
+def test_the_reference_is_of_the_model_type_whatever_the_architecture_is_called():
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {"model_type": "llama", "vocab_size": 8, **sizes}
+    for name in ("Unheard", "GPTNeoXForCausalLM", "LlamaForCausalLM"):
+        assert type(transformers_reference(config, name)).__name__ == "LlamaForCausalLM"
+    assert type(transformers_reference(config, "LlamaModel")).__name__ == "LlamaModel"
+    with pytest.raises(UsageError, match="has no model_type"):
+        transformers_reference(sizes, "LlamaForCausalLM")
 
 
 def test_logits_that_hardly_differ_are_refused(contract):

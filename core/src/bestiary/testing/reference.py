@@ -30,8 +30,11 @@ _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsil
 def transformers_reference(config: Mapping[str, Any], architecture: str) -> nn.Module:
     """transformers' model for `config`, computed in the plainest way it has.
 
+    Its class is the one called `architecture` where that belongs to the `model_type`, else the type's own for causal
+    language modelling.
+
     Raises:
-        UsageError: transformers has no such `model_type`.
+        UsageError: transformers has no such `model_type`, or the configuration names none.
     """
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -40,14 +43,17 @@ def transformers_reference(config: Mapping[str, Any], architecture: str) -> nn.M
     model_type = fields.pop("model_type", None)
     if model_type not in CONFIG_MAPPING:
         raise UsageError(
-            "transformers has no model of this type", field="config.model_type", value=model_type,
-            fix="define reference(self, config) in the contract: a module from ids [1, n] to logits [1, n, vocabulary]",
+            "transformers has no model of this type" if model_type else "the configuration has no model_type",
+            field="config.model_type", value=model_type,
+            fix="a model_type that transformers knows; or define reference(self, config) in the contract: a module from ids [1, n] to logits [1, n, vocabulary]",
         )  # fmt: skip
     made = CONFIG_MAPPING[model_type](**{"initializer_range": SPREAD} | fields)
     for name in _EPSILONS:
         if name not in fields and hasattr(made, name):
             setattr(made, name, EPSILON)
-    cls: Any = getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
+    cls: Any = getattr(transformers, architecture, None)
+    if not isinstance(made, getattr(cls, "config_class", None) or ()):
+        cls = transformers.AutoModelForCausalLM
     build = getattr(cls, "_from_config", None) or cls.from_config
     with quiet():
         model: nn.Module = build(made, dtype=torch.float32, attn_implementation="eager")

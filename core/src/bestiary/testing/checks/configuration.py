@@ -5,7 +5,9 @@ from __future__ import annotations
 import fnmatch
 from types import SimpleNamespace
 
-from bestiary.testing.base import ContractBase
+import torch
+
+from bestiary.testing.base import BASE, ContractBase
 from bestiary.testing.check import check
 from bestiary.testing.failures import ContractFailure
 from bestiary.testing.visibility import too_flat, what_is_hidden, without_effect
@@ -24,6 +26,9 @@ class ConfigurationChecks(ContractBase):
         for form, moved in without_effect(model, ids).items():
             if not any(fnmatch.fnmatch(form, pattern) for pattern in self.without_effect):
                 problems.append(f"{form}: changing it moves the reference's logits by {moved:.1g} only")
+        for name in self.variants:
+            if (unknown := self._unknown_fields(name)) and self._is_base(name):
+                problems.append(f"variants[{name!r}]: changes nothing; nobody knows a field {', '.join(unknown)}")
         if problems:
             raise ContractFailure(
                 "the configuration would hide mistakes",
@@ -31,5 +36,21 @@ class ConfigurationChecks(ContractBase):
                 likely=[
                     "sizes too small or too alike: change them in config",
                     "a weight that cannot matter (a key's bias without rotation): say so in without_effect",
+                    "a field of a variant that is misspelt",
                 ],
             )
+
+    def _unknown_fields(self, variant: str) -> list[str]:
+        """The changed fields that neither the configuration's class nor the base has."""
+        config = getattr(self.bench.reference(variant), "config", None)
+        renamed = getattr(config, "attribute_map", {})
+        return [
+            name
+            for name in self.variants[variant]
+            if name not in renamed and name not in self.bench.config() and not hasattr(type(config), name)
+        ]
+
+    def _is_base(self, variant: str) -> bool:
+        """Whether the reference of a variant answers bit for bit as the base's, which has the same random weights."""
+        answers = [self.bench.expected(self.bench.prompts(name)[-1], name) for name in (BASE, variant)]
+        return torch.equal(*answers)
