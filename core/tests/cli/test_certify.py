@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from bestiary.api import discovery
-from bestiary.serve.cli.certify import complete_check, complete_target
+from bestiary.serve.cli.certify import _alike, complete_check, complete_target
 from bestiary.testing.certify import target, watch
 from bestiary.testing.fake_site import GOOD, Site
 
@@ -149,6 +149,14 @@ def test_a_contract_that_cannot_be_had_is_a_problem_and_spoils_no_other(bestiary
     assert rows["TinyForCausalLM"]["checks"][0]["status"] == "passed"
 
 
+def test_what_fails_for_one_reason_is_said_once() -> None:
+    trace = "found.py:{}: in _\n    model.tell()\nE   AttributeError: no field"
+    told = {"a": trace.format(1), "b": "off\n  got: 1\n  look:    pytest -k b", "c": trace.format(2),
+            "d": "off\n  got: 2\n  look:    pytest -k d", "e": "off\n  got: 1\n  look:    pytest -k e"}  # fmt: skip
+    groups = _alike({"check": name, "message": text} for name, text in told.items())
+    assert [[each["check"] for each in group] for group in groups] == [["a", "c"], ["b", "e"], ["d"]]
+
+
 def test_a_contract_that_ends_the_process_is_named(bestiary: Run, site: Site) -> None:
     tiny(site, contracts={"TinyForCausalLM": "tiny_contract:TestTiny"})
     (site.root / "tiny_contract.py").write_text("import os; os._exit(5)")
@@ -156,6 +164,10 @@ def test_a_contract_that_ends_the_process_is_named(bestiary: Run, site: Site) ->
     assert result.code == 3
     assert "# problem" in result.out and "while tiny_contract:TestTiny was imported" in result.out
     assert result.out.splitlines()[-1].startswith("broken: tiny-plugin 1.0")
+    (site.root / "tiny_contract.py").write_text("nonsense")
+    out = bestiary("certify", "tiny-plugin", "--check", "found").out
+    assert "# TinyForCausalLM (its contract cannot be used: checked without a model" in out
+    assert "unchecked: TinyForCausalLM: its contract cannot be used" in out and "a class of a few lines" not in out
 
 
 def test_a_contract_without_a_configuration_is_not_enough(bestiary: Run, site: Site) -> None:
@@ -182,9 +194,17 @@ def test_what_no_import_is_needed_to_refuse(bestiary: Run, site: Site, tmp_path:
     assert bestiary("certify", "only-hooks").code == 2
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.whl").write_text("x")
-    for wrong in ("nothing-like-this", tmp_path / "empty", tmp_path / "gone.whl", tmp_path / "text.whl", "pluggy"):
-        result = bestiary("certify", wrong, "--json")
-        assert result.code == 2 and result.data["error"]["code"] == "BAD_TARGET", wrong
+    (tmp_path / "model.py").touch()
+    wrong = {
+        "nothing-like-this": "no folder, wheel", tmp_path / "empty": "no pyproject.toml",
+        tmp_path / "gone.whl": "no such file", tmp_path / "text.whl": "not a wheel's", "pluggy": "offers",
+        tmp_path / "model.py": "this file is no wheel", "aheadforcausallm": "no folder, wheel",
+    }  # fmt: skip
+    for each, told in wrong.items():
+        result = bestiary("certify", each, "--json")
+        assert result.code == 2 and result.data["error"]["code"] == "BAD_TARGET", each
+        assert told in result.data["error"]["message"]
+    assert result.data["error"]["fix"] == "did you mean AheadForCausalLM?"
     assert bestiary("certify", "tiny-plugin", "--write-readme").code == 3  # the stranger comes first
     assert bestiary("certify", "twice", "--write-readme").code == 1
 

@@ -44,8 +44,8 @@ def transformers_reference(config: Mapping[str, Any], architecture: str) -> nn.M
     if model_type not in CONFIG_MAPPING:
         raise UsageError(
             "transformers has no model of this type" if model_type else "the configuration has no model_type",
-            field="config.model_type", value=model_type,
-            fix="a model_type that transformers knows; or define reference(self, config) in the contract: a module from ids [1, n] to logits [1, n, vocabulary]",
+            field="config.model_type", value=model_type, limit="a model_type that transformers knows",
+            fix="or define reference(self, config) in the contract: from ids [1, n] to logits [1, n, vocabulary]",
         )  # fmt: skip
     made = CONFIG_MAPPING[model_type](**{"initializer_range": SPREAD} | fields)
     for name in _EPSILONS:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,17 +155,20 @@ def _called(one: CheckResult) -> str:
 
 def _report(found: dict[str, Any]) -> None:
     """For people: a table an architecture, then what failed at length, then the verdict."""
-    show([_table(row) for row in found["architectures"]])
+    from bestiary.testing.certify.document import NO_CONTRACT
+
+    show([_table(row, found["unchecked"]) for row in found["architectures"]])
     for row in found["architectures"]:
-        for check in row["checks"]:
-            if check["status"] == "failed":
-                print(f"\n# {row['architecture']}: {_name(check)} failed\n{clean(check['message'])}")
+        for first, *others in _alike(check for check in row["checks"] if check["status"] == "failed"):
+            print(f"\n# {row['architecture']}: {_name(first)} failed\n{clean(first['message'])}")
+            if others:
+                print(f"  the same: {', '.join(_name(check) for check in others)}")
     for problem in found["problems"]:
         print(f"\n# problem\n{clean(problem)}")
     print()
     for name, why in found["unchecked"].items():
         print(f"unchecked: {name}: {why}, so nothing is known of its behaviour")
-    if found["unchecked"]:
+    if NO_CONTRACT in found["unchecked"].values():
         print("           a contract is a class of a few lines: bestiary.testing.ModelContract, declared in the entry")
         print(f"           points {discovery.CONTRACTS}; `bestiary new` writes one to look at")
     if found["readme"] is not None and found["readme"]["state"] == "written":
@@ -173,10 +176,22 @@ def _report(found: dict[str, Any]) -> None:
     print(clean(_last_line(found)))
 
 
-def _table(row: dict[str, Any]) -> Table:
-    about = row["contract"] or (
-        f"second name of {row['second_name_of']}" if row["second_name_of"] else "no contract: checked without a model"
-    )
+def _alike(failed: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The checks that failed for one reason together, in the order of the first of each.
+
+    The reason is an error's last words, whichever way led there; otherwise all but the line on how to see it again.
+    """
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for check in failed:
+        lines = [line for line in str(check["message"]).splitlines() if not line.startswith("  look: ")]
+        error = [line for line in lines if line.startswith("E ")]
+        found.setdefault(tuple(error or lines), []).append(check)
+    return list(found.values())
+
+
+def _table(row: dict[str, Any], unchecked: dict[str, str]) -> Table:
+    second, why = row["second_name_of"], unchecked.get(row["architecture"], "it has no contract")
+    about = row["contract"] or (f"second name of {second}" if second else f"{why}: checked without a model")
     claims = f"; claims {', '.join(row['claims'])}" if row["claims"] else ""
     lines = [
         (_name(check), _WORDS[check["status"]], f"{check['seconds']:.1f}", _first_line(check))

@@ -25,6 +25,7 @@ from .watch import CheckResult, Outcome
 
 Verdict = Literal["certified", "failed", "broken", "incomplete", "partial"]
 EXIT_CODES: dict[str, int] = {"certified": 0, "partial": 0, "failed": 1, "broken": 3, "incomplete": 4}
+NO_CONTRACT = "it has no contract"
 
 _STATUSES = ("passed", "failed", "given_up", "skipped", "not_run")
 
@@ -111,7 +112,13 @@ def _unchecked(subject: Subject, outcome: Outcome) -> dict[str, str]:
     """Architecture → why its behaviour has not been looked at."""
     declared = {one.architecture: one for one in outcome.contracts if not one.contract.startswith(MADE_HERE)}
     covered = {**declared, **subject.second_names(declared)}
-    found = {name: "it has no contract" for name in subject.architectures if name not in covered}
+    states: dict[str | None, str] = {None: NO_CONTRACT}
+    states |= {one.contract: f"its contract is one of {one.architecture}" for one in outcome.contracts}
+    found = {
+        name: states.get(subject.contracts.get(name), "its contract cannot be used")
+        for name in subject.architectures
+        if name not in covered
+    }
     bare = {name: "its contract has no config" for name, one in declared.items() if not one.configured}
     return dict(sorted((found | bare).items()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -139,12 +140,24 @@ def _installed(target: str) -> Subject:
 def _nothing_of_this_name(target: str, name: str, installation: discovery.Installation) -> BadTarget:
     if name in installation.versions:
         why = f"{name} {installation.versions[name]} is installed, and offers Bestiary nothing"
+    elif os.path.isfile(target):
+        why = "this file is no wheel"
+    elif os.path.isdir(target):
+        why = "this folder has no pyproject.toml, and nothing of this name is installed"
     elif os.sep in target or target.endswith(".whl"):
         why = "no such file or folder"
     else:
         why = "no folder, wheel, installed distribution or architecture has this name"
     known = [one.name for one in installation.plugins]
-    return BadTarget(why, field="TARGET", value=target, details=[f"installed: {', '.join(known) or 'no plugin'}"])
+    spelled = {each.casefold(): each for each in (*known, *ModelRegistry.claims())}
+    near = difflib.get_close_matches(target.casefold(), spelled, 1, 0.8)
+    return BadTarget(
+        why,
+        field="TARGET",
+        value=target,
+        details=[f"installed: {', '.join(known) or 'no plugin'}"],
+        fix=f"did you mean {spelled[near[0]]}?" if near else None,
+    )
 
 
 def _refuse_unfit(subject: Subject) -> None:
