@@ -93,6 +93,20 @@ def test_a_file_that_the_wheel_lacks_and_a_readme_that_is_stale(bestiary: Run, p
     assert result.code == 1 and "No module named 'my_model.model'" in result.out
 
 
+def test_a_name_that_transformers_has_gets_its_capitals_and_a_project_that_passes(
+    bestiary: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers' class of that name is not yet the reference: the project's configuration is still a Llama's."""
+    monkeypatch.chdir(tmp_path)
+    assert bestiary("new", "gpt-neox").out.startswith("gpt-neox: GPTNeoXForCausalLM, in the package gpt-neox")
+    checks = ("shows_mistakes", "weights_complete", "logits")
+    result = bestiary("certify", "gpt-neox", *(word for name in checks for word in ("--check", name)))
+    assert result.code == 0, result.out
+    assert bestiary("new", "MyOwnLM").out.startswith("myownlm: MyOwnLMForCausalLM, in the package myownlm")
+    again = bestiary("new", "gpt.neox")
+    assert again.code == 1 and "not empty" in again.err and "--folder" in again.err
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -12,6 +12,8 @@ from bestiary.api.index import gguf_packages
 from bestiary.api.registry import Registry
 from bestiary.api.version import incompatibility
 
+_AUTHOR = f"its author: an entry point in the group {discovery.GGUF}, and pip install again"
+
 
 def gguf_declaration(registry: Registry, architecture: str, metadata: Mapping[str, object]) -> GgufArchitecture:
     """The declaration for a file of this `general.architecture` and metadata. Imports the one module that holds it.
@@ -44,7 +46,7 @@ def gguf_declaration(registry: Registry, architecture: str, metadata: Mapping[st
         field="general.architecture",
         value=architecture,
         limit=f"one of {', '.join(sorted({entry.name for entry, _ in offers})) or '(none installed)'}",
-        fix=f"pip install {package}" if package else "install the package that provides it: bestiary models",
+        fix=f"pip install {package}" if package else f"install the package that provides it; {_AUTHOR}",
     )
 
 

@@ -49,9 +49,14 @@ class _Template(string.Template):
 
 @click.command()
 @click.argument("name")
-@click.option("--architecture", help="The name in config.json.  [default: NAME in camel case, and ForCausalLM]")
 @click.option(
-    "--folder", type=click.Path(file_okay=False, path_type=Path), help="Where to make the project.  [default: ./NAME]"
+    "--architecture",
+    help="The name in config.json.  [default: NAME in camel case, and ForCausalLM, as transformers spells it]",
+)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to make the project.  [default: NAME, in lower case, here]",
 )
 @debug_option
 def new(name: str, architecture: str | None, folder: Path | None) -> None:
@@ -61,7 +66,7 @@ def new(name: str, architecture: str | None, folder: Path | None) -> None:
     """
     require_testing("new")
     distribution, package = _checked_names(name)
-    architecture = _checked_architecture(architecture or _camel(package) + SUFFIX)
+    architecture = _checked_architecture(architecture or _as_transformers_spells(_camel(name) + SUFFIX))
     place = folder or Path(distribution)
     values = {
         "distribution": distribution,
@@ -91,14 +96,19 @@ def _checked_names(name: str) -> tuple[str, str]:
         )
     installed = ModelRegistry.installation.versions
     if distribution in index.official():
-        raise UsageError("this is the name of one of Bestiary's own packages", field="NAME", value=name)
+        raise UsageError(
+            "this is the name of one of Bestiary's own packages", field="NAME", value=name, fix="choose another name"
+        )
     if distribution in installed:
         raise UsageError(
             f"{distribution} {installed[distribution]} is installed here", field="NAME", value=name,
             fix=f"choose another name, or pip uninstall {distribution}",
         )  # fmt: skip
     if package in sys.stdlib_module_names or importlib.util.find_spec(package) is not None:
-        raise UsageError(f"there is a module {package} already; import would find that", field="NAME", value=name)
+        raise UsageError(
+            f"there is a module {package} already; import would find that", field="NAME", value=name,
+            fix="choose another name",
+        )  # fmt: skip
     return distribution, package
 
 
@@ -118,8 +128,17 @@ def _checked_architecture(name: str) -> str:
     return name
 
 
-def _camel(package: str) -> str:
-    return "".join(part[:1].upper() + part[1:] for part in package.split("_"))
+def _camel(name: str) -> str:
+    """Capitals that were typed stay."""
+    return "".join(part[:1].upper() + part[1:] for part in re.split(r"[-_.]+", name))
+
+
+def _as_transformers_spells(architecture: str) -> str:
+    """Checkpoints have transformers' capitals: gpt-neox is GPTNeoXForCausalLM there."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    spelled: dict[str, str] = {name.casefold(): name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+    return spelled.get(architecture.casefold(), architecture)
 
 
 def _core_requirement() -> str:
@@ -134,7 +153,9 @@ def _write(place: Path, values: dict[str, str]) -> None:
     try:
         place.mkdir(parents=True, exist_ok=True)
         if any(place.iterdir()):
-            raise UsageError("this folder is not empty", field="--folder", value=str(place))
+            raise UsageError(
+                "this folder is not empty", field="--folder", value=str(place), fix="name another: --folder DIRECTORY"
+            )
         for path, template in FILES.items():
             file = place / _Template(path).substitute(values)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -142,8 +163,9 @@ def _write(place: Path, values: dict[str, str]) -> None:
             file.write_text(_Template(text).substitute(values), encoding="utf-8")
     except OSError as error:
         raise UsageError(
-            f"the project cannot be written: {error.strerror}", field="--folder", value=str(place)
-        ) from error
+            f"the project cannot be written: {error.strerror}", field="--folder", value=str(place),
+            fix="name a folder that can be written: --folder DIRECTORY",
+        ) from error  # fmt: skip
 
 
 def _write_table(place: Path) -> None:

@@ -31,6 +31,7 @@ from bestiary.testing.gguf_file import (
 BLOCKS = "Q8_0"
 _LIKELY = (
     "GgufArchitecture.rope_interleaved: whether the file's rotary rows are put back into order",
+    "GgufArchitecture.qkv_interleaved, and gguf_rows: the same of a fused projection that goes head by head",
     "GgufArchitecture.config: a field that the file says and the declaration does not read",
     "the file as the kit writes it: override gguf_rows or gguf_metadata where llama.cpp's converter does more",
 )
