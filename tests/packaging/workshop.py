@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = [ROOT / "core", *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
@@ -62,3 +64,24 @@ def make_environment(folder: Path) -> Path:
 
 def installed(python: Path, *wheels: Path) -> None:
     run(sys.executable, "-m", "pip", "--python", python, "install", "-qq", "--no-deps", "--no-index", *wheels)
+
+
+def certify(folder: Path, cache: Path, *options: str) -> tuple[int, Any]:
+    """What `bestiary certify` answers: exit code and certificate."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BESTIARY_")}
+    environment |= {"BESTIARY_CACHE": str(cache), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "bestiary", "certify", str(folder), "--json", *options]
+    done = subprocess.run(command, env=environment, cwd=cache, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def require_passed(code: int, found: Any, verdict: str) -> None:
+    failed = [
+        f"{row['architecture']}: {check['check']}: {check['message']}"
+        for row in found.get("architectures", [found])
+        for check in row.get("checks", [])
+        if check["status"] not in ("passed", "given_up", "skipped")
+    ]
+    assert [*failed, *found.get("problems", []), *found.get("unchecked", {}).items()] == [], found
+    assert (code, found["verdict"]) == (0, verdict)
