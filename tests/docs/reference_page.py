@@ -23,6 +23,7 @@ MODULES = {
     "bestiary.api": "Contracts: protocols, configuration, declarations. Imports no torch. Errors are in "
     "`bestiary.api.errors`, hooks in `bestiary.api.hooks`.",
     "bestiary.nn": "All that a modelling file needs beside torch.",
+    "bestiary.testing": "The conformance kit: what a contract may state. Needs `pip install 'bestiary[testing]'`.",
 }
 CONSTANTS = {
     "DEFAULT_VOCAB_PADDING_SIZE": "Rows to a multiple of which a rank's share of a vocabulary is padded.",
