@@ -142,10 +142,14 @@ class Workbench:
         for key in [key for key in self._engines if key[0] == str(model)]:
             self._engines.pop(key).close()
 
-    def close(self) -> None:
+    def drop_all(self) -> None:
+        """Free all engines; references and checkpoints stay."""
         for llm in self._engines.values():
             llm.close()
         self._engines.clear()
+
+    def close(self) -> None:
+        self.drop_all()
         self._references.clear()
         self._folder.cleanup()
 

@@ -157,7 +157,7 @@ def _one_of_each(names: Iterable[str]) -> dict[str, str]:
 
 def _write_shards(stored: Tensors, source: Path, folder: Path) -> None:
     """The checkpoint in several files with an index, tensors dealt out at random."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     names = sorted(stored)
     random.Random(5).shuffle(names)
     places = {}
