@@ -120,13 +120,14 @@ def check_options(block: Block) -> None:
 def run_python(block: Block, session: dict[str, Any]) -> str:
     """Run the block in the session; returns what it printed, or the text of the error that it says it raises."""
     from bestiary.api.errors import BestiaryError
+    from bestiary.testing.failures import ContractFailure
 
     path = Path(f"block_{block.line}.py")
     path.write_text(block.text, encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         try:
             session |= runpy.run_path(str(path), init_globals=session, run_name="__main__")
-        except BestiaryError as error:
+        except (BestiaryError, ContractFailure) as error:
             if "raises" in block.words:
                 return str(error)
             raise

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
-CHECKS = ("found", "clean_import", "members", "weights_complete", "greedy", "readme")
+CHECKS = ("found", "clean_import", "members", "weights_complete", "readme")
 
 
 def certify(folder: Path, cache: Path, *options: str) -> tuple[int, Any]:

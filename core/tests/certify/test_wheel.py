@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from bestiary import __version__
 from bestiary.api import record
 from bestiary.api.errors import BadTarget
 from bestiary.testing.certify import wheel
+from bestiary.testing.certify.target import resolve
 
 INFO = "tiny_plugin-1.0.dist-info"
 FILES = {
@@ -85,6 +87,17 @@ def test_a_data_folder_is_merged(tmp_path: Path, target: Path) -> None:
 def _folder(path: Path) -> Path:
     path.mkdir()
     return path
+
+
+def test_what_the_environment_lacks_is_said_before_anything_runs(tmp_path: Path, target: Path) -> None:
+    wanted = "Requires-Dist: nothing-like-this>=2\nRequires-Dist: bestiary>=99\nRequires-Dist: pluggy\n"
+    metadata = FILES[f"{INFO}/METADATA"] + wanted
+    api = FILES[f"{INFO}/entry_points.txt"] + "[bestiary_api]\n1.0 = tiny_plugin\n"
+    path = forge(tmp_path, FILES | {f"{INFO}/METADATA": metadata, f"{INFO}/entry_points.txt": api})
+    with pytest.raises(BadTarget, match="needs what this environment does not have") as caught:
+        resolve(str(path), target, timeout_s=60, say=lambda text: None)
+    assert caught.value.details == ("nothing-like-this>=2 (not installed)", f"bestiary>=99 ({__version__})")
+    assert caught.value.fix == "pip install 'nothing-like-this>=2' 'bestiary>=99'"
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def started(*arguments: str, site: Path | None = None, code: str = CODE) -> subp
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["models"], ["models", "--json"], ["generate", "--help"], ["chat", "--help"],
-     ["inspect", "--help"], ["doctor", "--help"], ["completion", "fish"]],
+     ["inspect", "--help"], ["doctor", "--help"], ["certify", "--help"], ["new", "--help"], ["completion", "fish"]],
     ids=" ".join,
 )  # fmt: skip
 def test_nothing_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None:
@@ -94,4 +94,4 @@ def test_a_command_that_is_not_named_is_explained_and_nothing_was_done(
 
 def test_help_lists_the_exit_codes(bestiary: Run) -> None:
     text = bestiary("--help").out
-    assert all(f"\n    {code} " in text for code in (0, 1, 2, 3, 70, 130, 141))
+    assert all(f"\n    {code} " in text for code in (0, 1, 2, 3, 4, 70, 130, 141))

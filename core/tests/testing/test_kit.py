@@ -253,6 +253,24 @@ def test_a_weight_without_effect_must_be_explained(contract):
     assert failures(explained, "shows_mistakes") == {}
 
 
+def test_logits_that_hardly_differ_are_refused(contract):
+    class Flat(Reference):
+        def forward(self, input_ids):
+            return super().forward(input_ids) / 100
+
+    found = failures(contract(reference=lambda self, config: Flat(config)), "shows_mistakes")["shows_mistakes"]
+    assert "larger weights show more" in found
+
+
+def test_a_reference_must_answer_with_finite_logits(contract):
+    class Broken(Reference):
+        def forward(self, input_ids):
+            return super().forward(input_ids) / 0
+
+    found = failures(contract(reference=lambda self, config: Broken(config)), "greedy")
+    assert "the reference's logits are not finite" in found["greedy[base]"]
+
+
 def test_a_reference_must_answer_with_logits(contract):
     stated = {"reference": lambda self, config: nn.Embedding(8, 8).requires_grad_(False)}
     assert failures(contract(**stated), "logits")  # logits of another width
@@ -302,7 +320,7 @@ def test_an_architecture_registered_by_hand_is_not_found(contract):
 def test_without_a_config_only_what_is_installed_is_checked(contract):
     found = outcomes(contract(config=None), *(set(ModelContract.checks()) - {"clean_import"}))
     made = {name for name, why in found.items() if why is None}
-    assert made | {"clean_import", "readme"} == ModelContract.static_checks
+    assert made | {"clean_import"} == ModelContract.static_checks
     assert found["logits[base]"] == "not checked: the contract has no config"
 
 
@@ -336,7 +354,7 @@ def test_a_contract_that_states_nonsense_is_an_error_where_it_is_defined(stated,
 
 def test_what_programs_read():
     assert ModelContract.is_contract is True
-    assert ModelContract.static_checks == {"found", "clean_import", "members", "readme"}
+    assert ModelContract.static_checks == {"found", "clean_import", "members"}
     assert list(ModelContract.checks())[:3] == ["found", "clean_import", "members"]
     assert all(len(summary) > 20 and not summary.endswith(".") for summary in ModelContract.checks().values())
 
@@ -383,7 +401,7 @@ def test_a_readme_whose_table_is_not_the_contracts_is_found(tmp_path, contract, 
     source.parent.mkdir()
     source.write_text(
         "from bestiary.testing import ModelContract\n"
-        f"class TestIt(ModelContract):\n    architecture = {made.architecture!r}\n"
+        f"class TestIt(ModelContract):\n    architecture = {made.architecture!r}\n    config = {CONFIG!r}\n"
     )
     (source.parent / "pyproject.toml").write_text("[project]\nname = 'tiny'\n")
     readme = source.parent / "README.md"

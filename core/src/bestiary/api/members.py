@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
-from .protocols import Derived, VllmModel
+from .protocols import VllmModel
+from .provided import Derived
 from .signatures import assigned_names, bound_signature, declaration, mismatches
 
 _MISSING = object()

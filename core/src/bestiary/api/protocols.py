@@ -13,8 +13,10 @@ Nothing here runs when a model does: no metaclass work beyond `typing.Protocol`'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+from .provided import counted, derived, provided
 
 if TYPE_CHECKING:
     import torch
@@ -24,39 +26,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 PoolingTypeStr: TypeAlias = Literal["LAST", "CLS", "MEAN", "ALL", "STEP"]
 AttnTypeStr: TypeAlias = Literal["decoder", "encoder", "encoder_only", "encoder_decoder"]
 MultiModalEmbeddings: TypeAlias = "Sequence[torch.Tensor] | torch.Tensor | tuple[torch.Tensor, ...]"
-
-
-def provided(method: Method) -> Method:
-    """Marks a protocol's method as a working default that a class may inherit."""
-    method.__bestiary_provided__ = True  # type: ignore[attr-defined]
-    return method
-
-
-class Derived:
-    """A protocol's value that an inheriting instance computes when it is read, until it assigns one of its own."""
-
-    __bestiary_provided__ = True
-
-    def __init__(self, compute: Callable[[Any], Any]) -> None:
-        self.compute = compute
-
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return self if instance is None else self.compute(instance)
-
-
-def derived(compute: Callable[[Any], Any]) -> Any:
-    """`Derived`, with a type that fits every annotation."""
-    return Derived(compute)
-
-
-def _counted(what: str) -> Any:
-    """A number from the placement of the model's first layer of experts; 0 where there is no such layer."""
-    return derived(lambda model: next((getattr(each.placement, what) for each in model.moe_layers), 0))
 
 
 @runtime_checkable
@@ -189,12 +162,12 @@ class MixtureOfExperts(Protocol):
     is_mixture_of_experts: ClassVar[Literal[True]] = True
     moe_layers: Any = derived(lambda model: [each for each in model.modules() if getattr(each, "is_moe_layer", False)])
     num_moe_layers: int = derived(lambda model: len(model.moe_layers))
-    num_logical_experts: int = _counted("num_logical")
-    num_physical_experts: int = _counted("num_physical")
-    num_local_physical_experts: int = _counted("num_local")
+    num_logical_experts: int = counted("num_logical")
+    num_physical_experts: int = counted("num_physical")
+    num_local_physical_experts: int = counted("num_local")
     num_routed_experts: int = derived(lambda model: model.num_logical_experts)
     num_shared_experts: int = 0
-    num_redundant_experts: int = _counted("num_redundant")
+    num_redundant_experts: int = counted("num_redundant")
     num_expert_groups: int = 1
 
     @provided

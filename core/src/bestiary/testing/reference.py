@@ -91,6 +91,8 @@ def reference_logits(model: nn.Module, token_ids: Sequence[int]) -> torch.Tensor
             "the reference does not answer with logits", field="reference", value=shape,
             limit=f"[1, {len(token_ids)}, vocabulary] for ids [1, {len(token_ids)}], or an object with .logits",
         )  # fmt: skip
+    if not bool(torch.isfinite(logits).all()):
+        raise UsageError("the reference's logits are not finite", field="reference", limit="finite numbers")
     return logits[0].float()
 
 

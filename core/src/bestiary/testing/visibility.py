@@ -17,6 +17,8 @@ MIN_LAYERS = 2
 MIN_VOCABULARY = 32
 VISIBLE = 10 * ATOL
 """How much the logits must move when a weight changes by a tenth."""
+MIN_SPREAD = 0.1
+"""Of the logits: their standard deviation."""
 
 
 def what_is_hidden(config: Any) -> Iterator[str]:
@@ -48,6 +50,13 @@ def what_is_hidden(config: Any) -> Iterator[str]:
 def _number(config: Any, name: str) -> int | None:
     value = getattr(config, name, None)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def too_flat(logits: torch.Tensor) -> Iterator[str]:
+    """A line where logits hardly differ, so that neither does what a mistake makes of them."""
+    spread = float(logits.std())
+    if spread < MIN_SPREAD:
+        yield f"the reference's logits differ by {spread:.2g} only: larger weights show more; at least {MIN_SPREAD}"
 
 
 @torch.inference_mode()

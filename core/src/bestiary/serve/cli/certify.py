@@ -138,9 +138,9 @@ def _progress() -> Iterator[Any]:
             for each in outcome.checks:
                 if each.status != "not_run" and id(each) not in shown:
                     shown.add(id(each))
-                    console.print(Text(f"{_WORDS[each.status]:<14}", _STYLES[each.status]), _progress_line(each))
+                    console.print(Text(f"{_WORDS[each.status]:<14}", _STYLES[each.status]), Text(_progress_line(each)))
             if outcome.running is not None:
-                status.update(f"{len(shown) + 1}/{len(outcome.checks)} {clean(_called(outcome.running))}")
+                status.update(Text(f"{len(shown) + 1}/{len(outcome.checks)} {clean(_called(outcome.running))}"))
 
         yield update
 

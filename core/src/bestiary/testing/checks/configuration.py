@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from bestiary.testing.base import ContractBase
 from bestiary.testing.check import check
 from bestiary.testing.failures import ContractFailure
-from bestiary.testing.visibility import what_is_hidden, without_effect
+from bestiary.testing.visibility import too_flat, what_is_hidden, without_effect
 
 
 class ConfigurationChecks(ContractBase):
@@ -19,8 +19,9 @@ class ConfigurationChecks(ContractBase):
         """The tiny model's sizes and weights hide no mistake: every weight moves the logits."""
         model = self.bench.reference()
         config = getattr(model, "config", None) or SimpleNamespace(**self.bench.config())
-        problems = list(what_is_hidden(config))
-        for form, moved in without_effect(model, self.bench.prompts()[-1]).items():
+        ids = self.bench.prompts()[-1]
+        problems = [*what_is_hidden(config), *too_flat(self.bench.expected(ids))]
+        for form, moved in without_effect(model, ids).items():
             if not any(fnmatch.fnmatch(form, pattern) for pattern in self.without_effect):
                 problems.append(f"{form}: changing it moves the reference's logits by {moved:.1g} only")
         if problems:

@@ -28,7 +28,7 @@ class ReadmeChecks(ContractBase):
                 return f"README.md has no lines {BEGIN} and {END}"
         return super().why_not(name)
 
-    @check(static=True, listed=False)
+    @check(listed=False)
     def test_readme(self) -> None:
         """The README's table of what is checked is the one its contracts give."""
         readme = _readme(type(self))
