@@ -114,7 +114,7 @@ def _edited(source: str, place: Place, new: str) -> Mutant | None:
 
 def _with(node: ast.AST, **changed: Any) -> str:
     """The node's text with some of its fields replaced."""
-    kept = {name: value for name, value in ast.iter_fields(node)}
+    kept = dict(ast.iter_fields(node))
     made = type(node)(**kept | changed)
     text = ast.unparse(ast.fix_missing_locations(made))
     return f"({text})" if isinstance(node, ast.BinOp | ast.BoolOp | ast.Compare | ast.IfExp | ast.UnaryOp) else text
@@ -122,7 +122,7 @@ def _with(node: ast.AST, **changed: Any) -> str:
 
 @rule
 def constants(place: Place, _file: File) -> Iterator[str]:
-    """Truths flipped, numbers one more and twice as large, None for a number, names misspelt."""
+    """Truths flipped, numbers one more and twice as large, names misspelt."""
     if not isinstance(place.node, ast.Constant):
         return
     value = place.node.value
@@ -135,8 +135,6 @@ def constants(place: Place, _file: File) -> Iterator[str]:
         yield repr(2 * value)
     elif isinstance(value, str):
         yield repr(value + "_")
-    elif value is None:
-        yield "0"
 
 
 _OPERATORS: dict[type[ast.operator], tuple[type[ast.operator], ...]] = {
@@ -241,7 +239,9 @@ def orders(place: Place, _file: File) -> Iterator[str]:
         for values in _exchanged(node.values):
             yield _with(node, values=values)
         for at in range(len(node.keys)):
-            yield _with(node, keys=node.keys[:at] + node.keys[at + 1 :], values=node.values[:at] + node.values[at + 1 :])
+            yield _with(
+                node, keys=node.keys[:at] + node.keys[at + 1 :], values=node.values[:at] + node.values[at + 1 :]
+            )
 
 
 @rule
@@ -271,7 +271,11 @@ def _is_setting(node: ast.AST) -> bool:
 @rule
 def statements(place: Place, _file: File) -> Iterator[str]:
     """A statement of a function left out; a loop's body, too."""
-    if isinstance(place.node, ast.stmt) and place.within(ast.FunctionDef) and not isinstance(place.node, ast.FunctionDef):
+    if (
+        isinstance(place.node, ast.stmt)
+        and place.within(ast.FunctionDef)
+        and not isinstance(place.node, ast.FunctionDef)
+    ):
         yield "pass"
 
 
@@ -282,7 +286,9 @@ def names(place: Place, _file: File) -> Iterator[str]:
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and function is not None:
         if place.within(ast.ClassDef) is None or function.name == "__init__":
             return
-        used = {each.id for each in ast.walk(function) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+        used = {
+            each.id for each in ast.walk(function) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+        }
         used |= {each.arg for each in function.args.args} - {"self"}
         if node.id in used:
             yield from sorted(used - {node.id, "_"})
@@ -300,20 +306,11 @@ def names(place: Place, _file: File) -> Iterator[str]:
 
 @rule
 def subscripts(place: Place, file: File) -> Iterator[str]:
-    """A name in the place of another one that stands in the same list, dictionary or subscript elsewhere."""
-    if not isinstance(place.node, ast.Constant) or not isinstance(place.node.value, str):
-        return
-    kinds = ast.Subscript | ast.Dict | ast.List | ast.Tuple
-    if not isinstance(place.parent, kinds):
-        return
-    others = {
-        each.value
-        for holder in ast.walk(file.tree)
-        if isinstance(holder, kinds) and type(holder) is type(place.parent)
-        for each in ast.iter_child_nodes(holder)
-        if isinstance(each, ast.Constant) and isinstance(each.value, str)
-    }
-    yield from (repr(other) for other in sorted(others - {place.node.value}))
+    """One name in brackets in the place of another."""
+    if isinstance(place.parent, ast.Subscript) and isinstance(place.node, ast.Constant):
+        inside = [each.slice for each in ast.walk(file.tree) if isinstance(each, ast.Subscript)]
+        others = {each.value for each in inside if isinstance(each, ast.Constant)} - {place.node.value}
+        yield from (repr(other) for other in others)
 
 
 @rule

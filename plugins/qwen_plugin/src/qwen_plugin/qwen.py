@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 def rope_parameters(config: QWenConfig) -> Mapping[str, Any]:
     """Dynamic NTK wins over a scaling in `rope_parameters`; without either, plain rotation."""
-    scaling = dict(config.rope_parameters or {})
+    scaling = config.rope_parameters or {}
     if config.use_dynamic_ntk:
-        scaling |= {"rope_type": "dynamic_by_prompt", "original_max_position_embeddings": config.seq_length}
+        scaling = {"rope_type": "dynamic_by_prompt", "original_max_position_embeddings": config.seq_length}
     return {"rope_theta": config.rotary_emb_base, **scaling}
 
 

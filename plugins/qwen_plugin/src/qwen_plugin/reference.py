@@ -52,13 +52,16 @@ class Norm(nn.Module):
 
 
 def rotation(config: Any, length: int, prompt_len: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines ``[length, rotated channels]``."""
+    """Cosines and sines ``[length, rotated channels]``; a factor in `rope_parameters` stretches positions."""
     dim = int(config.kv_channels * config.rotary_pct)
     base = config.rotary_emb_base
     if config.use_dynamic_ntk:
         alpha = max(2 ** math.ceil(math.log(prompt_len / config.seq_length, 2) + 1) - 1, 1)
         base = base * alpha ** (dim / (dim - 2))
-    angles = torch.outer(torch.arange(length).float(), 1.0 / base ** (torch.arange(0, dim, 2).float() / dim))
+    stretched = 1.0 if config.use_dynamic_ntk else (getattr(config, "rope_parameters", None) or {}).get("factor", 1.0)
+    angles = torch.outer(
+        torch.arange(length).float() / stretched, 1.0 / base ** (torch.arange(0, dim, 2).float() / dim)
+    )
     angles = torch.cat((angles, angles), -1)
     return angles.cos(), angles.sin()
 

@@ -26,7 +26,13 @@ _SHARDS = 4
 
 
 class WeightsChecks(ContractBase):
-    """`weights_complete`, `weights_missing`, `weights_unknown`, `weights_sharded`, `save_load`."""
+    """`weights_complete`, `weights_missing`, `weights_unknown`, `weights_sharded`, `weights_renamed`, `save_load`."""
+
+    @classmethod
+    def why_not(cls, name: str) -> str | None:
+        if name == "weights_renamed" and not cls.other_names:
+            return "the contract states no other_names"
+        return super().why_not(name)
 
     @check()
     def test_weights_complete(self) -> None:
@@ -96,6 +102,24 @@ class WeightsChecks(ContractBase):
                 got=f"{float((got - want).abs().max()):.3g} off",
                 likely=["load_weights depends on the order in which tensors come"],
             )
+
+    @check()
+    def test_weights_renamed(self) -> None:
+        """The same tensors under the other names that checkpoints have for them load the same, bit for bit."""
+        stored = self.bench.tensors()
+        want = self._load(stored).state_dict()
+        for spelling, (pattern, replacement) in self.other_names.items():
+            renamed = {re.sub(pattern, replacement, name): tensor for name, tensor in stored.items()}
+            if renamed.keys() == stored.keys():
+                raise ContractFailure(f"other_names[{spelling!r}]: {pattern!r} fits no tensor of the checkpoint")
+            got = self._load(renamed).state_dict()
+            wrong = [name for name, tensor in want.items() if not torch.equal(got[name], tensor)]
+            if wrong:
+                raise ContractFailure(
+                    f"weights differ under other names: {spelling}",
+                    details=wrong,
+                    likely=["hf_to_vllm_mapper renames one tensor into another's name"],
+                )
 
     @check()
     def test_save_load(self) -> None:
