@@ -177,7 +177,8 @@ def decisions(place: Place, _file: File) -> Iterator[str]:
     """Comparisons turned and loosened, conditions always or never true, one side of `and` and `or`."""
     node = place.node
     if isinstance(node, ast.Compare):
-        for other in _COMPARISONS[type(node.ops[0])]:
+        named = isinstance(node.comparators[0], ast.Constant) and isinstance(node.comparators[0].value, str)
+        for other in _COMPARISONS[type(node.ops[0])][: 1 if named else None]:
             yield _with(node, ops=[other()])
     elif isinstance(node, ast.BoolOp):
         yield _with(node, op=ast.Or() if isinstance(node.op, ast.And) else ast.And())

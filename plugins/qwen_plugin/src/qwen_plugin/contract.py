@@ -66,7 +66,7 @@ class TestQWen(ModelContract):
         "no dynamic NTK": {"use_dynamic_ntk": False},
         "no log-n attention": {"use_logn_attn": False},
         "another base": {"rotary_emb_base": 1e6},
-        "linear scaling": {"use_dynamic_ntk": False, "rope_parameters": {"rope_type": "linear", "factor": 3.0}},
+        "LongRoPE": {"use_dynamic_ntk": False, **longrope(8)},
         "wide heads": {"kv_channels": 24},
         "a large epsilon": {"layer_norm_epsilon": 0.1},
         "all biases": {"no_bias": False},

@@ -114,7 +114,7 @@ class QWenModel(nn.Module):
         self.logn_length = config.seq_length if config.use_logn_attn else None
         self.wte = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
         self.start_layer, self.end_layer, self.h = make_layers(
-            config.num_hidden_layers, lambda prefix: QWenBlock(config), prefix="h"
+            config.num_hidden_layers, lambda prefix: QWenBlock(config)
         )
         self.ln_f = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
 
