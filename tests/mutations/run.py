@@ -81,12 +81,14 @@ def calls(subject: Any, left_out: Collection[str] = LEFT_OUT) -> Iterator[tuple[
             yield from ((name, {parameter: value}) for value in values[parameter])
 
 
-def noticed_by(mutation: Mutation) -> str | None:
-    """The first check that fails, with its parameter; None where the mistake passes all of them."""
+def noticed_by(mutation: Mutation, only: Collection[str] = ()) -> str | None:
+    """The first check (of `only`, where given) that fails, with its parameter; None where the mistake passes all."""
     subject = contract(mutation.contract)
     try:
         with mutated(mutation):
             for name, arguments in calls(subject):
+                if only and name not in only:
+                    continue
                 try:
                     getattr(subject, f"test_{name}")(**arguments)
                 except pytest.skip.Exception:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,14 +42,11 @@ class Workbench:
 
     def __init__(self, contract: ContractBase) -> None:
         self.contract = contract
-        self._folder = tempfile.TemporaryDirectory(prefix="bestiary-contract-")
+        self.folder = Path(tempfile.mkdtemp(prefix="bestiary-contract-"))
+        self._remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)  # at exit, if not before
         self._references: dict[str, nn.Module] = {}
         self._engines: dict[tuple[object, ...], LLM] = {}
         self._expected: dict[tuple[object, ...], torch.Tensor] = {}
-
-    @property
-    def folder(self) -> Path:
-        return Path(self._folder.name)
 
     def config(self, variant: str = BASE) -> dict[str, Any]:
         """`config.json`'s fields of the base or of a variant."""
@@ -155,7 +154,7 @@ class Workbench:
     def close(self) -> None:
         self.drop_all()
         self._references.clear()
-        self._folder.cleanup()
+        self._remove()
 
 
 _PLAIN: Mapping[str, Any] = {"dtype": "float32", "device": "cpu", "skip_tokenizer_init": True, "progress": False}
