@@ -25,16 +25,11 @@ def reads_by(package: str, config: Any) -> Iterator[set[str]]:
             seen.add(name)
         return kind.__getattribute__(self, name)
 
-    object.__setattr__(config, "__class__", _subclass(kind, {"__getattribute__": watched}))
+    object.__setattr__(config, "__class__", type(kind.__name__, (kind,), {"__getattribute__": watched}))
     try:
         yield seen
     finally:
         object.__setattr__(config, "__class__", kind)
-
-
-def _subclass(kind: type, members: dict[str, Any]) -> type:
-    """Made without `__init_subclass__`, which configuration classes use to make themselves anew."""
-    return type(kind.__name__, (kind,), {"__init_subclass__": classmethod(lambda cls, **_: None), **members})
 
 
 def what_is_not_varied(config: Any, read: set[str], models: Sequence[Fields]) -> Iterator[str]:
@@ -47,6 +42,8 @@ def what_is_not_varied(config: Any, read: set[str], models: Sequence[Fields]) ->
     names = {name: _spellings(config, name) for name in sorted(read)}
     for name, spellings in names.items():
         if name not in defaults:
+            if defaults and not hasattr(type(config), name) and all(spellings & fields.keys() for fields in models):
+                yield f"{name}: given in every variant, though it may be absent: what is done without it does not show"
             continue
         values = [_value(fields, spellings, defaults[name]) for fields in models]
         if all(value == defaults[name] for value in values):
@@ -72,7 +69,7 @@ def _defaults(config: Any) -> dict[str, Any]:
     """Field → the value it has where `config.json` lacks it."""
     if dataclasses.is_dataclass(config):
         stated = {field.name: field.default for field in dataclasses.fields(config)}
-        found = {name: value for name, value in stated.items() if value is not dataclasses.MISSING}
+        found = {name: _ABSENT if value is dataclasses.MISSING else value for name, value in stated.items()}
     else:
         found = {}
     try:

@@ -25,7 +25,7 @@ CHOICE: dict[str, dict[str, Any]] = {
     "one expert a token": {"num_experts_per_tok": 1},
     "all experts a token": {"num_experts_per_tok": 5},
     "some layers without experts": {"mlp_only_layers": [1]},
-    "every second layer with experts": {"decoder_sparse_step": 2},
+    "every third layer with experts": {"decoder_sparse_step": 3},
 }
 
 
@@ -136,15 +136,16 @@ class TestQwen3(ModelContract):
 
 class TestQwen3Moe(ModelContract):
     architecture = "Qwen3MoeForCausalLM"
-    config = {"model_type": "qwen3_moe", **SIZES, **EXPERTS, "head_dim": 24, "norm_topk_prob": True}
+    config = {"model_type": "qwen3_moe", **SIZES, **EXPERTS, "norm_topk_prob": True}
     variants = {
+        "wide heads": {"head_dim": 24},
         **CHOICE,
         "tied embeddings": {"tie_word_embeddings": True},
         "GELU": {"hidden_act": "gelu"},
         "weights as the router gives them": {"norm_topk_prob": False},
         "attention bias": {"attention_bias": True},
         "a sliding window": {"use_sliding_window": True, "sliding_window": 6},
-        "LongRoPE": longrope(12),
+        "LongRoPE": longrope(8),
     }
     smooth_variant = "all experts a token"
     refused = DUAL_CHUNK
