@@ -6,6 +6,7 @@ import itertools
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from bestiary.api.errors import UsageError
 from bestiary.api.registry import ModelRegistry
 from bestiary.testing import ContractFailure, ModelContract, support_table, write_table
 from bestiary.testing.fake_site import Site
+from bestiary.testing.fields import reads_by, what_is_not_varied
 from bestiary.testing.reference import transformers_reference
 from bestiary.testing.table import BEGIN, END
 
@@ -136,7 +138,7 @@ def test_a_right_model_passes_every_check(contract):
     found = outcomes(contract())
     skipped = {name: why for name, why in found.items() if isinstance(why, str)}
     assert {name: str(why) for name, why in found.items() if why is not None and name not in skipped} == {}
-    assert set(skipped) == {"readme", "gguf_names", "gguf_file[F32]", "gguf_file[Q8_0]"}
+    assert set(skipped) == {"readme", "gguf_names", "gguf_file[F32]", "gguf_file[Q8_0]", "weights_renamed", "refused"}
     assert all(why.startswith("does not apply: ") for why in skipped.values())
     assert {"logits[base]", "logits[one key-value head]", "pipeline", "preempted", "deterministic"} < set(found)
 
@@ -161,6 +163,25 @@ MISTAKES = {
                                       ["hands nothing on", "is_last_rank"]),
     "other tensors than promised": ('return IntermediateTensors({"hidden_states": torch',
                                     'return IntermediateTensors({"hidden": torch', "pipeline", ["does not describe"]),
+    "a stage's memory of another type": ("dtype=dtype, ", "", "pipeline", ["asked for were torch.float64 on meta"]),
+    "embeddings that are not those of forward": ("return self.embed(input_ids)", "return 2 * self.embed(input_ids)",
+                                                 "logits", []),
+    "embeddings that are not used": ("if inputs_embeds is None else inputs_embeds", "if True else None", "embeddings",
+                                     ["could not be made"]),
+    "embeddings used in another way": ("else inputs_embeds", "else 1.01 * inputs_embeds", "embeddings",
+                                       ["embeddings in the place of ids", "embed_input_ids"]),
+    "a fusion of a layer that is not there": ('{"qkv": ["q", "k", "v"]}', '{"qkv": ["q", "k", "v"], "up": ["a"]}',
+                                              "named_layers", ["no layer is called up"]),
+    "a fusion of another number": ('{"qkv": ["q", "k", "v"]}', '{"qkv": ["q", "k"]}', "named_layers",
+                                   ["qkv is not 2 projections in one"]),
+    "the embedding called the head": ('"embed": "input_embeddings"', '"embed": "output_embeddings"', "named_layers",
+                                      ["embed is no ParallelLMHead", "names no input_embeddings"]),
+    "an embedding of another name": ('{"embed": "in', '{"embed_tokens": "in', "named_layers", ["embed_tokens is no"]),
+    "experts that are none": ("SupportsPP):", "SupportsPP, __import__('bestiary.api').api.MixtureOfExperts):",
+                              "named_layers",
+                              ["has no layer of experts"]),
+    "stages that are not claimed": ("SupportsLoRA, SupportsPP)", "SupportsLoRA)", "members",
+                                    ["make_empty_intermediate_tensors is written, but supports_pp is not claimed"]),
     "a loader that passes over": (LOAD, LOAD.replace("weights)", "w for w in weights if 'nobody' not in w[0])"),
                                   "weights_unknown", ["leaves 1 checkpoint tensor(s) out: nobody_knows.weight"]),
     "a loader that makes up": (LOAD, "found = dict(weights)\n        found.setdefault('norm.weight', torch.ones(32))\n"
@@ -213,6 +234,15 @@ def _with_spare_rows(self, config):
     self.embed = nn.Embedding(config["vocab_size"] + 3, config["hidden_size"])
 
 
+def test_other_names_are_loaded(contract):
+    stated = {"other_names": {"those of the whole model": ("^", "model.")}}
+    assert "model.embed.weight" in failures(contract(**stated), "weights_renamed")["weights_renamed"]
+    renaming = LOAD.replace("(weights)", "((name.removeprefix('model.'), weight) for name, weight in weights)")
+    assert outcomes(contract(LOAD, renaming, **stated), "weights_renamed") == {"weights_renamed": None}
+    found = failures(contract(other_names={"none": ("^transformer", "")}), "weights_renamed")
+    assert "fits no tensor" in found["weights_renamed"]
+
+
 def test_a_tensor_may_be_declared_optional(contract):
     old, new, *_ = MISTAKES["a loader that makes up"]
     assert failures(contract(old, new, optional_weights=("norm.weight",)), "weights_missing") == {}
@@ -239,6 +269,52 @@ HIDING = [
 def test_a_configuration_that_hides_mistakes_is_refused(fields, said, contract):
     found = failures(contract(config=CONFIG | fields), "shows_mistakes")
     assert said in found["shows_mistakes"]
+
+
+class Fields(SimpleNamespace):
+    """A configuration object with defaults."""
+
+    def __init__(self, **given):
+        super().__init__(
+            **{"hidden_size": 7, "num_attention_heads": 1, "eps": 0.1, "heads": 2, "a": 1, "b": 1, "head_dim": 9}
+            | given
+        )
+
+
+def test_the_fields_that_a_package_reads_are_known():
+    config = Fields()
+    ours = {"__name__": "some_plugin.model", "config": config}
+    with reads_by("some_plugin", config) as read:
+        exec("config.eps, getattr(config, 'windows', None)", ours)  # noqa: S102
+        assert config.heads == 2  # read by someone else
+        assert isinstance(config, Fields)
+    assert read == {"eps", "windows"}
+    assert type(config) is Fields
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ([{"eps": 0.2}, {"eps": 0.1}], None),
+        ([{}, {"eps": 0.1}], "eps = 0.1 in every variant"),
+        ([{"eps": 0.2, "a": 3, "b": 3}, {"a": 4, "b": 4}], "a and b are the same number"),
+        ([{"eps": 0.2, "a": 3, "b": 3}, {"a": 3, "b": 4}], None),
+        ([{"eps": 0.2, "c": 3}], "c: given in every variant"),
+        ([{"eps": 0.2, "c": 3}, {}], None),
+        ([{"eps": 0.2, "head_dim": 4, "num_attention_heads": 2, "hidden_size": 8}], "the wrong way round"),
+        ([{"eps": 0.2, "head_dim": 5, "num_attention_heads": 2, "hidden_size": 8}], None),
+    ],
+)
+def test_a_field_that_no_variant_changes_is_refused(models, said):
+    found = list(what_is_not_varied(Fields(), {name for fields in models for name in fields}, models))
+    assert len(found) == (said is not None)
+    assert all(said in line for line in found)
+
+
+def test_a_configuration_that_is_not_refused_is_found(contract):
+    wrong = {"no layers": {"num_hidden_layers": 0}, "no half heads": {"num_attention_heads": 3}}
+    found = failures(contract(refused=wrong | {"nobody reads this": {"colour": "blue"}}), "refused")["refused"]
+    assert "nobody reads this: built without a word" in found
 
 
 def test_a_weight_without_effect_must_be_explained(contract):

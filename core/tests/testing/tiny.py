@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from bestiary.api import IntermediateTensors, SupportsPP
+from bestiary.api import IntermediateTensors, SupportsLoRA, SupportsPP
 from bestiary.nn import (
     Attention,
     AutoWeightsLoader,
@@ -43,8 +43,9 @@ class TinyLayer(nn.Module):
         return hidden_states + output
 
 
-class TinyForCausalLM(nn.Module, SupportsPP):
+class TinyForCausalLM(nn.Module, SupportsLoRA, SupportsPP):
     packed_modules_mapping = {"qkv": ["q", "k", "v"]}
+    embedding_modules = {"embed": "input_embeddings", "lm_head": "output_embeddings"}
 
     def __init__(self, *, vllm_config, prefix=""):
         super().__init__()
@@ -58,8 +59,11 @@ class TinyForCausalLM(nn.Module, SupportsPP):
     def embed_input_ids(self, input_ids):
         return self.embed(input_ids)
 
-    def forward(self, input_ids, positions, intermediate_tensors=None):
-        hidden_states = intermediate_tensors["hidden_states"] if intermediate_tensors else self.embed(input_ids)
+    def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None):
+        if intermediate_tensors is not None:
+            hidden_states = intermediate_tensors["hidden_states"]
+        else:
+            hidden_states = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         for layer in self.layers[self.start : self.end]:
             hidden_states = layer(positions, hidden_states)
         if not get_pp_group().is_last_rank:

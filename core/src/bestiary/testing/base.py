@@ -30,12 +30,14 @@ class ContractBase:
     architecture: ClassVar[str] = ""
     config: ClassVar[Mapping[str, Any] | None] = None
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    refused: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     gguf: ClassVar[str | None] = None
     gguf_variants: ClassVar[Sequence[str]] = ()
     bf16_bound: ClassVar[float] = 0.08
     smooth_variant: ClassVar[str] = BASE
     quantization_bounds: ClassVar[Mapping[str, float]] = {}
     optional_weights: ClassVar[tuple[str, ...]] = ()
+    other_names: ClassVar[Mapping[str, tuple[str, str]]] = {}
     without_effect: ClassVar[Mapping[str, str]] = {}
     given_up: ClassVar[Mapping[str, str]] = {}
 
@@ -130,7 +132,7 @@ def _misspelt(cls: type[ContractBase]) -> list[str]:
 
 def _wrong_kinds(cls: type[ContractBase]) -> list[str]:
     found = []
-    for name in ("config", "variants", "quantization_bounds", "without_effect", "given_up"):
+    for name in ("config", "variants", "refused", "quantization_bounds", "other_names", "without_effect", "given_up"):
         if not isinstance(getattr(cls, name), Mapping) and (name, getattr(cls, name)) != ("config", None):
             found.append(f"{name}: must be a mapping")
     for name, changed in cls.variants.items() if isinstance(cls.variants, Mapping) else ():

@@ -16,6 +16,7 @@ Every inherited ``test_…`` method is one check.
 
 from __future__ import annotations
 
+from .checks.claims import ClaimsChecks
 from .checks.configuration import ConfigurationChecks
 from .checks.gguf import GgufChecks
 from .checks.installed import InstalledChecks
@@ -34,6 +35,7 @@ class ModelContract(
     PipelineChecks,
     ScheduleChecks,
     LogitsChecks,
+    ClaimsChecks,
     WeightsChecks,
     ConfigurationChecks,
     InstalledChecks,  # its checks come first
@@ -44,6 +46,8 @@ class ModelContract(
         architecture: the name in `config.json`, which is the name of the entry point in `vllm_models`.
         config: `config.json` of a tiny model, with `model_type`. None: only what needs no model is checked.
         variants: name → changed fields; each is a model of its own whose logits are compared.
+        refused: name → changed fields with which the model cannot be computed, so that building it must be a
+            `ConfigError` that names one of them.
         gguf: its name in `bestiary_gguf`: `general.architecture` of its GGUF files, or that with a dot and
             the key that tells them from others. None: it has none.
         gguf_variants: variants that are written as GGUF files as well.
@@ -52,6 +56,8 @@ class ModelContract(
             sends a token to another expert, no bound holds. One that chooses all experts does not choose.
         quantization_bounds: how far a method's weights may be off, by its name, relative to the largest of a layer.
         optional_weights: patterns (`fnmatch`) of checkpoint tensors that may be missing.
+        other_names: what some checkpoints call the same tensors: name of such a spelling → (regular expression,
+            replacement), which turns the reference's names into it.
         without_effect: pattern of parameters of the reference → the reason why they cannot change the logits.
         given_up: name of a check → why this architecture does not make it, in at least ten characters.
 

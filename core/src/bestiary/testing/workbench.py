@@ -128,23 +128,31 @@ class Workbench:
         given = [{"prompt_token_ids": list(ids)} for ids in prompts]
         return [each.outputs[0] for each in (llm or self.llm()).generate(given, greedy, use_tqdm=False)]
 
-    def build(self, variant: str = BASE) -> tuple[nn.Module, VllmConfig]:
-        """The class built and placed, with memory and without weights."""
-        args = EngineArgs.make(str(self.checkpoint(variant)), _PLAIN)
-        model_class, config = EngineBuilder(args).configure()
+    def build(self, variant: str = BASE, model_path: Path | None = None) -> tuple[nn.Module, VllmConfig]:
+        """The class built and placed, with memory and without weights; for a variant, or for a model directory."""
+        model_class, config = self.configure(variant, model_path)
         model = build_model(model_class, config)
         materialize(model, torch.device("cpu"))
         return model, config
+
+    def configure(self, variant: str = BASE, model_path: Path | None = None) -> tuple[type[nn.Module], VllmConfig]:
+        """The class, and the configuration that it is built with."""
+        args = EngineArgs.make(str(model_path or self.checkpoint(variant)), _PLAIN)
+        return EngineBuilder(args).configure()
 
     def drop(self, model: Path) -> None:
         """Free the engines over `model`."""
         for key in [key for key in self._engines if key[0] == str(model)]:
             self._engines.pop(key).close()
 
-    def close(self) -> None:
+    def drop_all(self) -> None:
+        """Free all engines; references and checkpoints stay."""
         for llm in self._engines.values():
             llm.close()
         self._engines.clear()
+
+    def close(self) -> None:
+        self.drop_all()
         self._references.clear()
         self._remove()
 

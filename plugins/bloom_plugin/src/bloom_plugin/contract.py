@@ -25,6 +25,7 @@ class TestBloom(ModelContract):
         "untied head": {"tie_word_embeddings": False},
         "a large epsilon": {"layer_norm_epsilon": 0.1},
     }
+    other_names = {"the bare model's": (r"^transformer\.", "")}  # bigscience/bloom
     gguf = "bloom"
     gguf_variants = ("a power of two of heads", "untied head", "a large epsilon")
 

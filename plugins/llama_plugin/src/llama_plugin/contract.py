@@ -42,6 +42,9 @@ class TestLlama(ModelContract):
         ),
         "YaRN": rope("yarn", factor=4.0, original_max_position_embeddings=32),
         "LongRoPE": rope("longrope", factor=4.0, original_max_position_embeddings=128, **LONG),
+        "LongRoPE whose factor follows from the lengths": rope(
+            "longrope", original_max_position_embeddings=32, **LONG | {"short_factor": LONG["long_factor"]}
+        ),
     }
     gguf = "llama"
     gguf_variants = (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bestiary.testing import ModelContract
 
+FACTORS = [1.0 + 0.3 * pair for pair in range(8)]
+
 
 class TestMixtral(ModelContract):
     architecture = "MixtralForCausalLM"
@@ -27,6 +29,16 @@ class TestMixtral(ModelContract):
         "a sliding window": {"sliding_window": 8},
         "tied embeddings": {"tie_word_embeddings": True},
         "GELU": {"hidden_act": "gelu"},
+        "LongRoPE": {
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10_000.0,
+                "original_max_position_embeddings": 32,  # the factor follows from the two lengths
+                "short_factor": FACTORS,
+                "long_factor": FACTORS,
+            },
+        },
     }
     smooth_variant = "all experts a token"
     gguf = "llama.expert_count"

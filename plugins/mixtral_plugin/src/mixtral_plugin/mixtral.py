@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class MixtralAttention(nn.Module):
     def __init__(self, config: MixtralConfig) -> None:
         super().__init__()
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
         self.qkv_proj = QKVParallelLinear(
             config.hidden_size, head_dim, config.num_attention_heads, config.num_key_value_heads, bias=False
         )

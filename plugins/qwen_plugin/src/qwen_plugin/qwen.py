@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 def rope_parameters(config: QWenConfig) -> Mapping[str, Any]:
     """Dynamic NTK wins over a scaling in `rope_parameters`; without either, plain rotation."""
-    scaling = dict(config.rope_parameters or {})
+    scaling = config.rope_parameters or {}
     if config.use_dynamic_ntk:
-        scaling |= {"rope_type": "dynamic_by_prompt", "original_max_position_embeddings": config.seq_length}
+        scaling = {"rope_type": "dynamic_by_prompt", "original_max_position_embeddings": config.seq_length}
     return {"rope_theta": config.rotary_emb_base, **scaling}
 
 
@@ -114,7 +114,7 @@ class QWenModel(nn.Module):
         self.logn_length = config.seq_length if config.use_logn_attn else None
         self.wte = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
         self.start_layer, self.end_layer, self.h = make_layers(
-            config.num_hidden_layers, lambda prefix: QWenBlock(config), prefix="h"
+            config.num_hidden_layers, lambda prefix: QWenBlock(config)
         )
         self.ln_f = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
 

@@ -52,15 +52,20 @@ class Norm(nn.Module):
 
 
 def rotation(config: Any, length: int, prompt_len: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines ``[length, rotated channels]``."""
+    """Cosines and sines ``[length, rotated channels]``; of scalings in `rope_parameters`, which are ours, LongRoPE."""
     dim = int(config.kv_channels * config.rotary_pct)
-    base = config.rotary_emb_base
+    base, factors, scale = config.rotary_emb_base, torch.ones(dim // 2), 1.0
     if config.use_dynamic_ntk:
         alpha = max(2 ** math.ceil(math.log(prompt_len / config.seq_length, 2) + 1) - 1, 1)
         base = base * alpha ** (dim / (dim - 2))
-    angles = torch.outer(torch.arange(length).float(), 1.0 / base ** (torch.arange(0, dim, 2).float() / dim))
+    elif scaling := getattr(config, "rope_parameters", None):
+        original = scaling["original_max_position_embeddings"]
+        factors = torch.tensor(scaling["long_factor"])
+        scale = math.sqrt(1 + math.log(config.max_position_embeddings / original) / math.log(original))
+    frequencies = 1.0 / (factors * base ** (torch.arange(0, dim, 2).float() / dim))
+    angles = torch.outer(torch.arange(length).float(), frequencies)
     angles = torch.cat((angles, angles), -1)
-    return angles.cos(), angles.sin()
+    return angles.cos() * scale, angles.sin() * scale
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

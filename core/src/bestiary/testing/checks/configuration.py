@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
+from bestiary.api.errors import ConfigError
+from bestiary.api.registry import ModelRegistry
+from bestiary.engine.loader.load import build_model
 from bestiary.testing.base import BASE, ContractBase
 from bestiary.testing.check import check
 from bestiary.testing.failures import ContractFailure
+from bestiary.testing.fields import reads_by, what_is_not_varied
 from bestiary.testing.visibility import too_flat, what_is_hidden, without_effect
+
+from .readme import contracts_beside
 
 
 class ConfigurationChecks(ContractBase):
-    """`shows_mistakes`."""
+    """`shows_mistakes`, `refused`."""
+
+    @classmethod
+    def why_not(cls, name: str) -> str | None:
+        if name == "refused" and not cls.refused:
+            return "the contract states nothing that is refused"
+        return super().why_not(name)
 
     @check(listed=False)
     def test_shows_mistakes(self) -> None:
-        """The tiny model's sizes and weights hide no mistake: every weight moves the logits."""
+        """The tiny model hides no mistake: every weight moves the logits, every field that is read is varied."""
         model = self.bench.reference()
         config = getattr(model, "config", None) or SimpleNamespace(**self.bench.config())
         ids = self.bench.prompts()[-1]
@@ -29,6 +43,7 @@ class ConfigurationChecks(ContractBase):
         for name in self.variants:
             if (unknown := self._unknown_fields(name)) and self._is_base(name):
                 problems.append(f"variants[{name!r}]: changes nothing; nobody knows a field {', '.join(unknown)}")
+        problems += self._not_varied()
         if problems:
             raise ContractFailure(
                 "the configuration would hide mistakes",
@@ -37,6 +52,7 @@ class ConfigurationChecks(ContractBase):
                     "sizes too small or too alike: change them in config",
                     "a weight that cannot matter (a key's bias without rotation): say so in without_effect",
                     "a field of a variant that is misspelt",
+                    "a field that every variant leaves alone: add a variant that changes it",
                 ],
             )
 
@@ -54,3 +70,44 @@ class ConfigurationChecks(ContractBase):
         """Whether the reference of a variant answers bit for bit as the base's, which has the same random weights."""
         answers = [self.bench.expected(self.bench.prompts(name)[-1], name) for name in (BASE, variant)]
         return torch.equal(*answers)
+
+    def _not_varied(self) -> list[str]:
+        """Contracts beside this one count as well where they are of the same class."""
+        model_class = ModelRegistry.resolve([self.architecture])
+        read: set[str] = set()
+        built_with: list[Any] = []
+        for variant in (BASE, *self.variants):
+            found, config = self.bench.configure(variant)
+            built_with.append(config.model_config.hf_config)
+            with reads_by(model_class.__module__.partition(".")[0], built_with[-1]) as seen:
+                build_model(found, config)
+            read |= seen
+        models = [{name: getattr(each, name) for name in read if hasattr(each, name)} for each in built_with]
+        models += [{**(self.config or {}), **changed} for changed in self.refused.values()]
+        for each in contracts_beside(type(self)):
+            if each.config is not None and ModelRegistry.resolve([each.architecture]) is model_class:
+                models += [{**each.config, **changed} for changed in ({}, *each.variants.values())]
+        return list(what_is_not_varied(built_with[0], read, models))
+
+    @check()
+    def test_refused(self) -> None:
+        """A configuration that the model cannot compute is refused, by the field's name."""
+        fields = json.loads((self.bench.checkpoint() / "config.json").read_text(encoding="utf-8"))
+        problems = []
+        for name, changed in self.refused.items():
+            folder = self.bench.folder / "refused"
+            folder.mkdir(exist_ok=True)
+            (folder / "config.json").write_text(json.dumps(fields | dict(changed)), encoding="utf-8")
+            try:
+                self.bench.build(model_path=folder)
+            except ConfigError as error:
+                if not any(field in str(error) for field in changed):
+                    problems.append(f"{name}: the error names none of {', '.join(changed)}: {error}")
+            else:
+                problems.append(f"{name}: built without a word")
+        if problems:
+            raise ContractFailure(
+                "a model that cannot be computed is built",
+                details=problems,
+                likely=["a field of the configuration that the model file does not read"],
+            )

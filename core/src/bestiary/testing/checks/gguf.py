@@ -119,7 +119,7 @@ class GgufChecks(ContractBase):
     def _rounded(self, stored: Mapping[str, torch.Tensor], kind: str) -> Path:
         """A checkpoint directory with the numbers that a file of blocks holds."""
         folder = self.bench.folder / f"rounded-{kind}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         save_file(rounded(stored, kind), folder / "model.safetensors")
         (folder / "config.json").write_bytes((self.bench.checkpoint() / "config.json").read_bytes())
         return folder

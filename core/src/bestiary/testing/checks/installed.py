@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bestiary.api.choices import current
-from bestiary.api.conformance import capabilities, problems_of
+from bestiary.api.conformance import capabilities, claims, problems_of
 from bestiary.api.discovery import scan
 from bestiary.api.registry import Registry
 from bestiary.testing.base import ContractBase
@@ -41,10 +41,10 @@ class InstalledChecks(ContractBase):
 
     @check(static=True)
     def test_members(self) -> None:
-        """Has every member of its protocols, with their signatures, and backs every claim."""
+        """Has every member of its protocols, with their signatures, backs every claim, and claims what it has."""
         found = self._registry().find([self.architecture], current()).model_class
         problems = [str(problem) for problem in problems_of(found)]
-        problems += _unbacked(found)
+        problems += [*_unbacked(found), *_unclaimed(found)]
         if problems:
             raise ContractFailure(
                 f"{found.__name__} is not what it claims",
@@ -86,4 +86,22 @@ def _unbacked(cls: type) -> list[str]:
         f"{name} is claimed and not backed"
         for name, backed in claimed.items()
         if getattr(cls, name, 0) is True and not backed
+    ]
+
+
+_TELLING = {
+    "make_empty_intermediate_tensors": "supports_pp",
+    "embedding_modules": "supports_lora",
+    "embed_multimodal": "supports_multimodal",
+}
+"""Members that a class writes for one protocol only → the protocol's marker."""
+
+
+def _unclaimed(cls: type) -> list[str]:
+    """What the class has and does not claim, so that nobody would use it."""
+    written = {name for owner in cls.__mro__ if not getattr(owner, "_is_protocol", False) for name in vars(owner)}
+    return [
+        f"{member} is written, but {marker} is not claimed"
+        for member, marker in _TELLING.items()
+        if member in written and not claims(cls, marker)
     ]

@@ -127,6 +127,7 @@ def _check_sent(sent: object, stage: _Stage, tokens: int) -> None:
             likely=["`get_pp_group().is_last_rank` is not asked before the final norm"],
         )
     empty = stage.model.make_empty_intermediate_tensors(tokens, torch.float32, torch.device("cpu"))
+    _check_empty(stage, empty)
     said = {name: tuple(tensor.shape) for name, tensor in empty.items()}
     real = {name: tuple(tensor.shape) for name, tensor in sent.items()}
     if said != real:
@@ -135,3 +136,19 @@ def _check_sent(sent: object, stage: _Stage, tokens: int) -> None:
             got=str(real),
             allowed=str(said),
         )
+
+
+def _check_empty(stage: _Stage, empty: object) -> None:
+    """Zeros to be received into, each of its own: of the type and on the device asked for."""
+    if not isinstance(empty, IntermediateTensors):
+        kind = type(empty).__name__
+        raise ContractFailure(f"make_empty_intermediate_tensors makes a {kind}", allowed="IntermediateTensors")
+    problems = [f"{name} is not zeros" for name, tensor in empty.items() if tensor.any()]
+    if len({tensor.data_ptr() for _, tensor in empty.items()}) < len(list(empty.items())):
+        problems.append("two of them share their memory")
+    elsewhere = stage.model.make_empty_intermediate_tensors(2, torch.float64, torch.device("meta"))
+    for name, tensor in elsewhere.items():
+        if (tensor.dtype, tensor.device.type) != (torch.float64, "meta"):
+            problems.append(f"{name} is {tensor.dtype} on {tensor.device}; asked for were torch.float64 on meta")
+    if problems:
+        raise ContractFailure("make_empty_intermediate_tensors does not make what it is asked for", details=problems)

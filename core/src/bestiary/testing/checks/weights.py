@@ -26,7 +26,13 @@ _SHARDS = 4
 
 
 class WeightsChecks(ContractBase):
-    """`weights_complete`, `weights_missing`, `weights_unknown`, `weights_sharded`, `save_load`."""
+    """`weights_complete`, `weights_missing`, `weights_unknown`, `weights_sharded`, `weights_renamed`, `save_load`."""
+
+    @classmethod
+    def why_not(cls, name: str) -> str | None:
+        if name == "weights_renamed" and not cls.other_names:
+            return "the contract states no other_names"
+        return super().why_not(name)
 
     @check()
     def test_weights_complete(self) -> None:
@@ -98,6 +104,24 @@ class WeightsChecks(ContractBase):
             )
 
     @check()
+    def test_weights_renamed(self) -> None:
+        """The same tensors under the other names that checkpoints have for them load the same, bit for bit."""
+        stored = self.bench.tensors()
+        want = self._load(stored).state_dict()
+        for spelling, (pattern, replacement) in self.other_names.items():
+            renamed = {re.sub(pattern, replacement, name): tensor for name, tensor in stored.items()}
+            if renamed.keys() == stored.keys():
+                raise ContractFailure(f"other_names[{spelling!r}]: {pattern!r} fits no tensor of the checkpoint")
+            got = self._load(renamed).state_dict()
+            wrong = [name for name, tensor in want.items() if not torch.equal(got[name], tensor)]
+            if wrong:
+                raise ContractFailure(
+                    f"weights differ under other names: {spelling}",
+                    details=wrong,
+                    likely=["hf_to_vllm_mapper renames one tensor into another's name"],
+                )
+
+    @check()
     def test_save_load(self) -> None:
         """Every single number of the checkpoint arrives, so that it could be saved again from the loaded model.
 
@@ -157,7 +181,7 @@ def _one_of_each(names: Iterable[str]) -> dict[str, str]:
 
 def _write_shards(stored: Tensors, source: Path, folder: Path) -> None:
     """The checkpoint in several files with an index, tensors dealt out at random."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     names = sorted(stored)
     random.Random(5).shuffle(names)
     places = {}
