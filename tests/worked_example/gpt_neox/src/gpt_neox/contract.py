@@ -10,7 +10,7 @@ class TestGPTNeoX(ModelContract):
         "vocab_size": 101,
         "hidden_size": 48,
         "intermediate_size": 80,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "num_attention_heads": 3,
         "max_position_embeddings": 128,
         "rotary_pct": 0.5,  # other than the quarter that transformers assumes: a port that never asks must not pass
@@ -20,6 +20,7 @@ class TestGPTNeoX(ModelContract):
         "a quarter of each head is rotated": {"rotary_pct": 0.25},
         "all of each head is rotated": {"rotary_pct": 1.0},
         "attention without biases": {"attention_bias": False},
+        "ReLU": {"hidden_act": "relu"},
         "tied embeddings": {"tie_word_embeddings": True},
     }
     gguf = "gptneox"
