@@ -16,7 +16,7 @@ from bestiary.api.errors import UsageError
 from bestiary.api.registry import ModelRegistry
 from bestiary.testing import ContractFailure, ModelContract, support_table, write_table
 from bestiary.testing.fake_site import Site
-from bestiary.testing.fields import reads_by, what_is_not_varied
+from bestiary.testing.fields import Built, Read, reads_by, what_is_not_varied
 from bestiary.testing.reference import transformers_reference
 from bestiary.testing.table import BEGIN, END
 
@@ -285,10 +285,10 @@ def test_the_fields_that_a_package_reads_are_known():
     config = Fields()
     ours = {"__name__": "some_plugin.model", "config": config}
     with reads_by("some_plugin", config) as read:
-        exec("config.eps, getattr(config, 'windows', None)", ours)  # noqa: S102
+        exec("\nconfig.eps, getattr(config, 'windows', None)", ours)  # noqa: S102
         assert config.heads == 2  # read by someone else
         assert isinstance(config, Fields)
-    assert read == {"eps", "windows"}
+    assert read == {Read("eps", 2), Read("windows", 2)}
     assert type(config) is Fields
 
 
@@ -299,16 +299,27 @@ def test_the_fields_that_a_package_reads_are_known():
         ([{}, {"eps": 0.1}], "eps = 0.1 in every variant"),
         ([{"eps": 0.2, "a": 3, "b": 3}, {"a": 4, "b": 4}], "a and b are the same number"),
         ([{"eps": 0.2, "a": 3, "b": 3}, {"a": 3, "b": 4}], None),
-        ([{"eps": 0.2, "c": 3}], "c: given in every variant"),
+        ([{"eps": 0.2, "c": 3}], "c is given in every variant"),
         ([{"eps": 0.2, "c": 3}, {}], None),
         ([{"eps": 0.2, "head_dim": 4, "num_attention_heads": 2, "hidden_size": 8}], "the wrong way round"),
         ([{"eps": 0.2, "head_dim": 5, "num_attention_heads": 2, "hidden_size": 8}], None),
     ],
 )
 def test_a_field_that_no_variant_changes_is_refused(models, said):
-    found = list(what_is_not_varied(Fields(), {name for fields in models for name in fields}, models))
+    read = frozenset(Read(name, 3) for fields in models for name in fields)
+    found = list(what_is_not_varied(Fields(), [Built(fields, read) for fields in models]))
     assert len(found) == (said is not None)
     assert all(said in line for line in found)
+
+
+def test_a_line_counts_only_where_it_is_come_to():
+    here, there = Read("eps", 3), Read("eps", 8)
+    models = [Built({"eps": 0.1}, frozenset({here, there})), Built({"eps": 0.2}, frozenset({here}))]
+    assert list(what_is_not_varied(Fields(), models)) == [
+        "line 8: eps = 0.1 in every variant: its default written into the model file would not show"
+    ]
+    assert list(what_is_not_varied(Fields(), [*models, Built({"eps": 0.2}, frozenset({there}))])) == []
+    assert list(what_is_not_varied(Fields(), [*models, Built({"eps": 0.2})])) == []  # of a contract beside this one
 
 
 def test_a_configuration_that_is_not_refused_is_found(contract):

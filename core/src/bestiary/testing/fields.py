@@ -8,21 +8,40 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 Fields = Mapping[str, Any]
 _ABSENT = object()
 
 
+class Read(NamedTuple):
+    """A line of a model file that reads a field."""
+
+    field: str
+    line: int
+
+
+class Built(NamedTuple):
+    """A model: its configuration's fields, absent ones having their default, and the reads that building it came to.
+
+    reads: None where they are not known, which counts as all.
+    """
+
+    fields: Fields
+    reads: frozenset[Read] | None = None
+
+
 @contextmanager
-def reads_by(package: str, config: Any) -> Iterator[set[str]]:
-    """Names of the attributes that modules of `package` read from `config` meanwhile."""
+def reads_by(package: str, config: Any) -> Iterator[set[Read]]:
+    """Where modules of `package` read attributes of `config` meanwhile; not its own methods."""
     kind: Any = type(config)
-    seen: set[str] = set()
+    seen: set[Read] = set()
 
     def watched(self: object, name: str) -> Any:
-        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] == package:
-            seen.add(name)
+        caller = sys._getframe(1)
+        ours = caller.f_globals.get("__name__", "").partition(".")[0] == package
+        if ours and caller.f_locals.get("self") is not self:
+            seen.add(Read(name, caller.f_lineno))
         return kind.__getattribute__(self, name)
 
     object.__setattr__(config, "__class__", type(kind.__name__, (kind,), {"__getattribute__": watched}))
@@ -32,30 +51,58 @@ def reads_by(package: str, config: Any) -> Iterator[set[str]]:
         object.__setattr__(config, "__class__", kind)
 
 
-def what_is_not_varied(config: Any, read: set[str], models: Sequence[Fields]) -> Iterator[str]:
-    """Fields among `read` that could be replaced without any of `models` showing it, one line each.
+def what_is_not_varied(config: Any, models: Sequence[Built]) -> Iterator[str]:
+    """Reads that could be replaced without any of `models` showing it, one line each.
 
     Args:
-        config: the configuration object. models: fields of the base and of every variant; absent ones have the default.
+        config: a configuration object. models: the base and every variant.
     """
+    reads = sorted({read for model in models for read in model.reads or ()})
     defaults = _defaults(config)
-    names = {name: _spellings(config, name) for name in sorted(read)}
-    for name, spellings in names.items():
-        if name not in defaults:
-            if defaults and not hasattr(type(config), name) and all(spellings & fields.keys() for fields in models):
-                yield f"{name}: given in every variant, though it may be absent: what is done without it does not show"
-            continue
-        values = [_value(fields, spellings, defaults[name]) for fields in models]
-        if all(value == defaults[name] for value in values):
-            value = reprlib.repr(defaults[name])
-            yield f"{name} = {value} in every variant: its default written into the model file would not show"
-    given = {name: [_value(fields, names[name], defaults.get(name, _ABSENT)) for fields in models] for name in names}
-    numbers = {name: values for name, values in given.items() if all(type(value) is int for value in values)}
-    for (one, values), (other, others) in combinations(numbers.items(), 2):
+    constant = {
+        read: line
+        for read in reads
+        if (line := _constant(config, read.field, [each.fields for each in models if _comes_to(each, read)], defaults))
+    }
+    everywhere = {
+        read.field for read in reads if all(other in constant for other in reads if other.field == read.field)
+    }
+    yield from dict.fromkeys(line for read, line in constant.items() if read.field in everywhere)
+    yield from (f"line {read.line}: {line}" for read, line in constant.items() if read.field not in everywhere)
+    names = list(dict.fromkeys(read.field for read in reads))
+    yield from _same_numbers(config, names, [each.fields for each in models], defaults)
+    if "head_dim" in names and _widths_agree([each.fields for each in models]):
+        yield "head_dim × num_attention_heads = hidden_size in every variant: matrices the wrong way round would fit"
+
+
+def _comes_to(model: Built, read: Read) -> bool:
+    return model.reads is None or read in model.reads
+
+
+def _constant(config: Any, name: str, models: Sequence[Fields], defaults: Fields) -> str | None:
+    """What is wrong with a field that these models read; None where nothing is."""
+    spellings = _spellings(config, name)
+    if name not in defaults:
+        given = all(spellings & fields.keys() for fields in models)
+        if defaults and given and not hasattr(type(config), name):
+            return f"{name} is given in every variant, but may be absent: what is done without it does not show"
+        return None
+    values = [_value(fields, spellings, defaults[name]) for fields in models]
+    if any(value != defaults[name] for value in values):
+        return None
+    value = reprlib.repr(defaults[name])
+    return f"{name} = {value} in every variant: its default written into the model file would not show"
+
+
+def _same_numbers(config: Any, names: Sequence[str], models: Sequence[Fields], defaults: Fields) -> Iterator[str]:
+    found = {}
+    for name in names:
+        values = [_value(fields, _spellings(config, name), defaults.get(name, _ABSENT)) for fields in models]
+        if all(type(value) is int for value in values):
+            found[name] = values
+    for (one, values), (other, others) in combinations(found.items(), 2):
         if values == others:
             yield f"{one} and {other} are the same number in every variant: one read for the other would not show"
-    if "head_dim" in read and _widths_agree(models):
-        yield "head_dim × num_attention_heads = hidden_size in every variant: matrices the wrong way round would fit"
 
 
 def _widths_agree(models: Sequence[Fields]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import json
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from bestiary.engine.loader.load import build_model
 from bestiary.testing.base import BASE, ContractBase
 from bestiary.testing.check import check
 from bestiary.testing.failures import ContractFailure
-from bestiary.testing.fields import reads_by, what_is_not_varied
+from bestiary.testing.fields import Built, reads_by, what_is_not_varied
 from bestiary.testing.visibility import too_flat, what_is_hidden, without_effect
 
 from .readme import contracts_beside
@@ -74,20 +73,20 @@ class ConfigurationChecks(ContractBase):
     def _not_varied(self) -> list[str]:
         """Contracts beside this one count as well where they are of the same class."""
         model_class = ModelRegistry.resolve([self.architecture])
-        read: set[str] = set()
-        built_with: list[Any] = []
+        models = []
         for variant in (BASE, *self.variants):
             found, config = self.bench.configure(variant)
-            built_with.append(config.model_config.hf_config)
-            with reads_by(model_class.__module__.partition(".")[0], built_with[-1]) as seen:
+            fields = config.model_config.hf_config
+            with reads_by(model_class.__module__.partition(".")[0], fields) as seen:
                 build_model(found, config)
-            read |= seen
-        models = [{name: getattr(each, name) for name in read if hasattr(each, name)} for each in built_with]
-        models += [{**(self.config or {}), **changed} for changed in self.refused.values()]
-        for each in contracts_beside(type(self)):
+            values = {read.field: getattr(fields, read.field) for read in seen if hasattr(fields, read.field)}
+            models.append(Built(values, frozenset(seen)))
+        models += [Built({**(self.config or {}), **changed}) for changed in self.refused.values()]
+        others = [each for each in contracts_beside(type(self)) if each.architecture != self.architecture]
+        for each in others:
             if each.config is not None and ModelRegistry.resolve([each.architecture]) is model_class:
-                models += [{**each.config, **changed} for changed in ({}, *each.variants.values())]
-        return list(what_is_not_varied(built_with[0], read, models))
+                models += [Built({**each.config, **changed}) for changed in ({}, *each.variants.values())]
+        return list(what_is_not_varied(fields, models))
 
     @check()
     def test_refused(self) -> None:
