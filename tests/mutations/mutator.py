@@ -187,7 +187,7 @@ def decisions(place: Place, _file: File) -> Iterator[str]:
         yield ast.unparse(node.body)
         yield ast.unparse(node.orelse)
         yield _with(node, body=node.orelse, orelse=node.body)
-    elif isinstance(place.parent, ast.If) and place.parent.test is node:
+    if isinstance(place.parent, ast.If) and place.parent.test is node:
         yield from ("True", "False", f"not ({ast.unparse(node)})")
 
 
