@@ -29,15 +29,31 @@ class Layer(Module, Claims):
         return x.tanh() + self.second_norm(y) if self.kind == "a" else y["one"] - x["two"]
 '''
 EXPECTED = [
-    'Claims → type("Nothing", (), {})', '["q", "k"] → [\'k\', \'q\']', '"qkv" → \'qkv_\'', "config.eps → 0.5",
-    "config.size → 8", "Norm(config.size, eps=config.eps) → Norm(config.size)", "4 → 5", "4 → 8",
-    "config.size → config.width", "4 * config.size // 2 → (4 * config.size * 2)", "4 * config.size → (4 // config.size)",
-    'getattr(config, "kind", None) → config.kind', "self.kind is None and x.bool → (self.kind is None or x.bool)",
-    "self.kind is None → (self.kind is not None)", "self.kind is None and x.bool → True",
-    "self.first_norm(x, y) → self.first_norm(y, x)", "self.first_norm(x, y) → (x, y)", 
-    "self.first_norm → self.second_norm", "x, _ = self.first_norm(x, y) → pass", "x.tanh() → x", "self.second_norm(y) → y", "y → x",
-    'x.tanh() + self.second_norm(y) → (x.tanh() - self.second_norm(y))', "\"one\" → 'two'",
-]  # fmt: skip
+    'Claims → type("Nothing", (), {})',
+    "[\"q\", \"k\"] → ['k', 'q']",
+    "\"qkv\" → 'qkv_'",
+    "\"one\" → 'two'",
+    "4 → 5",
+    "4 → 8",
+    "y → x",
+    "config.size → 8",
+    "config.size → config.width",
+    "config.eps → 0.5",
+    'getattr(config, "kind", None) → config.kind',
+    "Norm(config.size, eps=config.eps) → Norm(config.size)",
+    "4 * config.size // 2 → (4 * config.size * 2)",
+    "4 * config.size → (4 // config.size)",
+    "x.tanh() + self.second_norm(y) → (x.tanh() - self.second_norm(y))",
+    "self.kind is None → (self.kind is not None)",
+    "self.kind is None and x.bool → (self.kind is None or x.bool)",
+    "self.kind is None and x.bool → True",
+    "self.first_norm → self.second_norm",
+    "self.first_norm(x, y) → self.first_norm(y, x)",
+    "self.first_norm(x, y) → (x, y)",
+    "self.second_norm(y) → y",
+    "x.tanh() → x",
+    "x, _ = self.first_norm(x, y) → pass",
+]
 
 
 @cache
