@@ -27,6 +27,11 @@ The conformance kit is worth what it notices. Each row is a small mistake made i
 first check of `bestiary.testing` that failed for it. None passes. The tests repeat all of them on every change;
 `python -m tests.mutations.run` writes this page.
 
+These were thought of. Beside them, `python -m tests.mutations.automatic` makes every small mistake of a few kinds in
+the syntax trees of the eight model files, nearly eight thousand: constants, operators, conditions, arguments, fields of
+the configuration, variables and statements, one changed at a time. `ACCEPTED` there says of the few that nothing
+notices why they are no mistakes.
+
 | model file | mistake | noticed by |
 |---|---|---|
 """
