@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from click.testing import CliRunner
 
 from bestiary.bench import run
@@ -38,6 +40,21 @@ def test_latency(tiny: str, tmp_path: Path) -> None:
     layer = 32 * 64 + 32 * 32 + 32 * 96 + 48 * 32 + 2 * 32
     assert record["limits"]["weight_bytes_per_step"] == 4 * (2 * layer + 32 + 97 * 32)
     assert record["limits"]["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 4
+
+
+def test_experts_that_transformers_keeps_merged(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        num_local_experts=4, num_experts_per_tok=1, vocab_size=97, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path)
+    lengths = ["--prefill-len", "12", "--input-len", "4", "--output-len", "6"]
+    done = CliRunner().invoke(bench, ["latency", str(tmp_path), *COMMON, *lengths, "--json"], catch_exceptions=False)
+    record = json.loads(done.stdout)
+    assert list(record["results"]) == ["bestiary", "transformers"]
+    assert record["limits"]["experts_chosen"] == 0.25
+    assert record["limits"]["expert_bytes"] == 4 * 2 * 4 * 3 * 32 * 48
 
 
 def test_throughput(tiny: str) -> None:

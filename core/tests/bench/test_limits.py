@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 
 from bestiary.api.errors import UsageError
 from bestiary.bench.figures import latency, percentiles, throughput
 from bestiary.bench.hardware import Hardware, gemm_flops, read_bandwidth
-from bestiary.bench.limits import Limits, ModelCost
+from bestiary.bench.limits import Limits, ModelCost, model_cost
 from bestiary.bench.subject import Times, interleave
 from bestiary.bench.workload import Workload
+from bestiary.nn import FusedMoE
 
 COST = ModelCost(weight_bytes=1000, kv_bytes=10, body_weights=200, head_weights=50, attention_width=4)
 
@@ -35,6 +37,22 @@ def test_limits_by_hand() -> None:
     slow_products = limits(1e12, 100.0)
     assert slow_products.prefill_tok_s(3) == pytest.approx(3 / 13.96)
     assert slow_products.decode_seconds([5, 7]) == pytest.approx(11.92)
+
+
+def test_of_experts_only_those_that_are_chosen_count() -> None:
+    cost = ModelCost(
+        weight_bytes=1000, kv_bytes=10, body_weights=200, head_weights=50, attention_width=4,
+        expert_bytes=8000, expert_weights=800, chosen=0.25,
+    )  # fmt: skip
+    assert cost.prompt_flops(3) == 2 * ((200 + 200) * 3 + 50) + 96
+    assert cost.step_bytes([5]) == 1000 + 8000 * 0.25 + 50
+    assert cost.step_bytes([5, 7]) == 1000 + 8000 * (1 - 0.75**2) + 120
+    assert cost.step_flops([5, 7]) == 2 * (400 + 50) * 2 + 16 * 12
+    model = torch.nn.Module()
+    model.experts = FusedMoE(8, 2, 16, 24, params_dtype=torch.float32)
+    found = model_cost(model)
+    assert (found.weight_bytes, found.body_weights) == (0, 0)
+    assert (found.expert_weights, found.expert_bytes, found.chosen) == (8 * 3 * 16 * 24, 4 * 8 * 3 * 16 * 24, 0.25)
 
 
 def test_percentiles_are_numpys() -> None:
@@ -87,6 +105,4 @@ def test_workload_is_a_function_of_its_seed() -> None:
 def test_hardware_is_measured() -> None:
     rate, how = read_bandwidth(sizes=(1 << 20,), repeats=1)
     assert rate > 1e6 and how.endswith("of 1 MiB")
-    import torch
-
     assert gemm_flops(64, torch.float32, "cpu", repeats=1) > 1e6

@@ -1,13 +1,15 @@
 """transformers' `generate` on the weights the engine holds, as the other runtime of a comparison.
 
-The weights come through the engine's own readers, so a GGUF file's are the same decoded numbers in both. Both models
-are in memory at once.
+transformers reads a directory of safetensors by itself, since its names in memory are not always the checkpoint's
+(experts are merged). A GGUF file's weights come through the engine's reader: the same decoded numbers in both. Both
+models are in memory at once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +21,7 @@ from bestiary.engine.loader.weights import open_weights
 from .subject import Times
 
 if TYPE_CHECKING:
+    from bestiary.engine.loader.description import ModelDescription
     from bestiary.serve.llm import LLM
 
 
@@ -82,14 +85,39 @@ def transformers_subject(llm: LLM) -> TransformersSubject:
         raise UsageError(f"transformers has no {config.architecture}", field="compare", value=config.architecture)
     if llm.args.load_format == "dummy":
         raise UsageError("dummy weights cannot be compared", field="load-format", limit="a model with weights")
-    model = model_class._from_config(config.hf_config, dtype=config.dtype)
-    _fill(model, llm)
+    model = _loaded(model_class, llm)
     model.generation_config.eos_token_id = None
     return TransformersSubject(model.to(llm.vllm_config.device_config.device).eval())
 
 
-def _fill(model: Any, llm: LLM) -> None:
-    description = EngineBuilder(llm.args).description
+def _loaded(model_class: Any, llm: LLM) -> Any:
+    config, description = llm.vllm_config.model_config, EngineBuilder(llm.args).description
+    if description.source.kind == "directory" and llm.args.load_format in ("auto", "safetensors"):
+        with _without_bars():
+            return model_class.from_pretrained(
+                description.source.root, config=config.hf_config, dtype=config.dtype, use_safetensors=True,
+                local_files_only=True,
+            )  # fmt: skip
+    model = model_class._from_config(config.hf_config, dtype=config.dtype)
+    _fill(model, llm, description)
+    return model
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers' progress bars would stand in the way of ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _fill(model: Any, llm: LLM, description: ModelDescription) -> None:
     stream = open_weights(
         description.source, load_format=llm.args.load_format, gguf_declaration=description.gguf, allow_nonfinite=True
     )
