@@ -1,4 +1,4 @@
-"""Every plugin of this repository is certified from its folder: by way of a wheel, in a clean process, by every check."""
+"""Every plugin of this repository is certified from its folder: by way of a wheel, by every check."""
 
 from __future__ import annotations
 

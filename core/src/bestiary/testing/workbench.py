@@ -20,6 +20,7 @@ from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.build import EngineBuilder
 from bestiary.engine.executor import UniprocExecutor
 from bestiary.engine.loader.load import build_model
+from bestiary.engine.runner import ModelRunner
 from bestiary.nn.placement import materialize
 from bestiary.serve.llm import LLM
 
@@ -86,12 +87,15 @@ class Workbench:
         """An engine over the base checkpoint for one use, whose weights may be changed."""
         return LLM(str(self.checkpoint()), **{**_PLAIN, **options})
 
-    def model(self, llm: LLM) -> nn.Module:
-        """The module that a live engine of this process runs."""
+    def runner(self, llm: LLM) -> ModelRunner:
+        """What runs the model of a live engine of this process."""
         executor = llm.engine.executor
         if not isinstance(executor, UniprocExecutor) or executor.runner is None:
             raise TypeError("the model of a live LLM in this process is wanted")
-        model: nn.Module = executor.runner.model
+        return executor.runner
+
+    def model(self, llm: LLM) -> nn.Module:
+        model: nn.Module = self.runner(llm).model
         return model
 
     def expected(self, token_ids: Sequence[int], variant: str = BASE) -> torch.Tensor:

@@ -12,10 +12,9 @@ from torch import nn
 
 from bestiary.api.conformance import claims
 from bestiary.api.registry import ModelRegistry
-from bestiary.engine.executor import UniprocExecutor
+from bestiary.engine.runner import ModelRunner
 from bestiary.nn import ParallelLMHead, VocabParallelEmbedding
 from bestiary.nn.linear import ColumnParallelLinear
-from bestiary.serve.llm import LLM
 from bestiary.testing.base import BASE, ContractBase
 from bestiary.testing.check import check
 from bestiary.testing.compare import ATOL, require_close
@@ -66,7 +65,7 @@ class ClaimsChecks(ContractBase):
         llm = self.bench.llm()
         for ids in self.bench.prompts():
             want = self.bench.logits(ids, llm)
-            with _fed_with_embeddings(llm):
+            with _fed_with_embeddings(self.bench.runner(llm)):
                 got = self.bench.logits(ids, llm)
             require_close(
                 got, want, ATOL, "embeddings in the place of ids give other logits",
@@ -107,12 +106,9 @@ def _wrong_embeddings(models: Sequence[nn.Module], roles: Mapping[str, str]) -> 
 
 
 @contextmanager
-def _fed_with_embeddings(llm: LLM) -> Iterator[None]:
-    """Meanwhile the engine's model is given what it makes of ids itself, and no ids."""
-    executor = llm.engine.executor
-    if not isinstance(executor, UniprocExecutor) or executor.runner is None:
-        raise TypeError("the model of a live LLM in this process is wanted")
-    runner, model = executor.runner, executor.runner.model
+def _fed_with_embeddings(runner: ModelRunner) -> Iterator[None]:
+    """Meanwhile the runner's model is given what it makes of ids itself, and no ids."""
+    model = runner.model
     runner.model = _Embedded(model)
     try:
         yield

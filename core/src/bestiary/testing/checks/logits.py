@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from bestiary.engine.executor import UniprocExecutor
 from bestiary.serve.llm import LLM
 from bestiary.testing.base import BASE, ContractBase
 from bestiary.testing.check import check
@@ -78,13 +77,10 @@ class LogitsChecks(ContractBase):
 
     def _located(self, failure: ContractFailure, llm: LLM, variant: str, ids: list[int]) -> ContractFailure:
         """The same failure, with the module where ours leaves the reference."""
-        executor = llm.engine.executor
-        if not isinstance(executor, UniprocExecutor) or executor.runner is None:
-            return failure
         theirs = self.bench.reference(variant)
         with torch.inference_mode():
             found = first_difference(
-                executor.runner.model,
+                self.bench.model(llm),
                 lambda: self.bench.logits(ids, llm),
                 theirs,
                 lambda: reference_logits(theirs, ids),
