@@ -24,7 +24,8 @@ from .engine import LLMEngine
 from .executor import UniprocExecutor
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
-from .loader.vllm_config import choose_device, make_vllm_config
+from .loader.quantization import choose_quantization
+from .loader.vllm_config import make_vllm_config
 from .memory import num_kv_blocks
 from .notices import notice
 from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt
@@ -67,7 +68,8 @@ class EngineBuilder:
         hf_config, misspelt = self.description.hf_config(self.hooks)
         for text in (*self.description.notices, *misspelt):
             notice(text)
-        config = make_vllm_config(self.args, self.description, found.architecture, hf_config, self._quantization())
+        quantization = choose_quantization(self.args, self.description, self.hooks)
+        config = make_vllm_config(self.args, self.description, found.architecture, hf_config, quantization)
         return found.model_class, config
 
     def build(self, eos_token_ids: frozenset[int] = frozenset()) -> LLMEngine:
@@ -97,17 +99,6 @@ class EngineBuilder:
             observers=[make() for make in self.hooks.all("step_observers").values()],
             ops=ops.names,
         )
-
-    def _quantization(self) -> Any:
-        """The `QuantizationConfig` that `quantization_config` or the `quantization` argument asks for."""
-        declared: Mapping[str, Any] | None = self.description.data.get("quantization_config")
-        name = self.args.quantization or (declared or {}).get("quant_method")
-        if name is None:
-            return None
-        made = self.hooks.get("quantization_methods", name).from_config(declared or {})
-        if reason := made.why_not(choose_device(self.args.device)):
-            raise ModelError(f"quantization {name} cannot run here: {reason}", field="quantization", value=name)
-        return made
 
 
 def _within(eos_token_ids: frozenset[int], vocab_size: int) -> frozenset[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from bestiary.api.errors import BestiaryError, BrokenPlugin
 from bestiary.api.importing import cause
 from bestiary.engine.notices import notice
 from bestiary.nn.placement import materialize, place
+from bestiary.nn.quant import QuantizationConfig
 from bestiary.nn.scope import build_scope
 from bestiary.nn.weights import load_complete
 from bestiary.nn.weights.renames import Renames
@@ -86,7 +87,13 @@ def load_model(
         else:
             own = hasattr(model, "load_weights")
             with _blamed(type(model), "could not be loaded", "its load_weights failed") if own else nullcontext():
-                load_complete(model, stream, *_renames(description, stream))
+                load_complete(model, _read(stream, vllm_config), *_renames(description, stream))
+
+
+def _read(stream: WeightStream, vllm_config: VllmConfig) -> Iterable[tuple[str, torch.Tensor]]:
+    """The stream, a quantized checkpoint's tensors in the layout that its layers have here."""
+    config: QuantizationConfig | None = vllm_config.quant_config
+    return stream if config is None else config.checkpoint_weights(stream)
 
 
 def _renames(description: ModelDescription, stream: WeightStream) -> list[Renames]:
