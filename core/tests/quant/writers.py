@@ -1,7 +1,7 @@
 """Quantizing a matrix into the published layouts, number by number and apart from the code under test.
 
-Every writer gives the tensors that a checkpoint has for one layer, by their names below it, and the weight ``[out, in]``
-that they stand for.
+Every writer gives the tensors that a checkpoint has for one layer, by their names below it, and the weight
+``[out, in]`` that they stand for.
 """
 
 import numpy as np

@@ -93,7 +93,10 @@ def load_model(
 def _read(stream: WeightStream, vllm_config: VllmConfig) -> Iterable[tuple[str, torch.Tensor]]:
     """The stream, a quantized checkpoint's tensors in the layout that its layers have here."""
     config: QuantizationConfig | None = vllm_config.quant_config
-    return stream if config is None else config.checkpoint_weights(stream)
+    if config is None:
+        return stream
+    config.stored = frozenset(stream.tensors)
+    return config.checkpoint_weights(stream)
 
 
 def _renames(description: ModelDescription, stream: WeightStream) -> list[Renames]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bestiary.api.errors import ModelError, UsageError
+from bestiary.api.errors import ConfigError, ModelError, UsageError
 from bestiary.api.hook_manager import HookManager
 from bestiary.engine.arguments import EngineArgs
 from bestiary.nn.quant import QuantizationConfig
@@ -23,10 +23,12 @@ def choose_quantization(
 ) -> QuantizationConfig | None:
     """The `QuantizationConfig`, told what it must know of the checkpoint; None for a plain model.
 
+    What a `config.json` beside a GGUF file declares is of other weights than the file's.
+
     Raises:
         UsageError: a method is asked for and the checkpoint has another. ModelError: it cannot run here.
     """
-    declared = declaration(description.data)
+    declared = None if description.source.kind == "gguf" else declaration(description.data)
     name = args.quantization or (declared or {}).get("quant_method")
     if name is None:
         return None
@@ -58,6 +60,15 @@ def declaration(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def where_methods_run(hooks: HookManager, device: str) -> dict[str, str | None]:
     """Every registered method → None where it runs on `device`, otherwise the reason."""
     return {name: method.why_not(device) for name, method in hooks.all(_HOOK).items()}
+
+
+def quantizes_at_load(hooks: HookManager, name: str) -> bool:
+    """Whether a method can be asked for where a checkpoint is plain: it makes something of an empty declaration."""
+    try:
+        hooks.get(_HOOK, name).from_config({})
+    except ConfigError:
+        return False
+    return True
 
 
 def _stored_names(args: EngineArgs, description: ModelDescription) -> Collection[str]:

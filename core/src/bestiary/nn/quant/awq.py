@@ -51,11 +51,11 @@ class AwqConfig(CheckpointConfig):
         fields.done("backend", "do_fuse", "modules_to_fuse", "fuse_max_seq_len", "exllama_config", "sym", "desc_act")
         return cls(GroupedLinearMethod(bits=4, group_size=group), skipped)
 
-    def listed(self, name: str) -> QuantizeMethodBase | None:
-        return None if matches_any(name, self.skipped) else self.method
-
-    def unlisted(self, name: str) -> QuantizeMethodBase | None:
+    def method_of_quantized(self, name: str) -> QuantizeMethodBase:
         return self.method
+
+    def is_listed_plain(self, name: str) -> bool:
+        return matches_any(name, self.skipped)
 
     def converted(
         self, parameter: str, tensor: torch.Tensor, method: QuantizeMethodBase

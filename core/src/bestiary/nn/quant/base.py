@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class QuantizeMethodBase(ABC):
-    """How one kind of layer stores and applies its weights."""
+    """How one kind of layer stores and applies its weights. `str` of it says so in a few words, for people."""
 
     @abstractmethod
     def create_weights(
@@ -53,6 +53,9 @@ class QuantizeMethodBase(ABC):
 
 class UnquantizedLinearMethod(QuantizeMethodBase):
     """One weight ``[sum(output_partition_sizes), input_size_per_partition]`` of the model's dtype."""
+
+    def __str__(self) -> str:
+        return "plain"
 
     def create_weights(
         self,

@@ -77,10 +77,10 @@ class BitsAndBytesConfig(CheckpointConfig):
             )
         return CodebookLinearMethod(kind=self.kind, group_size=math.gcd(width, BLOCKS[0]))
 
-    def listed(self, name: str) -> QuantizeMethodBase | None:
-        return None if matches_any(name, self.skipped) else self.unlisted(name)
+    def is_listed_plain(self, name: str) -> bool:
+        return matches_any(name, self.skipped)
 
-    def unlisted(self, name: str) -> QuantizeMethodBase | None:
+    def method_of_quantized(self, name: str) -> QuantizeMethodBase:
         if self.kind == "int8":
             return Int8LinearMethod()
         return CodebookLinearMethod(kind=self.kind, group_size=BLOCKS[0])
@@ -97,7 +97,7 @@ class BitsAndBytesConfig(CheckpointConfig):
         waiting: dict[str, dict[str, torch.Tensor]] = {}
         for full_name, tensor in weights:
             name, parameter = self.split(full_name)
-            if parameter == "bias" or not isinstance(self.method_of(name), CodebookLinearMethod):
+            if parameter == "bias" or not self.is_marked(name):
                 yield full_name, tensor
                 continue
             waiting.setdefault(name, {})[parameter] = tensor

@@ -19,21 +19,14 @@ from bestiary.api.errors import ConfigError, WeightsMismatch
 from bestiary.nn.embedding import ParallelLMHead, VocabParallelEmbedding
 from bestiary.nn.moe.gate import GateLinear
 
-from .base import QuantizationConfig, QuantizeMethodBase
+from .base import QuantizationConfig, QuantizeMethodBase, UnquantizedLinearMethod
 from .names import checkpoint_names, parts_of
 
 logger = logging.getLogger("bestiary")
 
 CACHE_SCALES = (
-    "k_scale",
-    "v_scale",
-    "q_scale",
-    "kv_scale",
-    "prob_scale",
-    "output_scale",
-    "k_zero_point",
-    "v_zero_point",
-)
+    "k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "output_scale", "k_zero_point", "v_zero_point",
+)  # fmt: skip
 """Parameters that scale a quantized KV cache. The cache is not what a checkpoint decides: they are left out."""
 
 
@@ -51,16 +44,16 @@ class CheckpointConfig(QuantizationConfig):
     """Whether the lists can mean the head."""
 
     def __init__(self) -> None:
-        self._listed: dict[str, QuantizeMethodBase | None] = {}
+        self._methods: dict[str, QuantizeMethodBase | None] = {}
         self._told = False
 
     @abstractmethod
-    def listed(self, name: str) -> QuantizeMethodBase | None:
-        """The method of the checkpoint's layer with this full name by the configuration's lists; None for plain."""
+    def method_of_quantized(self, name: str) -> QuantizeMethodBase | None:
+        """The method of the checkpoint's layer with this full name, provided it is quantized; None if it cannot be."""
 
-    def unlisted(self, name: str) -> QuantizeMethodBase | None:
-        """The method of a layer that is stored quantized though the lists leave it out."""
-        return self.listed("")
+    @abstractmethod
+    def is_listed_plain(self, name: str) -> bool:
+        """Whether the configuration's lists leave the layer with this full name as it was."""
 
     def converted(
         self, parameter: str, tensor: torch.Tensor, method: QuantizeMethodBase
@@ -81,7 +74,7 @@ class CheckpointConfig(QuantizationConfig):
                 f"{prefix} is one layer here; in the checkpoint its parts are quantized differently",
                 code="BAD_QUANTIZATION", field="quantization_config", value=prefix,
                 limit="the same for " + ", ".join(part.rpartition(".")[2] for part in parts),
-                details=[f"{part}: {methods[part] or 'plain'}" for part in parts],
+                details=[f"{part}: {methods[part] or UnquantizedLinearMethod()}" for part in parts],
             )  # fmt: skip
         return found[0]
 
@@ -93,32 +86,25 @@ class CheckpointConfig(QuantizationConfig):
         if left_plain:
             return None
         names = checkpoint_names(part, self.mappers)
-        return None if any(self._by_list(name) is None for name in names) else self._by_list(names[0])
+        return None if any(self.is_listed_plain(name) for name in names) else self._method(names[0])
 
     def _stored_method(self, part: str) -> Any:
         """The method of what is stored under one of the part's names; None if plain, `_UNKNOWN` if nothing is."""
-        if not self.stored:
-            return _UNKNOWN
         for name in checkpoint_names(part, self.mappers):
-            if self._is_marked(name):
-                return self.method_of(name)
+            if self.is_marked(name):
+                return self._method(name)
             if f"{name}.weight" in self.stored:
                 return None
         return _UNKNOWN
 
-    def _is_marked(self, name: str) -> bool:
+    def is_marked(self, name: str) -> bool:
+        """Whether the checkpoint has a quantized layer of this full name."""
         return any(f"{name}.{marker}" in self.stored for marker in self.markers)
 
-    def _by_list(self, name: str) -> QuantizeMethodBase | None:
-        if name not in self._listed:
-            self._listed[name] = self.listed(name)
-        return self._listed[name]
-
-    def method_of(self, name: str) -> QuantizeMethodBase | None:
-        """The method of the checkpoint's layer with this full name; None for plain."""
-        if not self.stored:
-            return self._by_list(name)
-        return (self._by_list(name) or self.unlisted(name)) if self._is_marked(name) else None
+    def _method(self, name: str) -> QuantizeMethodBase | None:
+        if name not in self._methods:
+            self._methods[name] = self.method_of_quantized(name)
+        return self._methods[name]
 
     def checkpoint_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         for full_name, tensor in weights:
@@ -126,7 +112,7 @@ class CheckpointConfig(QuantizationConfig):
             if parameter in CACHE_SCALES:
                 self._tell_of_cache()
                 continue
-            method = self.method_of(name)
+            method = self._method(name) if self.is_marked(name) else None
             if method is None or parameter == "bias":
                 yield full_name, tensor
                 continue

@@ -34,6 +34,9 @@ class CodebookLinearMethod(QuantizeMethodBase):
     kind: Literal["nf4", "fp4"]
     group_size: int
 
+    def __str__(self) -> str:
+        return f"{self.kind} in groups of {self.group_size}"
+
     def create_weights(
         self,
         layer: Any,

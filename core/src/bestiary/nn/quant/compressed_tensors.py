@@ -75,10 +75,10 @@ class CompressedTensorsConfig(CheckpointConfig):
         fields.done("kv_cache_scheme", "global_compression_ratio", "version")
         return cls(made, ignored)
 
-    def listed(self, name: str) -> QuantizeMethodBase | None:
-        return None if self.ignored.mean(name) else self.unlisted(name)
+    def is_listed_plain(self, name: str) -> bool:
+        return self.ignored.mean(name)
 
-    def unlisted(self, name: str) -> QuantizeMethodBase | None:
+    def method_of_quantized(self, name: str) -> QuantizeMethodBase | None:
         named = next((method for names, method in self.groups if names.mean(name)), None)
         return named or next((method for names, method in self.groups if names.everything), None)
 

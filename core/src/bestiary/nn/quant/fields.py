@@ -83,6 +83,16 @@ class Fields:
             raise self.refused(name, f"at most {_MOST_NAMES} names of at most {_LONGEST_NAME} characters", value)
         return tuple(value)
 
+    def nested_names(self, name: str) -> tuple[str, ...]:
+        """A list of lists of names, as one; empty where absent."""
+        value = self.take(name)
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple):
+            raise self.refused(name, "a list of lists of names", value)
+        inner = Fields({str(index): each for index, each in enumerate(value[:_MOST_NAMES])}, f"{self.where}.{name}")
+        return tuple(each for index in inner.left for each in inner.names(index))
+
     def parts(self, name: str) -> Fields | None:
         """An object inside this one."""
         value = self.take(name)

@@ -41,6 +41,11 @@ class Fp8LinearMethod(QuantizeMethodBase):
     activations: Literal["token", "group", "static"] | None = None
     at_load: bool = False
 
+    def __str__(self) -> str:
+        of = f"block of {self.block[0]}×{self.block[1]}" if self.scales == "block" else self.scales
+        activations = "" if self.activations is None else f", activations fp8 ({self.activations})"
+        return f"fp8, a scale a {of}{activations}"
+
     def create_weights(
         self,
         layer: nn.Module,
@@ -140,8 +145,11 @@ class Fp8Config(CheckpointConfig):
             raise fields.refused("activation_scheme", "dynamic, where weights have blocks", scheme)
         return cls(Fp8LinearMethod(scales="block", block=(block[0], block[1]), activations="group"), skipped)
 
-    def listed(self, name: str) -> QuantizeMethodBase | None:
-        return None if matches_any(name, self.skipped) else self.method
+    def method_of_quantized(self, name: str) -> QuantizeMethodBase:
+        return self.method
+
+    def is_listed_plain(self, name: str) -> bool:
+        return matches_any(name, self.skipped)
 
     def converted(
         self, parameter: str, tensor: torch.Tensor, method: QuantizeMethodBase

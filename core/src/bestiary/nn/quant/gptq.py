@@ -11,7 +11,6 @@ A weight is ``(code - zero) * scale``. Version 1 stores a zero point of 0 as the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,27 +66,24 @@ class GptqConfig(CheckpointConfig):
         method = _method(fields)
         stored = fields.choice("checkpoint_format", ("gptq", "gptq_v2"), "gptq")
         head = fields.flag("lm_head", False)
-        nested = fields.take("modules_in_block_to_quantize") or []
-        only = tuple(
-            name for group in nested if isinstance(group, list) for name in group if isinstance(name, str)
-        ) if isinstance(nested, list) else ()  # fmt: skip
-        dynamic = fields.take("dynamic") or {}
-        if not isinstance(dynamic, Mapping):
-            raise fields.refused("dynamic", "an object: regular expression → what differs", dynamic)
-        exceptions = [_exception(text, each, method) for text, each in dynamic.items()]
+        only = fields.nested_names("modules_in_block_to_quantize")
+        dynamic = fields.parts("dynamic")
+        exceptions = [] if dynamic is None else [_exception(text, dynamic, method) for text in dynamic.left]
         fields.absent("adapter", "adapters inside a quantized checkpoint are not read")
         fields.done(*_HOW_IT_WAS_MADE)
         return cls(method, stored == "gptq", head, exceptions, only)
 
-    def listed(self, name: str) -> QuantizeMethodBase | None:
-        for pattern, method in self.exceptions:
-            if pattern.matches(name):
-                return method
-        inside = not self.only or matches_any(name, self.only) or (self.quantizes_head and name == "lm_head")
-        return self.method if inside else None
+    def method_of_quantized(self, name: str) -> QuantizeMethodBase:
+        return self._exception(name) or self.method
 
-    def unlisted(self, name: str) -> QuantizeMethodBase | None:
-        return self.method
+    def is_listed_plain(self, name: str) -> bool:
+        left_out = self.only and not matches_any(name, self.only) and not name.endswith("lm_head")
+        return bool(left_out) or self._exception(name) is None
+
+    def _exception(self, name: str) -> GroupedLinearMethod | None:
+        """What the first expression in `dynamic` says that matches; the usual method where none does."""
+        found = (method for pattern, method in self.exceptions if pattern.matches(name))
+        return next(found, self.method)
 
     def converted(
         self, parameter: str, tensor: torch.Tensor, method: QuantizeMethodBase
@@ -119,14 +115,15 @@ def _method(fields: Fields, default: GroupedLinearMethod | None = None) -> Group
     return GroupedLinearMethod(bits=bits, group_size=group, ordered=ordered and group is not None)
 
 
-def _exception(text: str, value: Any, usual: GroupedLinearMethod) -> tuple[Pattern, GroupedLinearMethod | None]:
-    where = "quantization_config.dynamic"
-    pattern = Pattern(text.removeprefix("-:").removeprefix("+:"), f"{where}[{text!r}]")
+def _exception(text: str, dynamic: Fields, usual: GroupedLinearMethod) -> tuple[Pattern, GroupedLinearMethod | None]:
+    pattern = Pattern(text.removeprefix("-:").removeprefix("+:"), dynamic.where)
+    own = dynamic.parts(text)
     if text.startswith("-:"):
         return pattern, None
-    fields = Fields(value if isinstance(value, Mapping) else {}, where)
-    method = replace(_method(fields, usual), at_load=False)
-    fields.done(*_HOW_IT_WAS_MADE)
+    if own is None:
+        return pattern, usual
+    method = _method(own, usual)
+    own.done(*_HOW_IT_WAS_MADE)
     return pattern, method
 
 

@@ -43,6 +43,10 @@ class GroupedLinearMethod(QuantizeMethodBase):
     symmetric: bool = False
     at_load: bool = False
 
+    def __str__(self) -> str:
+        groups = "rows" if self.group_size is None else f"groups of {self.group_size}"
+        return f"int{self.bits} in {groups}{' in an order of their own' if self.ordered else ''}"
+
     def create_weights(
         self,
         layer: Any,

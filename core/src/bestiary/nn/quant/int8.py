@@ -45,6 +45,9 @@ class Int8LinearMethod(QuantizeMethodBase):
     per_tensor: bool = False
     at_load: bool = False
 
+    def __str__(self) -> str:
+        return "int8" if self.activations is None else f"int8, activations int8 ({self.activations})"
+
     def create_weights(
         self,
         layer: nn.Module,
