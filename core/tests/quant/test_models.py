@@ -1,5 +1,7 @@
 """Whole models in published layouts, against transformers' model with the weights that they stand for."""
 
+import re
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from . import tiny, writers
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True, "sym": False}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 32]}
+DECODER = re.compile(r"model\.layers|transformer\.h\.")
 FORMATS = {
     "gptq": (GPTQ, lambda weight: writers.gptq(weight, ordered=True), 1e-5),
     "awq": (AWQ, writers.awq, 1e-5),
@@ -17,12 +20,12 @@ FORMATS = {
 }
 
 
-def quantized(model, write):
-    """The checkpoint's tensors, the linear layers inside the decoder written by `write`; `model` has what they mean."""
+def quantized(model, write, inside=DECODER):
+    """The checkpoint's tensors, the linear layers that are `inside` written by `write`; `model` has what they mean."""
     tensors = {}
     state = dict(model.state_dict())
     for name, tensor in state.items():
-        if not name.startswith("model.layers") or tensor.dim() < 2:
+        if not inside.match(name) or tensor.dim() < 2:
             tensors[name] = tensor
             continue
         for part, weight in projections(name, tensor):
@@ -53,6 +56,26 @@ def test_a_quantized_llama(kind, tmp_path):
     with torch.no_grad():
         path = tiny.save(tmp_path, model.config, quantized(model, write), declared)
     assert tiny.off(tiny.ours(path), tiny.theirs(model)) < bound
+
+
+def test_a_quantized_bloom(tmp_path):
+    """Its fused projection goes head by head, and checkpoints of the bare model lack a prefix."""
+    model = tiny.bloom().eval()
+    with torch.no_grad():
+        tensors = quantized(model, lambda weight: writers.gptq(weight, ordered=True))
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    path = tiny.save(tmp_path, model.config, bare, GPTQ)
+    assert tiny.off(tiny.ours(path), tiny.theirs(model)) < 1e-5
+
+
+def test_a_quantized_head(tmp_path):
+    model = tiny.llama()
+    with torch.no_grad():
+        tensors = quantized(model, writers.awq, re.compile("model.layers|lm_head"))
+    path = tiny.save(tmp_path, model.config, tensors, AWQ)
+    assert "lm_head.qweight" in tensors
+    assert tiny.off(tiny.ours(path), tiny.theirs(model)) < 1e-5
+    assert tiny.ours(path, load_format="dummy").shape == (len(tiny.IDS), 128)
 
 
 def test_quantized_experts(tmp_path):

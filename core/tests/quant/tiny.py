@@ -21,6 +21,11 @@ def llama(**changes):
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL | changes)).eval()
 
 
+def bloom():
+    torch.manual_seed(0)
+    return transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=128, hidden_size=64, n_layer=2, n_head=4))
+
+
 def mixtral():
     torch.manual_seed(0)
     config = transformers.MixtralConfig(**SMALL, num_local_experts=3, num_experts_per_tok=3)
@@ -37,7 +42,7 @@ def save(folder, config, tensors, quantization):
 
 
 def type_of(config):
-    return {"llama": "LlamaForCausalLM", "mixtral": "MixtralForCausalLM"}[config.model_type]
+    return f"{config.model_type.title()}ForCausalLM"
 
 
 def ours(path, **options):

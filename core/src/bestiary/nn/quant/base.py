@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 class QuantizeMethodBase(ABC):
     """How one kind of layer stores and applies its weights. `str` of it says so in a few words, for people."""
 
+    def __str__(self) -> str:
+        return type(self).__name__
+
     @abstractmethod
     def create_weights(
         self,

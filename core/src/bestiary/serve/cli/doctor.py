@@ -119,8 +119,8 @@ def _tables(found: dict[str, Any], rows: list[PluginRow]) -> list[Table]:
         Table("attention backends", ("backend", "state", "cannot run"),
               [(each["backend"], each["state"], _reasons(each["cannot"]))
                for each in found["attention_backends"] or []]),
-        Table("quantization methods", ("method", "starts from", "runs here"),
-              [(each["method"], "plain weights" if each["while_loading"] else "its checkpoints",
+        Table("quantization methods", ("method", "plain weights", "runs here"),
+              [(each["method"], "quantizes them" if each["while_loading"] else "reads its checkpoints",
                 each["cannot_run"] or "yes") for each in found["quantization_methods"] or []]),
         Table("hooks", ("package", "version", "module", "status", "offers", "cause"),
               [(each["distribution"], each["version"], each["entry_point"], each["status"], ",".join(each["offers"]),
