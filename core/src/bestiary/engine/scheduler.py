@@ -142,8 +142,19 @@ class Scheduler:
         self._end(sequence)
         return _last(sequence, finish_reason, stop_reason, error)
 
+    def fail_all(self, error: str) -> list[SequenceUpdate]:
+        """End every request with `error`."""
+        return [update for name in list(self._live) if (update := self.finish(name, "error", error=error))]
+
     def has_unfinished(self) -> bool:
         return bool(self._live)
+
+    def is_live(self, request_id: str) -> bool:
+        return request_id in self._live
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
 
     def has_unreported(self) -> bool:
         """Whether the executor still holds ended requests; the next plan names them, even one without items."""
@@ -159,16 +170,16 @@ class Scheduler:
     # --- a step ---------------------------------------------------------------------------------------------------
 
     @property
-    def in_flight(self) -> int:
-        """Plans given out that have not come back."""
-        return len(self._flights)
+    def is_full(self) -> bool:
+        """Whether as many plans are in flight as there may be."""
+        return len(self._flights) >= self._depth
 
     def schedule(self) -> StepPlan | None:
         """The next step. It must come back through `update` or `abandon`, as one of at most `depth` in flight.
 
         None where others are in flight and nothing can be added to them.
         """
-        if len(self._flights) >= self._depth:
+        if self.is_full:
             raise EngineError(f"step {self._flights[-1].plan.step} is still in flight")
         scheduled = self._choose()
         if self._flights and not scheduled:
