@@ -158,7 +158,9 @@ class LocalWorkers:
         self._fail(
             EngineError(
                 f"rank {worker.rank} (process {worker.process.pid}) {how}; all ranks were ended",
-                code="RANK_DIED", field=f"rank {worker.rank}", value=code,
+                code="RANK_DIED",
+                field=f"rank {worker.rank}",
+                value=code,
                 fix="its last words, if any, stand above; without them, look for the kernel's out-of-memory killer",
             )  # fmt: skip
         )
@@ -175,7 +177,8 @@ class LocalWorkers:
                     EngineError(
                         f"rank {worker.rank} (process {worker.process.pid}) has not stirred for "
                         f"{FROZEN_SECONDS:.0f} s; all ranks were ended",
-                        code="RANK_STALLED", field=f"rank {worker.rank}",
+                        code="RANK_STALLED",
+                        field=f"rank {worker.rank}",
                     )  # fmt: skip
                 )
 
