@@ -69,6 +69,7 @@ class Team:
                 group.connect(
                     dist.PrefixStore(name, store), device=device, address=self.seat.address, timeout=timeout
                 )
+        self.smallest(0)  # all have met: the meeting point is needed no more
 
     def _connections(self) -> list[tuple[str, TorchGroup, float, str]]:
         """(a name that only the members share, group, timeout, device)."""
