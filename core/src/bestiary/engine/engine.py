@@ -24,8 +24,8 @@ from bestiary.api.sampling import SamplingParams
 from .executor import Executor
 from .lanes import Lanes, PlanFailed
 from .notices import notice
-from .parallel.interrupts import uninterrupted
 from .parallel.agreement import plan_settings, refuse_other_settings
+from .parallel.interrupts import uninterrupted
 from .parallel.messages import AddRequest, EndRequest, Settings
 from .plan import StepPlan
 from .scheduler import Scheduler, SchedulerStats

@@ -36,7 +36,7 @@ class EndRequest(msgspec.Struct, frozen=True, tag="end"):
 
 
 class Settings(msgspec.Struct, frozen=True, tag="settings"):
-    """Rank 0's, before its first step: what ends an answer, and what plans depend on, which must be equal everywhere."""
+    """Rank 0's, before its first step: what ends an answer, and what plans depend on, to be equal everywhere."""
 
     eos_token_ids: tuple[int, ...]
     values: dict[str, str]
