@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from bestiary.api.errors import WeightsMismatch
 from bestiary.api.gguf import GgufArchitecture
 from bestiary.engine.loader.gguf_config import gguf_config
-from bestiary.engine.loader.gguf_dequant import dequantize
 from bestiary.engine.loader.gguf_names import checkpoint_names
 from bestiary.engine.loader.gguf_reader import GgufFile, GgufTensor
+from bestiary.nn.gguf.dequant import dequantize
 
 
 def gguf_tensors(file: GgufFile, declaration: GgufArchitecture) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,7 +1,7 @@
 """GGUF blocks to float32: every tensor type that llama.cpp writes today.
 
-The decoders of `gguf_blocks` and `gguf_codebooks` see one chunk of blocks at a time and write into the result, so the
-memory beyond the result is a few chunks (at most 20 MiB), whatever the tensor's size. Results are bit for bit those of
+`decoders` and `codebooks` see one chunk of blocks at a time and write into the result, so the memory beyond the result
+is a few chunks (at most 20 MiB), whatever the tensor's size. Results are bit for bit those of
 the `gguf` package's reference `dequantize` (for Q1_0, Q2_0 and F64, which it lacks, those of the definition).
 """
 
@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from bestiary.api.errors import LoadError
-from bestiary.engine.loader import gguf_blocks as blocks
-from bestiary.engine.loader import gguf_codebooks as codebooks
-from bestiary.engine.loader.gguf_types import GgmlType
+
+from . import codebooks
+from . import decoders as blocks
+from .types import GgmlType
 
 Decoder = Callable[[torch.Tensor, torch.Tensor], None]
 """Takes uint8 blocks (n, type_size) and float32 (n, block_size) to be written."""
@@ -99,6 +100,16 @@ def dequantize(data: NDArray[np.uint8], type: GgmlType, shape: Sequence[int]) ->
         )  # a copy: torch refuses read-only memory, such as a map
         decode(torch.from_numpy(chunk), target[start : start + step])
     return result
+
+
+def decode_rows(rows: torch.Tensor, type: GgmlType, out: torch.Tensor) -> torch.Tensor:
+    """Decode blocks in memory into `out`, and return it: for callers that bound their memory themselves.
+
+    Args:
+        rows: uint8 ``[n, bytes per row]``, contiguous. out: float32 ``[n, elements per row]``, contiguous.
+    """
+    _DECODERS[type](rows.view(-1, type.type_size), out.view(-1, type.block_size))
+    return out
 
 
 def _sizes(type: GgmlType, shape: Sequence[int]) -> tuple[int, int]:
