@@ -14,6 +14,7 @@ from bestiary.api.errors import BestiaryError, BrokenPlugin
 from bestiary.api.importing import cause
 from bestiary.engine.notices import notice
 from bestiary.nn.placement import materialize, place
+from bestiary.nn.quant.gguf import GgufConfig
 from bestiary.nn.scope import build_scope
 from bestiary.nn.weights import load_complete
 from bestiary.nn.weights.renames import Renames
@@ -22,6 +23,8 @@ from .checksum import verify_files
 from .description import ModelDescription
 from .progress import load_progress
 from .weights import Opener, WeightStream, open_weights
+
+_SHOWN = 8
 
 
 def build_model(model_class: type, vllm_config: VllmConfig) -> nn.Module:
@@ -76,6 +79,7 @@ def load_model(
             formats=formats,
             gguf_declaration=description.gguf,
             parameters=_parameters(model),
+            keep=_kept_blocks(vllm_config),
             allow_nonfinite=load.allow_nonfinite,
             progress=progress,
             notify=notice,
@@ -87,6 +91,17 @@ def load_model(
             own = hasattr(model, "load_weights")
             with _blamed(type(model), "could not be loaded", "its load_weights failed") if own else nullcontext():
                 load_complete(model, stream, *_renames(description, stream))
+
+
+def _kept_blocks(vllm_config: VllmConfig) -> frozenset[str]:
+    """The tensors that stay in blocks; what no layer of a whole model keeps is told."""
+    config = vllm_config.quant_config
+    if not isinstance(config, GgufConfig):
+        return frozenset()
+    if config.decoded and vllm_config.parallel_config.pipeline_parallel_size == 1:
+        shown = ", ".join(config.decoded[:_SHOWN]) + (" …" if len(config.decoded) > _SHOWN else "")
+        notice(f"{len(config.decoded)} tensor(s) in blocks are decoded, since no layer keeps them: {shown}")
+    return frozenset(config.kept)
 
 
 def _renames(description: ModelDescription, stream: WeightStream) -> list[Renames]:

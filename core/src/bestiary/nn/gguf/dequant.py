@@ -25,7 +25,19 @@ from .types import GgmlType
 Decoder = Callable[[torch.Tensor, torch.Tensor], None]
 """Takes uint8 blocks (n, type_size) and float32 (n, block_size) to be written."""
 
+FLOATS: Mapping[GgmlType, torch.dtype] = MappingProxyType(
+    {
+        GgmlType.F32: torch.float32,
+        GgmlType.F16: torch.float16,
+        GgmlType.BF16: torch.bfloat16,
+        GgmlType.F64: torch.float64,
+    }
+)
+"""The types that are plain numbers."""
+
 _CHUNK_ELEMENTS = 1 << 20
+_ALIGNMENT = 8
+"""In bytes: what torch asks of memory that is looked at as wider numbers."""
 
 
 def _floats(dtype: torch.dtype) -> Decoder:
@@ -37,10 +49,7 @@ def _floats(dtype: torch.dtype) -> Decoder:
 
 _DECODERS: Mapping[GgmlType, Decoder] = MappingProxyType(
     {
-        GgmlType.F32: _floats(torch.float32),
-        GgmlType.F16: _floats(torch.float16),
-        GgmlType.BF16: _floats(torch.bfloat16),
-        GgmlType.F64: _floats(torch.float64),
+        **{type: _floats(dtype) for type, dtype in FLOATS.items()},
         GgmlType.Q1_0: blocks.q1_0,
         GgmlType.Q2_0: blocks.q2_0,
         GgmlType.Q4_0: blocks.q4_0,
@@ -108,6 +117,8 @@ def decode_rows(rows: torch.Tensor, type: GgmlType, out: torch.Tensor) -> torch.
     Args:
         rows: uint8 ``[n, bytes per row]``, contiguous. out: float32 ``[n, elements per row]``, contiguous.
     """
+    if rows.storage_offset() % _ALIGNMENT:
+        rows = rows.clone()
     _DECODERS[type](rows.view(-1, type.type_size), out.view(-1, type.block_size))
     return out
 
