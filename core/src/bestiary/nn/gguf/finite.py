@@ -1,4 +1,4 @@
-"""NaN and Inf in blocks: only their float16 scales can hold them, so that a scan of these finds all."""
+"""NaN and Inf in blocks: only those with a scale of the largest exponents can hold any, and only these are decoded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .dequant import FLOATS, decode_rows
 from .types import GgmlType
 
 Bits = tuple[tuple[int, int], ...]
-"""(byte of a block, mask): a scale is NaN or infinite where all these bits are set, its exponent's."""
+"""(byte of a block, mask): a scale may be too large where all these bits are set, its exponent's."""
 
 _CHUNK_BLOCKS = 1 << 12
 
@@ -32,7 +32,7 @@ _SCALES: Mapping[GgmlType, tuple[Bits, ...]] = MappingProxyType(
         GgmlType.TQ1_0: _half(52),
         GgmlType.TQ2_0: _half(64),
         GgmlType.IQ1_M: (((55, 0x70), (53, 0xC0)),),  # a nibble in each of the last four words
-        GgmlType.MXFP4: (),
+        GgmlType.MXFP4: (((0, 0xFC),),),
         GgmlType.NVFP4: (),
     }
 )
@@ -42,7 +42,7 @@ _SCALES: Mapping[GgmlType, tuple[Bits, ...]] = MappingProxyType(
 def count_nonfinite_in_blocks(data: torch.Tensor, type: GgmlType) -> int:
     """How many of the numbers that uint8 blocks ``[…, bytes per row]`` stand for are NaN or infinite."""
     if type in FLOATS:
-        return int(torch.count_nonzero(~torch.isfinite(data.view(FLOATS[type]))))
+        return int(torch.count_nonzero(~torch.isfinite(data.view(FLOATS[type]).float())))
     blocks = data.reshape(-1, type.type_size)
     bad = torch.zeros(len(blocks), dtype=torch.bool)
     for scale in _SCALES.get(type, _half(0)):
