@@ -165,6 +165,7 @@ def _kv_cache(model: nn.Module, config: VllmConfig, weight_bytes: int) -> tuple[
     free = free_memory(config.device_config.device)
     found: dict[str, Any] = {
         "block_size": cache.block_size,
+        "dtype": _same([str(spec.dtype).removeprefix("torch.") for spec in specs]),
         "bytes_per_token": bytes_per_block(specs, 1),
         "free_memory": free,
         "blocks": None,
