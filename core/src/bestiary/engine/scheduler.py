@@ -16,18 +16,24 @@ The rules, all of them:
   another, and one alone always fits (`admission.py`); so it ends, and then the next one does.
 * **Failure.** A token that could not be drawn ends its request alone, and what it computed leaves the prefix cache.
 
+* **Flight.** Up to `depth` plans are in flight, as many as a pipeline has stages, with different requests in each;
+  their results come back in order. Each takes its share of the requests, so that no stage idles. What is in flight is
+  neither planned again nor preempted.
+
+To plan one request ahead, `schedule` would start at ``num_computed + num_scheduled`` and count tokens not yet known;
+to take several tokens of one request, `update` returns several `SequenceUpdate`s for it.
+
 A step is `schedule`, execution, `update`; between the two a request may be aborted, and its result is then ignored.
 All of it is a function of the calls made: the same calls give the same plans.
-
-One plan is in flight at a time. To plan ahead, `schedule` would start at ``num_computed + num_scheduled`` and count
-tokens not yet known; to take several tokens of one request, `update` returns several `SequenceUpdate`s for it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bestiary.api.config import CacheConfig, SchedulerConfig
 from bestiary.api.errors import EngineError, RequestError
@@ -49,6 +55,13 @@ class SchedulerStats:
     kv_cache: KVCacheUsage
 
 
+class _Flight(NamedTuple):
+    """A plan that was given out, and its sequences in the order of its items."""
+
+    plan: StepPlan
+    scheduled: list[Sequence]
+
+
 def _rank(sequence: Sequence) -> tuple[int, int]:
     return sequence.rank
 
@@ -63,8 +76,10 @@ class Scheduler:
         max_model_len: int,
         num_blocks: int,
         prompt_salt: Callable[[int], str | None] | None = None,
+        depth: int = 1,
     ) -> None:
         """`prompt_salt` is asked, for each length of a prompt, among which others its cached blocks may be shared."""
+        self._depth = depth
         self._config = scheduler_config
         self._prompt_salt = prompt_salt
         self._kv = KVCacheManager(
@@ -82,8 +97,7 @@ class Scheduler:
         self._preemptions = 0
         self._steps = 0
         self._unreported: list[str] = []  # ended, and the executor does not know
-        self._plan: StepPlan | None = None  # in flight
-        self._scheduled: list[Sequence] = []  # its sequences, in the order of its items
+        self._flights: deque[_Flight] = deque()  # oldest first
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -128,8 +142,19 @@ class Scheduler:
         self._end(sequence)
         return _last(sequence, finish_reason, stop_reason, error)
 
+    def fail_all(self, error: str) -> list[SequenceUpdate]:
+        """End every request with `error`."""
+        return [update for name in list(self._live) if (update := self.finish(name, "error", error=error))]
+
     def has_unfinished(self) -> bool:
         return bool(self._live)
+
+    def is_live(self, request_id: str) -> bool:
+        return request_id in self._live
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
 
     def has_unreported(self) -> bool:
         """Whether the executor still holds ended requests; the next plan names them, even one without items."""
@@ -144,11 +169,21 @@ class Scheduler:
 
     # --- a step ---------------------------------------------------------------------------------------------------
 
-    def schedule(self) -> StepPlan:
-        """The next step. It must come back through `update` or `abandon` before there is another."""
-        if self._plan is not None:
-            raise EngineError(f"step {self._plan.step} is still in flight")
-        scheduled = self._scheduled = self._choose()
+    @property
+    def is_full(self) -> bool:
+        """Whether as many plans are in flight as there may be."""
+        return len(self._flights) >= self._depth
+
+    def schedule(self) -> StepPlan | None:
+        """The next step. It must come back through `update` or `abandon`, as one of at most `depth` in flight.
+
+        None where others are in flight and nothing can be added to them.
+        """
+        if self.is_full:
+            raise EngineError(f"step {self._flights[-1].plan.step} is still in flight")
+        scheduled = self._choose()
+        if self._flights and not scheduled:
+            return None
         items = tuple(
             [ScheduledItem(s.request_id, s.num_computed, s.num_scheduled, s.block_ids, _samples(s)) for s in scheduled]
         )
@@ -157,20 +192,21 @@ class Scheduler:
         if self._unreported:
             finished = tuple(self._unreported)
             self._unreported.clear()
-        self._plan = plan = StepPlan(self._steps, items, new, finished)
+        plan = StepPlan(self._steps, items, new, finished)
+        self._flights.append(_Flight(plan, scheduled))
         self._steps += 1
         return plan
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceUpdate]:
-        """Record what `plan` computed and drew; returns every token and every end, in batch order."""
-        if plan is not self._plan or result.step != plan.step:
+        """Record what `plan`, the oldest in flight, computed and drew; returns every token and end, in batch order."""
+        if not self._flights or plan is not self._flights[0].plan or result.step != plan.step:
             raise EngineError(f"plan {plan.step} and result {result.step} are not the step in flight")
-        scheduled, self._plan, self._scheduled = self._scheduled, None, []
+        scheduled = self._flights.popleft().scheduled
         updates: list[SequenceUpdate] = []
         for sequence in scheduled:
             if sequence.status is not Status.RUNNING:
                 continue
-            start, count = sequence.num_computed, sequence.num_scheduled
+            start, count, sequence.num_scheduled = sequence.num_computed, sequence.num_scheduled, 0
             request_id = sequence.request_id
             if sequence.prompt_logprobs is not None:
                 entries = result.prompt_logprobs.get(request_id, [])
@@ -191,17 +227,17 @@ class Scheduler:
         return updates
 
     def abandon(self, plan: StepPlan) -> None:
-        """`plan` failed as a whole: nothing of it was computed, and the next plan will say all of it again.
+        """`plan`, the newest, failed as a whole: nothing of it was computed, and the next will say all of it again.
 
         The executor may or may not have read it, so it is told to forget what was new before it hears of it again.
         """
-        if plan is not self._plan:
+        if not self._flights or plan is not self._flights[-1].plan:
             raise EngineError(f"plan {plan.step} is not the step in flight")
         new = [request.request_id for request in plan.new]
-        for sequence in self._scheduled:
+        for sequence in self._flights.pop().scheduled:
             sequence.sent = sequence.sent and sequence.request_id not in new
+            sequence.num_scheduled = 0
         self._unreported += [*plan.finished, *new]
-        self._plan, self._scheduled = None, []
 
     # --- choosing -------------------------------------------------------------------------------------------------
 
@@ -211,8 +247,11 @@ class Scheduler:
         scheduled: list[Sequence] = []
         running = self._running
         candidate = self._candidate()
-        index = 0
-        while budget:
+        index, share = 0, self._share()
+        while budget and len(scheduled) < share:
+            if index < len(running) and running[index].num_scheduled:  # in flight
+                index += 1
+                continue
             if index < len(running) and (candidate is None or running[index].priority <= candidate.priority):
                 sequence = running[index]
                 start = sequence.num_computed
@@ -238,6 +277,10 @@ class Scheduler:
             budget -= count
             index += 1
         return scheduled
+
+    def _share(self) -> int:
+        """The most sequences of one plan: what leaves as many for each of the others in flight."""
+        return -(-min(len(self._live), self._config.max_num_seqs) // self._depth)
 
     def _candidate(self) -> Sequence | None:
         """The best-ranked waiting sequence that does not wait for its leader."""
@@ -267,9 +310,10 @@ class Scheduler:
                 self._kv.free(sequence)
                 if too_long:
                     return 0
-            if not self._running or self._running[-1].priority <= sequence.priority:
+            worst = self._running[-1] if self._running else None
+            if worst is None or worst.priority <= sequence.priority or worst.num_scheduled:
                 return 0
-            self._preempt(self._running[-1])
+            self._preempt(worst)
         if sequence.preemptions == 0:
             self._kv.count_admission(sequence)
         sequence.leader = None
@@ -283,7 +327,7 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for a running sequence, taken from the worst-ranked; False if it had to give up its own."""
         while not self._kv.allocate(sequence, num_tokens):
-            victim = self._running[-1]
+            victim = next(each for each in reversed(self._running) if not each.num_scheduled)
             self._preempt(victim)
             if victim is sequence:
                 return False

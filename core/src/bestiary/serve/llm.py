@@ -64,7 +64,8 @@ class LLM:
             use_tqdm: show progress. priority: one each; lower is served first.
 
         Raises:
-            RequestError: a prompt or its parameters are refused, before anything runs.
+            RequestError: a prompt or its parameters are refused, before anything runs. EngineError: the model failed,
+                or one of several ranks was lost.
         """
         requests = self._submit(as_prompts(prompts), sampling_params, priority)
         self._drive(requests, show=use_tqdm)
@@ -83,6 +84,8 @@ class LLM:
                     yield request
             if shown < sum(len(output.token_ids) + output.finished for output in request.outputs):
                 yield request  # another call's steps ended it
+            if self.engine.dead is not None:
+                raise self.engine.dead
         finally:
             self._abort([request])
 
@@ -140,6 +143,19 @@ class LLM:
             **(chat_template_kwargs or {}),
         )
         return tokenizer.encode(text, add_special_tokens=False)
+
+    @property
+    def leads(self) -> bool:
+        """Whether requests are answered here: not on the other ranks of a model that torchrun or several machines run."""
+        return self.engine.team is None or self.engine.team.leads
+
+    def follow(self) -> None:
+        """On another rank than the first: take part in whatever that one does, until it closes its `LLM`.
+
+        Raises:
+            EngineError: a rank was lost.
+        """
+        self.engine.follow()
 
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises `UsageError` under `skip_tokenizer_init`."""
@@ -215,6 +231,8 @@ class LLM:
                     report(self._step())
         finally:
             self._abort(requests)
+        if self.engine.dead is not None:
+            raise self.engine.dead
 
 
 def _tokenizer(args: EngineArgs, builder: EngineBuilder) -> Tokenizer | None:

@@ -13,7 +13,9 @@ from bestiary.api.config import (
     DeviceConfig,
     LoadConfig,
     ModelConfig,
+    EPLBConfig,
     OpConfig,
+    ParallelConfig,
     SchedulerConfig,
     VllmConfig,
 )
@@ -69,6 +71,25 @@ def make_vllm_config(
         ),
         op_config=OpConfig(attention_backend=args.attention_backend, implementations=args.ops),
         quant_config=quant_config,
+    )
+
+
+def parallel_config(args: EngineArgs) -> ParallelConfig:
+    """How many ranks there are. Raises `UsageError` where they cannot be divided as asked."""
+    return ParallelConfig(
+        tensor_parallel_size=args.tensor_parallel_size,
+        pipeline_parallel_size=args.pipeline_parallel_size,
+        data_parallel_size=args.data_parallel_size,
+        enable_expert_parallel=args.enable_expert_parallel,
+        enable_eplb=args.enable_eplb,
+        eplb_config=EPLBConfig(**args.eplb_config),
+        pipeline_layers=None if args.pipeline_layers is None else tuple(args.pipeline_layers),
+        nnodes=args.nnodes,
+        node_rank=args.node_rank,
+        master_addr=args.master_addr,
+        master_port=args.master_port,
+        distributed_executor_backend=args.distributed_executor_backend,
+        stall_timeout=args.stall_timeout,
     )
 
 
