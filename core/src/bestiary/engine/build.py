@@ -27,7 +27,8 @@ from .engine import LLMEngine
 from .executor import UniprocExecutor
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
-from .loader.vllm_config import choose_device, make_vllm_config, parallel_config
+from .loader.quantization import choose_quantization
+from .loader.vllm_config import make_vllm_config, parallel_config
 from .memory import num_kv_blocks
 from .notices import notice
 from .parallel.assembly import assemble
@@ -90,7 +91,8 @@ class EngineBuilder:
         hf_config, misspelt = self.description.hf_config(self.hooks)
         for text in (*self.description.notices, *misspelt):
             notice(text)
-        config = make_vllm_config(self.args, self.description, found.architecture, hf_config, self._quantization())
+        quantization = choose_quantization(self.args, self.description, self.hooks)
+        config = make_vllm_config(self.args, self.description, found.architecture, hf_config, quantization)
         config = replace(config, parallel_config=self.parallel)
         return found.model_class, config
 
@@ -148,18 +150,6 @@ class EngineBuilder:
         if team is not None:
             weakref.finalize(engine, team.close)  # an engine that nobody closed ends its processes all the same
         return engine
-
-    def _quantization(self) -> Any:
-        """The `QuantizationConfig` that `quantization_config` or the `quantization` argument asks for."""
-        declared: Mapping[str, Any] | None = self.description.data.get("quantization_config")
-        name = self.args.quantization or (declared or {}).get("quant_method")
-        if name is None:
-            return None
-        method = self.hooks.get("quantization_methods", name)
-        made = method.from_config(self.description.quantization_config(name))
-        if reason := made.why_not(choose_device(self.args.device)):
-            raise ModelError(f"quantization {name} cannot run here: {reason}", field="quantization", value=name)
-        return made
 
 
 def _within(eos_token_ids: frozenset[int], vocab_size: int) -> frozenset[int]:

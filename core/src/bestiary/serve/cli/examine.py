@@ -195,10 +195,26 @@ def _runs_on(model: nn.Module, config: VllmConfig, ops: dict[str, str]) -> dict[
     return {
         "device": config.device_config.device,
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
-        "quantization": None if config.quant_config is None else type(config.quant_config).__name__,
+        "quantization": None if config.quant_config is None else config.quant_config.name,
+        "quantized_layers": None if config.quant_config is None else _methods(model),
         "attention_backend": _same(backends),
         "ops": ops,
     }
+
+
+def _methods(model: nn.Module) -> str:
+    """How many layers have each method, those of experts included."""
+    from collections import Counter
+
+    from bestiary.nn.linear_base import LinearBase
+    from bestiary.nn.moe import FusedMoE
+
+    layers = [each for each in model.modules() if isinstance(each, LinearBase)]
+    for module in model.modules():
+        if isinstance(module, FusedMoE):
+            layers += module.expert_layers
+    counts = Counter(str(layer.quant_method) for layer in layers)
+    return ", ".join(f"{count} {method}" for method, count in counts.most_common())
 
 
 def _tokenizer(builder: EngineBuilder, args: EngineArgs) -> dict[str, Any]:
