@@ -24,7 +24,12 @@ def attention_backends() -> Offers:
 
 @hookimpl
 def op_implementations() -> Offers:
-    return {"linear/by_shape": f"{_NN}.ops.linear:BY_SHAPE", "linear/fixed_tile": f"{_NN}.ops.linear:FIXED_TILE"}
+    return {
+        "linear/by_shape": f"{_NN}.ops.linear:BY_SHAPE",
+        "linear/fixed_tile": f"{_NN}.ops.linear:FIXED_TILE",
+        "add_lora/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE",
+        "add_lora_embedding/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE_EMBEDDING",
+    }
 
 
 @hookimpl

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +18,7 @@ from bestiary.nn.context import ForwardContext, forward_context
 from bestiary.nn.ops.by_value import by_value
 from bestiary.nn.ops.registry import ChosenOps
 from bestiary.nn.prompt import PromptDependent
+from bestiary.nn.zeros import untouched_zeros
 
 from .batch import ForwardBatch, make_batch
 from .plan import SampledToken, StepPlan, StepResult
@@ -73,7 +72,7 @@ class ModelRunner:
             if backend is None:
                 raise EngineError(f"attention layer {name} has no backend: the model was not finished")
             shape = backend.cache_shape(spec, num_blocks, self.block_size)
-            caches[name] = _zeros(tuple(shape), spec.dtype, self.device)
+            caches[name] = untouched_zeros(tuple(shape), spec.dtype, self.device)
         return caches
 
     @torch.inference_mode()
@@ -140,14 +139,6 @@ def _check_shape(method: str, found: object, rows: int, width: int | None) -> No
             value=type(found).__name__ if shape is None else f"{found.dtype} {list(shape)}",  # type: ignore[attr-defined]
             limit=f"floating-point numbers of shape {list(wanted)}",
         )
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros whose pages the CPU gives only when they are written: `torch.zeros` would touch all of them now."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(pages).view(dtype).view(shape)
 
 
 def _prompt_logprobs(batch: ForwardBatch, logits: torch.Tensor) -> dict[str, list[TokenLogprobs]]:
