@@ -81,6 +81,28 @@ class AdapterSlots:
         for key, each in self.slots.items():
             each.load(slot, adapter.get(key))
 
+    def target(self, module: str) -> nn.Module | None:
+        """The layer that an adapter's `module` is on this rank, if it is one."""
+        found = self._targets.find(module)
+        return None if found is None else self.layers[found.layer]
+
+    def experts_in(self, piece: Piece) -> int:
+        """How many experts' factors a piece holds; 1 where it is of one layer."""
+        found = self._targets.find(piece.module)
+        layer = None if found is None else self.layers[found.layer]
+        return layer.num_experts if isinstance(layer, FusedMoE) and found is not None and found.expert is None else 1
+
+    def names_of(self, piece: Piece) -> tuple[str, ...]:
+        """What PEFT calls the weight when it looks for its rank: a module, or the parameter of one."""
+        if self.experts_in(piece) == 1:
+            return piece.module, f"{piece.module}.weight"
+        layer: Any = self.layers[self._targets.find(piece.module).layer]  # type: ignore[union-attr]
+        bare = piece.module.replace(".base_layer", "")
+        own = bare.rpartition(".")[2]
+        if own in ("gate_up_proj", "down_proj"):
+            return (bare,)
+        return (f"{bare}.{'gate_up_proj' if stack_of(layer, piece) == 'w13' else 'down_proj'}",)
+
     def why_no_copy(self, module: str, weight: torch.Tensor) -> str | None:
         """None where `weight` is what the model has for `module`, an embedding or head; otherwise what it is."""
         found = self._targets.find(module)
