@@ -16,7 +16,6 @@ _KNOWN: dict[str, tuple[object, ...]] = {
     "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),
     "enable_expert_parallel": (False,),
-    "enable_lora": (False,),
     "trust_remote_code": (False,),
     "enforce_eager": (True, False),
     "disable_log_stats": (True, False),
@@ -52,6 +51,8 @@ class EngineArgs:
             fields to the fields.
         load_format: "auto", "safetensors", "gguf" or "dummy". allow_nonfinite: accept NaN and Inf in weights.
         verify: compare weight files with their published SHA-256 before they are read.
+        enable_lora: make room for adapters; `lora_modules` (name → directory), which are added at the start, imply it.
+        max_loras, max_lora_rank, max_cpu_loras: see `LoRAConfig`.
         plugin: architecture → distribution, where several provide one.
         quantization: quantize while loading, by a method's name. attention_backend, ops: implementations by name,
             instead of the best one.
@@ -84,6 +85,11 @@ class EngineArgs:
     quantization: str | None = None
     attention_backend: str | None = None
     ops: Mapping[str, str] = field(default_factory=dict)
+    enable_lora: bool = False
+    lora_modules: Mapping[str, str] = field(default_factory=dict)
+    max_loras: int = 4
+    max_lora_rank: int = 64
+    max_cpu_loras: int = 64
     plugin: Mapping[str, str] = field(default_factory=dict)
     progress: bool = True
 

@@ -6,22 +6,28 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from bestiary.api.config import VllmConfig
+from bestiary.api.conformance import supports_lora
 from bestiary.api.errors import ModelError, UsageError
 from bestiary.api.hook_manager import HookManager
 from bestiary.api.hooks import KINDS
+from bestiary.api.lora import LoRARequest
 from bestiary.api.registry import ModelRegistry, Registry
 from bestiary.nn.attention.backend import AttentionType
 from bestiary.nn.attention.choice import choose_backend
 from bestiary.nn.logits import LogitsProcessor
+from bestiary.nn.lora import AdapterSlots, attach
 from bestiary.nn.ops.registry import Target, choose_ops
 from bestiary.nn.placement import finish
 
+from .adapters import Adapters
 from .arguments import EngineArgs
 from .engine import LLMEngine
 from .executor import UniprocExecutor
+from .loader.alias import AppliedAlias
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
 from .loader.vllm_config import choose_device, make_vllm_config
@@ -79,10 +85,12 @@ class EngineBuilder:
         load_model(model, config, self.description, self.hooks.all("weight_formats"))
         with ops.active():
             finish(model)
-        num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config)
+        slots = adapter_slots(model, config, self.description.alias)
+        reserved = 0 if slots is None or config.device_config.device != "cpu" else slots.nbytes  # taken when written
+        num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config, reserved)
         width = vocab_size(model, config)
-        runner = ModelRunner(model, config, num_blocks, ops, width)
-        return LLMEngine(
+        runner = ModelRunner(model, config, num_blocks, ops, width, slots)
+        engine = LLMEngine(
             config,
             Scheduler(
                 config.scheduler_config,
@@ -90,6 +98,7 @@ class EngineBuilder:
                 config.model_config.max_model_len,
                 num_blocks,
                 prompt_salt(model),
+                Adapters(config.lora_config),
             ),
             UniprocExecutor(runner),
             vocab_size=width,
@@ -97,6 +106,9 @@ class EngineBuilder:
             observers=[make() for make in self.hooks.all("step_observers").values()],
             ops=ops.names,
         )
+        for name, path in self.args.lora_modules.items():
+            engine.add_lora(LoRARequest(name, lora_path=path))
+        return engine
 
     def _quantization(self) -> Any:
         """The `QuantizationConfig` that `quantization_config` or the `quantization` argument asks for."""
@@ -108,6 +120,27 @@ class EngineBuilder:
         if reason := made.why_not(choose_device(self.args.device)):
             raise ModelError(f"quantization {name} cannot run here: {reason}", field="quantization", value=name)
         return made
+
+
+def adapter_slots(
+    model: nn.Module, config: VllmConfig, alias: AppliedAlias | None, device: str | None = None
+) -> AdapterSlots | None:
+    """Slots for adapters in a finished model, on its device or on `device`; None where none are wanted. The renames of
+    an `alias` hold for adapters too.
+
+    Raises:
+        ModelError: the class does not claim that adapters fit it.
+    """
+    if config.lora_config is None:
+        return None
+    if not supports_lora(model):
+        raise ModelError(
+            f"{type(model).__name__} does not say that adapters fit it", code="LORA_UNSUPPORTED",
+            field=config.model_config.architecture, limit="a class that claims SupportsLoRA",
+            fix="without enable_lora and --lora; or its author: claim SupportsLoRA",
+        )  # fmt: skip
+    mappers = [] if alias is None else [alias.mapper()]
+    return attach(model, config.lora_config, torch.device(device or config.device_config.device), mappers)
 
 
 def _within(eos_token_ids: frozenset[int], vocab_size: int) -> frozenset[int]:

@@ -16,8 +16,10 @@ from types import MappingProxyType
 from bestiary.api.config import VllmConfig
 from bestiary.api.errors import BestiaryError, EngineError, RequestError
 from bestiary.api.hooks import StepObserver
+from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.sampling import SamplingParams
 
+from .adapters import Adapters
 from .executor import Executor
 from .notices import notice
 from .plan import StepPlan
@@ -61,14 +63,18 @@ class LLMEngine:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> list[str]:
         """Admit one request, all its `n` answers or none.
+
+        Args:
+            lora_request: the adapter that answers; one that is not known is read and checked first.
 
         Returns:
             The ids under which updates come: `request_id` itself, or ``request_id/0`` … where `n` > 1.
 
         Raises:
-            RequestError: it can never run; nothing was changed.
+            RequestError: it can never run; nothing was changed. BadAdapter: its adapter cannot be used.
         """
         if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 2**63:
             raise RequestError(
@@ -79,6 +85,7 @@ class LLMEngine:
             self._check_ids(name, getattr(sampling, name) or ())
         self._check_ids("logit_bias", tuple(sampling.logit_bias))
         self._check_drawable(sampling)
+        lora_id = None if lora_request is None else self.add_lora(lora_request, pinned=False).lora_id
         children = [request_id] if sampling.n == 1 else [f"{request_id}/{index}" for index in range(sampling.n)]
         sequences: list[Sequence] = []
         for index, child in enumerate(children):
@@ -92,11 +99,69 @@ class LLMEngine:
                     priority=priority,
                     eos_token_ids=self.eos_token_ids,
                     cache_salt=cache_salt,
+                    lora_name=lora_id,
                     leader=sequences[0] if sequences else None,
                 )
             )
         self.scheduler.add(*sequences)
         return children
+
+    def add_lora(self, request: LoRARequest, *, pinned: bool = True) -> LoRAInfo:
+        """Make an adapter known: read it and check that it fits. One that is known under its name is only looked up.
+
+        Args:
+            pinned: it stays until it is removed; otherwise it gives way when room is needed.
+
+        Raises:
+            RequestError: the name is another adapter's, which is wanted; or there is no room. BadAdapter: it is
+                damaged or does not fit; nothing was changed.
+        """
+        adapters = self._adapters()
+        known = adapters.known(request.lora_name)
+        if known is None and request.lora_path is None:
+            raise adapters.unknown(request.lora_name)
+        if known is not None and request.lora_path in (None, known.path):
+            if pinned:
+                adapters.pin(known.name)
+            return known
+        if known is not None:
+            if known.pinned and not pinned:
+                raise RequestError(
+                    f"the name {known.name} is that of an adapter which was added", code="ADAPTER_NAME_TAKEN",
+                    field="lora_path", value=request.lora_path, limit=known.path, fix="another name, or remove_lora",
+                )  # fmt: skip
+            if known.requests:
+                adapters.remove(known.name)  # raises
+        dropped = adapters.to_drop() if known is None else known.name
+        info = self.executor.add_adapter(request.lora_name, str(request.lora_path))
+        if dropped is not None:
+            self._forget(dropped, but=info.lora_id)
+        adapters.add(info, pinned=pinned)
+        return info
+
+    def remove_lora(self, name: str) -> LoRAInfo:
+        """Forget an adapter. Raises `RequestError`: there is none of this name, or a request wants it."""
+        self._adapters()
+        return self._forget(name)
+
+    def list_loras(self) -> list[LoRAInfo]:
+        """The adapters that are known, by name."""
+        return self.scheduler.adapters.infos()
+
+    def _forget(self, name: str, but: str | None = None) -> LoRAInfo:
+        info = self.scheduler.adapters.remove(name)
+        if info.lora_id != but:
+            self.executor.remove_adapter(info.lora_id)
+        return info
+
+    def _adapters(self) -> Adapters:
+        adapters = self.scheduler.adapters
+        if adapters.config is None:
+            raise RequestError(
+                "this engine has no slots for adapters", code="LORA_DISABLED", field="lora_request",
+                fix="LLM(…, enable_lora=True), or --lora NAME=PATH on the command line",
+            )  # fmt: skip
+        return adapters
 
     def step(self) -> list[SequenceUpdate]:
         """Compute one step; every accepted request ends in exactly one terminal update.

@@ -11,16 +11,19 @@ from torch import nn
 
 from bestiary.api.config import VllmConfig
 from bestiary.api.errors import BrokenPlugin, EngineError
+from bestiary.api.lora import LoRAInfo
 from bestiary.api.outputs import TokenLogprobs
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.attention.layer import Attention
 from bestiary.nn.context import ForwardContext, forward_context
+from bestiary.nn.lora import AdapterSlots
 from bestiary.nn.ops.by_value import by_value
 from bestiary.nn.ops.registry import ChosenOps
 from bestiary.nn.prompt import PromptDependent
 from bestiary.nn.zeros import untouched_zeros
 
 from .batch import ForwardBatch, make_batch
+from .loaded_adapters import LoadedAdapters
 from .plan import SampledToken, StepPlan, StepResult
 from .request_state import RequestState
 from .sampler import sample, token_logprobs
@@ -50,12 +53,20 @@ class ModelRunner:
         model: loaded and finished; its attention layers have their backends.
         num_blocks: KV-cache blocks that every caching layer gets. ops: the versions of ops its steps run with.
         vocab_size: the width that its logits must have.
+        slots: the model's adapter slots; None where it has none.
     """
 
     def __init__(
-        self, model: nn.Module, vllm_config: VllmConfig, num_blocks: int, ops: ChosenOps, vocab_size: int
+        self,
+        model: nn.Module,
+        vllm_config: VllmConfig,
+        num_blocks: int,
+        ops: ChosenOps,
+        vocab_size: int,
+        slots: AdapterSlots | None = None,
     ) -> None:
         self.model: Any = model
+        self.adapters = None if slots is None else LoadedAdapters(slots)
         self.ops = ops
         self.vocab_size = vocab_size
         self.deterministic = vllm_config.model_config.deterministic
@@ -99,18 +110,37 @@ class ModelRunner:
             self.states.pop(request_id, None)
         for new in plan.new:
             self.states[new.request_id] = RequestState(new)
-        return make_batch(plan, self.states, self.block_size, self.device) if plan.items else None
+        if self.adapters is None:
+            return make_batch(plan, self.states, self.block_size, self.device) if plan.items else None
+        for load in plan.lora_loads:
+            self.adapters.load(load.slot, load.lora_id)
+        slots = self.adapters.slot_of
+        return make_batch(plan, self.states, self.block_size, self.device, slots) if plan.items else None
+
+    def add_adapter(self, name: str, path: str) -> LoRAInfo:
+        """Read an adapter, check that it fits, and keep it; plans then put it into slots. Raises `BadAdapter`."""
+        if self.adapters is None:
+            raise EngineError("this model has no slots for adapters")
+        with self.ops.active():
+            return self.adapters.add(name, path)
+
+    def remove_adapter(self, lora_id: str) -> None:
+        """Forget an adapter that no plan will name any more; one that is not known is none."""
+        if self.adapters is not None:
+            self.adapters.remove(lora_id)
 
     def _forward(self, batch: ForwardBatch) -> torch.Tensor | None:
         elementwise = by_value() if self.deterministic else nullcontext()  # type: ignore[no-untyped-call]
-        with self.ops.active(), elementwise, forward_context(ForwardContext(batch.attention, self.kv_caches)):
-            hidden = self.model(input_ids=batch.input_ids, positions=batch.positions)
+        with self.ops.active(), elementwise:
+            with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.lora)):
+                hidden = self.model(input_ids=batch.input_ids, positions=batch.positions)
             _check_shape("forward", hidden, len(batch.input_ids), None)
             if batch.logits_rows is not None:
                 if not len(batch.logits_rows):
                     return None
                 hidden = hidden[batch.logits_rows]
-            logits: torch.Tensor = self.model.compute_logits(hidden_states=hidden)
+            with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.logits_lora)):
+                logits: torch.Tensor = self.model.compute_logits(hidden_states=hidden)
             _check_shape("compute_logits", logits, len(hidden), self.vocab_size)
         return logits
 

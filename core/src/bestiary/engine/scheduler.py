@@ -10,6 +10,10 @@ The rules, all of them:
 * **Admission.** A waiting request is admitted when all tokens it has now fit into free blocks (they are not reserved).
   The best-ranked one that does not fit keeps all behind it waiting, so nobody is overtaken for ever. A request lets its
   leader (a sibling with the same prompt) compute the prompt first, for then it finds that in the prefix cache.
+* **Adapters.** A request with an adapter runs when that has a slot, or can get one (`adapters.py`). While one waits for
+  a slot, of those behind it only requests without an adapter are admitted, so that slots become free; requests of a
+  strictly worse priority give theirs up, all those of one adapter. In one step no request is looked at again whose turn
+  has passed.
 * **Preemption.** Where a running request lacks a block, the worst-ranked running one gives up all of its own; it keeps
   its tokens and computes them again later, as if they were its prompt. Where a waiting request lacks a block or a
   place, only running ones of a strictly worse priority give way. The best-ranked running request is never preempted for
@@ -33,6 +37,7 @@ from bestiary.api.config import CacheConfig, SchedulerConfig
 from bestiary.api.errors import EngineError, RequestError
 from bestiary.api.outputs import FinishReason, TokenLogprobs
 
+from .adapters import Adapters
 from .admission import Limits
 from .kv_cache import KVCacheManager, KVCacheUsage
 from .plan import NewRequest, SampledToken, ScheduledItem, StepPlan, StepResult
@@ -63,8 +68,11 @@ class Scheduler:
         max_model_len: int,
         num_blocks: int,
         prompt_salt: Callable[[int], str | None] | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
-        """`prompt_salt` is asked, for each length of a prompt, among which others its cached blocks may be shared."""
+        """`prompt_salt` is asked, for each length of a prompt, among which others its cached blocks may be shared.
+        Without `adapters`, requests may name any, and none has to be in a slot."""
+        self.adapters = adapters or Adapters()
         self._config = scheduler_config
         self._prompt_salt = prompt_salt
         self._kv = KVCacheManager(
@@ -102,12 +110,15 @@ class Scheduler:
             if name in self._live or name in ids:
                 raise RequestError("the request id is in use", code="DUPLICATE_REQUEST", field="request_id", value=name)
             ids.add(name)
+        for sequence in sequences:
+            self.adapters.check(sequence.lora_name)
         for sequence, limit in zip(sequences, limits, strict=True):
             sequence.max_total = limit
             sequence.prompt_salt = self._prompt_salt(sequence.num_prompt) if self._prompt_salt else None
             sequence.rank = (sequence.priority, self._arrivals)
             self._arrivals += 1
             self._live[sequence.request_id] = sequence
+            self.adapters.begin(sequence.lora_name)
             self._wait(sequence)
 
     def abort(self, request_id: str) -> SequenceUpdate | None:
@@ -157,7 +168,7 @@ class Scheduler:
         if self._unreported:
             finished = tuple(self._unreported)
             self._unreported.clear()
-        self._plan = plan = StepPlan(self._steps, items, new, finished)
+        self._plan = plan = StepPlan(self._steps, items, new, finished, self.adapters.take_loads())
         self._steps += 1
         return plan
 
@@ -201,6 +212,7 @@ class Scheduler:
         for sequence in self._scheduled:
             sequence.sent = sequence.sent and sequence.request_id not in new
         self._unreported += [*plan.finished, *new]
+        self.adapters.give_back(plan.lora_loads)
         self._plan, self._scheduled = None, []
 
     # --- choosing -------------------------------------------------------------------------------------------------
@@ -227,8 +239,9 @@ class Scheduler:
                         break
             elif candidate is not None:
                 sequence = candidate
+                rank = sequence.rank
                 count = self._admit(sequence, budget)
-                candidate = self._candidate() if count else None
+                candidate = self._candidate(rank) if count else None
                 if not count:
                     continue
             else:
@@ -239,11 +252,35 @@ class Scheduler:
             index += 1
         return scheduled
 
-    def _candidate(self) -> Sequence | None:
-        """The best-ranked waiting sequence that does not wait for its leader."""
-        if not self._waiting:
-            return None
-        return next((sequence for sequence in self._waiting if not self._defers(sequence)), None)
+    def _candidate(self, after: tuple[int, int] | None = None) -> Sequence | None:
+        """The best-ranked waiting sequence, ranked behind `after`, that waits neither for its leader nor for a slot."""
+        short_of_slots = False
+        for sequence in self._waiting:
+            if self._defers(sequence):
+                continue
+            if sequence.lora_name is None:
+                return sequence
+            passed = after is not None and sequence.rank <= after
+            if not short_of_slots and not passed and self._has_slot(sequence, sequence.lora_name):
+                return sequence
+            short_of_slots = True
+        return None
+
+    def _has_slot(self, sequence: Sequence, lora_id: str) -> bool:
+        """Whether a waiting sequence's adapter is in a slot or can be put into one, if need be into one that requests
+        of a worse priority hold: that of the adapter whose best request is ranked worst."""
+        if self.adapters.has_place(lora_id):
+            return True
+        best: dict[str, Sequence] = {}
+        for running in self._running:
+            if running.lora_name is not None:
+                best.setdefault(running.lora_name, running)
+        victim = max(best.values(), key=_rank)
+        if victim.priority <= sequence.priority:
+            return False
+        for running in [each for each in self._running if each.lora_name == victim.lora_name]:
+            self._preempt(running)
+        return True
 
     def _defers(self, sequence: Sequence) -> bool:
         leader = sequence.leader
@@ -276,6 +313,7 @@ class Scheduler:
         count = min(count, budget)
         self._kv.allocate(sequence, sequence.num_computed + count)
         _remove(self._waiting, sequence)
+        self.adapters.hold(sequence.lora_name)
         insort(self._running, sequence, key=_rank)
         sequence.status = Status.RUNNING
         return count
@@ -297,6 +335,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         _remove(self._running, sequence)
+        self.adapters.release(sequence.lora_name)
         self._kv.free(sequence)
         sequence.preemptions += 1
         self._preemptions += 1
@@ -320,7 +359,11 @@ class Scheduler:
         return _last(sequence, "error", error=error)
 
     def _end(self, sequence: Sequence, *, forget: bool = False) -> None:
-        _remove(self._running if sequence.status is Status.RUNNING else self._waiting, sequence)
+        running = sequence.status is Status.RUNNING
+        _remove(self._running if running else self._waiting, sequence)
+        if running:
+            self.adapters.release(sequence.lora_name)
+        self.adapters.end(sequence.lora_name)
         self._kv.free(sequence, forget=forget)
         sequence.status = Status.FINISHED
         del self._live[sequence.request_id]

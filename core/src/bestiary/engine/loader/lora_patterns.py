@@ -1,8 +1,8 @@
 """`rank_pattern` and `alpha_pattern` of an adapter: regular expressions from a file, so only harmless ones are run.
 
 A pattern is matched against the names of a model's modules, which are short. Without look-around, back references and
-repeated groups, and with at most two repetitions, that takes polynomial time of low degree, whatever the pattern; few of
-them may repeat anything at all.
+repeated groups, and with at most two repetitions, that takes polynomial time of low degree, whatever the pattern; few
+of them may repeat anything at all.
 """
 
 from __future__ import annotations
