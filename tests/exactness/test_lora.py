@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from bestiary import LLM, LoRARequest, SamplingParams
+from bestiary import LLM, SamplingParams
 from bestiary.testing.logits import prompt_logits
 
 SIZES = {

@@ -52,6 +52,7 @@ ENGINE = {
     "chunked": [True, False],
     "prefix_caching": [True, True, False],
     "prompt_salt": [None, None, lambda length: str(length // 10)],
+    "depth": [1, 1, 2, 3],
 }
 shapes = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in SHAPE.items()})
 engines = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in ENGINE.items()})
@@ -76,11 +77,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         cache = CacheConfig(block_size=self.block_size, enable_prefix_caching=engine["prefix_caching"])
         salt = engine["prompt_salt"]
-        self.scheduler = Scheduler(config, cache, self.max_model_len, self.num_blocks, salt)
+        self.depth = engine["depth"]
+        self.scheduler = Scheduler(config, cache, self.max_model_len, self.num_blocks, salt, self.depth)
         self.model = PagedModel(self.num_blocks, self.block_size, vocab_size=31, prompt_salt=salt)
         self.requests: dict[str, Request] = {}
         self.number = 0
-        self.plan = None
+        self.plans = []  # in flight, oldest first
+        self.most_in_flight = 0
         self.ended_in_flight: set[str] = set()
         self.add(batch)
 
@@ -152,47 +155,54 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.ended_in_flight.add(name)
         assert self.scheduler.abort(name) is None
 
-    @precondition(lambda self: self.plan is None)
+    @precondition(lambda self: len(self.plans) < self.depth)
     @rule()
     def schedule(self):
-        self.plan = self.scheduler.schedule()
-        self.ended_in_flight = set()
-        self._check_plan()
+        plan = self.scheduler.schedule()
+        if plan is None:
+            assert self.plans, "only what is in flight may be waited for"
+            return
+        self._check_plan(plan)
+        self.plans.append(plan)
+        self.most_in_flight = max(self.most_in_flight, len(self.plans))
 
-    @precondition(lambda self: self.plan is not None)
+    @precondition(lambda self: self.plans)
     @rule()
     def execute(self):
-        plan, self.plan = self.plan, None
+        plan = self.plans.pop(0)
         self._take(self.scheduler.update(plan, self.model.execute(plan)))
 
-    @precondition(lambda self: self.plan is not None)
+    @precondition(lambda self: len(self.plans) == 1)
     @rule(reached=st.booleans())
     def lose_a_step(self, reached):
-        plan, self.plan = self.plan, None
+        plan = self.plans.pop()
         if reached:
             self.model.execute(plan, lose=True)
         self.scheduler.abandon(plan)
 
-    @precondition(lambda self: self.plan is None)
+    @precondition(lambda self: not self.plans)
     @rule(steps=st.integers(2, 12))
     def run(self, steps):
         for _ in range(steps):
-            self.schedule()
-            self.balance()
-            self.execute()
-            self.balance()
+            for _ in range(self.depth):
+                self.schedule()
+                self.balance()
+            while self.plans:
+                self.execute()
+                self.balance()
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
     def _live(self):
         return [name for name, request in self.requests.items() if request.ended_by is None]
 
-    def _check_plan(self):
-        plan = self.plan
+    def _check_plan(self, plan):
         assert plan.num_tokens <= self.budget
         assert len(plan.items) <= self.max_num_seqs
         assert len({item.request_id for item in plan.items}) == len(plan.items)
-        assert bool(plan.items) == bool(self._live()), "a step does something if there is something to do"
+        flying = {item.request_id for each in self.plans for item in each.items}
+        assert not flying & {item.request_id for item in plan.items}, "a request is in one plan at a time"
+        assert bool(plan.items) or self.plans or not self._live(), "a step does something if there is something to do"
         assert all(item.request_id in self._live() for item in plan.items)
         if not self.chunked:
             for item in plan.items:
@@ -246,16 +256,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "scheduler"):
             return
-        if self.plan is not None:
+        while self.plans:
             self.execute()
         # The best-ranked request advances in every step, so this many steps are enough for all.
         bound = sum(request.sequence.max_total + self.max_num_seqs for request in self.requests.values())
         for _ in range(bound):
             if not self.scheduler.has_unfinished():
                 break
-            self.schedule()
-            self.execute()
-            self.balance()
+            self.run(1)
         assert not self._live(), "somebody starved"
         if self.scheduler.has_unreported():
             self.schedule()
@@ -290,9 +298,9 @@ def walk(seed):
             machine.add(batch(draw.randint(1, 3)))
         elif action < 0.2 and len(machine._live()) > 2:
             machine.end_from_outside(draw.randrange(50), draw.choice(["abort", "stop"]))
-        elif machine.plan is None:
+        elif len(machine.plans) < machine.depth and (not machine.plans or action < 0.7):
             machine.schedule()
-        elif action < 0.25:
+        elif action < 0.25 and len(machine.plans) == 1:
             machine.lose_a_step(draw.random() < 0.5)
         else:
             machine.execute()
@@ -311,6 +319,7 @@ def walks(seeds):
             raise
         stats = machine.scheduler.stats()
         seen["preempting"] += stats.preemptions > 0
+        seen["piping"] += machine.most_in_flight > 1
         seen["hitting"] += stats.kv_cache.prefix_hits > 0
         seen.update(request.ended_by for request in machine.requests.values())
     return seen
@@ -320,6 +329,7 @@ def test_random_walks():
     seen = walks(range(150))
     assert min(seen[reason] for reason in ("stop", "length", "abort", "error")) >= 50, seen
     assert seen["preempting"] >= 50, "too few programs preempt for this test to mean anything"
+    assert seen["piping"] >= 50, "too few programs have several plans in flight"
     assert seen["hitting"] >= 50, "too few programs hit the prefix cache"
 
 

@@ -86,16 +86,35 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EPLBConfig:
-    """Expert load balancing: spare expert copies and how often placements are reconsidered (steps)."""
+    """Expert load balancing: spare expert copies, and how often placements are reconsidered.
+
+    window_size: steps over which load is counted. step_interval: steps between two looks at it.
+    """
 
     num_redundant_experts: int = 0
     window_size: int = 1000
     step_interval: int = 3000
 
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "num_redundant_experts")
+        _at_least(self, 1, "window_size", "step_interval")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How many ranks share the model, and this process's place among them."""
+    """How many ranks share the model, and this process's place among them.
+
+    Ranks count through tensor-parallel ones first, then pipeline stages, then copies of the model: ``rank = (copy *
+    stages + stage) * tensor + place``. The tensor-parallel ranks of one stage are also those that experts are divided
+    among (`enable_expert_parallel`).
+
+    Attributes:
+        pipeline_layers: layers of each stage; None divides them evenly.
+        nnodes, node_rank: machines, and which of them this is; each runs an equal run of ranks.
+        master_addr, master_port: where the first machine is met.
+        distributed_executor_backend: who starts the ranks: "mp" this process, "external_launcher" torchrun, "ray" Ray.
+        stall_timeout: seconds that one rank waits for another in the middle of a step.
+    """
 
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
@@ -105,13 +124,45 @@ class ParallelConfig:
     eplb_config: EPLBConfig = field(default_factory=EPLBConfig)
     use_sequence_parallel_moe: bool = False
     rank: int = 0
+    pipeline_layers: tuple[int, ...] | None = None
+    nnodes: int = 1
+    node_rank: int = 0
+    master_addr: str = "127.0.0.1"
+    master_port: int = 29500
+    distributed_executor_backend: str = "mp"
+    stall_timeout: float = 120.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+        _at_least(self, 1, "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "nnodes")
+        _at_least(self, 0, "rank", "node_rank")
+        if self.pipeline_layers is not None:
+            if len(self.pipeline_layers) != self.pipeline_parallel_size or min(self.pipeline_layers) < 1:
+                raise UsageError(
+                    "one number of layers for each pipeline stage", field="pipeline_layers",
+                    value=list(self.pipeline_layers), limit=f"{self.pipeline_parallel_size} numbers, each at least 1",
+                )  # fmt: skip
+        if self.world_size_across_dp % self.nnodes:
+            raise UsageError(
+                f"{self.world_size_across_dp} ranks cannot be divided among {self.nnodes} machines",
+                field="nnodes", value=self.nnodes, limit=f"a divisor of {self.world_size_across_dp}",
+            )  # fmt: skip
+        for name, limit in (("node_rank", self.nnodes), ("rank", self.world_size_across_dp)):
+            if getattr(self, name) >= limit:
+                raise UsageError(f"{name} is too large", field=name, value=getattr(self, name), limit=f"below {limit}")
 
     @property
     def world_size(self) -> int:
+        """Ranks of one copy of the model."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def world_size_across_dp(self) -> int:
+        """All ranks."""
+        return self.world_size * self.data_parallel_size
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.world_size_across_dp // self.nnodes
 
     @property
     def tensor_parallel_rank(self) -> int:
@@ -119,7 +170,15 @@ class ParallelConfig:
 
     @property
     def pipeline_parallel_rank(self) -> int:
-        return self.rank // self.tensor_parallel_size
+        return self.rank % self.world_size // self.tensor_parallel_size
+
+    @property
+    def data_parallel_rank(self) -> int:
+        return self.rank // self.world_size
+
+    def sampler(self, copy: int) -> int:
+        """The rank that draws the tokens of a copy of the model: the first one of its last stage."""
+        return (copy + 1) * self.world_size - self.tensor_parallel_size
 
 
 @dataclass(frozen=True, kw_only=True)

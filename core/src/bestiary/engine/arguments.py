@@ -5,17 +5,13 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from bestiary.api.errors import UsageError
 
 _KNOWN: dict[str, tuple[object, ...]] = {
-    "tensor_parallel_size": (1,),
-    "pipeline_parallel_size": (1,),
-    "data_parallel_size": (1,),
-    "enable_expert_parallel": (False,),
     "trust_remote_code": (False,),
     "enforce_eager": (True, False),
     "disable_log_stats": (True, False),
@@ -56,6 +52,15 @@ class EngineArgs:
         plugin: architecture → distribution, where several provide one.
         quantization: quantize while loading, by a method's name. attention_backend, ops: implementations by name,
             instead of the best one.
+        tensor_parallel_size, pipeline_parallel_size, data_parallel_size: ranks that share each tensor; stages that
+            share the layers (`pipeline_layers`: how many each, None evenly); copies of the model. Their product is
+            the number of processes.
+        enable_expert_parallel: tensor-parallel ranks hold whole experts instead of slices of all. enable_eplb,
+            eplb_config: move and copy experts after measured load (`num_redundant_experts`, `window_size`,
+            `step_interval`).
+        nnodes, node_rank, master_addr, master_port: several machines, which one this is, and where the first is met.
+        distributed_executor_backend: "mp" starts the processes, "external_launcher" expects torchrun to have done so.
+        stall_timeout: seconds that a rank may wait for another in the middle of a step.
     """
 
     model: str
@@ -91,6 +96,19 @@ class EngineArgs:
     max_lora_rank: int = 64
     max_cpu_loras: int = 64
     plugin: Mapping[str, str] = field(default_factory=dict)
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    enable_expert_parallel: bool = False
+    pipeline_layers: Sequence[int] | None = None
+    enable_eplb: bool = False
+    eplb_config: Mapping[str, int] = field(default_factory=dict)
+    nnodes: int = 1
+    node_rank: int = 0
+    master_addr: str = "127.0.0.1"
+    master_port: int = 29500
+    distributed_executor_backend: str = "mp"
+    stall_timeout: float = 120.0
     progress: bool = True
 
     @classmethod
@@ -118,6 +136,8 @@ def _check_types(cls: type, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         kinds = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
         plain = tuple(typing.get_origin(kind) or kind for kind in kinds)
+        if float in plain and isinstance(value, int):
+            plain = (*plain, int)
         if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
             shown = " or ".join("None" if kind is type(None) else kind.__name__ for kind in plain)
             raise UsageError(f"{name} is of the wrong kind", field=name, value=value, limit=shown)
@@ -126,7 +146,12 @@ def _check_types(cls: type, given: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} is too small", field=name, value=value, limit=f"at least {low}")
 
 
-_AT_LEAST = {"max_model_len": 1, "max_queue": 0, "num_gpu_blocks_override": 1, "kv_cache_memory_bytes": 1}
+_AT_LEAST: Mapping[str, float] = {
+    "max_model_len": 1,
+    "max_queue": 0,
+    "num_gpu_blocks_override": 1,
+    "kv_cache_memory_bytes": 1,
+}
 
 
 def _refuse_unless(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from bestiary.nn.attention.backend import AttentionType
 from bestiary.nn.attention.choice import choose_backend
 from bestiary.nn.logits import LogitsProcessor
 from bestiary.nn.lora import AdapterSlots, attach
-from bestiary.nn.ops.registry import Target, choose_ops
+from bestiary.nn.ops.registry import ChosenOps, Target, choose_ops
+from bestiary.nn.parallel import use_groups
 from bestiary.nn.placement import finish
 
 from .adapters import Adapters
@@ -30,9 +32,13 @@ from .executor import UniprocExecutor
 from .loader.alias import AppliedAlias
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
-from .loader.vllm_config import choose_device, make_vllm_config
+from .loader.vllm_config import choose_device, make_vllm_config, parallel_config
 from .memory import num_kv_blocks
 from .notices import notice
+from .parallel.assembly import assemble
+from .parallel.executor import RankExecutor
+from .parallel.seat import Seat, take_seat
+from .parallel.team import Team
 from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt
 from .scheduler import Scheduler
 
@@ -44,9 +50,25 @@ class EngineBuilder:
     engine = builder.build()           # imports its plugin, loads its weights, sizes the KV cache
     """
 
-    def __init__(self, args: EngineArgs, registry: Registry = ModelRegistry) -> None:
+    def __init__(
+        self,
+        args: EngineArgs,
+        registry: Registry = ModelRegistry,
+        *,
+        seat: Seat | None = None,
+        on_built: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`seat` is a rank's that another process started; otherwise this one finds its own, and starts the others.
+
+        `on_built` is called when this rank's part of the model is built, before it waits for the others.
+        """
+        self.on_built = on_built
         self.args = args
         self.registry = registry
+        self.parallel = parallel_config(args)
+        self.seat = seat or take_seat(self.parallel)
+        if self.seat is not None:
+            self.parallel = replace(self.parallel, rank=self.seat.rank)
         self.hooks = HookManager(registry.installation, args.plugin).load()
         self._check_choices()
         self.description: ModelDescription = describe(args, self.hooks, registry)
@@ -74,41 +96,75 @@ class EngineBuilder:
         for text in (*self.description.notices, *misspelt):
             notice(text)
         config = make_vllm_config(self.args, self.description, found.architecture, hf_config, self._quantization())
+        config = replace(config, parallel_config=self.parallel)
         return found.model_class, config
 
     def build(self, eos_token_ids: frozenset[int] = frozenset()) -> LLMEngine:
         """Load everything. `eos_token_ids` are added to those the model's files name."""
         model_class, config = self.configure()
+        team = None if self.seat is None else Team(self.parallel, self.seat, config.device_config.device)
         ops = choose_ops(target_of(config), config.op_config.implementations, self.hooks.all("op_implementations"))
-        model = build_model(model_class, config)
-        bind_attention(model, config, self.hooks.all("attention_backends"))
-        load_model(model, config, self.description, self.hooks.all("weight_formats"))
-        with ops.active():
-            finish(model)
-        slots = adapter_slots(model, config, self.description.alias)
+        try:
+            with use_groups(None if team is None else team.groups):
+                model = build_model(model_class, config)
+                bind_attention(model, config, self.hooks.all("attention_backends"))
+                if team is not None:
+                    self.on_built()
+                    assemble(team, self.args, self.description, eos_token_ids)
+                load_model(model, config, self.description, self.hooks.all("weight_formats"))
+                with ops.active():
+                    finish(model)
+                slots = adapter_slots(model, config, self.description.alias)
+            engine = self._engine(model, config, ops, team, eos_token_ids, slots)
+            if team is None or team.leads:
+                for name, path in self.args.lora_modules.items():
+                    engine.add_lora(LoRARequest(name, lora_path=path))
+            return engine
+        except BaseException:
+            if team is not None:
+                team.abandon()
+            raise
+
+    def _engine(
+        self,
+        model: nn.Module,
+        config: VllmConfig,
+        ops: ChosenOps,
+        team: Team | None,
+        eos_token_ids: frozenset[int],
+        slots: AdapterSlots | None,
+    ) -> LLMEngine:
+        local = 1 if self.seat is None else self.seat.local_size
         reserved = 0 if slots is None or config.device_config.device != "cpu" else slots.nbytes  # taken when written
-        num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config, reserved)
+        num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config, reserved, sharers=local)
+        if team is not None:
+            num_blocks = team.smallest(num_blocks)
         width = vocab_size(model, config)
-        runner = ModelRunner(model, config, num_blocks, ops, width, slots)
-        engine = LLMEngine(
-            config,
+        runner = ModelRunner(model, config, num_blocks, ops, width, None if team is None else team.groups, slots)
+        adapters = Adapters(config.lora_config)
+        schedulers = [
             Scheduler(
                 config.scheduler_config,
                 config.cache_config,
                 config.model_config.max_model_len,
                 num_blocks,
                 prompt_salt(model),
-                Adapters(config.lora_config),
-            ),
-            UniprocExecutor(runner),
+                self.parallel.pipeline_parallel_size,
+                adapters,
+            )
+            for _ in range(self.parallel.data_parallel_size)
+        ]
+        return LLMEngine(
+            config,
+            schedulers,
+            UniprocExecutor(runner) if team is None else RankExecutor(runner, team),
+            team=team,
+            adapters=adapters,
             vocab_size=width,
             eos_token_ids=_within(self.description.eos_token_ids | eos_token_ids, width),
             observers=[make() for make in self.hooks.all("step_observers").values()],
             ops=ops.names,
         )
-        for name, path in self.args.lora_modules.items():
-            engine.add_lora(LoRARequest(name, lora_path=path))
-        return engine
 
     def _quantization(self) -> Any:
         """The `QuantizationConfig` that `quantization_config` or the `quantization` argument asks for."""

@@ -3,34 +3,47 @@
 Where a token comes from: `add_request` gives the scheduler a `Sequence`; each `step` asks the scheduler which tokens to
 compute (`StepPlan`), has the executor compute them (`StepResult`), and lets the scheduler record what was drawn
 (`SequenceUpdate`).
+
+Where a model is divided among several ranks, every rank has an engine. Only what users ask for goes from rank 0 to the
+others, before each step; schedulers are functions of that, so all derive the same plans.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from contextlib import suppress
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from bestiary.api.config import VllmConfig
-from bestiary.api.errors import BestiaryError, EngineError, RequestError
+from bestiary.api.errors import BadAdapter, EngineError, RequestError
 from bestiary.api.hooks import StepObserver
 from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.sampling import SamplingParams
 
 from .adapters import Adapters
 from .executor import Executor
+from .lanes import Lanes, PlanFailed
+from .library import AdapterLibrary
 from .notices import notice
+from .parallel.interrupts import uninterrupted
+from .parallel.messages import AddAdapter, AddRequest, EndRequest, Event, PinAdapter, RemoveAdapter
 from .plan import StepPlan
 from .scheduler import Scheduler, SchedulerStats
 from .sequence import Sequence, SequenceUpdate
 
+if TYPE_CHECKING:
+    from .parallel.team import Team
+
 
 class LLMEngine:
-    """Owns the scheduler and the executor. Not thread-safe: one thread calls it.
+    """Owns the schedulers and the executor. Not thread-safe: one thread calls it.
 
     Args:
+        schedulers: one a copy of the model. team: the other ranks; None where this process is alone.
+        adapters: those that all schedulers know.
         vocab_size: width of the logits; token ids in requests must lie below it.
         eos_token_ids: what ends an answer unless `ignore_eos`.
         observers: told of every step. ops: which implementation of each op was chosen, for `doctor`.
@@ -39,21 +52,32 @@ class LLMEngine:
     def __init__(
         self,
         vllm_config: VllmConfig,
-        scheduler: Scheduler,
+        schedulers: SequenceOf[Scheduler],
         executor: Executor,
         *,
+        team: Team | None = None,
+        adapters: Adapters | None = None,
         vocab_size: int,
         eos_token_ids: frozenset[int] = frozenset(),
         observers: SequenceOf[StepObserver] = (),
         ops: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.vllm_config = vllm_config
-        self.scheduler = scheduler
+        self.lanes = Lanes(schedulers)
         self.executor = executor
+        self.team = team
+        self.dead: EngineError | None = None
+        self.library = AdapterLibrary(adapters or Adapters(), self.lanes, executor, team)
+        self._expected: dict[str, AddRequest] = {}
         self.vocab_size = vocab_size
         self.eos_token_ids = eos_token_ids
         self.observers = tuple(observers)
         self.ops = ops
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The first copy's, which is the only one as a rule."""
+        return self.lanes.lanes[0].scheduler
 
     def add_request(
         self,
@@ -74,8 +98,10 @@ class LLMEngine:
             The ids under which updates come: `request_id` itself, or ``request_id/0`` … where `n` > 1.
 
         Raises:
-            RequestError: it can never run; nothing was changed. BadAdapter: its adapter cannot be used.
+            RequestError: it can never run; nothing was changed. BadAdapter: its adapter cannot be used. EngineError: a
+                rank was lost, and with it the engine.
         """
+        self._refuse_if_dead()
         if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 2**63:
             raise RequestError(
                 "a priority is a whole number", field="priority", value=priority, limit="a 64-bit integer"
@@ -85,25 +111,38 @@ class LLMEngine:
             self._check_ids(name, getattr(sampling, name) or ())
         self._check_ids("logit_bias", tuple(sampling.logit_bias))
         self._check_drawable(sampling)
-        lora_id = None if lora_request is None else self.add_lora(lora_request, pinned=False).lora_id
-        children = [request_id] if sampling.n == 1 else [f"{request_id}/{index}" for index in range(sampling.n)]
-        sequences: list[Sequence] = []
+        adapter = None if lora_request is None else lora_request.lora_name
+        request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, adapter)
+        if self.team is not None and not self.team.leads:
+            self._expected[request_id] = request  # admitted when rank 0 says so
+            return _answers(request)
+        if lora_request is not None:
+            self.add_lora(lora_request, pinned=False)
+        children = self._admit(request)
+        if self.team is not None:
+            self.team.note(request)
+        return children
+
+    def _admit(self, request: AddRequest) -> list[str]:
+        sampling, sequences = request.sampling, list[Sequence]()
+        lora_id = self.library.id_of(request.lora_name)
+        children = _answers(request)
         for index, child in enumerate(children):
             own = sampling if sampling.n == 1 else sampling.child(index)
             sequences.append(
                 Sequence(
                     child,
-                    prompt_token_ids,
+                    request.prompt_token_ids,
                     own,
                     seed=self._seed(child, own),
-                    priority=priority,
+                    priority=request.priority,
                     eos_token_ids=self.eos_token_ids,
-                    cache_salt=cache_salt,
+                    cache_salt=request.cache_salt,
                     lora_name=lora_id,
                     leader=sequences[0] if sequences else None,
                 )
             )
-        self.scheduler.add(*sequences)
+        self.lanes.add(*sequences)
         return children
 
     def add_lora(self, request: LoRARequest, *, pinned: bool = True) -> LoRAInfo:
@@ -113,55 +152,42 @@ class LLMEngine:
             pinned: it stays until it is removed; otherwise it gives way when room is needed.
 
         Raises:
-            RequestError: the name is another adapter's, which is wanted; or there is no room. BadAdapter: it is
-                damaged or does not fit; nothing was changed.
+            BadAdapter: it is damaged or does not fit, and nothing was changed. RequestError: the name is another
+                adapter's, there is no room, or the engine has no slots.
         """
-        adapters = self._adapters()
-        known = adapters.known(request.lora_name)
-        if known is None and request.lora_path is None:
-            raise adapters.unknown(request.lora_name)
-        if known is not None and request.lora_path in (None, known.path):
-            if pinned:
-                adapters.pin(known.name)
-            return known
-        if known is not None:
-            if known.pinned and not pinned:
-                raise RequestError(
-                    f"the name {known.name} is that of an adapter which was added", code="ADAPTER_NAME_TAKEN",
-                    field="lora_path", value=request.lora_path, limit=known.path, fix="another name, or remove_lora",
-                )  # fmt: skip
-            if known.requests:
-                adapters.remove(known.name)  # raises
-        dropped = adapters.to_drop() if known is None else known.name
-        info = self.executor.add_adapter(request.lora_name, str(request.lora_path))
-        if dropped is not None:
-            self._forget(dropped, but=info.lora_id)
-        adapters.add(info, pinned=pinned)
-        return info
+        self._refuse_if_dead()
+        if self.team is None:
+            return self.library.add(request, pinned=pinned)
+        try:
+            with uninterrupted():
+                return self._add_lora_together(self.team, request, pinned)
+        except EngineError as error:
+            self.dead = self.team.explained(error)
+            self.team.abandon()
+            raise self.dead from error
+
+    def _add_lora_together(self, team: Team, request: LoRARequest, pinned: bool) -> LoRAInfo:
+        """Ranks other than the first wait until that one, whose script does the same, asks them to read it."""
+        if team.leads:
+            return self.library.add(request, pinned=pinned)
+        while (known := self.library.find(request)) is None:
+            self.library.refused = None
+            self._hear(team)
+            if self.library.refused is not None:
+                raise self.library.refused
+        return known
 
     def remove_lora(self, name: str) -> LoRAInfo:
         """Forget an adapter. Raises `RequestError`: there is none of this name, or a request wants it."""
-        self._adapters()
-        return self._forget(name)
+        self._refuse_if_dead()
+        known = self.library.find(LoRARequest(name))
+        if self.team is not None and not self.team.leads and known is not None:
+            return known  # forgotten when rank 0 says so
+        return self.library.remove(name)
 
     def list_loras(self) -> list[LoRAInfo]:
         """The adapters that are known, by name."""
-        return self.scheduler.adapters.infos()
-
-    def _forget(self, name: str, but: str | None = None) -> LoRAInfo:
-        info = self.scheduler.adapters.remove(name)
-        if info.lora_id != but:
-            self.executor.remove_adapter(info.lora_id)
-        return info
-
-    def _adapters(self) -> Adapters:
-        adapters = self.scheduler.adapters
-        if adapters.config is None:
-            raise RequestError(
-                "this engine has no slots for adapters", code="LORA_DISABLED", field="lora_request",
-                fix="LLM(…, enable_lora=True), or --lora NAME=PATH on the command line",
-            )  # fmt: skip
-        return adapters
+        return self.library.infos()
 
     def step(self) -> list[SequenceUpdate]:
         """Compute one step; every accepted request ends in exactly one terminal update.
@@ -170,20 +196,81 @@ class LLMEngine:
             EngineError: the model raised (code MODEL_FAILED, the cause chained). Nothing was computed and nothing is
                 lost: the next step repeats it.
         """
-        plan = self.scheduler.schedule()
-        started = time.perf_counter()
+        self._refuse_if_dead()
+        if self.team is not None:
+            with uninterrupted():
+                return self._step_together(self.team)
         try:
-            result = self.executor.execute(plan)
-        except BaseException as cause:
-            self.scheduler.abandon(plan)
-            if isinstance(cause, BestiaryError | KeyboardInterrupt):
-                raise
-            raise self._model_failed(plan, cause) from cause
-        updates = self.scheduler.update(plan, result)
-        seconds = time.perf_counter() - started
-        for observer in self.observers:
-            self._tell(observer, plan, seconds)
+            return self._step()
+        except PlanFailed as failed:
+            raise self._model_failed(failed) from failed.__cause__
+
+    def _step(self) -> list[SequenceUpdate]:
+        updates: list[SequenceUpdate] = []
+        for plan, seconds, changed in self.lanes.step(self.executor):
+            updates += changed
+            for observer in self.observers:
+                self._tell(observer, plan, seconds)
         return updates
+
+    def _step_together(self, team: Team) -> list[SequenceUpdate]:
+        """A step that fails anywhere ends the engine, and every request with an error: ranks are no longer in step."""
+        try:
+            self._agree(team)
+            return self._step()
+        except PlanFailed as failed:
+            self.dead = self._model_failed(failed)
+        except EngineError as error:
+            self.dead = team.explained(error)
+        team.abandon()
+        return self.lanes.fail_all(f"{self.dead.error_code}: {self.dead.message}")
+
+    def _agree(self, team: Team) -> None:
+        """Rank 0 tells what users asked for since the last step; the others take it from there."""
+        if team.leads:
+            team.tell()
+            return
+        while not self._hear(team):
+            pass
+
+    def _hear(self, team: Team) -> bool:
+        """Do what rank 0 says; whether it begins a step."""
+        tick = team.hear()
+        for event in tick.events:
+            self._apply(team, event)
+        return tick.step
+
+    def _apply(self, team: Team, event: Event) -> None:
+        if isinstance(event, AddRequest):
+            own = self._expected.pop(event.request_id, event)
+            if own != event:
+                raise EngineError(
+                    f"rank {team.rank} was given another request than rank 0", code="RANKS_DISAGREE",
+                    field=event.request_id, fix="give every rank the same requests, or serve from rank 0 alone",
+                )  # fmt: skip
+            self._admit(event)
+        elif isinstance(event, EndRequest):
+            self.lanes.finish(event.request_id, event.reason, event.stop_reason)
+        elif isinstance(event, AddAdapter):
+            with suppress(BadAdapter):  # rank 0 says it
+                self.library.read(event)
+        elif isinstance(event, PinAdapter):
+            self.library.pin(event.name)
+        elif isinstance(event, RemoveAdapter):
+            self.library.forget(event.name)
+        else:
+            raise EngineError("rank 0 has closed the engine", code="CLOSED")
+
+    def follow(self) -> None:
+        """Do what rank 0 does, until it closes the engine. Raises `EngineError` where a rank is lost."""
+        while self.dead is None:
+            self.step()
+        if self.dead.error_code != "CLOSED":
+            raise self.dead
+
+    def _refuse_if_dead(self) -> None:
+        if self.dead is not None:
+            raise self.dead
 
     def _tell(self, observer: StepObserver, plan: StepPlan, seconds: float) -> None:
         """An observer that raises is told nothing more; the step's tokens are not its business."""
@@ -195,31 +282,40 @@ class LLMEngine:
 
     def finish(self, request_id: str, stop: str) -> SequenceUpdate | None:
         """End an answer because its text holds the stop string `stop`; None if it had ended already."""
-        return self.scheduler.finish(request_id, "stop", stop)
+        return self._end(EndRequest(request_id, "stop", stop))
 
     def abort(self, request_id: str) -> SequenceUpdate | None:
         """Forget an answer; None if it had ended already."""
-        return self.scheduler.abort(request_id)
+        return self._end(EndRequest(request_id, "abort"))
+
+    def _end(self, event: EndRequest) -> SequenceUpdate | None:
+        ended = self.lanes.finish(event.request_id, event.reason, event.stop_reason)
+        if ended is not None and self.team is not None and self.team.leads:
+            self.team.note(event)
+        return ended
 
     @property
     def has_unfinished_requests(self) -> bool:
-        return self.scheduler.has_unfinished()
+        return self.lanes.has_unfinished()
 
     def stats(self) -> SchedulerStats:
-        return self.scheduler.stats()
+        return self.lanes.stats()
 
     def shutdown(self) -> None:
         self.executor.shutdown()
 
-    def _model_failed(self, plan: StepPlan, cause: BaseException) -> EngineError:
-        model = self.vllm_config.model_config.architecture
-        return EngineError(
+    def _model_failed(self, failed: PlanFailed) -> EngineError:
+        model, plan, cause = self.vllm_config.model_config.architecture, failed.plan, failed.__cause__
+        after = "the engine can still be used" if self.team is None else "all ranks were ended; make a new LLM"
+        error = EngineError(
             f"{model} failed in step {plan.step}: {type(cause).__name__}: {cause}",
             code="MODEL_FAILED",
             field=model,
             details=[f"{item.request_id}: tokens {item.start} to {item.start + item.count - 1}" for item in plan.items],
-            fix="look at the chained traceback (--debug on the command line); the engine can still be used",
+            fix=f"look at the chained traceback (--debug on the command line); {after}",
         )
+        error.__cause__ = cause
+        return error
 
     def _check_ids(self, field: str, ids: SequenceOf[int]) -> None:
         for index, token in enumerate(ids):
@@ -252,3 +348,9 @@ class LLMEngine:
             return sampling.seed
         key = f"{self.vllm_config.model_config.seed}/{request_id}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+def _answers(request: AddRequest) -> list[str]:
+    """The ids of a request's answers."""
+    name, count = request.request_id, request.sampling.n
+    return [name] if count == 1 else [f"{name}/{index}" for index in range(count)]

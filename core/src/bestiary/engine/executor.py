@@ -1,7 +1,8 @@
-"""Who runs a plan. One process alone is the only executor here; others keep the same two methods."""
+"""Who runs a plan: this process alone, here, or with others (`parallel/executor.py`)."""
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Protocol
 
 from bestiary.api.errors import EngineError
@@ -12,13 +13,18 @@ from .runner import ModelRunner
 
 
 class Executor(Protocol):
-    """Takes plans in order and returns their results. `shutdown` releases whatever it holds; it may be called twice.
+    """Takes plans in order and gives their results in order; several may be on their way (a pipeline).
 
-    `add_adapter` reads and checks an adapter on every rank, or changes nothing and raises; plans name it by the id that
-    its `LoRAInfo` has, the same on all ranks, until `remove_adapter`.
+    `copy` counts copies of the model (data parallelism). `add_adapter` reads an adapter, checks that it fits this
+    rank's part of the model, and keeps it, or changes nothing and raises; plans name it by the id in its `LoRAInfo`
+    until `remove_adapter`. `shutdown` releases whatever is held; it may be called twice.
     """
 
-    def execute(self, plan: StepPlan) -> StepResult: ...
+    def launch(self, plan: StepPlan, copy: int = 0) -> None: ...
+
+    def collect(self, plan: StepPlan, copy: int = 0) -> StepResult:
+        """The result of `plan`, the oldest one launched."""
+        ...
 
     def add_adapter(self, name: str, path: str) -> LoRAInfo: ...
 
@@ -28,24 +34,30 @@ class Executor(Protocol):
 
 
 class UniprocExecutor:
-    """Runs plans in the calling process."""
+    """Runs plans in the calling process, when they are launched."""
 
     def __init__(self, runner: ModelRunner) -> None:
         self.runner: ModelRunner | None = runner
+        self._results: deque[StepResult] = deque()
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        return self._open().execute(plan)
+    def launch(self, plan: StepPlan, copy: int = 0) -> None:
+        self._results.append(live(self.runner).execute(plan))
+
+    def collect(self, plan: StepPlan, copy: int = 0) -> StepResult:
+        return self._results.popleft()
 
     def add_adapter(self, name: str, path: str) -> LoRAInfo:
-        return self._open().add_adapter(name, path)
+        return live(self.runner).add_adapter(name, path)
 
     def remove_adapter(self, lora_id: str) -> None:
-        self._open().remove_adapter(lora_id)
-
-    def _open(self) -> ModelRunner:
-        if self.runner is None:
-            raise EngineError("this engine was shut down", code="CLOSED", fix="make a new LLM")
-        return self.runner
+        live(self.runner).remove_adapter(lora_id)
 
     def shutdown(self) -> None:
         self.runner = None
+
+
+def live(runner: ModelRunner | None) -> ModelRunner:
+    """The runner, unless its executor was shut down."""
+    if runner is None:
+        raise EngineError("this engine was shut down", code="CLOSED", fix="make a new LLM")
+    return runner

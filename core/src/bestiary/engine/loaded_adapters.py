@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bestiary.api.errors import EngineError
 from bestiary.api.lora import LoRAInfo
 from bestiary.nn.lora import AdapterSlots, Prepared
 
 from .loader.lora import read_adapter
+from .plan import StepPlan
 
 
 class LoadedAdapters:
@@ -28,8 +31,13 @@ class LoadedAdapters:
         self._prepared.pop(lora_id, None)
         self.slot_of.pop(lora_id, None)
 
-    def load(self, slot: int, lora_id: str) -> None:
-        """Put an adapter into a slot, in place of what is there."""
+    def follow(self, plan: StepPlan) -> Mapping[str, int]:
+        """Put into slots what a plan wants there; returns `slot_of`."""
+        for load in plan.lora_loads:
+            self._load(load.slot, load.lora_id)
+        return self.slot_of
+
+    def _load(self, slot: int, lora_id: str) -> None:
         prepared = self._prepared.get(lora_id)
         if prepared is None:
             raise EngineError(f"adapter {lora_id} is not in memory")

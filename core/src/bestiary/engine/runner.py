@@ -11,6 +11,7 @@ from torch import nn
 
 from bestiary.api.config import VllmConfig
 from bestiary.api.errors import BrokenPlugin, EngineError
+from bestiary.api.intermediate import IntermediateTensors
 from bestiary.api.lora import LoRAInfo
 from bestiary.api.outputs import TokenLogprobs
 from bestiary.nn.attention.backend import KVCacheSpec
@@ -19,12 +20,13 @@ from bestiary.nn.context import ForwardContext, forward_context
 from bestiary.nn.lora import AdapterSlots
 from bestiary.nn.ops.by_value import by_value
 from bestiary.nn.ops.registry import ChosenOps
+from bestiary.nn.parallel import Groups, use_groups
 from bestiary.nn.prompt import PromptDependent
 from bestiary.nn.zeros import untouched_zeros
 
 from .batch import ForwardBatch, make_batch
 from .loaded_adapters import LoadedAdapters
-from .plan import SampledToken, StepPlan, StepResult
+from .plan import StepPlan, StepResult
 from .request_state import RequestState
 from .sampler import sample, token_logprobs
 
@@ -53,6 +55,7 @@ class ModelRunner:
         model: loaded and finished; its attention layers have their backends.
         num_blocks: KV-cache blocks that every caching layer gets. ops: the versions of ops its steps run with.
         vocab_size: the width that its logits must have.
+        groups: among whom the model is divided; the step runs under them.
         slots: the model's adapter slots; None where it has none.
     """
 
@@ -63,10 +66,13 @@ class ModelRunner:
         num_blocks: int,
         ops: ChosenOps,
         vocab_size: int,
+        groups: Groups | None = None,
         slots: AdapterSlots | None = None,
     ) -> None:
-        self.model: Any = model
         self.adapters = None if slots is None else LoadedAdapters(slots)
+        self.model: Any = model
+        self.groups = groups or Groups()
+        self.dtype = vllm_config.model_config.dtype
         self.ops = ops
         self.vocab_size = vocab_size
         self.deterministic = vllm_config.model_config.deterministic
@@ -88,40 +94,39 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        """One forward pass and the draws after it."""
-        batch = self._prepare(plan)
-        logits = None if batch is None else self._forward(batch)
-        if batch is None or logits is None:
+        """One forward pass of a whole model, and the draws after it."""
+        batch = self.prepare(plan)
+        if batch is None:
             return StepResult(plan.step, {})
-        prompts = _prompt_logprobs(batch, logits)
-        return StepResult(plan.step, self._sample(batch, logits), prompts)
+        result = self.draw(plan, batch, self._logits_of(batch))
+        self.record(batch, result)
+        return result
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> torch.Tensor:
         """The logits `execute` would sample from, without sampling: ``[rows wanted by the plan, vocabulary]``."""
-        batch = self._prepare(plan)
-        logits = None if batch is None else self._forward(batch)
+        batch = self.prepare(plan)
+        logits = None if batch is None else self._logits_of(batch)
         if logits is None:
             raise ValueError("this plan wants no logits")
         return logits
 
-    def _prepare(self, plan: StepPlan) -> ForwardBatch | None:
+    # The parts of a step, for executors that divide it among processes.
+
+    def prepare(self, plan: StepPlan) -> ForwardBatch | None:
+        """Take note of what ended and began; the input of the step, None where nothing is to be computed."""
         for request_id in plan.finished:
             self.states.pop(request_id, None)
         for new in plan.new:
             self.states[new.request_id] = RequestState(new)
-        if self.adapters is None:
-            return make_batch(plan, self.states, self.block_size, self.device) if plan.items else None
-        for load in plan.lora_loads:
-            self.adapters.load(load.slot, load.lora_id)
-        slots = self.adapters.slot_of
+        slots = {} if self.adapters is None else self.adapters.follow(plan)
         return make_batch(plan, self.states, self.block_size, self.device, slots) if plan.items else None
 
     def add_adapter(self, name: str, path: str) -> LoRAInfo:
-        """Read an adapter, check that it fits, and keep it; plans then put it into slots. Raises `BadAdapter`."""
+        """Read an adapter, check that it fits this rank's part, and keep it for plans. Raises `BadAdapter`."""
         if self.adapters is None:
             raise EngineError("this model has no slots for adapters")
-        with self.ops.active():
+        with use_groups(self.groups), self.ops.active():
             return self.adapters.add(name, path)
 
     def remove_adapter(self, lora_id: str) -> None:
@@ -129,11 +134,25 @@ class ModelRunner:
         if self.adapters is not None:
             self.adapters.remove(lora_id)
 
-    def _forward(self, batch: ForwardBatch) -> torch.Tensor | None:
+    def empty(self, batch: ForwardBatch) -> IntermediateTensors:
+        """What this stage receives from the one before, to be filled."""
+        made: IntermediateTensors = self.model.make_empty_intermediate_tensors(
+            len(batch.input_ids), self.dtype, self.device
+        )
+        return made
+
+    @torch.inference_mode()
+    def compute(
+        self, batch: ForwardBatch, received: IntermediateTensors | None = None
+    ) -> torch.Tensor | IntermediateTensors | None:
+        """This stage's part: what the next one receives, or, from the last, logits (None where none are wanted)."""
         elementwise = by_value() if self.deterministic else nullcontext()  # type: ignore[no-untyped-call]
-        with self.ops.active(), elementwise:
+        more = {} if received is None else {"intermediate_tensors": received}
+        with use_groups(self.groups), self.ops.active(), elementwise:
             with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.lora)):
-                hidden = self.model(input_ids=batch.input_ids, positions=batch.positions)
+                hidden = self.model(input_ids=batch.input_ids, positions=batch.positions, **more)
+            if not self.groups.pipeline.is_last_rank:
+                return _checked_intermediates(hidden)
             _check_shape("forward", hidden, len(batch.input_ids), None)
             if batch.logits_rows is not None:
                 if not len(batch.logits_rows):
@@ -144,17 +163,40 @@ class ModelRunner:
             _check_shape("compute_logits", logits, len(hidden), self.vocab_size)
         return logits
 
-    def _sample(self, batch: ForwardBatch, logits: torch.Tensor) -> dict[str, SampledToken]:
+    @torch.inference_mode()
+    def draw(self, plan: StepPlan, batch: ForwardBatch, logits: torch.Tensor | None) -> StepResult:
+        """The tokens after a step's last logits; requests are left as they were."""
+        if logits is None:
+            return StepResult(plan.step, {})
+        prompts = _prompt_logprobs(batch, logits)
         states = [state for state, _ in batch.sampled]
         rows = [row for _, row in batch.sampled]
         if len(rows) != logits.shape[0]:
             logits = logits[rows]
-        drawn = dict(zip((state.request_id for state in states), sample(logits, states), strict=True)) if states else {}
-        for state in states:
-            token = drawn[state.request_id]
+        drawn = sample(logits, states) if states else []
+        return StepResult(plan.step, dict(zip((state.request_id for state in states), drawn, strict=True)), prompts)
+
+    def record(self, batch: ForwardBatch, result: StepResult) -> None:
+        """Append what was drawn, here or by another rank, to the requests of `batch`."""
+        for state, _ in batch.sampled:
+            token = result.sampled[state.request_id]
             if token.error is None:
                 state.append(token.token_id)
-        return drawn
+
+    def _logits_of(self, batch: ForwardBatch) -> torch.Tensor | None:
+        logits = self.compute(batch)
+        if isinstance(logits, IntermediateTensors):
+            raise EngineError("this is not the last stage of a pipeline: it has no logits")
+        return logits
+
+
+def _checked_intermediates(found: object) -> IntermediateTensors:
+    if isinstance(found, IntermediateTensors):
+        return found
+    raise BrokenPlugin(
+        "the model's forward returned what it must not", field="forward", value=type(found).__name__,
+        limit="IntermediateTensors, from every pipeline stage but the last",
+    )  # fmt: skip
 
 
 def _check_shape(method: str, found: object, rows: int, width: int | None) -> None:

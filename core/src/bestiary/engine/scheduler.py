@@ -12,32 +12,38 @@ The rules, all of them:
   leader (a sibling with the same prompt) compute the prompt first, for then it finds that in the prefix cache.
 * **Adapters.** A request with an adapter runs when that has a slot, or can get one (`adapters.py`). While one waits for
   a slot, of those behind it only requests without an adapter are admitted, so that slots become free; requests of a
-  strictly worse priority give theirs up, all those of one adapter. In one step no request is looked at again whose turn
-  has passed.
+  strictly worse priority give theirs up, all those of one adapter. In one step no request with an adapter is looked at
+  again after others were admitted.
 * **Preemption.** Where a running request lacks a block, the worst-ranked running one gives up all of its own; it keeps
   its tokens and computes them again later, as if they were its prompt. Where a waiting request lacks a block or a
   place, only running ones of a strictly worse priority give way. The best-ranked running request is never preempted for
   another, and one alone always fits (`admission.py`); so it ends, and then the next one does.
 * **Failure.** A token that could not be drawn ends its request alone, and what it computed leaves the prefix cache.
 
+* **Flight.** Up to `depth` plans are in flight, as many as a pipeline has stages, with different requests in each;
+  their results come back in order. Each takes its share of the requests, so that no stage idles. What is in flight is
+  neither planned again nor preempted.
+
+To plan one request ahead, `schedule` would start at ``num_computed + num_scheduled`` and count tokens not yet known;
+to take several tokens of one request, `update` returns several `SequenceUpdate`s for it.
+
 A step is `schedule`, execution, `update`; between the two a request may be aborted, and its result is then ignored.
 All of it is a function of the calls made: the same calls give the same plans.
-
-One plan is in flight at a time. To plan ahead, `schedule` would start at ``num_computed + num_scheduled`` and count
-tokens not yet known; to take several tokens of one request, `update` returns several `SequenceUpdate`s for it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bestiary.api.config import CacheConfig, SchedulerConfig
 from bestiary.api.errors import EngineError, RequestError
 from bestiary.api.outputs import FinishReason, TokenLogprobs
 
-from .adapters import Adapters
+from .adapters import Adapters, SlotTable
 from .admission import Limits
 from .kv_cache import KVCacheManager, KVCacheUsage
 from .plan import NewRequest, SampledToken, ScheduledItem, StepPlan, StepResult
@@ -54,6 +60,13 @@ class SchedulerStats:
     kv_cache: KVCacheUsage
 
 
+class _Flight(NamedTuple):
+    """A plan that was given out, and its sequences in the order of its items."""
+
+    plan: StepPlan
+    scheduled: list[Sequence]
+
+
 def _rank(sequence: Sequence) -> tuple[int, int]:
     return sequence.rank
 
@@ -68,11 +81,14 @@ class Scheduler:
         max_model_len: int,
         num_blocks: int,
         prompt_salt: Callable[[int], str | None] | None = None,
+        depth: int = 1,
         adapters: Adapters | None = None,
     ) -> None:
         """`prompt_salt` is asked, for each length of a prompt, among which others its cached blocks may be shared.
         Without `adapters`, requests may name any, and none has to be in a slot."""
-        self.adapters = adapters or Adapters()
+        self._adapters = adapters or Adapters()
+        self._slots = SlotTable(None if self._adapters.config is None else self._adapters.config.max_loras)
+        self._depth = depth
         self._config = scheduler_config
         self._prompt_salt = prompt_salt
         self._kv = KVCacheManager(
@@ -90,8 +106,7 @@ class Scheduler:
         self._preemptions = 0
         self._steps = 0
         self._unreported: list[str] = []  # ended, and the executor does not know
-        self._plan: StepPlan | None = None  # in flight
-        self._scheduled: list[Sequence] = []  # its sequences, in the order of its items
+        self._flights: deque[_Flight] = deque()  # oldest first
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -110,15 +125,13 @@ class Scheduler:
             if name in self._live or name in ids:
                 raise RequestError("the request id is in use", code="DUPLICATE_REQUEST", field="request_id", value=name)
             ids.add(name)
-        for sequence in sequences:
-            self.adapters.check(sequence.lora_name)
         for sequence, limit in zip(sequences, limits, strict=True):
             sequence.max_total = limit
             sequence.prompt_salt = self._prompt_salt(sequence.num_prompt) if self._prompt_salt else None
+            self._adapters.begin(sequence.lora_name)
             sequence.rank = (sequence.priority, self._arrivals)
             self._arrivals += 1
             self._live[sequence.request_id] = sequence
-            self.adapters.begin(sequence.lora_name)
             self._wait(sequence)
 
     def abort(self, request_id: str) -> SequenceUpdate | None:
@@ -139,8 +152,27 @@ class Scheduler:
         self._end(sequence)
         return _last(sequence, finish_reason, stop_reason, error)
 
+    def fail_all(self, error: str) -> list[SequenceUpdate]:
+        """End every request with `error`."""
+        return [update for name in list(self._live) if (update := self.finish(name, "error", error=error))]
+
     def has_unfinished(self) -> bool:
         return bool(self._live)
+
+    def is_live(self, request_id: str) -> bool:
+        return request_id in self._live
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
+
+    def slot_of(self, lora_id: str) -> int | None:
+        """The slot that an adapter is in."""
+        return self._slots.slot_of(lora_id)
+
+    def forget_adapter(self, lora_id: str) -> None:
+        """An adapter that no request wants was removed."""
+        self._slots.forget(lora_id)
 
     def has_unreported(self) -> bool:
         """Whether the executor still holds ended requests; the next plan names them, even one without items."""
@@ -155,11 +187,21 @@ class Scheduler:
 
     # --- a step ---------------------------------------------------------------------------------------------------
 
-    def schedule(self) -> StepPlan:
-        """The next step. It must come back through `update` or `abandon` before there is another."""
-        if self._plan is not None:
-            raise EngineError(f"step {self._plan.step} is still in flight")
-        scheduled = self._scheduled = self._choose()
+    @property
+    def is_full(self) -> bool:
+        """Whether as many plans are in flight as there may be."""
+        return len(self._flights) >= self._depth
+
+    def schedule(self) -> StepPlan | None:
+        """The next step. It must come back through `update` or `abandon`, as one of at most `depth` in flight.
+
+        None where others are in flight and nothing can be added to them.
+        """
+        if self.is_full:
+            raise EngineError(f"step {self._flights[-1].plan.step} is still in flight")
+        scheduled = self._choose()
+        if self._flights and not scheduled:
+            return None
         items = tuple(
             [ScheduledItem(s.request_id, s.num_computed, s.num_scheduled, s.block_ids, _samples(s)) for s in scheduled]
         )
@@ -168,20 +210,21 @@ class Scheduler:
         if self._unreported:
             finished = tuple(self._unreported)
             self._unreported.clear()
-        self._plan = plan = StepPlan(self._steps, items, new, finished, self.adapters.take_loads())
+        plan = StepPlan(self._steps, items, new, finished, self._slots.take_loads())
+        self._flights.append(_Flight(plan, scheduled))
         self._steps += 1
         return plan
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceUpdate]:
-        """Record what `plan` computed and drew; returns every token and every end, in batch order."""
-        if plan is not self._plan or result.step != plan.step:
+        """Record what `plan`, the oldest in flight, computed and drew; returns every token and end, in batch order."""
+        if not self._flights or plan is not self._flights[0].plan or result.step != plan.step:
             raise EngineError(f"plan {plan.step} and result {result.step} are not the step in flight")
-        scheduled, self._plan, self._scheduled = self._scheduled, None, []
+        scheduled = self._flights.popleft().scheduled
         updates: list[SequenceUpdate] = []
         for sequence in scheduled:
             if sequence.status is not Status.RUNNING:
                 continue
-            start, count = sequence.num_computed, sequence.num_scheduled
+            start, count, sequence.num_scheduled = sequence.num_computed, sequence.num_scheduled, 0
             request_id = sequence.request_id
             if sequence.prompt_logprobs is not None:
                 entries = result.prompt_logprobs.get(request_id, [])
@@ -202,18 +245,18 @@ class Scheduler:
         return updates
 
     def abandon(self, plan: StepPlan) -> None:
-        """`plan` failed as a whole: nothing of it was computed, and the next plan will say all of it again.
+        """`plan`, the newest, failed as a whole: nothing of it was computed, and the next will say all of it again.
 
         The executor may or may not have read it, so it is told to forget what was new before it hears of it again.
         """
-        if plan is not self._plan:
+        if not self._flights or plan is not self._flights[-1].plan:
             raise EngineError(f"plan {plan.step} is not the step in flight")
         new = [request.request_id for request in plan.new]
-        for sequence in self._scheduled:
+        for sequence in self._flights.pop().scheduled:
             sequence.sent = sequence.sent and sequence.request_id not in new
+            sequence.num_scheduled = 0
         self._unreported += [*plan.finished, *new]
-        self.adapters.give_back(plan.lora_loads)
-        self._plan, self._scheduled = None, []
+        self._slots.give_back(plan.lora_loads)
 
     # --- choosing -------------------------------------------------------------------------------------------------
 
@@ -223,8 +266,11 @@ class Scheduler:
         scheduled: list[Sequence] = []
         running = self._running
         candidate = self._candidate()
-        index = 0
-        while budget:
+        index, share = 0, self._share()
+        while budget and len(scheduled) < share:
+            if index < len(running) and running[index].num_scheduled:  # in flight
+                index += 1
+                continue
             if index < len(running) and (candidate is None or running[index].priority <= candidate.priority):
                 sequence = running[index]
                 start = sequence.num_computed
@@ -252,8 +298,13 @@ class Scheduler:
             index += 1
         return scheduled
 
+    def _share(self) -> int:
+        """The most sequences of one plan: what leaves as many for each of the others in flight."""
+        return -(-min(len(self._live), self._config.max_num_seqs) // self._depth)
+
     def _candidate(self, after: tuple[int, int] | None = None) -> Sequence | None:
-        """The best-ranked waiting sequence, ranked behind `after`, that waits neither for its leader nor for a slot."""
+        """The best-ranked waiting sequence that waits neither for its leader nor for a slot; with an adapter, one that
+        is ranked behind `after`."""
         short_of_slots = False
         for sequence in self._waiting:
             if self._defers(sequence):
@@ -269,14 +320,16 @@ class Scheduler:
     def _has_slot(self, sequence: Sequence, lora_id: str) -> bool:
         """Whether a waiting sequence's adapter is in a slot or can be put into one, if need be into one that requests
         of a worse priority hold: that of the adapter whose best request is ranked worst."""
-        if self.adapters.has_place(lora_id):
+        if self._slots.has_place(lora_id):
             return True
         best: dict[str, Sequence] = {}
         for running in self._running:
             if running.lora_name is not None:
                 best.setdefault(running.lora_name, running)
-        victim = max(best.values(), key=_rank)
-        if victim.priority <= sequence.priority:
+        busy = {running.lora_name for running in self._running if running.num_scheduled}
+        idle = [running for running in best.values() if running.lora_name not in busy]
+        victim = max(idle, key=_rank, default=None)
+        if victim is None or victim.priority <= sequence.priority:
             return False
         for running in [each for each in self._running if each.lora_name == victim.lora_name]:
             self._preempt(running)
@@ -304,16 +357,17 @@ class Scheduler:
                 self._kv.free(sequence)
                 if too_long:
                     return 0
-            if not self._running or self._running[-1].priority <= sequence.priority:
+            worst = self._running[-1] if self._running else None
+            if worst is None or worst.priority <= sequence.priority or worst.num_scheduled:
                 return 0
-            self._preempt(self._running[-1])
+            self._preempt(worst)
         if sequence.preemptions == 0:
             self._kv.count_admission(sequence)
         sequence.leader = None
         count = min(count, budget)
         self._kv.allocate(sequence, sequence.num_computed + count)
         _remove(self._waiting, sequence)
-        self.adapters.hold(sequence.lora_name)
+        self._slots.hold(sequence.lora_name)
         insort(self._running, sequence, key=_rank)
         sequence.status = Status.RUNNING
         return count
@@ -321,7 +375,7 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for a running sequence, taken from the worst-ranked; False if it had to give up its own."""
         while not self._kv.allocate(sequence, num_tokens):
-            victim = self._running[-1]
+            victim = next(each for each in reversed(self._running) if not each.num_scheduled)
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -335,7 +389,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         _remove(self._running, sequence)
-        self.adapters.release(sequence.lora_name)
+        self._slots.release(sequence.lora_name)
         self._kv.free(sequence)
         sequence.preemptions += 1
         self._preemptions += 1
@@ -362,8 +416,8 @@ class Scheduler:
         running = sequence.status is Status.RUNNING
         _remove(self._running if running else self._waiting, sequence)
         if running:
-            self.adapters.release(sequence.lora_name)
-        self.adapters.end(sequence.lora_name)
+            self._slots.release(sequence.lora_name)
+        self._adapters.end(sequence.lora_name)
         self._kv.free(sequence, forget=forget)
         sequence.status = Status.FINISHED
         del self._live[sequence.request_id]

@@ -63,8 +63,7 @@ class Sequence:
             admission.
         leader: a sibling with the same prompt (``n`` > 1), whose computed prompt this one would rather wait for.
         max_total: prompt and answer together, in tokens; fixed at admission.
-        num_scheduled: tokens of the step in flight. A scheduler that plans ahead starts at
-            ``num_computed + num_scheduled``.
+        num_scheduled: tokens of the step in flight, 0 while in none.
         sent: whether the executor was told of this request.
         cached_tokens: taken from the prefix cache when first admitted. preemptions: how often it lost its blocks.
         prompt_logprobs: those known so far; None where not asked for or already delivered.

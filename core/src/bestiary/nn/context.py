@@ -1,13 +1,15 @@
 """The forward context: what is ambient during one forward pass. Attention (and state) layers read it,
 and what adds adapters to a product.
 
-It has one setter, a context manager that refuses nesting, held by the engine's runner.
+It has one setter, a context manager that refuses nesting, held by the engine's runner; it holds for the thread that
+entered it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,28 +36,28 @@ class ForwardContext:
     lora: SlotRows | None = None
 
 
-_current: ForwardContext | None = None
+_current: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)
 
 
 def get_forward_context() -> ForwardContext:
     """The step being run. Raises `EngineError` outside one."""
-    if _current is None:
+    current = _current.get()
+    if current is None:
         raise EngineError("no forward pass is running: attention layers are called through the engine's runner")
-    return _current
+    return current
 
 
 def get_forward_context_or_none() -> ForwardContext | None:
-    return _current
+    return _current.get()
 
 
 @contextmanager
 def forward_context(context: ForwardContext) -> Iterator[None]:
     """Run one forward pass under `context`; refuses nesting."""
-    global _current
-    if _current is not None:
+    if _current.get() is not None:
         raise EngineError("a forward pass is already running; forward contexts do not nest")
-    _current = context
+    entered = _current.set(context)
     try:
         yield
     finally:
-        _current = None
+        _current.reset(entered)

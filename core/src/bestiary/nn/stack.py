@@ -11,6 +11,7 @@ from torch import nn
 from bestiary.api.intermediate import IntermediateTensors
 
 from .parallel import get_pp_group, pipeline_range
+from .scope import get_current_vllm_config_or_none
 
 
 class PPMissingLayer(nn.Identity):
@@ -29,8 +30,9 @@ def make_layers(num_hidden_layers: int, layer_fn: LayerFn, prefix: str = "layers
 
     `layer_fn` is called with ``prefix="<prefix>.<index>"``; `extract_layer_index` gives the index back.
     """
-    group = get_pp_group()
-    start, end = pipeline_range(num_hidden_layers, group.rank, group.world_size)
+    group, scope = get_pp_group(), get_current_vllm_config_or_none()
+    split = None if scope is None or group.world_size == 1 else scope.parallel_config.pipeline_layers
+    start, end = pipeline_range(num_hidden_layers, group.rank, group.world_size, split)
     layers = nn.ModuleList(
         layer_fn(prefix=f"{prefix}.{index}") if start <= index < end else PPMissingLayer()
         for index in range(num_hidden_layers)

@@ -71,7 +71,8 @@ class LLM:
                 `LoRARequest`, or the name of an adapter that was added.
 
         Raises:
-            RequestError: a prompt, its parameters or its adapter are refused, before anything runs.
+            RequestError: a prompt, its parameters or its adapter are refused, before anything runs. EngineError: the
+                model failed, or one of several ranks was lost.
         """
         requests = self._submit(as_prompts(prompts), sampling_params, priority, lora_request)
         self._drive(requests, show=use_tqdm)
@@ -96,6 +97,8 @@ class LLM:
                     yield request
             if shown < sum(len(output.token_ids) + output.finished for output in request.outputs):
                 yield request  # another call's steps ended it
+            if self.engine.dead is not None:
+                raise self.engine.dead
         finally:
             self._abort([request])
 
@@ -256,6 +259,8 @@ class LLM:
                     report(self._step())
         finally:
             self._abort(requests)
+        if self.engine.dead is not None:
+            raise self.engine.dead
 
 
 def _tokenizer(args: EngineArgs, builder: EngineBuilder) -> Tokenizer | None:

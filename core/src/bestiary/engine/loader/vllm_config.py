@@ -11,10 +11,12 @@ import torch
 from bestiary.api.config import (
     CacheConfig,
     DeviceConfig,
+    EPLBConfig,
     LoadConfig,
     LoRAConfig,
     ModelConfig,
     OpConfig,
+    ParallelConfig,
     SchedulerConfig,
     VllmConfig,
 )
@@ -79,6 +81,25 @@ def _lora_config(args: EngineArgs) -> LoRAConfig | None:
         return None
     rooms = {"max_loras": args.max_loras, "max_lora_rank": args.max_lora_rank, "max_cpu_loras": args.max_cpu_loras}
     return LoRAConfig(**rooms)
+
+
+def parallel_config(args: EngineArgs) -> ParallelConfig:
+    """How many ranks there are. Raises `UsageError` where they cannot be divided as asked."""
+    return ParallelConfig(
+        tensor_parallel_size=args.tensor_parallel_size,
+        pipeline_parallel_size=args.pipeline_parallel_size,
+        data_parallel_size=args.data_parallel_size,
+        enable_expert_parallel=args.enable_expert_parallel,
+        enable_eplb=args.enable_eplb,
+        eplb_config=EPLBConfig(**args.eplb_config),
+        pipeline_layers=None if args.pipeline_layers is None else tuple(args.pipeline_layers),
+        nnodes=args.nnodes,
+        node_rank=args.node_rank,
+        master_addr=args.master_addr,
+        master_port=args.master_port,
+        distributed_executor_backend=args.distributed_executor_backend,
+        stall_timeout=args.stall_timeout,
+    )
 
 
 def _window_of_all_layers(config: Any) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from bestiary.api.errors import UsageError
@@ -20,8 +22,10 @@ def divide(total: int, parts: int, what: str) -> int:
     return total // parts
 
 
-def pipeline_range(num_layers: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Layers `[start, end)` of pipeline stage `rank`.
+def pipeline_range(
+    num_layers: int, rank: int, world_size: int, layers: Sequence[int] | None = None
+) -> tuple[int, int]:
+    """Layers `[start, end)` of pipeline stage `rank`; `layers` says how many each stage has, None divides them evenly.
 
     Layers that are left over go one each to the stages before the last, from its side: the first stage also embeds, the
     last also computes logits.
@@ -33,12 +37,24 @@ def pipeline_range(num_layers: int, rank: int, world_size: int) -> tuple[int, in
             value=world_size,
             limit=f"at most {num_layers}",
         )
-    base, extra = divmod(num_layers, world_size)
-    counts = [base] * world_size
-    for k in range(extra):
-        counts[world_size - 2 - k if world_size > 1 else 0] += 1
+    counts = list(layers) if layers is not None else _evenly(num_layers, world_size)
+    if len(counts) != world_size or sum(counts) != num_layers:
+        raise UsageError(
+            f"the model has {num_layers} layers",
+            field="pipeline_layers",
+            value=counts,
+            limit=f"{world_size} numbers whose sum is {num_layers}",
+        )
     start = sum(counts[:rank])
     return start, start + counts[rank]
+
+
+def _evenly(num_layers: int, stages: int) -> list[int]:
+    base, extra = divmod(num_layers, stages)
+    counts = [base] * stages
+    for k in range(extra):
+        counts[stages - 2 - k] += 1
+    return counts
 
 
 def split_tensor_along_last_dim(tensor: torch.Tensor, num_partitions: int) -> tuple[torch.Tensor, ...]:

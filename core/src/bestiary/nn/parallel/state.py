@@ -1,13 +1,15 @@
 """Process groups as layers see them: tensor, pipeline, expert and data parallel.
 
-One process alone is the default: every group then has one rank and its collectives are the identity. A worker that
-is one of several installs its groups once, before a model is built (`use_groups`).
+One process alone is the default: every group then has one rank and its collectives are the identity. One of several
+ranks installs its groups while its model is built and while a step runs (`use_groups`). They hold for the thread that
+installed them, so that engines of different layouts, and ranks that are threads of one process, do not meet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -37,7 +39,7 @@ class Group:
         return self.rank == self.world_size - 1
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks."""
+        """The sum over ranks; `tensor` is left as it was."""
         return tensor
 
     def all_gather(self, tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
@@ -53,56 +55,54 @@ class Groups:
     data: Group = field(default_factory=Group)
 
 
-_groups = Groups()
+_groups: ContextVar[Groups] = ContextVar("groups", default=Groups())  # noqa: B039  frozen
 
 
 @contextmanager
-def use_groups(**groups: Group) -> Iterator[None]:
-    """Install process groups by field name (``tensor=…``) for the duration of a block."""
-    global _groups
-    before = _groups
-    _groups = replace(before, **groups)
+def use_groups(groups: Groups | None = None, **by_name: Group) -> Iterator[None]:
+    """Install process groups for the duration of a block: all of them, or some by field name (``tensor=…``)."""
+    installed = _groups.set(replace(groups or _groups.get(), **by_name))
     try:
         yield
     finally:
-        _groups = before
+        _groups.reset(installed)
 
 
 def get_tp_group() -> Group:
     """The ranks among which tensors are split."""
-    return _groups.tensor
+    return _groups.get().tensor
 
 
 def get_pp_group() -> Group:
     """The ranks that hold the pipeline's stages: `is_first_rank` embeds, `is_last_rank` computes logits."""
-    return _groups.pipeline
+    return _groups.get().pipeline
 
 
 def get_ep_group() -> Group:
     """The ranks among which whole experts are divided."""
-    return _groups.expert
+    return _groups.get().expert
 
 
 def get_dp_group() -> Group:
     """The ranks that run copies of the model on different requests."""
-    return _groups.data
+    return _groups.get().data
 
 
 def get_tensor_model_parallel_rank() -> int:
     """This process's place among the tensor-parallel ranks, from 0."""
-    return _groups.tensor.rank
+    return _groups.get().tensor.rank
 
 
 def get_tensor_model_parallel_world_size() -> int:
     """How many ranks share each tensor."""
-    return _groups.tensor.world_size
+    return _groups.get().tensor.world_size
 
 
 def tensor_model_parallel_all_reduce(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of the tensor-parallel ranks' tensors."""
-    return _groups.tensor.all_reduce(tensor)
+    return _groups.get().tensor.all_reduce(tensor)
 
 
 def tensor_model_parallel_all_gather(tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
     """The tensor-parallel ranks' tensors, joined along `dim` in rank order."""
-    return _groups.tensor.all_gather(tensor, dim)
+    return _groups.get().tensor.all_gather(tensor, dim)

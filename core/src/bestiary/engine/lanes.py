@@ -1,0 +1,106 @@
+"""`Lanes`: the copies of a model (data parallelism), each with a scheduler and its plans in flight. One is the rule.
+
+Copies keep step: in each step every copy launches a plan, then those whose pipeline is full, or that had nothing to
+launch, collect their oldest one. Which copy a request goes to, and when a plan is collected, follows from the requests
+alone, so every rank comes to the same decisions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
+from dataclasses import astuple
+
+from bestiary.api.errors import BestiaryError, RequestError
+from bestiary.api.outputs import FinishReason
+
+from .executor import Executor
+from .kv_cache import KVCacheUsage
+from .plan import StepPlan
+from .scheduler import Scheduler, SchedulerStats
+from .sequence import Sequence, SequenceUpdate
+
+
+class PlanFailed(Exception):
+    """The model raised; `__cause__` is what it raised. Nothing of `plan` was computed."""
+
+    def __init__(self, plan: StepPlan) -> None:
+        super().__init__(plan.step)
+        self.plan = plan
+
+
+class Lane:
+    """One copy of the model."""
+
+    def __init__(self, copy: int, scheduler: Scheduler) -> None:
+        self.copy, self.scheduler = copy, scheduler
+        self.flying: deque[tuple[StepPlan, float]] = deque()
+
+    def launch(self, executor: Executor) -> bool:
+        """Plan a step and begin it; False where there is nothing to begin."""
+        plan, started = self.scheduler.schedule(), time.perf_counter()
+        if plan is None:
+            return False
+        try:
+            executor.launch(plan, self.copy)
+        except BaseException as cause:
+            self.scheduler.abandon(plan)
+            if isinstance(cause, BestiaryError | KeyboardInterrupt):
+                raise
+            raise PlanFailed(plan) from cause
+        self.flying.append((plan, started))
+        return True
+
+    def collect(self, executor: Executor) -> tuple[StepPlan, float, list[SequenceUpdate]]:
+        """The oldest plan in flight, the seconds since it began, and what became of its requests."""
+        plan, started = self.flying.popleft()
+        updates = self.scheduler.update(plan, executor.collect(plan, self.copy))
+        return plan, time.perf_counter() - started, updates
+
+
+class Lanes:
+    """All copies, as one queue of requests."""
+
+    def __init__(self, schedulers: SequenceOf[Scheduler]) -> None:
+        self.lanes = [Lane(copy, scheduler) for copy, scheduler in enumerate(schedulers)]
+
+    def add(self, *sequences: Sequence) -> None:
+        """Queue one request where the fewest are. Raises `RequestError` as `Scheduler.add` does."""
+        for name in [sequence.request_id for sequence in sequences]:
+            if any(lane.scheduler.is_live(name) for lane in self.lanes):
+                raise RequestError("the request id is in use", code="DUPLICATE_REQUEST", field="request_id", value=name)
+        min(self.lanes, key=lambda lane: lane.scheduler.num_live).scheduler.add(*sequences)
+
+    def finish(self, request_id: str, reason: FinishReason, stop_reason: str | None = None) -> SequenceUpdate | None:
+        """End a request, wherever it is; None where it is not live."""
+        for lane in self.lanes:
+            if lane.scheduler.is_live(request_id):
+                return lane.scheduler.finish(request_id, reason, stop_reason)
+        return None
+
+    def fail_all(self, error: str) -> list[SequenceUpdate]:
+        """End every request with `error`."""
+        return [update for lane in self.lanes for update in lane.scheduler.fail_all(error)]
+
+    def has_unfinished(self) -> bool:
+        return any(lane.scheduler.has_unfinished() for lane in self.lanes)
+
+    def step(self, executor: Executor) -> Iterator[tuple[StepPlan, float, list[SequenceUpdate]]]:
+        """One step of every copy; yields what `Lane.collect` gives."""
+        launched = [lane.launch(executor) for lane in self.lanes]
+        for lane, began in zip(self.lanes, launched, strict=True):
+            if lane.flying and (lane.scheduler.is_full or not began):
+                yield lane.collect(executor)
+
+    def stats(self) -> SchedulerStats:
+        """Of all copies together."""
+        found = [lane.scheduler.stats() for lane in self.lanes]
+        caches = [astuple(each.kv_cache) for each in found]
+        return SchedulerStats(
+            sum(each.running for each in found),
+            sum(each.waiting for each in found),
+            sum(each.preemptions for each in found),
+            KVCacheUsage(*map(sum, zip(*caches, strict=True))),
+        )

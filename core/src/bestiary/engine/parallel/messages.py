@@ -1,0 +1,150 @@
+"""What ranks say to each other: typed, encoded by msgspec, never pickled.
+
+Two kinds. A `Tick` goes from rank 0 to all, before each step: what users asked for since the last one. `Drawn` goes
+from the rank that drew a plan's tokens to all. Between a machine's first rank and those that it started, `Start` goes
+one way and `Beat`, `Ready` and `Failed` the other.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, Literal
+
+import msgspec
+
+from bestiary.api.outputs import TokenLogprobs
+from bestiary.api.sampling import SamplingParams
+from bestiary.engine.plan import SampledToken, StepPlan, StepResult
+
+
+class AddRequest(msgspec.Struct, frozen=True, tag="add"):
+    """The arguments of `LLMEngine.add_request`."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    priority: int = 0
+    cache_salt: str | None = None
+    lora_name: str | None = None
+
+
+class AddAdapter(msgspec.Struct, frozen=True, tag="add_adapter"):
+    """Every rank reads its part of an adapter and says whether it fits, before anything else happens."""
+
+    name: str
+    path: str
+    pinned: bool
+
+
+class PinAdapter(msgspec.Struct, frozen=True, tag="pin_adapter"):
+    """An adapter that came with a request is kept from now on."""
+
+    name: str
+
+
+class RemoveAdapter(msgspec.Struct, frozen=True, tag="remove_adapter"):
+    """Nobody wants it any more."""
+
+    name: str
+
+
+class EndRequest(msgspec.Struct, frozen=True, tag="end"):
+    """A stop string was found in its text, or nobody wants it any more."""
+
+    request_id: str
+    reason: Literal["stop", "abort"]
+    stop_reason: str | None = None
+
+
+class Close(msgspec.Struct, frozen=True, tag="close"):
+    """No step follows."""
+
+
+Event = AddRequest | EndRequest | AddAdapter | PinAdapter | RemoveAdapter | Close
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """What happened since the last one, in order. `step`: whether a step follows, or only another tick."""
+
+    events: tuple[Event, ...] = ()
+    step: bool = True
+
+
+class Drawn(msgspec.Struct, frozen=True):
+    """A `StepResult`, with a checksum of the plan that it belongs to."""
+
+    step: int
+    check: int
+    sampled: dict[str, SampledToken]
+    prompt_logprobs: dict[str, list[TokenLogprobs]]
+
+    @classmethod
+    def of(cls, plan: StepPlan, result: StepResult) -> Drawn:
+        return cls(result.step, checksum(plan), result.sampled, result.prompt_logprobs)
+
+    @property
+    def result(self) -> StepResult:
+        return StepResult(self.step, self.sampled, self.prompt_logprobs)
+
+
+def checksum(plan: StepPlan) -> int:
+    """Equal where two ranks derived the same plan, as far as its items go."""
+    return zlib.crc32(msgspec.msgpack.encode(plan.items), plan.step)
+
+
+class Start(msgspec.Struct, frozen=True, tag="start"):
+    """All that a started rank is told: the engine's arguments, its seat, and configuration that a function made."""
+
+    arguments: dict[str, Any]
+    config_data: dict[str, Any] | None
+    seat: dict[str, Any]
+    eos_token_ids: tuple[int, ...]
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """This rank built its part of the model and will meet the others now."""
+
+
+class Beat(msgspec.Struct, frozen=True, tag="beat"):
+    """This process lives; its last step was number `ticks`, and it may be `waiting` for others in the middle of it."""
+
+    ticks: int
+    waiting: bool
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """This rank ends with an error, in the form of `BestiaryError.as_dict`."""
+
+    error: dict[str, Any]
+
+
+FromWorker = Ready | Beat | Failed
+
+encode = msgspec.msgpack.encode
+
+
+def decode_tick(data: bytes) -> Tick:
+    return _tick.decode(data)
+
+
+def decode_drawn(data: bytes) -> Drawn:
+    return _drawn.decode(data)
+
+
+def decode_start(data: bytes) -> Start:
+    return _start.decode(data)
+
+
+def decode_from_worker(data: bytes) -> FromWorker:
+    return _from_worker.decode(data)
+
+
+def decode_trouble(data: bytes) -> dict[str, Any]:
+    return _trouble.decode(data)
+
+
+_trouble = msgspec.msgpack.Decoder(dict[str, Any])
+_tick = msgspec.msgpack.Decoder(Tick)
+_drawn = msgspec.msgpack.Decoder(Drawn)
+_start = msgspec.msgpack.Decoder(Start)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)

@@ -1,0 +1,93 @@
+"""A rank that another process started: build, load, follow rank 0, end with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from typing import Any
+
+from bestiary.api.errors import BestiaryError, EngineError
+from bestiary.engine.arguments import EngineArgs
+from bestiary.nn.parallel.distributed import TorchGroup
+
+from .frames import receive_frame, send_frame
+from .messages import Beat, Failed, FromWorker, Ready, Start, decode_start, encode
+from .seat import Seat
+from .workers import BEAT_SECONDS, SYMPTOMS
+
+
+class Parent:
+    """The socket to the process that started this one, which reads nothing but typed messages from it."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._lock = threading.Lock()
+        self.engine: Any = None
+
+    def say(self, message: FromWorker) -> None:
+        with self._lock, suppress(OSError):  # it is gone; `_watch` ends this process
+            send_frame(self._channel, encode(message))
+
+    def start_beating(self) -> None:
+        threading.Thread(target=self._beat, name="bestiary-beat", daemon=True).start()
+        threading.Thread(target=self._watch, name="bestiary-parent", daemon=True).start()
+
+    def _beat(self) -> None:
+        pause = threading.Event()
+        while True:
+            self.say(Beat(0 if self.engine is None else self.engine.team.ticks, TorchGroup.waiting > 0))
+            pause.wait(BEAT_SECONDS)
+
+    def _watch(self) -> None:
+        """Nothing more is ever said to this process: bytes that can be read are the end of the stream."""
+        try:
+            self._channel.recv(1)
+        finally:
+            os._exit(0)  # whatever the other threads wait for
+
+
+def main(descriptor: int) -> None:
+    """The whole life of a worker, at the other end of socket `descriptor`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("bestiary").setLevel(logging.ERROR)  # rank 0 says it for all
+    channel = socket.socket(fileno=descriptor)
+    frame = receive_frame(channel)
+    if frame is None:
+        sys.exit(0)
+    parent = Parent(channel)
+    parent.start_beating()
+    try:
+        _run(decode_start(frame), parent)
+    except BestiaryError as error:
+        if error.error_code != "CLOSED":
+            _fail(parent, error, error)
+    except BaseException as cause:
+        _fail(parent, EngineError(f"{type(cause).__name__}: {cause}", code="RANK_FAILED"), cause)
+    os._exit(0)  # neither torch's threads nor a plugin's may keep it alive
+
+
+def _run(start: Start, parent: Parent) -> None:
+    from bestiary.engine.build import EngineBuilder
+
+    given = dict(start.arguments)
+    if (data := start.config_data) is not None:
+        given["hf_overrides"] = lambda _: data
+    arguments = EngineArgs(**given)
+    builder = EngineBuilder(arguments, seat=Seat(**start.seat), on_built=lambda: parent.say(Ready()))
+    engine = builder.build(frozenset(start.eos_token_ids))
+    parent.engine = engine
+    engine.follow()
+
+
+def _fail(parent: Parent, error: BestiaryError, cause: BaseException) -> None:
+    """Tell the parent, and, unless this rank only lost another, whoever reads the standard error."""
+    if error.error_code not in SYMPTOMS:
+        traceback.print_exception(cause, file=sys.stderr)
+    parent.say(Failed(error.as_dict()))
+    os._exit(1)
