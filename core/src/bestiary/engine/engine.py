@@ -28,8 +28,9 @@ from .executor import Executor
 from .lanes import Lanes, PlanFailed
 from .library import AdapterLibrary
 from .notices import notice
+from .parallel.agreement import plan_settings, refuse_other_settings
 from .parallel.interrupts import uninterrupted
-from .parallel.messages import AddAdapter, AddRequest, EndRequest, Event, PinAdapter, RemoveAdapter
+from .parallel.messages import AddAdapter, AddRequest, EndRequest, Event, PinAdapter, RemoveAdapter, Settings
 from .plan import StepPlan
 from .scheduler import Scheduler, SchedulerStats
 from .sequence import Sequence, SequenceUpdate
@@ -69,6 +70,8 @@ class LLMEngine:
         self.dead: EngineError | None = None
         self.library = AdapterLibrary(adapters or Adapters(), self.lanes, executor, team)
         self._expected: dict[str, AddRequest] = {}
+        if team is not None and team.leads:
+            team.note(Settings(tuple(sorted(eos_token_ids)), plan_settings(vllm_config)))
         self.vocab_size = vocab_size
         self.eos_token_ids = eos_token_ids
         self.observers = tuple(observers)
@@ -249,6 +252,9 @@ class LLMEngine:
                     field=event.request_id, fix="give every rank the same requests, or serve from rank 0 alone",
                 )  # fmt: skip
             self._admit(event)
+        elif isinstance(event, Settings):
+            self.eos_token_ids = frozenset(event.eos_token_ids)
+            refuse_other_settings(event.values, plan_settings(self.vllm_config), team.rank)
         elif isinstance(event, EndRequest):
             self.lanes.finish(event.request_id, event.reason, event.stop_reason)
         elif isinstance(event, AddAdapter):

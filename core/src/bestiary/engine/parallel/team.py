@@ -67,9 +67,7 @@ class Team:
         with self.blaming_peers():
             self._store = store = self.seat.store(self.parallel.world_size_across_dp)
             for name, group, timeout, device in self._connections():
-                group.connect(
-                    dist.PrefixStore(name, store), device=device, address=self.seat.address, timeout=timeout
-                )
+                group.connect(dist.PrefixStore(name, store), device=device, address=self.seat.address, timeout=timeout)
         self.smallest(0)  # all have met: the meeting point is needed no more
 
     def _connections(self) -> list[tuple[str, TorchGroup, float, str]]:

@@ -50,6 +50,11 @@ class AdapterSlots:
         """What all slots take together."""
         return sum(each.nbytes for each in self.slots.values())
 
+    @property
+    def target_names(self) -> list[str]:
+        """The last parts of the names by which adapters may call the layers, sorted."""
+        return self._targets.last_names()
+
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
         """An adapter's factors as this rank's slots take them; those of other pipeline stages are left out.
 

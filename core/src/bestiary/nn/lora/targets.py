@@ -51,6 +51,13 @@ class Targets:
         shard = name.shard_id if isinstance(name, ShardedName) else None
         return self._named(str(name), shard) or self._fused(name) or self._of_experts(name) or self._moved(name)
 
+    def last_names(self) -> list[str]:
+        """The last parts of the names of all layers and of the parts that are fused into them, sorted."""
+        found = {name.rpartition(".")[2] for name in self._layers}
+        return sorted(
+            found | {part for part, places in self._packed.items() if any(fused in found for fused, _ in places)}
+        )
+
     def is_elsewhere(self, module: str) -> bool:
         """Whether another pipeline stage holds it."""
         name = self._renamed(module)
