@@ -38,8 +38,8 @@ MODELS = {
     ),
     "qwen3_moe": (
         transformers.Qwen3MoeConfig(
-            **SIZES, intermediate_size=48, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, head_dim=8, mlp_only_layers=[0],
-            norm_topk_prob=True,
+            **SIZES, intermediate_size=48, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, head_dim=8,
+            mlp_only_layers=[0], norm_topk_prob=True,
         ),
         {"attention": ATTENTION, "all": {"target_modules": ATTENTION + MLP, **EXPERTS},
          "ends": ["embed_tokens", "lm_head"]},

@@ -91,6 +91,10 @@ class AdapterSlots:
         found = self._targets.find(module)
         return None if found is None else self.layers[found.layer]
 
+    def is_embedding(self, module: str) -> bool:
+        """Whether an adapter's `module` is an embedding here, whose factors have other names."""
+        return is_embedding(self.target(module))
+
     def experts_in(self, piece: Piece) -> int:
         """How many experts' factors a piece holds; 1 where it is of one layer."""
         found = self._targets.find(piece.module)

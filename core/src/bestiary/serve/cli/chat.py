@@ -52,7 +52,7 @@ def chat(model: str, system: str | None, chat_template: Path | None, quiet: bool
 
     /reset, /help and /exit are commands; Ctrl-C stops an answer, Ctrl-D leaves. Standard input that is no terminal is
     read line by line; the exit code is then 1 if a message was refused. With --json a line of output is an object with
-    message, answer, finish_reason and stats, or with error.
+    message, answer, finish_reason, lora_name and stats, or with error.
     """
     args = engine_args(model, options | ({"progress": False} if quiet else {}))
     if only_follows(args):
