@@ -21,6 +21,7 @@ from .checks.configuration import ConfigurationChecks
 from .checks.gguf import GgufChecks
 from .checks.installed import InstalledChecks
 from .checks.logits import LogitsChecks
+from .checks.lora import LoraChecks
 from .checks.pipeline import PipelineChecks
 from .checks.quantization import QuantizationChecks
 from .checks.readme import ReadmeChecks
@@ -32,6 +33,7 @@ class ModelContract(
     ReadmeChecks,
     GgufChecks,
     QuantizationChecks,
+    LoraChecks,
     PipelineChecks,
     ScheduleChecks,
     LogitsChecks,
