@@ -212,7 +212,9 @@ def _option(name: str, text: str, kind: Any, default: Any, cls: type[Option]) ->
         return click.option(flag, name, cls=cls, type=element, multiple=True, metavar=shown, help=text)
     if kind is bool:
         both = f"{flag}/--no-{flag[2:]}" if default else flag
-        return click.option(both, *short, name, cls=cls, is_flag=True, default=default, show_default=bool(default), help=text)
+        return click.option(
+            both, *short, name, cls=cls, is_flag=True, default=default, show_default=bool(default), help=text
+        )
     shown_default: bool | str = _UNSET.get(name, False) if default is None else default != {}
     found = _KINDS.get(name) or _plain(kind)
     return click.option(flag, *short, name, cls=cls, type=found, default=default, show_default=shown_default, help=text)
