@@ -106,6 +106,14 @@ def test_fp16_does_not_overflow_within_a_product():
     assert abs(float(got) - 812.8) < 0.5
 
 
+def test_every_e4m3_number():
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    finite = ~codes.float().isnan()
+    assert int(finite.sum()) == 254
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(quant.fp8_numbers(codes, dtype)[finite].float(), codes.float()[finite])
+
+
 def test_zeros_stay_zeros():
     nothing = torch.zeros(4, WIDTH)
     assert not quant.linear_int8_int8(nothing, *quantized_rows(nothing).values()).any()

@@ -24,7 +24,7 @@ from bestiary.nn.weights.renames import Renames
 from .checksum import verify_files
 from .description import ModelDescription
 from .progress import load_progress
-from .weights import Opener, WeightStream, open_weights
+from .weights import NamedTensors, Opener, WeightStream, open_weights
 
 _SHOWN = 8
 
@@ -93,7 +93,7 @@ def load_model(
             own, renames = hasattr(model, "load_weights"), _renames(description, stream)
             scales = CacheScales(model, _new_name(model, renames))
             with _blamed(type(model), "could not be loaded", "its load_weights failed") if own else nullcontext():
-                load_complete(model, scales.taken(iter(_read(stream, vllm_config))), *renames)
+                load_complete(model, _read(stream, scales.taken(iter(stream)), vllm_config), *renames)
             for text in scales.notices():
                 notice(text)
 
@@ -109,13 +109,13 @@ def _kept_blocks(vllm_config: VllmConfig) -> frozenset[str]:
     return frozenset(config.kept)
 
 
-def _read(stream: WeightStream, vllm_config: VllmConfig) -> Iterable[tuple[str, torch.Tensor]]:
-    """The stream, a quantized checkpoint's tensors in the layout that its layers have here."""
+def _read(stream: WeightStream, weights: NamedTensors, vllm_config: VllmConfig) -> Iterable[tuple[str, torch.Tensor]]:
+    """The `weights` of a stream, a quantized checkpoint's tensors in the layout that its layers have here."""
     config: QuantizationConfig | None = vllm_config.quant_config
     if config is None:
-        return stream
+        return weights
     config.stored = frozenset(stream.tensors)
-    return config.checkpoint_weights(stream)
+    return config.checkpoint_weights(weights)
 
 
 def _renames(description: ModelDescription, stream: WeightStream) -> list[Renames]:

@@ -118,7 +118,7 @@ def linear_codebook(
 
     def decode(rows: slice) -> Tensor:
         numbers = codebook[unpacked(weight[rows], width).int()]
-        return (numbers * spread(scale[rows], group_size, width)).to(wide.dtype)
+        return scaled(numbers, scale[rows], group_size).to(wide.dtype)
 
     return _finished(_by_strips(wide, weight.shape[0], decode), bias, x.dtype)
 
@@ -141,6 +141,31 @@ def spread(scale: Tensor, group_size: int, width: int) -> Tensor:
     if scale.shape[1] == 1:
         return scale.expand(-1, width)
     return scale.repeat_interleave(group_size, dim=1)[:, :width]
+
+
+def scaled(numbers: Tensor, scale: Tensor, group_size: int, zero: Tensor | None = None) -> Tensor:
+    """``(numbers - zero) * scale`` in fp32, ``[rows, width]``; `scale` and `zero` are ``[rows, groups]``.
+
+    Groups of one size are a dimension of their own, so that nothing is repeated in memory.
+    """
+    rows, width = numbers.shape
+    groups = scale.shape[1]
+    if width % groups == 0 and width // groups == (group_size if groups > 1 else width):
+        made = numbers.float().view(rows, groups, -1)
+        shifted = made if zero is None else made.sub(zero.float().unsqueeze(-1))
+        return shifted.mul(scale.unsqueeze(-1)).view(rows, width)
+    shifted = numbers.float() if zero is None else numbers.float() - spread(zero.float(), group_size, width)
+    return shifted * spread(scale, group_size, width)
+
+
+def fp8_numbers(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Finite e4m3 numbers in `dtype`, by moving bits: torch converts them one by one on CPUs.
+
+    Exponent and mantissa lie in an e4m3 as in the upper bits of an fp16 whose exponent counts from 15 instead of 7, so
+    that 2⁸ is missing; sign bits extended into a wider integer are cut off again.
+    """
+    halves = (codes.view(torch.int8).to(torch.int16) << 7) & ~0x4000
+    return halves.view(torch.float16).to(dtype) * 256
 
 
 def int8_codes(
@@ -185,11 +210,10 @@ def to_fp8(numbers: Tensor) -> Tensor:
 def _scaled_product(x: Tensor, weight: Tensor, scale: Tensor, group_size: int) -> Tensor:
     """`x` times numbers of a narrower type: scaled afterwards where each row has one scale, otherwise before."""
     if scale.shape[1] == 1:
-        return _by_strips(x, weight.shape[0], lambda rows: weight[rows].to(x.dtype)) * scale[:, 0].to(x.dtype)
-    width = x.shape[-1]
+        return _by_strips(x, weight.shape[0], lambda rows: fp8_numbers(weight[rows], x.dtype)) * scale[:, 0].to(x.dtype)
 
     def decode(rows: slice) -> Tensor:
-        return (weight[rows].float() * spread(scale[rows], group_size, width)).to(x.dtype)
+        return scaled(fp8_numbers(weight[rows], torch.float32), scale[rows], group_size).to(x.dtype)
 
     return _by_strips(x, weight.shape[0], decode)
 
@@ -203,12 +227,9 @@ def _grouped(
 
     def decode(rows: slice) -> Tensor:
         codes = unpacked(weight[rows], width) if packed else weight[rows]
-        scales, zeros = scale[rows], zero[rows].float()
         if group_of is None:
-            scales, zeros = spread(scales, group_size, width), spread(zeros, group_size, width)
-        else:
-            scales, zeros = scales[:, group_of], zeros[:, group_of]
-        return ((codes.float() - zeros) * scales).to(wide.dtype)
+            return scaled(codes, scale[rows], group_size, zero[rows]).to(wide.dtype)
+        return ((codes.float() - zero[rows].float()[:, group_of]) * scale[rows][:, group_of]).to(wide.dtype)
 
     return _finished(_by_strips(wide, weight.shape[0], decode), bias, x.dtype)
 
