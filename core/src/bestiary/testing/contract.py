@@ -25,6 +25,7 @@ from .checks.pipeline import PipelineChecks
 from .checks.quantization import QuantizationChecks
 from .checks.readme import ReadmeChecks
 from .checks.schedule import ScheduleChecks
+from .checks.tensor_parallel import TensorParallelChecks
 from .checks.weights import WeightsChecks
 
 
@@ -32,6 +33,7 @@ class ModelContract(
     ReadmeChecks,
     GgufChecks,
     QuantizationChecks,
+    TensorParallelChecks,
     PipelineChecks,
     ScheduleChecks,
     LogitsChecks,
