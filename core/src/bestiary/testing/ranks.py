@@ -100,9 +100,7 @@ class Ranks:
     def close(self) -> None:
         """Leave all groups."""
         for runner in self.runners:
-            for group in (runner.groups.tensor, runner.groups.pipeline):
-                if isinstance(group, TorchGroup):
-                    group.close()
+            _leave(runner)
 
     def __enter__(self) -> Ranks:
         return self
@@ -142,7 +140,7 @@ class Ranks:
                 done[rank] = work(self.runners[rank], rank)
             except BaseException as error:
                 raised[rank] = error
-                self.close()  # who waits for this rank waits no longer
+                _leave(self.runners[rank])  # who waits for this rank fails too, and leaves
 
         with self._ops.active():
             threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(len(self.runners))]
@@ -151,7 +149,6 @@ class Ranks:
             for thread in threads:
                 thread.join(2 * self.patience)
         if len(done) < len(threads):
-            self.close()
             raise _cause(raised, [rank for rank in range(len(threads)) if rank not in done])
         return [done[rank] for rank in range(len(threads))]
 
@@ -170,6 +167,12 @@ _PLAIN = {"dtype": "float32", "device": "cpu", "skip_tokenizer_init": True, "pro
 def _step(runner: ModelRunner, plan: StepPlan) -> tuple[ForwardBatch | None, torch.Tensor | None]:
     batch = runner.prepare(plan)
     return batch, None if batch is None else run_stage(runner, batch)
+
+
+def _leave(runner: ModelRunner) -> None:
+    for group in (runner.groups.tensor, runner.groups.pipeline):
+        if isinstance(group, TorchGroup):
+            group.close()
 
 
 def _cause(raised: dict[int, BaseException], missing: Sequence[int]) -> BaseException:
