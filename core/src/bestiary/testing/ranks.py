@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 
 from bestiary.api.config import ParallelConfig, VllmConfig
 from bestiary.api.errors import EngineError
@@ -29,7 +28,7 @@ from bestiary.engine.plan import NewRequest, ScheduledItem, StepPlan, StepResult
 from bestiary.engine.runner import ModelRunner
 from bestiary.nn.ops.registry import ChosenOps, choose_ops
 from bestiary.nn.parallel import use_groups
-from bestiary.nn.parallel.distributed import PEER_LOST, PEER_STALLED, TorchGroup
+from bestiary.nn.parallel.distributed import PEER_LOST, PEER_STALLED, Store, TorchGroup, dist
 from bestiary.nn.placement import finish
 
 R = TypeVar("R")
@@ -123,7 +122,7 @@ class Ranks:
                 finish(model)
         return ModelRunner(model, config, blocks, _InForce({}), vocab_size(model, config), groups)
 
-    def _connect(self, runner: ModelRunner, rank: int, store: dist.Store) -> None:
+    def _connect(self, runner: ModelRunner, rank: int, store: Store) -> None:
         for name, group in connected_groups(replace(self._builder.parallel, rank=rank), runner.groups):
             if isinstance(group, TorchGroup):
                 group.connect(
