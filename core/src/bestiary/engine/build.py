@@ -58,9 +58,11 @@ class EngineBuilder:
         registry: Registry = ModelRegistry,
         *,
         seat: Seat | None = None,
+        together: bool = True,
         on_built: Callable[[], None] = lambda: None,
     ) -> None:
         """`seat` is a rank's that another process started; otherwise this one finds its own, and starts the others.
+        Where ranks are not to come `together`, there is no seat: to look at a model, or at a rank's part of it.
 
         `on_built` is called when this rank's part of the model is built, before it waits for the others.
         """
@@ -68,7 +70,7 @@ class EngineBuilder:
         self.args = args
         self.registry = registry
         self.parallel = parallel_config(args)
-        self.seat = seat or take_seat(self.parallel)
+        self.seat = seat or (take_seat(self.parallel) if together else None)
         if self.seat is not None:
             self.parallel = replace(self.parallel, rank=self.seat.rank)
         self.hooks = HookManager(registry.installation, args.plugin).load()

@@ -26,6 +26,7 @@ from .checks.pipeline import PipelineChecks
 from .checks.quantization import QuantizationChecks
 from .checks.readme import ReadmeChecks
 from .checks.schedule import ScheduleChecks
+from .checks.tensor_parallel import TensorParallelChecks
 from .checks.weights import WeightsChecks
 
 
@@ -34,6 +35,7 @@ class ModelContract(
     GgufChecks,
     QuantizationChecks,
     LoraChecks,
+    TensorParallelChecks,
     PipelineChecks,
     ScheduleChecks,
     LogitsChecks,

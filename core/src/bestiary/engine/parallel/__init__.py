@@ -1,6 +1,7 @@
 """One engine in several processes: every rank derives the same plans from the same requests.
 
 seat.py        where this process sits among the ranks, and how they meet
+places.py      which groups a rank belongs to
 team.py        its process groups, what is broadcast, what is exchanged
 messages.py    the typed messages
 executor.py    runs this rank's part of a plan: tensor-parallel slices, pipeline stages

@@ -30,7 +30,6 @@ class RankExecutor:
     def __init__(self, runner: ModelRunner, team: Team) -> None:
         self.runner: ModelRunner | None = runner
         self.team = team
-        self._pipeline: Any = runner.groups.pipeline
         self._launched: deque[tuple[ForwardBatch | None, Drawn | None]] = deque()
 
     def launch(self, plan: StepPlan, copy: int = 0) -> None:
@@ -68,19 +67,28 @@ class RankExecutor:
         self.team.close()
 
     def _run(self, runner: ModelRunner, plan: StepPlan, batch: ForwardBatch) -> Drawn | None:
-        out = runner.compute(batch, None if self._pipeline.is_first_rank else self._received(runner, batch))
-        if isinstance(out, IntermediateTensors):
-            self._pipeline.wait_for_sends()
-            for _, tensor in sorted(out.items()):
-                self._pipeline.send(tensor, self._pipeline.rank + 1)
+        logits = run_stage(runner, batch)
+        if not (runner.groups.pipeline.is_last_rank and runner.groups.tensor.is_first_rank):
             return None
-        if not runner.groups.tensor.is_first_rank:
-            return None
-        return Drawn.of(plan, runner.draw(plan, batch, out))
+        return Drawn.of(plan, runner.draw(plan, batch, logits))
 
-    @torch.inference_mode()
-    def _received(self, runner: ModelRunner, batch: ForwardBatch) -> IntermediateTensors:
-        tensors = runner.empty(batch)
-        for _, tensor in sorted(tensors.items()):
-            self._pipeline.receive(tensor, self._pipeline.rank - 1)
-        return tensors
+
+@torch.inference_mode()
+def run_stage(runner: ModelRunner, batch: ForwardBatch) -> torch.Tensor | None:
+    """This rank's part of a step: receive, compute, send on. The last stage's logits, None where none are wanted."""
+    pipeline: Any = runner.groups.pipeline
+    received = None if pipeline.is_first_rank else _received(runner, batch, pipeline)
+    out = runner.compute(batch, received)
+    if not isinstance(out, IntermediateTensors):
+        return out
+    pipeline.wait_for_sends()
+    for _, tensor in sorted(out.items()):
+        pipeline.send(tensor, pipeline.rank + 1)
+    return None
+
+
+def _received(runner: ModelRunner, batch: ForwardBatch, pipeline: Any) -> IntermediateTensors:
+    tensors = runner.empty(batch)
+    for _, tensor in sorted(tensors.items()):
+        pipeline.receive(tensor, pipeline.rank - 1)
+    return tensors

@@ -16,10 +16,10 @@ import torch
 
 from bestiary.api.config import ParallelConfig
 from bestiary.api.errors import BestiaryError, EngineError
-from bestiary.nn.parallel import Group, Groups
 from bestiary.nn.parallel.distributed import PEER_LOST, PEER_STALLED, Store, TorchGroup, dist
 
 from .messages import Close, Drawn, Event, Tick, decode_drawn, decode_tick, decode_trouble, encode
+from .places import connected_groups, groups_of
 from .seat import Seat
 from .workers import LocalWorkers
 
@@ -38,13 +38,7 @@ class Team:
     def __init__(self, parallel: ParallelConfig, seat: Seat, device: str) -> None:
         self.parallel, self.seat, self.device = parallel, seat, device
         self.rank, self.own = parallel.rank, parallel.data_parallel_rank
-        tensor = _group(parallel.tensor_parallel_rank, parallel.tensor_parallel_size)
-        self.groups = Groups(
-            tensor=tensor,
-            pipeline=_group(parallel.pipeline_parallel_rank, parallel.pipeline_parallel_size),
-            expert=tensor if parallel.enable_expert_parallel else Group(),
-            data=_group(parallel.data_parallel_rank, parallel.data_parallel_size),
-        )
+        self.groups = groups_of(parallel, TorchGroup)
         self._world = [TorchGroup(self.rank, parallel.world_size_across_dp) for _ in range(2)]
         self._control, self._results = self._world
         self._store: Store | None = None
@@ -77,18 +71,12 @@ class Team:
 
     def _connections(self) -> list[tuple[str, TorchGroup, float, str]]:
         """(a name that only the members share, group, timeout, device)."""
-        parallel, patience = self.parallel, self.parallel.stall_timeout
-        copy, stage, place = (
-            parallel.data_parallel_rank, parallel.pipeline_parallel_rank, parallel.tensor_parallel_rank
-        )  # fmt: skip
+        patience = self.parallel.stall_timeout
         found: list[tuple[str, TorchGroup, float, str]] = [
             ("control", self._control, _FOREVER, "cpu"),
             ("results", self._results, patience, "cpu"),
         ]
-        for name, group in (
-            (f"tensor/{copy}/{stage}", self.groups.tensor),
-            (f"pipeline/{copy}/{place}", self.groups.pipeline),
-        ):
+        for name, group in connected_groups(self.parallel, self.groups):
             if isinstance(group, TorchGroup):
                 found.append((name, group, patience, self.device))
         return found
@@ -216,7 +204,3 @@ class Team:
         for group in (*self._world, self.groups.tensor, self.groups.pipeline):
             if isinstance(group, TorchGroup):
                 group.close()
-
-
-def _group(rank: int, size: int) -> Group:
-    return Group() if size == 1 else TorchGroup(rank, size)
