@@ -192,7 +192,6 @@ class Team:
             self.workers.close()
         self._leave()
         self._store = None
-
         self._restore_threads()
 
     def _restore_threads(self) -> None:
