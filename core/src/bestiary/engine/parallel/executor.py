@@ -18,6 +18,7 @@ from bestiary.engine.batch import ForwardBatch
 from bestiary.engine.plan import StepPlan, StepResult
 from bestiary.engine.runner import ModelRunner
 
+from .eplb import ExpertBalancer
 from .messages import Drawn, checksum
 from .team import Team
 
@@ -30,6 +31,7 @@ class RankExecutor:
         self.team = team
         self._pipeline: Any = runner.groups.pipeline
         self._launched: deque[tuple[ForwardBatch | None, Drawn | None]] = deque()
+        self.balancer = ExpertBalancer(runner.model, team) if team.parallel.enable_eplb else None
 
     def launch(self, plan: StepPlan, copy: int = 0) -> None:
         if self.runner is None:
@@ -61,6 +63,8 @@ class RankExecutor:
         self.team.close()
 
     def _run(self, runner: ModelRunner, plan: StepPlan, batch: ForwardBatch) -> Drawn | None:
+        if self.balancer is not None:
+            self.balancer.begin_step()
         out = runner.compute(batch, None if self._pipeline.is_first_rank else self._received(runner, batch))
         if isinstance(out, IntermediateTensors):
             self._pipeline.wait_for_sends()

@@ -91,3 +91,10 @@ class ExpertStack:
                 shape = (len(self.layers), *param.shape)
                 made = torch.empty(shape, dtype=param.dtype, device="meta")
                 self.owner.register_parameter(f"{self.name}_{name}", nn.Parameter(made, requires_grad=False))
+
+
+def tensors_of(layer: LinearBase) -> list[torch.Tensor]:
+    """A layer's tensors, in the order of their names: parameters, buffers, and what its method keeps beside them."""
+    found = {**vars(layer.quant_method), **vars(layer), **layer._parameters, **layer._buffers}
+    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    return [tensors[name].detach() for name in sorted(tensors)]
