@@ -140,7 +140,12 @@ def _check_types(cls: type, given: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} is too small", field=name, value=value, limit=f"at least {low}")
 
 
-_AT_LEAST: Mapping[str, float] = {"max_model_len": 1, "max_queue": 0, "num_gpu_blocks_override": 1, "kv_cache_memory_bytes": 1}
+_AT_LEAST: Mapping[str, float] = {
+    "max_model_len": 1,
+    "max_queue": 0,
+    "num_gpu_blocks_override": 1,
+    "kv_cache_memory_bytes": 1,
+}
 
 
 def _refuse_unless(name: str, value: object, allowed: tuple[object, ...]) -> None:

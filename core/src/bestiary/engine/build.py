@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -136,7 +137,7 @@ class EngineBuilder:
             )
             for _ in range(self.parallel.data_parallel_size)
         ]
-        return LLMEngine(
+        engine = LLMEngine(
             config,
             schedulers,
             UniprocExecutor(runner) if team is None else RankExecutor(runner, team),
@@ -146,6 +147,9 @@ class EngineBuilder:
             observers=[make() for make in self.hooks.all("step_observers").values()],
             ops=ops.names,
         )
+        if team is not None:
+            weakref.finalize(engine, team.close)  # an engine that nobody closed ends its processes all the same
+        return engine
 
     def _quantization(self) -> Any:
         """The `QuantizationConfig` that `quantization_config` or the `quantization` argument asks for."""

@@ -35,11 +35,18 @@ class EndRequest(msgspec.Struct, frozen=True, tag="end"):
     stop_reason: str | None = None
 
 
+class Settings(msgspec.Struct, frozen=True, tag="settings"):
+    """Rank 0's, before its first step: what ends an answer, and what plans depend on, to be equal everywhere."""
+
+    eos_token_ids: tuple[int, ...]
+    values: dict[str, str]
+
+
 class Close(msgspec.Struct, frozen=True, tag="close"):
     """No step follows."""
 
 
-Event = AddRequest | EndRequest | Close
+Event = Settings | AddRequest | EndRequest | Close
 
 
 class Tick(msgspec.Struct, frozen=True):

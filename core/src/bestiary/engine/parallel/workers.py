@@ -155,13 +155,12 @@ class LocalWorkers:
         except subprocess.TimeoutExpired:
             code = None
         how = "closed its socket" if code is None else _how_it_ended(code)
-        self._fail(
-            EngineError(
-                f"rank {worker.rank} (process {worker.process.pid}) {how}; all ranks were ended",
-                code="RANK_DIED", field=f"rank {worker.rank}", value=code,
-                fix="its last words, if any, stand above; without them, look for the kernel's out-of-memory killer",
-            )  # fmt: skip
-        )
+        error = EngineError(
+            f"rank {worker.rank} (process {worker.process.pid}) {how}; all ranks were ended",
+            code="RANK_DIED", field=f"rank {worker.rank}", value=code,
+            fix="its last words, if any, stand above; without them, look for the kernel's out-of-memory killer",
+        )  # fmt: skip
+        self._fail(error)
 
     def _look_closer(self, now: float) -> None:
         """After processes that do not stir; and after those that lost another, which will be heard of in a moment."""
@@ -175,8 +174,9 @@ class LocalWorkers:
                     EngineError(
                         f"rank {worker.rank} (process {worker.process.pid}) has not stirred for "
                         f"{FROZEN_SECONDS:.0f} s; all ranks were ended",
-                        code="RANK_STALLED", field=f"rank {worker.rank}",
-                    )  # fmt: skip
+                        code="RANK_STALLED",
+                        field=f"rank {worker.rank}",
+                    )
                 )
 
     def _fail(self, error: EngineError) -> None:
