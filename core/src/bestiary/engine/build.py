@@ -157,7 +157,8 @@ class EngineBuilder:
         name = self.args.quantization or (declared or {}).get("quant_method")
         if name is None:
             return None
-        made = self.hooks.get("quantization_methods", name).from_config(declared or {})
+        method = self.hooks.get("quantization_methods", name)
+        made = method.from_config(self.description.quantization_config(name))
         if reason := made.why_not(choose_device(self.args.device)):
             raise ModelError(f"quantization {name} cannot run here: {reason}", field="quantization", value=name)
         return made
