@@ -57,9 +57,7 @@ def test_within_four_thirds_of_the_best(case):
 
 def best_of_all(loads, num_ranks, num_local):
     best = float("inf")
-    for ranks in combinations_with_replacement(
-        combinations_with_replacement(range(len(loads)), num_local), num_ranks
-    ):
+    for ranks in combinations_with_replacement(combinations_with_replacement(range(len(loads)), num_local), num_ranks):
         copies = Counter(expert for held in ranks for expert in held)
         if len(copies) == len(loads):
             best = min(best, max(sum(loads[each] / copies[each] for each in held) for held in ranks))

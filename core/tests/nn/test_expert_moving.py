@@ -28,9 +28,7 @@ class Rank:
         self.group = TorchGroup(rank, RANKS)
         model = torch.nn.Module()
         with use_groups(tensor=self.group, expert=self.group):
-            model.experts = FusedMoE(
-                EXPERTS, 2, HIDDEN, WIDTH, params_dtype=torch.float32, num_redundant_experts=SPARE
-            )
+            model.experts = FusedMoE(EXPERTS, 2, HIDDEN, WIDTH, params_dtype=torch.float32, num_redundant_experts=SPARE)
         place(model, quant_config)
         materialize(model, torch.device("cpu"))
         load_complete(model, weights())

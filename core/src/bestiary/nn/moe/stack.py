@@ -107,7 +107,6 @@ class ExpertStack:
                 )  # fmt: skip
 
 
-
 def tensors_of(layer: LinearBase) -> list[torch.Tensor]:
     """A layer's tensors, in the order of their names: parameters, buffers, and what its method keeps beside them."""
     found = {**vars(layer.quant_method), **vars(layer), **layer._parameters, **layer._buffers}
