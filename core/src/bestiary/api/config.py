@@ -141,6 +141,7 @@ class ParallelConfig:
                 "one number of layers for each pipeline stage", field="pipeline_layers", value=list(layers),
                 limit=f"{self.pipeline_parallel_size} numbers, each at least 1",
             )  # fmt: skip
+        self._check_experts()
         if self.world_size_across_dp % self.nnodes:
             raise UsageError(
                 f"{self.world_size_across_dp} ranks cannot be divided among {self.nnodes} machines",
@@ -149,6 +150,17 @@ class ParallelConfig:
         for name, limit in (("node_rank", self.nnodes), ("rank", self.world_size_across_dp)):
             if getattr(self, name) >= limit:
                 raise UsageError(f"{name} is too large", field=name, value=getattr(self, name), limit=f"below {limit}")
+
+    def _check_experts(self) -> None:
+        """What is for experts that are divided among ranks needs experts that are."""
+        asked = {"enable_eplb": self.enable_eplb, "num_redundant_experts": self.eplb_config.num_redundant_experts}
+        for name, value in asked.items():
+            if value and not (self.enable_expert_parallel and self.tensor_parallel_size > 1):
+                raise UsageError(
+                    f"{name} is for whole experts that lie on several ranks", field=name, value=value,
+                    limit="with enable_expert_parallel, and a tensor_parallel_size of at least 2",
+                    fix="enable_expert_parallel=True (--enable-expert-parallel), or leave it out",
+                )  # fmt: skip
 
     @property
     def world_size(self) -> int:

@@ -38,6 +38,7 @@ from .loader.vllm_config import make_vllm_config, parallel_config
 from .memory import num_kv_blocks
 from .notices import notice
 from .parallel.assembly import assemble
+from .parallel.eplb import check_eplb
 from .parallel.executor import RankExecutor
 from .parallel.seat import Seat, take_seat
 from .parallel.team import Team
@@ -112,6 +113,7 @@ class EngineBuilder:
         try:
             with use_groups(None if team is None else team.groups):
                 model = build_model(model_class, config)
+                check_eplb(model, config)
                 bind_attention(model, config, self.hooks.all("attention_backends"))
                 if team is not None:
                     self.on_built()

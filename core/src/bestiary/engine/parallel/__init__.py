@@ -5,6 +5,7 @@ places.py      which groups a rank belongs to
 team.py        its process groups, what is broadcast, what is exchanged
 messages.py    the typed messages
 executor.py    runs this rank's part of a plan: tensor-parallel slices, pipeline stages
+eplb.py        moves experts among ranks after measured load
 workers.py     starts and watches the other ranks of this machine
 worker.py      what such a process does
 """
