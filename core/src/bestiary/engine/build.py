@@ -112,12 +112,13 @@ class EngineBuilder:
         except BaseException:
             if team is not None:
                 team.abandon()
+                team.close()
             raise
 
     def _engine(
         self, model: nn.Module, config: VllmConfig, ops: ChosenOps, team: Team | None, eos_token_ids: frozenset[int]
     ) -> LLMEngine:
-        local = 1 if self.seat is None else self.seat.local_size
+        local = 1 if team is None else team.seat.local_size
         num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config, sharers=local)
         if team is not None:
             num_blocks = team.smallest(num_blocks)
