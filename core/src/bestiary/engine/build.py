@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -135,7 +136,7 @@ class EngineBuilder:
             )
             for _ in range(self.parallel.data_parallel_size)
         ]
-        return LLMEngine(
+        engine = LLMEngine(
             config,
             schedulers,
             UniprocExecutor(runner) if team is None else RankExecutor(runner, team),
@@ -145,6 +146,9 @@ class EngineBuilder:
             observers=[make() for make in self.hooks.all("step_observers").values()],
             ops=ops.names,
         )
+        if team is not None:
+            weakref.finalize(engine, team.close)  # an engine that nobody closed ends its processes all the same
+        return engine
 
     def _quantization(self) -> Any:
         """The `QuantizationConfig` that `quantization_config` or the `quantization` argument asks for."""
@@ -152,7 +156,8 @@ class EngineBuilder:
         name = self.args.quantization or (declared or {}).get("quant_method")
         if name is None:
             return None
-        made = self.hooks.get("quantization_methods", name).from_config(declared or {})
+        method = self.hooks.get("quantization_methods", name)
+        made = method.from_config(self.description.quantization_config(name))
         if reason := made.why_not(choose_device(self.args.device)):
             raise ModelError(f"quantization {name} cannot run here: {reason}", field="quantization", value=name)
         return made

@@ -10,7 +10,7 @@ _LOADER = "bestiary.engine.loader"
 
 @hookimpl
 def quantization_methods() -> Offers:
-    return {"int8": f"{_NN}.quant.int8:Int8Config"}
+    return {"gguf": f"{_NN}.quant.gguf:GgufConfig", "int8": f"{_NN}.quant.int8:Int8Config"}
 
 
 @hookimpl

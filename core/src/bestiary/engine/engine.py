@@ -24,8 +24,9 @@ from bestiary.api.sampling import SamplingParams
 from .executor import Executor
 from .lanes import Lanes, PlanFailed
 from .notices import notice
+from .parallel.agreement import plan_settings, refuse_other_settings
 from .parallel.interrupts import uninterrupted
-from .parallel.messages import AddRequest, EndRequest
+from .parallel.messages import AddRequest, EndRequest, Settings
 from .plan import StepPlan
 from .scheduler import Scheduler, SchedulerStats
 from .sequence import Sequence, SequenceUpdate
@@ -62,6 +63,8 @@ class LLMEngine:
         self.team = team
         self.dead: EngineError | None = None
         self._expected: dict[str, AddRequest] = {}
+        if team is not None and team.leads:
+            team.note(Settings(tuple(sorted(eos_token_ids)), plan_settings(vllm_config)))
         self.vocab_size = vocab_size
         self.eos_token_ids = eos_token_ids
         self.observers = tuple(observers)
@@ -161,6 +164,9 @@ class LLMEngine:
             self.dead = self._model_failed(failed)
         except EngineError as error:
             self.dead = team.explained(error)
+        except Exception as cause:
+            self.dead = EngineError(f"rank {team.rank} failed: {type(cause).__name__}: {cause}", code="RANK_FAILED")
+            self.dead.__cause__ = cause
         team.abandon()
         return self.lanes.fail_all(f"{self.dead.error_code}: {self.dead.message}")
 
@@ -178,6 +184,9 @@ class LLMEngine:
                         field=event.request_id, fix="give every rank the same requests, or serve from rank 0 alone",
                     )  # fmt: skip
                 self._admit(event)
+            elif isinstance(event, Settings):
+                self.eos_token_ids = frozenset(event.eos_token_ids)
+                refuse_other_settings(event.values, plan_settings(self.vllm_config), team.rank)
             elif isinstance(event, EndRequest):
                 self.lanes.finish(event.request_id, event.reason, event.stop_reason)
             else:

@@ -35,9 +35,7 @@ def free_memory(device: str) -> int:
     return free
 
 
-def num_kv_blocks(
-    specs: Iterable[KVCacheSpec], config: VllmConfig, reserved: int = 0, sharers: int = 1
-) -> int:
+def num_kv_blocks(specs: Iterable[KVCacheSpec], config: VllmConfig, reserved: int = 0, sharers: int = 1) -> int:
     """The number of blocks to allocate.
 
     `num_blocks` if set; else what fits `memory_bytes`, or half of the free memory (on a CPU 4 GiB of it, unless one

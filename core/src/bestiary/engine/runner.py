@@ -155,9 +155,7 @@ class ModelRunner:
         if len(rows) != logits.shape[0]:
             logits = logits[rows]
         drawn = sample(logits, states) if states else []
-        return StepResult(
-            plan.step, dict(zip((state.request_id for state in states), drawn, strict=True)), prompts
-        )
+        return StepResult(plan.step, dict(zip((state.request_id for state in states), drawn, strict=True)), prompts)
 
     def record(self, batch: ForwardBatch, result: StepResult) -> None:
         """Append what was drawn, here or by another rank, to the requests of `batch`."""

@@ -23,9 +23,11 @@ class LinearBase(nn.Module):
         output_sizes: full sizes of the logical outputs (one, unless the layer is fused).
         output_partition_sizes, input_size_per_partition: this rank's part of them.
         layer_name: the full dotted name, set by the placement walk.
+        fused_names: the full names of its parts, where their own layer tells (experts) and no mapping does.
     """
 
     weight: nn.Parameter
+    fused_names: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -144,6 +144,19 @@ class LLM:
         )
         return tokenizer.encode(text, add_special_tokens=False)
 
+    @property
+    def leads(self) -> bool:
+        """Whether requests are answered here, and not by another rank of a model that several machines run."""
+        return self.engine.team is None or self.engine.team.leads
+
+    def follow(self) -> None:
+        """On another rank than the first: take part in whatever that one does, until it closes its `LLM`.
+
+        Raises:
+            EngineError: a rank was lost.
+        """
+        self.engine.follow()
+
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises `UsageError` under `skip_tokenizer_init`."""
         if self.tokenizer is None:

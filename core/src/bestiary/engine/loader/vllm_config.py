@@ -11,9 +11,9 @@ import torch
 from bestiary.api.config import (
     CacheConfig,
     DeviceConfig,
+    EPLBConfig,
     LoadConfig,
     ModelConfig,
-    EPLBConfig,
     OpConfig,
     ParallelConfig,
     SchedulerConfig,

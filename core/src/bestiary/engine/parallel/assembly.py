@@ -8,8 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.loader.description import ModelDescription
 
@@ -35,7 +33,7 @@ def assemble(team: Team, args: EngineArgs, description: ModelDescription, eos_to
     threads = max(1, _cores() // team.seat.local_size)
     if seat.starts and workers is None:
         workers = LocalWorkers([(rank, Start(**start, seat=seat.of(rank))) for rank in seat.starts], threads)
-    torch.set_num_threads(threads)
+    team.take_threads(threads)
     try:
         team.assemble(workers)
     finally:

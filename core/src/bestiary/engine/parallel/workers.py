@@ -19,8 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import msgspec
-
 from bestiary.api.errors import EngineError
 
 from .frames import Frames, send_frame
@@ -152,8 +150,8 @@ class Workers:
         try:
             for frame in worker.frames.feed(data):
                 self._take(worker, decode_from_worker(frame))
-        except (msgspec.DecodeError, ValueError) as error:
-            self._fail(EngineError(f"rank {worker.rank} spoke nonsense: {error}", code="RANK_FAILED"))
+        except (EngineError, ValueError) as error:
+            self._fail(EngineError(f"rank {worker.rank} spoke nonsense: {error}", code="BAD_MESSAGE"))
         return True
 
     def _take(self, worker: Worker, message: Ready | Beat | Failed) -> None:
@@ -177,13 +175,12 @@ class Workers:
             code: int | None = worker.process.wait(1.0)
         except subprocess.TimeoutExpired:
             code = None
-        self._fail(
-            EngineError(
-                f"{worker.name} {_how_it_ended(code)}; all ranks were ended",
-                code="RANK_DIED", field=f"rank {worker.rank}", value=code,
-                fix="its last words, if any, stand above; without them, look for the kernel's out-of-memory killer",
-            )  # fmt: skip
-        )
+        error = EngineError(
+            f"{worker.name} {_how_it_ended(code)}; all ranks were ended",
+            code="RANK_DIED", field=f"rank {worker.rank}", value=code,
+            fix="its last words, if any, stand above; without them, look for the kernel's out-of-memory killer",
+        )  # fmt: skip
+        self._fail(error)
 
     def _look_closer(self, now: float) -> None:
         """After processes that do not stir; and after those that lost another, which will be heard of in a moment."""
@@ -196,8 +193,8 @@ class Workers:
                 self._fail(
                     EngineError(
                         f"{worker.name} has not stirred for {FROZEN_SECONDS:.0f} s; all ranks were ended",
-                        code="RANK_STALLED", field=f"rank {worker.rank}",
-                    )  # fmt: skip
+                        code="RANK_STALLED",
+                        field=f"rank {worker.rank}",
                 )
 
     def _fail(self, error: EngineError) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from bestiary.api.errors import WeightsMismatch
+from bestiary.api.errors import ConfigError, WeightsMismatch
 from bestiary.nn.linear_base import LinearBase
 from bestiary.nn.quant.base import QuantizationConfig, UnquantizedLinearMethod
 from bestiary.nn.weights.fill import load_into
@@ -88,6 +88,20 @@ class ExpertStack:
     def _register(self) -> None:
         for name, param in self.layers[0]._parameters.items():
             if param is not None:
+                self._refuse_other_layouts(name, param)
                 shape = (len(self.layers), *param.shape)
                 made = torch.empty(shape, dtype=param.dtype, device="meta")
-                self.owner.register_parameter(f"{self.name}_{name}", nn.Parameter(made, requires_grad=False))
+                stacked = nn.Parameter(made, requires_grad=False)
+                if hasattr(param, "num_weights"):
+                    stacked.__dict__["num_weights"] = param.num_weights * len(self.layers)
+                self.owner.register_parameter(f"{self.name}_{name}", stacked)
+
+    def _refuse_other_layouts(self, name: str, first: nn.Parameter) -> None:
+        for layer in self.layers:
+            other = layer._parameters.get(name)
+            if other is None or other.shape != first.shape or other.dtype != first.dtype:
+                raise ConfigError(
+                    f"experts that lie stacked are quantized alike: {self.layers[0].layer_name} and {layer.layer_name} "
+                    f"are not",
+                    code="BAD_QUANTIZATION", field=f"{layer.layer_name}.{name}", limit="one layout for all experts",
+                )  # fmt: skip

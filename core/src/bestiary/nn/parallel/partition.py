@@ -22,9 +22,7 @@ def divide(total: int, parts: int, what: str) -> int:
     return total // parts
 
 
-def pipeline_range(
-    num_layers: int, rank: int, world_size: int, layers: Sequence[int] | None = None
-) -> tuple[int, int]:
+def pipeline_range(num_layers: int, rank: int, world_size: int, layers: Sequence[int] | None = None) -> tuple[int, int]:
     """Layers `[start, end)` of pipeline stage `rank`; `layers` says how many each stage has, None divides them evenly.
 
     Layers that are left over go one each to the stages before the last, from its side: the first stage also embeds, the

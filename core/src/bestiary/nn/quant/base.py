@@ -15,6 +15,7 @@ from torch import nn
 
 from bestiary.nn.ops.linear import linear
 from bestiary.nn.weights.fill import set_weight_attrs
+from bestiary.nn.weights.mapper import WeightsMapper
 
 if TYPE_CHECKING:
     from bestiary.nn.linear_base import LinearBase
@@ -78,10 +79,12 @@ class QuantizationConfig(ABC):
     """One checkpoint's quantization, read from `quantization_config` or asked for by name.
 
     packed_modules_mapping: the model's fusions (fused layer → the checkpoint's layers), set before any layer is placed.
+    mappers: what renames the checkpoint's tensors to the model's, in this order; set then too.
     """
 
     name: str = ""
     packed_modules_mapping: Mapping[str, list[str]] = {}
+    mappers: tuple[WeightsMapper, ...] = ()
 
     @classmethod
     @abstractmethod

@@ -21,6 +21,7 @@ from .options import (
     sampling_params,
 )
 from .output import say
+from .ranks import follow, only_follows
 from .reading import Lines, not_text, read_template
 from .streaming import require_template
 from .streams import NoInput
@@ -51,10 +52,13 @@ def chat(model: str, system: str | None, chat_template: Path | None, quiet: bool
     read line by line; the exit code is then 1 if a message was refused. With --json a line of output is an object with
     message, answer, finish_reason and stats, or with error.
     """
+    args = engine_args(model, options | ({"progress": False} if quiet else {}))
+    if only_follows(args):
+        follow(args)
+        return 0
     if isinstance(sys.stdin, NoInput):
         raise click.UsageError("standard input is closed, and there is nobody to talk with")
     params = sampling_params(options)
-    args = engine_args(model, options | ({"progress": False} if quiet else {}))
     template = read_template(chat_template)
     from bestiary.serve.llm import LLM
 

@@ -102,6 +102,8 @@ def _same(values: list[Any]) -> Any:
 
 def _weights(model: nn.Module) -> dict[str, Any]:
     """Parameters and their bytes in memory; a tensor that two modules share counts once."""
+    from bestiary.nn.weights.fill import num_weights
+
     parameters = list(model.parameters())
     shared = sum(1 for _ in model.named_parameters(remove_duplicate=False)) - len(parameters)
     by_dtype: dict[str, int] = {}
@@ -110,7 +112,7 @@ def _weights(model: nn.Module) -> dict[str, Any]:
         by_dtype[name] = by_dtype.get(name, 0) + each.numel() * each.dtype.itemsize
     kept = sum(buffer.numel() * buffer.dtype.itemsize for buffer in model.buffers())
     return {
-        "parameters": sum(each.numel() for each in parameters),
+        "parameters": sum(num_weights(each) for each in parameters),
         "shared_tensors": shared,
         "bytes": sum(by_dtype.values()) + kept,
         "bytes_by_dtype": by_dtype,
@@ -163,6 +165,7 @@ def _kv_cache(model: nn.Module, config: VllmConfig, weight_bytes: int) -> tuple[
     free = free_memory(config.device_config.device)
     found: dict[str, Any] = {
         "block_size": cache.block_size,
+        "dtype": _same([str(spec.dtype).removeprefix("torch.") for spec in specs]),
         "bytes_per_token": bytes_per_block(specs, 1),
         "free_memory": free,
         "blocks": None,

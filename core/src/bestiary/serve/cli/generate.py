@@ -25,6 +25,7 @@ from .options import (
     sampling_params,
 )
 from .output import say, write_json
+from .ranks import follow, only_follows
 from .reading import read_all, read_template, refuse_undecoded
 from .streaming import TextWriter, require_template, stats, stats_line, stream, within_context
 
@@ -58,11 +59,14 @@ def generate(model: str, prompt: str | None, prompt_option: str | None, as_json:
     Without PROMPT, or with "-", the prompt is read from standard input. Temperature 0 is the default: the same command
     gives the same text. Where the context holds fewer than the default --max-tokens, it is the limit.
     """
+    args = engine_args(model, options | ({"progress": False} if options["quiet"] else {}))
+    if only_follows(args):
+        follow(args)
+        return
     text = _prompt(prompt, prompt_option)
     params = sampling_params(options)
     _check(params, options, as_json)
     options["template"] = read_template(options["chat_template"])
-    args = engine_args(model, options | ({"progress": False} if options["quiet"] else {}))
     from bestiary.serve.llm import LLM
 
     with LLM(**vars(args)) as llm:
