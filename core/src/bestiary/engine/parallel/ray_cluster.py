@@ -185,5 +185,7 @@ def _same(given: Sequence[Mapping[str, float]], wanted: Sequence[Mapping[str, fl
 
 
 def _in_words(counted: Sequence[Mapping[str, float]]) -> str:
-    parts = (" and ".join(f"{each.get(name, 0):g} {name}" for name in ("CPU", "GPU") if each.get(name)) for each in counted)
+    parts = (
+        " and ".join(f"{each.get(name, 0):g} {name}" for name in ("CPU", "GPU") if each.get(name)) for each in counted
+    )
     return ", ".join(part or "nothing" for part in parts)

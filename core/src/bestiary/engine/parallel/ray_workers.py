@@ -81,7 +81,9 @@ class RayWorkers(Workers):
     def _create(self, places: Places, device: str, ranks: Sequence[int]) -> list[Placed]:
         """Create the actors of `ranks`, and wait until all of them run."""
         ray = load_ray()
-        environ = {name: text for name, text in os.environ.items() if name in _PASSED_ON or name.startswith("BESTIARY_")}
+        environ = {
+            name: text for name, text in os.environ.items() if name in _PASSED_ON or name.startswith("BESTIARY_")
+        }
         remote = ray.remote(max_concurrency=2)(RankActor)
         actors = [remote.options(**places.options(rank, device)).remote(environ) for rank in ranks]
         self._actors += actors
@@ -137,21 +139,19 @@ class RayProcess:
 
     def _hear(self) -> None:
         ray = load_ray()
+        messages: list[bytes] = []
         with self._inlet:
-            while True:
+            while b"" not in messages:
                 try:
                     messages = ray.get(self._actor.said.remote())
                     for message in filter(None, messages):
                         send_frame(self._inlet, message)
                 except (ray.exceptions.RayError, OSError):
                     return  # it is gone, or nobody listens any more: the end of the stream says so
-                if b"" in messages:
-                    return self.kill()
+            self.kill()
 
 
-def seats(
-    seat: Seat, own: Whereabouts, others: Mapping[int, Whereabouts]
-) -> tuple[Seat, dict[int, dict[str, object]]]:
+def seats(seat: Seat, own: Whereabouts, others: Mapping[int, Whereabouts]) -> tuple[Seat, dict[int, dict[str, object]]]:
     """Rank 0's seat and the others', as data. Ranks of one machine meet at its loopback interface."""
     ranks = Counter([own.node, *(where.node for where in others.values())])
     together = len(ranks) == 1

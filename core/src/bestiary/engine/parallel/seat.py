@@ -1,8 +1,9 @@
 """Where this process sits among the ranks, and how they meet.
 
-Four ways to come to a seat: this process starts the other ranks of its machine (the rule); it has Ray start them, on
-whichever machines; it was started by one that did; or torchrun (`external_launcher`) started all of them. Nothing listens beyond the loopback interface unless several
-machines were asked for, and then only on the interface that leads to `master_addr`.
+Four ways to come to a seat: this process starts the other ranks of its machine (the rule); it has Ray start them,
+wherever there is room; it was started by one that did; or torchrun (`external_launcher`) started all of them. Nothing
+listens beyond the loopback interface unless there are several machines, and then only on the interface that leads to
+`master_addr`, or to the others of the Ray cluster.
 """
 
 from __future__ import annotations

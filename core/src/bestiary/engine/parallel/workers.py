@@ -1,8 +1,8 @@
 """`Workers`: the ranks that this process started, watched; and `LocalWorkers`, which it starts on its own machine.
 
 If a worker ends, is frozen, or reports an error, all of them are killed at once: whoever waits for one in a collective
-then gets an error instead of waiting. A local worker is a fresh interpreter at the other end of a socket pair, so nobody
-else can speak to it; if this process ends, it reads the end of the socket and ends too.
+then gets an error instead of waiting. A local worker is a fresh interpreter at the other end of a socket pair, so
+nobody else can speak to it; if this process ends, it reads the end of the socket and ends too.
 """
 
 from __future__ import annotations
@@ -195,6 +195,7 @@ class Workers:
                         f"{worker.name} has not stirred for {FROZEN_SECONDS:.0f} s; all ranks were ended",
                         code="RANK_STALLED",
                         field=f"rank {worker.rank}",
+                    )
                 )
 
     def _fail(self, error: EngineError) -> None:
