@@ -100,6 +100,9 @@ class EPLBConfig:
         _at_least(self, 1, "window_size", "step_interval")
 
 
+EXECUTOR_BACKENDS = ("mp", "external_launcher", "ray")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     """How many ranks share the model, and this process's place among them.
@@ -135,6 +138,11 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "nnodes")
         _at_least(self, 0, "rank", "node_rank")
+        if self.distributed_executor_backend not in EXECUTOR_BACKENDS:
+            raise UsageError(
+                "nobody starts ranks by that name", field="distributed_executor_backend",
+                value=self.distributed_executor_backend, limit=" or ".join(EXECUTOR_BACKENDS),
+            )  # fmt: skip
         layers = self.pipeline_layers
         if layers is not None and (len(layers) != self.pipeline_parallel_size or min(layers) < 1):
             raise UsageError(

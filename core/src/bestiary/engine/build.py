@@ -130,6 +130,7 @@ class EngineBuilder:
         except BaseException:
             if team is not None:
                 team.abandon()
+                team.close()
             raise
 
     def _engine(
@@ -141,7 +142,7 @@ class EngineBuilder:
         eos_token_ids: frozenset[int],
         slots: AdapterSlots | None,
     ) -> LLMEngine:
-        local = 1 if self.seat is None else self.seat.local_size
+        local = 1 if team is None else team.seat.local_size
         reserved = 0 if slots is None or config.device_config.device != "cpu" else slots.nbytes  # taken when written
         num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config, reserved, sharers=local)
         if team is not None:
