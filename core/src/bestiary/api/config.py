@@ -135,12 +135,12 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "nnodes")
         _at_least(self, 0, "rank", "node_rank")
-        if self.pipeline_layers is not None:
-            if len(self.pipeline_layers) != self.pipeline_parallel_size or min(self.pipeline_layers) < 1:
-                raise UsageError(
-                    "one number of layers for each pipeline stage", field="pipeline_layers",
-                    value=list(self.pipeline_layers), limit=f"{self.pipeline_parallel_size} numbers, each at least 1",
-                )  # fmt: skip
+        layers = self.pipeline_layers
+        if layers is not None and (len(layers) != self.pipeline_parallel_size or min(layers) < 1):
+            raise UsageError(
+                "one number of layers for each pipeline stage", field="pipeline_layers", value=list(layers),
+                limit=f"{self.pipeline_parallel_size} numbers, each at least 1",
+            )  # fmt: skip
         if self.world_size_across_dp % self.nnodes:
             raise UsageError(
                 f"{self.world_size_across_dp} ranks cannot be divided among {self.nnodes} machines",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -32,7 +33,8 @@ from .executor import UniprocExecutor
 from .loader.alias import AppliedAlias
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
-from .loader.vllm_config import choose_device, make_vllm_config, parallel_config
+from .loader.quantization import choose_quantization
+from .loader.vllm_config import make_vllm_config, parallel_config
 from .memory import num_kv_blocks
 from .notices import notice
 from .parallel.assembly import assemble
@@ -95,7 +97,8 @@ class EngineBuilder:
         hf_config, misspelt = self.description.hf_config(self.hooks)
         for text in (*self.description.notices, *misspelt):
             notice(text)
-        config = make_vllm_config(self.args, self.description, found.architecture, hf_config, self._quantization())
+        quantization = choose_quantization(self.args, self.description, self.hooks)
+        config = make_vllm_config(self.args, self.description, found.architecture, hf_config, quantization)
         config = replace(config, parallel_config=self.parallel)
         return found.model_class, config
 
@@ -154,7 +157,7 @@ class EngineBuilder:
             )
             for _ in range(self.parallel.data_parallel_size)
         ]
-        return LLMEngine(
+        engine = LLMEngine(
             config,
             schedulers,
             UniprocExecutor(runner) if team is None else RankExecutor(runner, team),
@@ -165,17 +168,9 @@ class EngineBuilder:
             observers=[make() for make in self.hooks.all("step_observers").values()],
             ops=ops.names,
         )
-
-    def _quantization(self) -> Any:
-        """The `QuantizationConfig` that `quantization_config` or the `quantization` argument asks for."""
-        declared: Mapping[str, Any] | None = self.description.data.get("quantization_config")
-        name = self.args.quantization or (declared or {}).get("quant_method")
-        if name is None:
-            return None
-        made = self.hooks.get("quantization_methods", name).from_config(declared or {})
-        if reason := made.why_not(choose_device(self.args.device)):
-            raise ModelError(f"quantization {name} cannot run here: {reason}", field="quantization", value=name)
-        return made
+        if team is not None:
+            weakref.finalize(engine, team.close)  # an engine that nobody closed ends its processes all the same
+        return engine
 
 
 def adapter_slots(

@@ -225,6 +225,9 @@ class LLMEngine:
             self.dead = self._model_failed(failed)
         except EngineError as error:
             self.dead = team.explained(error)
+        except Exception as cause:
+            self.dead = EngineError(f"rank {team.rank} failed: {type(cause).__name__}: {cause}", code="RANK_FAILED")
+            self.dead.__cause__ = cause
         team.abandon()
         return self.lanes.fail_all(f"{self.dead.error_code}: {self.dead.message}")
 

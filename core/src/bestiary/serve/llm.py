@@ -181,7 +181,7 @@ class LLM:
 
     @property
     def leads(self) -> bool:
-        """Whether requests are answered here: not on the other ranks of a model that torchrun or several machines run."""
+        """Whether requests are answered here, and not by another rank of a model that several machines run."""
         return self.engine.team is None or self.engine.team.leads
 
     def follow(self) -> None:

@@ -8,8 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.loader.description import ModelDescription
 
@@ -31,7 +29,7 @@ def assemble(team: Team, args: EngineArgs, description: ModelDescription, eos_to
         start = _start_of(args, description, eos_token_ids)
         starts = [(rank, Start(**start, seat=seat.of(rank))) for rank in seat.starts]
         workers = LocalWorkers(starts, threads)
-    torch.set_num_threads(threads)
+    team.take_threads(threads)
     try:
         team.assemble(workers)
     finally:

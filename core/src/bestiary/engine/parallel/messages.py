@@ -8,13 +8,16 @@ one way and `Beat`, `Ready` and `Failed` the other.
 from __future__ import annotations
 
 import zlib
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from bestiary.api.errors import BestiaryError, EngineError
 from bestiary.api.outputs import TokenLogprobs
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.plan import SampledToken, StepPlan, StepResult
+
+T = TypeVar("T")
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag="add"):
@@ -57,7 +60,7 @@ class EndRequest(msgspec.Struct, frozen=True, tag="end"):
 
 
 class Settings(msgspec.Struct, frozen=True, tag="settings"):
-    """Rank 0's, before its first step: what ends an answer, and what plans depend on, which must be equal everywhere."""
+    """Rank 0's, before its first step: what ends an answer, and what plans depend on, to be equal everywhere."""
 
     eos_token_ids: tuple[int, ...]
     values: dict[str, str]
@@ -131,19 +134,27 @@ encode = msgspec.msgpack.encode
 
 
 def decode_tick(data: bytes) -> Tick:
-    return _tick.decode(data)
+    return _decoded(_tick, data)
 
 
 def decode_drawn(data: bytes) -> Drawn:
-    return _drawn.decode(data)
+    return _decoded(_drawn, data)
 
 
 def decode_start(data: bytes) -> Start:
-    return _start.decode(data)
+    return _decoded(_start, data)
 
 
 def decode_from_worker(data: bytes) -> FromWorker:
-    return _from_worker.decode(data)
+    return _decoded(_from_worker, data)
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    """Raises `EngineError` for anything but a message of the right kind; nothing of it is used then."""
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, BestiaryError) as error:  # the last: bad sampling parameters
+        raise EngineError(f"a rank sent what is no message: {error}", code="BAD_MESSAGE") from error
 
 
 def decode_trouble(data: bytes) -> dict[str, Any]:

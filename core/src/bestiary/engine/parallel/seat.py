@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import torch.distributed as dist
-
 from bestiary.api.config import ParallelConfig
 from bestiary.api.errors import EngineError, UsageError
+from bestiary.nn.parallel.distributed import Store, dist
 
 LOOPBACK = "127.0.0.1"
 _MEETING_SECONDS = 600.0
@@ -47,7 +46,7 @@ class Seat:
     prefix: str = "bestiary"
     address: str = LOOPBACK
 
-    def store(self, world_size: int) -> dist.Store:
+    def store(self, world_size: int) -> Store:
         """The meeting point, waited for."""
         if self.path is not None:
             return dist.PrefixStore(self.prefix, dist.FileStore(self.path, world_size))

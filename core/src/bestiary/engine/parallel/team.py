@@ -13,12 +13,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from bestiary.api.config import ParallelConfig
 from bestiary.api.errors import BestiaryError, EngineError
 from bestiary.nn.parallel import Group, Groups
-from bestiary.nn.parallel.distributed import PEER_LOST, PEER_STALLED, TorchGroup
+from bestiary.nn.parallel.distributed import PEER_LOST, PEER_STALLED, Store, TorchGroup, dist
 
 from .messages import Close, Drawn, Event, Tick, decode_drawn, decode_tick, decode_trouble, encode
 from .seat import Seat
@@ -48,15 +47,21 @@ class Team:
         )
         self._world = [TorchGroup(self.rank, parallel.world_size_across_dp) for _ in range(2)]
         self._control, self._results = self._world
-        self._store: dist.Store | None = None
+        self._store: Store | None = None
         self._events: list[Event] = []
         self.workers: LocalWorkers | None = None
         self.ticks = 0
+        self._threads: int | None = None
 
     @property
     def leads(self) -> bool:
         """Whether users' requests come in here."""
         return self.rank == 0
+
+    def take_threads(self, count: int) -> None:
+        """Compute with `count` threads, this rank's share of the machine, until the team is left."""
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(count)
 
     def assemble(self, workers: LocalWorkers | None) -> None:
         """Meet the other ranks; `workers` are those that this process started."""
@@ -187,6 +192,7 @@ class Team:
         if self.workers is not None:
             self.workers.kill()
         self._leave()
+        self._restore_threads()
 
     def close(self) -> None:
         """Leave in peace. Rank 0 says so first, where the others still listen. May be called twice."""
@@ -198,6 +204,13 @@ class Team:
             self.workers.close()
         self._leave()
         self._store = None
+
+        self._restore_threads()
+
+    def _restore_threads(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+            self._threads = None
 
     def _leave(self) -> None:
         for group in (*self._world, self.groups.tensor, self.groups.pipeline):

@@ -18,8 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
 from bestiary.api.errors import EngineError
 
 from .frames import Frames, send_frame
@@ -129,8 +127,8 @@ class LocalWorkers:
         try:
             for frame in worker.frames.feed(data):
                 self._take(worker, decode_from_worker(frame))
-        except (msgspec.DecodeError, ValueError) as error:
-            self._fail(EngineError(f"rank {worker.rank} spoke nonsense: {error}", code="RANK_FAILED"))
+        except (EngineError, ValueError) as error:
+            self._fail(EngineError(f"rank {worker.rank} spoke nonsense: {error}", code="BAD_MESSAGE"))
         return True
 
     def _take(self, worker: _Worker, message: Ready | Beat | Failed) -> None:

@@ -189,8 +189,10 @@ class FusedMoE(nn.Module):
         return output
 
     def place(self, quant_config: QuantizationConfig | None) -> None:
-        gate, down, _ = self.ckpt_names
+        gate, down, up = self.ckpt_names
         held = self.placement.on_rank(self.ep_rank)
+        for expert, layer in zip(held, self._w13.layers, strict=True):
+            layer.fused_names = tuple(f"{self.layer_name}.{expert}.{name}" for name in (gate, up))
         self._w13.place(quant_config, [f"{self.layer_name}.{expert}.{gate}" for expert in held])
         self._w2.place(quant_config, [f"{self.layer_name}.{expert}.{down}" for expert in held])
 

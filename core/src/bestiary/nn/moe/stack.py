@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from bestiary.api.errors import WeightsMismatch
+from bestiary.api.errors import ConfigError, WeightsMismatch
 from bestiary.nn.linear_base import LinearBase
 from bestiary.nn.quant.base import QuantizationConfig, UnquantizedLinearMethod
 from bestiary.nn.weights.fill import load_into
@@ -45,6 +45,7 @@ class ExpertStack:
         for layer, layer_name in zip(self.layers, layer_names, strict=True):
             layer.layer_name = layer_name
             layer.place(quant_config)
+        self._refuse_different_layouts()
         for name in before:
             self.owner._parameters.pop(f"{self.name}_{name}", None)
         self._register()
@@ -79,6 +80,17 @@ class ExpertStack:
                     layer._parameters[name] = view
         self._bound = True
 
+    def _refuse_different_layouts(self) -> None:
+        """Experts lie stacked: all of them, or none, are quantized, and in one way."""
+        first = _layout(self.layers[0])
+        for layer in self.layers[1:]:
+            if _layout(layer) != first:
+                raise ConfigError(
+                    f"{layer.layer_name} is quantized differently than {self.layers[0].layer_name}",
+                    code="BAD_QUANTIZATION", field="quantization_config", value=layer.layer_name,
+                    limit="the experts of a layer are quantized alike",
+                )  # fmt: skip
+
     def _stacked(self, name: str) -> nn.Parameter:
         param = self.owner._parameters[f"{self.name}_{name}"]
         if param is None or param.is_meta:
@@ -90,4 +102,11 @@ class ExpertStack:
             if param is not None:
                 shape = (len(self.layers), *param.shape)
                 made = torch.empty(shape, dtype=param.dtype, device="meta")
-                self.owner.register_parameter(f"{self.name}_{name}", nn.Parameter(made, requires_grad=False))
+                stacked = nn.Parameter(made, requires_grad=False)
+                if hasattr(param, "num_weights"):
+                    stacked.__dict__["num_weights"] = param.num_weights * len(self.layers)
+                self.owner.register_parameter(f"{self.name}_{name}", stacked)
+
+
+def _layout(layer: LinearBase) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (param.shape, param.dtype) for name, param in layer._parameters.items() if param is not None}

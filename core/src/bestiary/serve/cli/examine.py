@@ -105,6 +105,8 @@ def _same(values: list[Any]) -> Any:
 
 def _weights(model: nn.Module) -> dict[str, Any]:
     """Parameters and their bytes in memory; a tensor that two modules share counts once."""
+    from bestiary.nn.weights.fill import num_weights
+
     parameters = list(model.parameters())
     shared = sum(1 for _ in model.named_parameters(remove_duplicate=False)) - len(parameters)
     by_dtype: dict[str, int] = {}
@@ -113,7 +115,7 @@ def _weights(model: nn.Module) -> dict[str, Any]:
         by_dtype[name] = by_dtype.get(name, 0) + each.numel() * each.dtype.itemsize
     kept = sum(buffer.numel() * buffer.dtype.itemsize for buffer in model.buffers())
     return {
-        "parameters": sum(each.numel() for each in parameters),
+        "parameters": sum(num_weights(each) for each in parameters),
         "shared_tensors": shared,
         "bytes": sum(by_dtype.values()) + kept,
         "bytes_by_dtype": by_dtype,
@@ -192,6 +194,7 @@ def _kv_cache(model: nn.Module, config: VllmConfig, weight_bytes: int) -> tuple[
     free = free_memory(config.device_config.device)
     found: dict[str, Any] = {
         "block_size": cache.block_size,
+        "dtype": _same([str(spec.dtype).removeprefix("torch.") for spec in specs]),
         "bytes_per_token": bytes_per_block(specs, 1),
         "free_memory": free,
         "blocks": None,
@@ -221,10 +224,26 @@ def _runs_on(model: nn.Module, config: VllmConfig, ops: dict[str, str]) -> dict[
     return {
         "device": config.device_config.device,
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
-        "quantization": None if config.quant_config is None else type(config.quant_config).__name__,
+        "quantization": None if config.quant_config is None else config.quant_config.name,
+        "quantized_layers": None if config.quant_config is None else _methods(model),
         "attention_backend": _same(backends),
         "ops": ops,
     }
+
+
+def _methods(model: nn.Module) -> str:
+    """How many layers have each method, those of experts included."""
+    from collections import Counter
+
+    from bestiary.nn.linear_base import LinearBase
+    from bestiary.nn.moe import FusedMoE
+
+    layers = [each for each in model.modules() if isinstance(each, LinearBase)]
+    for module in model.modules():
+        if isinstance(module, FusedMoE):
+            layers += module.expert_layers
+    counts = Counter(str(layer.quant_method) for layer in layers)
+    return ", ".join(f"{count} {method}" for method, count in counts.most_common())
 
 
 def _tokenizer(builder: EngineBuilder, args: EngineArgs) -> dict[str, Any]:

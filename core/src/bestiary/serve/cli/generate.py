@@ -63,7 +63,8 @@ def generate(model: str, prompt: str | None, prompt_option: str | None, as_json:
     """
     args = engine_args(model, options | ({"progress": False} if options["quiet"] else {}))
     if only_follows(args):
-        return follow(args)
+        follow(args)
+        return
     text = _prompt(prompt, prompt_option)
     params = sampling_params(options)
     _check(params, options, as_json)

@@ -29,7 +29,7 @@ COMMANDS = {
     "doctor": ("bestiary.serve.cli.doctor:doctor", "Check this installation and this machine."),
     "new": ("bestiary.serve.cli.new:new", "Start a plugin project that passes its own contract."),
     "certify": ("bestiary.serve.cli.certify:certify", "Check that a plugin does what its contract says."),
-    "bench": ("bestiary.bench.cli:bench", "Measure latency and throughput."),
+    "bench": ("bestiary.bench.cli:bench", "Measure latency, throughput and perplexity."),
     "completion": ("bestiary.serve.cli.completion:completion", "Print the completion script of a shell."),
 }
 """Name → where it is, and its line in `bestiary --help`."""

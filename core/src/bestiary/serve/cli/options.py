@@ -39,7 +39,7 @@ ENGINE_HELP = {
     "block_size": "Tokens of a KV-cache block.",
     "num_gpu_blocks_override": "Exact number of KV-cache blocks, on any device.",
     "kv_cache_memory_bytes": "Memory of the KV cache: bytes, or 512M, 2G (powers of 1024).",
-    "kv_cache_dtype": "Type of the KV cache.",
+    "kv_cache_dtype": "Type of the KV cache; auto: the model's.",
     "hf_config_path": "Another config.json, or a directory or hub id that holds one.",
     "hf_overrides": "Fields to change in config.json, as a JSON object.",
     "load_format": "How weights are read: auto, safetensors, gguf, dummy (random), or a plugin's format.",
@@ -101,6 +101,7 @@ _FLAGS = {
 _KINDS: dict[str, Kind] = {
     "dtype": click.Choice(["auto", "float32", "bfloat16", "float16"]),
     "device": click.Choice(["auto", "cpu", "cuda"]),
+    "kv_cache_dtype": click.Choice(["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]),
     "kv_cache_memory_bytes": MEMORY,
     "hf_overrides": JSON_OBJECT,
     "eplb_config": JSON_OBJECT,
