@@ -22,14 +22,17 @@ TOKENS = 5
 BLOCKS = 2  # a sequence
 SIZES = {"num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 2}
 SUBJECTS = {
-    "llama_plugin.contract": {name: SIZES for name in ("TestLlama", "TestMistral", "TestPhi3")},
+    "llama_plugin.contract": dict.fromkeys(("TestLlama", "TestMistral", "TestPhi3"), SIZES),
     "mixtral_plugin.contract": {"TestMixtral": SIZES | {"num_local_experts": 6}},
     "bloom_plugin.contract": {"TestBloom": {"n_layer": 5, "n_head": 12}},
     "qwen_plugin.contract": {
-        "TestQWen": {"num_hidden_layers": 5}, "TestQwen2": SIZES, "TestQwen3": SIZES,
-        "TestQwen2Moe": SIZES | {"num_experts": 6}, "TestQwen3Moe": SIZES | {"num_experts": 6, "num_key_value_heads": 1},
+        "TestQWen": {"num_hidden_layers": 5},
+        "TestQwen2": SIZES,
+        "TestQwen3": SIZES,
+        "TestQwen2Moe": SIZES | {"num_experts": 6},
+        "TestQwen3Moe": SIZES | {"num_experts": 6, "num_key_value_heads": 1},
     },
-}  # fmt: skip
+}
 NAMES = [(module, name) for module, names in SUBJECTS.items() for name in names]
 SAME_FILE = {"TestMistral", "TestPhi3"}
 """Of the same model file as another: they have one layout by default, and the others by hand."""

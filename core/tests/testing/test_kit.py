@@ -206,7 +206,7 @@ MISTAKES = {
                                            "RowParallelLinear(config.hidden_size, config.hidden_size, "
                                            "reduce_results=False)", "tensor_parallel", ["do not equal one process"]),
     "a rank that goes its own way": ("return self.norm(hidden_states)",
-                                     "return self.norm(hidden_states if self.embed.tp_rank == 0 else hidden_states[1:])",
+                                     "return self.norm(hidden_states[self.embed.tp_rank :])",
                                      "tensor_parallel", ["on rank 1", "floating-point numbers of shape"]),
     "a number too narrow": ("return hidden_states + output", "return (hidden_states + output).half().float()", "logits",
                             ["layers.0 "]),

@@ -125,9 +125,7 @@ class Ranks:
     def _connect(self, runner: ModelRunner, rank: int, store: Store) -> None:
         for name, group in connected_groups(replace(self._builder.parallel, rank=rank), runner.groups):
             if isinstance(group, TorchGroup):
-                group.connect(
-                    dist.PrefixStore(name, store), device="cpu", address="127.0.0.1", timeout=self.patience
-                )
+                group.connect(dist.PrefixStore(name, store), device="cpu", address="127.0.0.1", timeout=self.patience)
 
     def _together(self, work: Callable[[ModelRunner, int], R]) -> list[R]:
         """What `work` returns on every rank. Raises what the first rank to fail by itself raised, with a note."""
