@@ -183,10 +183,20 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """Adapter slots held beside the model, and the largest rank they hold."""
+    """Adapters beside the model.
+
+    Attributes:
+        max_loras: slots, which is how many different adapters one step computes with. max_lora_rank: the largest rank
+            that a slot holds. max_cpu_loras: adapters kept in memory, in slots or ready to be put into one.
+    """
 
     max_loras: int = 4
     max_lora_rank: int = 64
+    max_cpu_loras: int = 64
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_loras", "max_lora_rank")
+        _at_least(self, self.max_loras, "max_cpu_loras")
 
 
 @dataclass(frozen=True, kw_only=True)

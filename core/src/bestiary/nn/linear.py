@@ -29,6 +29,7 @@ from .parallel import (
     tensor_model_parallel_all_gather,
     tensor_model_parallel_all_reduce,
 )
+from .quant.params import PER_PART, step_of
 from .weights.fill import ShardId, count_use, fill
 
 
@@ -237,7 +238,11 @@ class QKVParallelLinear(ColumnParallelLinear):
     def weight_loader(self, param: nn.Parameter, loaded_weight: torch.Tensor, shard_id: ShardId = None) -> None:
         """As the base's. A fused, interleaved tensor is copied once more, into this layer's order."""
         dim: int | None = getattr(param, "output_dim", None)
-        if self.interleaved and shard_id is None and dim is not None:
+        if self.interleaved and shard_id is None and dim is not None and step_of(param) != PER_PART:
+            if step_of(param) > 1:
+                raise WeightsMismatch(
+                    "scales of blocks of rows fit no projection whose rows go head by head", limit="one scale a row"
+                )
             count_use(loaded_weight)
             loaded_weight = self.deinterleave(loaded_weight, dim)
         super().weight_loader(param, loaded_weight, shard_id)
@@ -293,6 +298,12 @@ class RowParallelLinear(LinearBase):
         dim: int | None = getattr(param, "input_dim", None)
         if dim is not None and self.tp_size > 1 and loaded_weight.dim() > dim:
             size = param.shape[dim]
+            if loaded_weight.shape[dim] != size * self.tp_size:
+                raise WeightsMismatch(
+                    f"expected {size * self.tp_size} in dimension {dim}, the checkpoint has shape "
+                    f"{list(loaded_weight.shape)}",
+                    limit=size * self.tp_size, value=list(loaded_weight.shape),
+                )  # fmt: skip
             loaded_weight = loaded_weight.narrow(dim, self.tp_rank * size, size)
         fill(param, param.data, loaded_weight)
 

@@ -21,6 +21,7 @@ from .checks.configuration import ConfigurationChecks
 from .checks.gguf import GgufChecks
 from .checks.installed import InstalledChecks
 from .checks.logits import LogitsChecks
+from .checks.lora import LoraChecks
 from .checks.pipeline import PipelineChecks
 from .checks.quantization import QuantizationChecks
 from .checks.readme import ReadmeChecks
@@ -33,6 +34,7 @@ class ModelContract(
     ReadmeChecks,
     GgufChecks,
     QuantizationChecks,
+    LoraChecks,
     TensorParallelChecks,
     PipelineChecks,
     ScheduleChecks,

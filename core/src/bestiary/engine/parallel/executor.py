@@ -14,7 +14,9 @@ import torch
 
 from bestiary.api.errors import EngineError
 from bestiary.api.intermediate import IntermediateTensors
+from bestiary.api.lora import LoRAInfo
 from bestiary.engine.batch import ForwardBatch
+from bestiary.engine.executor import live
 from bestiary.engine.plan import StepPlan, StepResult
 from bestiary.engine.runner import ModelRunner
 
@@ -31,12 +33,11 @@ class RankExecutor:
         self._launched: deque[tuple[ForwardBatch | None, Drawn | None]] = deque()
 
     def launch(self, plan: StepPlan, copy: int = 0) -> None:
-        if self.runner is None:
-            raise EngineError("this engine was shut down", code="CLOSED", fix="make a new LLM")
+        runner = live(self.runner)
         if copy != self.team.own:
             return
-        batch = self.runner.prepare(plan)
-        self._launched.append((batch, None if batch is None else self._run(self.runner, plan, batch)))
+        batch = runner.prepare(plan)
+        self._launched.append((batch, None if batch is None else self._run(runner, plan, batch)))
 
     def collect(self, plan: StepPlan, copy: int = 0) -> StepResult:
         batch, drawn = self._launched.popleft() if copy == self.team.own else (None, None)
@@ -53,6 +54,12 @@ class RankExecutor:
         if batch is not None and self.runner is not None:
             self.runner.record(batch, result)
         return result
+
+    def add_adapter(self, name: str, path: str) -> LoRAInfo:
+        return live(self.runner).add_adapter(name, path)
+
+    def remove_adapter(self, lora_id: str) -> None:
+        live(self.runner).remove_adapter(lora_id)
 
     def shutdown(self) -> None:
         self.runner = None

@@ -10,14 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
 from bestiary.api.config import ParallelConfig
-from bestiary.api.errors import EngineError
+from bestiary.api.errors import BestiaryError, EngineError
 from bestiary.nn.parallel.distributed import PEER_LOST, PEER_STALLED, Store, TorchGroup, dist
 
-from .messages import Close, Drawn, Event, Tick, decode_drawn, decode_tick, encode
+from .messages import Close, Drawn, Event, Tick, decode_drawn, decode_tick, decode_trouble, encode
 from .places import connected_groups, groups_of
 from .seat import Seat
 from .workers import LocalWorkers
@@ -86,17 +87,30 @@ class Team:
         """Something that every rank must know before the next step."""
         self._events.append(event)
 
-    def tell(self) -> None:
-        """Rank 0 begins a step."""
+    def tell(self, *, step: bool = True) -> None:
+        """Rank 0 begins a step, or, where no `step` follows, something that all do together between two."""
         events, self._events = tuple(self._events), []
         self.ticks += 1
-        self._share(encode(Tick(events)), 0, self._control)
+        self._share(encode(Tick(events, step)), 0, self._control)
 
-    def hear(self) -> tuple[Event, ...]:
+    def hear(self) -> Tick:
         """The others wait for it."""
         data = self._share(None, 0, self._control)
         self.ticks += 1
-        return decode_tick(data).events
+        return decode_tick(data)
+
+    def first_trouble(self, trouble: BestiaryError | None) -> dict[str, Any] | None:
+        """What went wrong on the first rank on which anything did (as `as_dict` says it): the same answer on all."""
+        world = self.parallel.world_size_across_dp
+        source = self.smallest(world if trouble is None else self.rank)
+        if source == world:
+            return None
+        data = encode(trouble.as_dict()) if source == self.rank and trouble is not None else None
+        return decode_trouble(self._share(data, source, self._control))
+
+    def is_same(self, value: int) -> bool:
+        """Whether all ranks have this value; the same answer on all."""
+        return self.smallest(value) == -self.smallest(-value)
 
     # --- after a step -----------------------------------------------------------------------------------------------
 
