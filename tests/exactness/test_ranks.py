@@ -26,11 +26,13 @@ SUBJECTS = {
     "mixtral_plugin.contract": {"TestMixtral": SIZES | {"num_local_experts": 6}},
     "bloom_plugin.contract": {"TestBloom": {"n_layer": 5, "n_head": 12}},
     "qwen_plugin.contract": {
-        "TestQWen": {"num_hidden_layers": 5}, "TestQwen2": SIZES, "TestQwen3": SIZES,
+        "TestQWen": {"num_hidden_layers": 5},
+        "TestQwen2": SIZES,
+        "TestQwen3": SIZES,
         "TestQwen2Moe": SIZES | {"num_experts": 6},
         "TestQwen3Moe": SIZES | {"num_experts": 6, "num_key_value_heads": 1},
     },
-}  # fmt: skip
+}
 NAMES = [(module, name) for module, names in SUBJECTS.items() for name in names]
 SAME_FILE = {"TestMistral", "TestPhi3"}
 """Of the same model file as another: they have one layout by default, and the others by hand."""

@@ -19,6 +19,7 @@ from bestiary.nn.moe import FusedMoE
 from bestiary.nn.quant.base import UnquantizedLinearMethod
 from bestiary.nn.quant.packed import is_packed_later
 from bestiary.nn.stack import PPMissingLayer
+from bestiary.nn.weights.fill import num_weights
 
 from .memory import bytes_per_block
 from .runner import kv_cache_specs
@@ -26,8 +27,7 @@ from .runner import kv_cache_specs
 ACTIVATIONS = (
     "tokens x (4 x hidden + the inputs and outputs of all products of the largest layer) + rows of logits x "
     "(this rank's vocabulary + twice the whole), and the largest quantized weight once as a plain one. A step has "
-    "max_num_batched_tokens tokens and max_num_seqs rows of logits. What attention gathers from the KV cache comes "
-    "on top."
+    "max_num_batched_tokens tokens and max_num_seqs rows of logits. What attention gathers from the KV cache is extra."
 )
 """The formula of `Footprint.activations`, in words."""
 _KEPT = 4
@@ -39,7 +39,8 @@ class Footprint:
     """Bytes, unless said otherwise.
 
     Attributes:
-        parameters: how many. weights: by dtype, as they are once loaded and repacked. buffers: tables and the like.
+        parameters: how many. weights: theirs, by dtype. packed: copies made after loading, for faster products.
+        buffers: tables and the like.
         layers: decoder layers ``[first, end)`` of this stage; None where the model keeps no list of layers.
         experts: physical experts of all layers here, spare copies included, and their part of `weights`.
         kv_bytes_per_token: of all layers here. activations: see `ACTIVATIONS`.
@@ -47,6 +48,7 @@ class Footprint:
 
     parameters: int
     weights: dict[str, int]
+    packed: int
     buffers: int
     layers: tuple[int, int] | None
     experts: int
@@ -56,7 +58,7 @@ class Footprint:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(self.weights.values())
+        return sum(self.weights.values()) + self.packed
 
     @property
     def held(self) -> int:
@@ -68,8 +70,9 @@ def footprint(model: nn.Module, config: VllmConfig) -> Footprint:
     """Of a model built under a rank's groups. The ops that will run must be in force: they say what is packed."""
     mixtures = [module for module in model.modules() if isinstance(module, FusedMoE)]
     return Footprint(
-        parameters=sum(each.numel() for each in model.parameters()),
-        weights=weights_by_dtype(model, config.device_config.device),
+        parameters=sum(num_weights(each) for each in model.parameters()),
+        weights=weights_by_dtype(model),
+        packed=_packed(model, config.device_config.device),
         buffers=sum(_nbytes(each) for each in model.buffers()),
         layers=_layers(model),
         experts=sum(each.placement.num_local for each in mixtures),
@@ -79,20 +82,19 @@ def footprint(model: nn.Module, config: VllmConfig) -> Footprint:
     )
 
 
-def weights_by_dtype(model: nn.Module, device: str) -> dict[str, int]:
-    """Bytes of parameters once they are loaded on `device`; one that two modules share counts once, unless packed."""
+def weights_by_dtype(model: nn.Module) -> dict[str, int]:
+    """Bytes of parameters; one that two modules share counts once."""
     found: dict[str, int] = {}
-
-    def count(param: torch.Tensor) -> None:
-        name = str(param.dtype).removeprefix("torch.")
-        found[name] = found.get(name, 0) + _nbytes(param)
-
     for each in model.parameters():
-        count(each)
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead) and hasattr(module, "tied_to") and is_packed_later(module, device):
-            count(module.weight)
+        name = str(each.dtype).removeprefix("torch.")
+        found[name] = found.get(name, 0) + _nbytes(each)
     return found
+
+
+def _packed(model: nn.Module, device: str) -> int:
+    """A head tied to an embedding is packed as a copy; others are packed in their place."""
+    heads = [module for module in model.modules() if isinstance(module, ParallelLMHead) and hasattr(module, "tied_to")]
+    return sum(_nbytes(each.weight) for each in heads if is_packed_later(each, device))
 
 
 def _nbytes(tensor: torch.Tensor) -> int:
