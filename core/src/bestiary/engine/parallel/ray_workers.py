@@ -30,8 +30,7 @@ from .workers import Worker, Workers
 
 _START_SECONDS = 300.0
 _PASSED_ON = ("HF_HUB_OFFLINE", "TORCH_DEVICE_BACKEND_AUTOLOAD")
-"""Environment variables that every rank must see alike, beside BESTIARY_…"""
-_PATHS = ("model", "hf_config_path", "download_dir")
+_PATHS = ("model", "tokenizer", "hf_config_path", "download_dir")
 
 
 class Placed(NamedTuple):
@@ -61,7 +60,7 @@ class RayWorkers(Workers):
                 _require_first_gpu(self._create(self._places, device, [0])[0].where)
             found = dict(zip(seat.starts, self._create(self._places, device, seat.starts), strict=True))
             self.seat, others = seats(seat, whereabouts(), {rank: placed.where for rank, placed in found.items()})
-            told = _portable(start)
+            told = {**start, "arguments": absolute_paths(start["arguments"])}
             workers = [_worker(rank, placed, Start(**told, seat=others[rank])) for rank, placed in found.items()]
         except BaseException:
             self._release()
@@ -81,11 +80,8 @@ class RayWorkers(Workers):
     def _create(self, places: Places, device: str, ranks: Sequence[int]) -> list[Placed]:
         """Create the actors of `ranks`, and wait until all of them run."""
         ray = load_ray()
-        environ = {
-            name: text for name, text in os.environ.items() if name in _PASSED_ON or name.startswith("BESTIARY_")
-        }
         remote = ray.remote(max_concurrency=2)(RankActor)
-        actors = [remote.options(**places.options(rank, device)).remote(environ) for rank in ranks]
+        actors = [remote.options(**places.options(rank, device)).remote(environment()) for rank in ranks]
         self._actors += actors
         try:
             found = ray.get([actor.where.remote() for actor in actors], timeout=_START_SECONDS)
@@ -183,13 +179,18 @@ def _require_first_gpu(reserved: Whereabouts) -> None:
         )  # fmt: skip
 
 
-def _portable(start: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with absolute paths: actors do not run in this process's directory."""
-    given = dict(start["arguments"])
+def absolute_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of an engine with absolute paths: actors do not run in this process's directory."""
+    given = dict(arguments)
     for name in _PATHS:
-        if isinstance(given[name], str) and Path(given[name]).exists():
-            given[name] = str(Path(given[name]).resolve())
-    return {**start, "arguments": given}
+        if isinstance(given[name], str) and Path(given[name]).expanduser().exists():
+            given[name] = str(Path(given[name]).expanduser().resolve())
+    return given
+
+
+def environment() -> dict[str, str]:
+    """The variables that every rank must see as they are here."""
+    return {name: text for name, text in os.environ.items() if name in _PASSED_ON or name.startswith("BESTIARY_")}
 
 
 def _kill(actor: Any) -> None:
