@@ -229,6 +229,19 @@ def test_processes_answer_as_peft_does(oracle, layout, tmp_path):
         assert [info.name for info in llm.list_loras()] == ["again", "attention", "ends", "stable"]
 
 
+def test_adapters_follow_experts_that_move(oracle):
+    """Slots move with the experts; what is put into a slot later is cut for the experts that are here then."""
+    known = oracle("mixtral")
+    eplb = {"num_redundant_experts": 2, "window_size": 4, "step_interval": 2}
+    options = {"tensor_parallel_size": 2, "enable_expert_parallel": True, "enable_eplb": True, "eplb_config": eplb}
+    with engine(known, max_loras=2, enable_prefix_caching=False, **options) as llm:
+        layers = llm.engine.executor.balancer.layers
+        first = [layer.placement for layer in layers]
+        for requests in ([(0, "all"), (1, "stable")], known.requests(), [(1, "all"), (0, None), (0, "stable")]):
+            assert ask(llm, requests) == [known.answers[adapter][index] for index, adapter in requests]
+        assert any(layer.placement != before for layer, before in zip(layers, first, strict=True))
+
+
 def test_the_adapters_differ(oracle):
     known = oracle("llama")
     assert len({json.dumps(answers) for answers in known.answers.values()}) == len(known.answers)

@@ -184,20 +184,13 @@ def check_lora(model: nn.Module, config: VllmConfig) -> None:
     """Refuse adapters where they cannot be. For models just built.
 
     Raises:
-        ModelError: the class does not claim that adapters fit it. UsageError: experts are to be moved meanwhile.
+        ModelError: the class does not claim that adapters fit it.
     """
-    if config.lora_config is None:
-        return
-    if not supports_lora(model):
+    if config.lora_config is not None and not supports_lora(model):
         raise ModelError(
             f"{type(model).__name__} does not say that adapters fit it", code="LORA_UNSUPPORTED",
             field=config.model_config.architecture, limit="a class that claims SupportsLoRA",
             fix="without enable_lora and --lora; or its author: claim SupportsLoRA",
-        )  # fmt: skip
-    if config.parallel_config.enable_eplb:
-        raise UsageError(
-            "adapters of experts cannot follow them when they are moved", field="enable_eplb", value=True,
-            limit="enable_eplb or enable_lora", fix="leave out one of the two",
         )  # fmt: skip
 
 

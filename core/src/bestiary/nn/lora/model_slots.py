@@ -56,7 +56,8 @@ class AdapterSlots:
         return self._targets.last_names()
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
-        """An adapter's factors as this rank's slots take them; those of other pipeline stages are left out.
+        """An adapter's factors as this rank's slots take them; those of other pipeline stages are left out, those of
+        all experts are there.
 
         Raises:
             WeightsMismatch: every module that is no layer here, has other shapes, or is given twice, in `details`.
@@ -84,7 +85,11 @@ class AdapterSlots:
     def load(self, slot: int, adapter: Prepared) -> None:
         """Put a prepared adapter into `slot`, in place of what was there."""
         for key, each in self.slots.items():
-            each.load(slot, adapter.get(key))
+            layer, factors = self.layers[key[0]], adapter.get(key)
+            if isinstance(layer, FusedMoE) and factors is not None:
+                held = list(layer.placement.on_rank(layer.ep_rank))
+                factors = Factors(factors.a[held], factors.b[held])
+            each.load(slot, factors)
 
     def target(self, module: str) -> nn.Module | None:
         """The layer that an adapter's `module` is on this rank, if it is one."""
@@ -171,11 +176,8 @@ class AdapterSlots:
 
 def _make(layer: Any, parts: Sequence[tuple[Target, Piece]]) -> Factors:
     if isinstance(layer, FusedMoE):
-        stack = _stack(layer, parts[0][0])
-        held = layer.placement.on_rank(layer.ep_rank)
-        return expert_factors(
-            stack.layers, held, [(target.expert, target.shard, piece) for target, piece in parts], layer.num_experts
-        )
+        one = _stack(layer, parts[0][0]).layers[0]
+        return expert_factors(one, [(target.expert, target.shard, piece) for target, piece in parts], layer.num_experts)
     if is_embedding(layer):
         return embedding_factors(layer, parts[0][1])
     return linear_factors(layer, [(target.shard, piece) for target, piece in parts])
