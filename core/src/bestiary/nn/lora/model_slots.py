@@ -56,8 +56,7 @@ class AdapterSlots:
         return self._targets.last_names()
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
-        """An adapter's factors as this rank's slots take them; those of other pipeline stages are left out, those of
-        all experts are there.
+        """An adapter's factors as this rank's slots take them; those of other pipeline stages are left out.
 
         Raises:
             WeightsMismatch: every module that is no layer here, has other shapes, or is given twice, in `details`.
@@ -85,11 +84,7 @@ class AdapterSlots:
     def load(self, slot: int, adapter: Prepared) -> None:
         """Put a prepared adapter into `slot`, in place of what was there."""
         for key, each in self.slots.items():
-            layer, factors = self.layers[key[0]], adapter.get(key)
-            if isinstance(layer, FusedMoE) and factors is not None:
-                held = list(layer.placement.on_rank(layer.ep_rank))
-                factors = Factors(factors.a[held], factors.b[held])
-            each.load(slot, factors)
+            each.load(slot, _held(self.layers[key[0]], adapter.get(key)))
 
     def target(self, module: str) -> nn.Module | None:
         """The layer that an adapter's `module` is on this rank, if it is one."""
@@ -181,6 +176,14 @@ def _make(layer: Any, parts: Sequence[tuple[Target, Piece]]) -> Factors:
     if is_embedding(layer):
         return embedding_factors(layer, parts[0][1])
     return linear_factors(layer, [(target.shard, piece) for target, piece in parts])
+
+
+def _held(layer: nn.Module, factors: Factors | None) -> Factors | None:
+    """Of experts those that lie on this rank now; balancing may have moved them since the adapter was prepared."""
+    if factors is None or not isinstance(layer, FusedMoE):
+        return factors
+    held = list(layer.placement.on_rank(layer.ep_rank))
+    return Factors(factors.a[held], factors.b[held])
 
 
 def _stack(layer: FusedMoE, target: Target) -> ExpertStack:

@@ -59,22 +59,22 @@ def embedding_factors(layer: VocabParallelEmbedding, piece: Piece) -> Factors:
     return Factors(table, second)
 
 
-def expert_factors(one: LinearBase, parts: Sequence[tuple[int | None, ShardId, Piece]], experts: int) -> Factors:
-    """Of the gate-and-up layers of all `experts`, or of their down layers; which of them a rank holds may change.
+def expert_factors(layer: LinearBase, parts: Sequence[tuple[int | None, ShardId, Piece]], experts: int) -> Factors:
+    """Of the gate-and-up layers of the model's `experts`, or of their down layers: all, wherever they lie.
 
     Args:
-        one: any of the layers. parts: (expert or None for all, shard, piece).
+        layer: one of them, which stands for all. parts: (expert or None for all, shard, piece).
     """
     by_expert: dict[int, list[tuple[ShardId, Piece]]] = {}
     for expert, shard, piece in parts:
         pieces = _unstacked(piece, experts) if expert is None else {expert: piece}
         for number, each in pieces.items():
             by_expert.setdefault(number, []).append((shard, each))
-    made = {number: linear_factors(one, found) for number, found in by_expert.items()}
-    rank = max(each.b.shape[-1] for each in made.values())
-    sizes = shard_sizes(one)
-    a = torch.zeros(experts, len(sizes), rank, width(one), dtype=one.params_dtype)
-    b = torch.zeros(experts, sum(sizes), rank, dtype=one.params_dtype)
+    made = {number: linear_factors(layer, found) for number, found in by_expert.items()}
+    rank = max((each.b.shape[-1] for each in made.values()), default=1)
+    sizes = shard_sizes(layer)
+    a = torch.zeros(experts, len(sizes), rank, width(layer), dtype=layer.params_dtype)
+    b = torch.zeros(experts, sum(sizes), rank, dtype=layer.params_dtype)
     for number, factors in made.items():
         own = factors.b.shape[-1]
         a[number, :, :own] = factors.a
