@@ -64,8 +64,10 @@ def test_answers_equal_one_process_while_experts_move(mixtral, caplog, options):
             assert [each.logprob for each in one.values()] == pytest.approx(
                 [each.logprob for each in other.values()], abs=1e-4
             )
-    said = [record.message for record in caplog.records if "experts move" in record.message]
-    before, after = map(float, re.search(r"had ([\d.]+) times an even share, and then ([\d.]+)", said[0]).groups())
+    said = [record.message for record in caplog.records if "experts moved" in record.message]
+    before, after = map(
+        float, re.search(r"had ([\d.]+) times an even share of the load, and now has ([\d.]+)", said[0]).groups()
+    )
     assert after < before
 
 
