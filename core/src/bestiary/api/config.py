@@ -100,6 +100,9 @@ class EPLBConfig:
         _at_least(self, 1, "window_size", "step_interval")
 
 
+EXECUTOR_BACKENDS = ("mp", "external_launcher", "ray")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     """How many ranks share the model, and this process's place among them.
@@ -135,6 +138,11 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "nnodes")
         _at_least(self, 0, "rank", "node_rank")
+        if self.distributed_executor_backend not in EXECUTOR_BACKENDS:
+            raise UsageError(
+                "nobody starts ranks by that name", field="distributed_executor_backend",
+                value=self.distributed_executor_backend, limit=" or ".join(EXECUTOR_BACKENDS),
+            )  # fmt: skip
         layers = self.pipeline_layers
         if layers is not None and (len(layers) != self.pipeline_parallel_size or min(layers) < 1):
             raise UsageError(
@@ -195,10 +203,20 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """Adapter slots held beside the model, and the largest rank they hold."""
+    """Adapters beside the model.
+
+    Attributes:
+        max_loras: slots, which is how many different adapters one step computes with. max_lora_rank: the largest rank
+            that a slot holds. max_cpu_loras: adapters kept in memory, in slots or ready to be put into one.
+    """
 
     max_loras: int = 4
     max_lora_rank: int = 64
+    max_cpu_loras: int = 64
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_loras", "max_lora_rank")
+        _at_least(self, self.max_loras, "max_cpu_loras")
 
 
 @dataclass(frozen=True, kw_only=True)

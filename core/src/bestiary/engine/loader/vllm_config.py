@@ -14,6 +14,7 @@ from bestiary.api.config import (
     DeviceConfig,
     EPLBConfig,
     LoadConfig,
+    LoRAConfig,
     ModelConfig,
     OpConfig,
     ParallelConfig,
@@ -72,7 +73,15 @@ def make_vllm_config(
         ),
         op_config=OpConfig(attention_backend=args.attention_backend, implementations=args.ops),
         quant_config=quant_config,
+        lora_config=_lora_config(args),
     )
+
+
+def _lora_config(args: EngineArgs) -> LoRAConfig | None:
+    if not args.enable_lora and not args.lora_modules:
+        return None
+    rooms = {"max_loras": args.max_loras, "max_lora_rank": args.max_lora_rank, "max_cpu_loras": args.max_cpu_loras}
+    return LoRAConfig(**rooms)
 
 
 def parallel_config(args: EngineArgs) -> ParallelConfig:
