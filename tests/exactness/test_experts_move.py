@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 import transformers
 
+from bestiary.api.errors import UsageError
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.build import EngineBuilder, bind_attention, target_of, vocab_size
 from bestiary.engine.loader.load import build_model, load_model
-from bestiary.engine.parallel.eplb import ExpertBalancer
+from bestiary.engine.parallel.eplb import ExpertBalancer, check_eplb
 from bestiary.engine.parallel.seat import Seat
 from bestiary.engine.plan import NewRequest, ScheduledItem, StepPlan
 from bestiary.engine.runner import ModelRunner
@@ -126,3 +127,13 @@ def test_logits_stay_while_experts_move(name, options, tmp_path, caplog):
     numbers = [0, 1, 2] if name == "mixtral" else [0, 2]
     assert f"in {len(moved)} of {len(first)} layers ({', '.join(str(numbers[each]) for each in moved)})" in said
     ranks.close()
+
+
+def test_adapters_and_moving_experts_exclude_each_other():
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(enable_eplb=True),
+        model_config=SimpleNamespace(deterministic=False),
+        lora_config=SimpleNamespace(max_loras=1),
+    )
+    with pytest.raises(UsageError, match="adapters were cut"):
+        check_eplb(torch.nn.Module(), config)
