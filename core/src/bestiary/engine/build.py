@@ -189,11 +189,6 @@ def adapter_slots(
     """
     if config.lora_config is None:
         return None
-    if config.parallel_config.enable_eplb:
-        raise UsageError(
-            "adapters of experts cannot follow them when they are moved", field="enable_eplb", value=True,
-            limit="enable_eplb or enable_lora", fix="without enable_eplb",
-        )  # fmt: skip
     if not supports_lora(model):
         raise ModelError(
             f"{type(model).__name__} does not say that adapters fit it", code="LORA_UNSUPPORTED",

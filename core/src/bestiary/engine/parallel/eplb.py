@@ -115,11 +115,6 @@ def check_eplb(model: nn.Module, config: VllmConfig) -> None:
             "experts that move change the order of sums, and so the last bits of answers, with the load",
             field="enable_eplb", value=True, limit="False in deterministic mode", fix="leave out one of the two",
         )  # fmt: skip
-    if config.lora_config is not None:
-        raise UsageError(
-            "adapters were cut for the experts that a rank had when they were added", field="enable_eplb", value=True,
-            limit="False with enable_lora", fix="leave out one of the two",
-        )  # fmt: skip
     if not mixtures(model) and not getattr(model, "is_mixture_of_experts", False):
         raise UsageError(
             f"{config.model_config.architecture} has no experts to balance", field="enable_eplb", value=True,

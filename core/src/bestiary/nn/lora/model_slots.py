@@ -21,7 +21,7 @@ from .slots import Factors, LayerSlots
 from .targets import Target, Targets
 
 Prepared = Mapping[tuple[str, str], Factors]
-"""(layer, "" or the stack of experts) → this rank's factors."""
+"""(layer, "" or the stack of experts) → this rank's factors; those of all experts where experts move among ranks."""
 
 
 class AdapterSlots:
@@ -84,7 +84,11 @@ class AdapterSlots:
     def load(self, slot: int, adapter: Prepared) -> None:
         """Put a prepared adapter into `slot`, in place of what was there."""
         for key, each in self.slots.items():
-            each.load(slot, adapter.get(key))
+            factors, layer = adapter.get(key), self.layers[key[0]]
+            if factors is not None and isinstance(layer, FusedMoE) and layer.experts_move:
+                held = list(layer.placement.on_rank(layer.ep_rank))
+                factors = Factors(factors.a[held], factors.b[held])
+            each.load(slot, factors)
 
     def target(self, module: str) -> nn.Module | None:
         """The layer that an adapter's `module` is on this rank, if it is one."""
@@ -172,9 +176,9 @@ class AdapterSlots:
 def _make(layer: Any, parts: Sequence[tuple[Target, Piece]]) -> Factors:
     if isinstance(layer, FusedMoE):
         stack = _stack(layer, parts[0][0])
-        held = layer.placement.on_rank(layer.ep_rank)
+        held = range(layer.num_experts) if layer.experts_move else layer.placement.on_rank(layer.ep_rank)
         return expert_factors(
-            stack.layers, held, [(target.expert, target.shard, piece) for target, piece in parts], layer.num_experts
+            stack.layers[0], held, [(target.expert, target.shard, piece) for target, piece in parts], layer.num_experts
         )
     if is_embedding(layer):
         return embedding_factors(layer, parts[0][1])

@@ -60,12 +60,12 @@ def embedding_factors(layer: VocabParallelEmbedding, piece: Piece) -> Factors:
 
 
 def expert_factors(
-    layers: Sequence[LinearBase], held: Sequence[int], parts: Sequence[tuple[int | None, ShardId, Piece]], experts: int
+    layer: LinearBase, held: Sequence[int], parts: Sequence[tuple[int | None, ShardId, Piece]], experts: int
 ) -> Factors:
-    """Of the gate-and-up layers of a rank's experts, or of the down layers.
+    """Of the gate-and-up layers of experts, or of the down layers.
 
     Args:
-        layers: one for each place of this rank; `held` says which of the model's `experts` each is.
+        layer: one of them. held: which of the model's `experts` factors are wanted of, in their order.
         parts: (expert or None for all, shard, piece).
     """
     by_expert: dict[int, list[tuple[ShardId, Piece]]] = {}
@@ -73,11 +73,11 @@ def expert_factors(
         pieces = _unstacked(piece, experts) if expert is None else {expert: piece}
         for number, each in pieces.items():
             by_expert.setdefault(number, []).append((shard, each))
-    made = {number: linear_factors(layers[0], found) for number, found in by_expert.items() if number in held}
+    made = {number: linear_factors(layer, found) for number, found in by_expert.items() if number in held}
     rank = max((each.b.shape[-1] for each in made.values()), default=1)
-    sizes, count = shard_sizes(layers[0]), len(layers)
-    a = torch.zeros(count, len(sizes), rank, width(layers[0]), dtype=layers[0].params_dtype)
-    b = torch.zeros(count, sum(sizes), rank, dtype=layers[0].params_dtype)
+    sizes, count = shard_sizes(layer), len(held)
+    a = torch.zeros(count, len(sizes), rank, width(layer), dtype=layer.params_dtype)
+    b = torch.zeros(count, sum(sizes), rank, dtype=layer.params_dtype)
     for place, number in enumerate(held):
         if number in made:
             own = made[number].b.shape[-1]
