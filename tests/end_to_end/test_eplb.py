@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 
+import peft
 import pytest
 import torch
 import transformers
@@ -18,6 +20,7 @@ EPLB = {
     "eplb_config": {"num_redundant_experts": 2, "window_size": 8, "step_interval": 4},
 }  # fmt: skip
 PROMPTS = [[1, 5, 7, 9, 3], [4, 4, 2, 8] * 6, [9] * 30, [17]]
+ASKED = [None, "one", "two"]
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=1)
 
 
@@ -37,9 +40,31 @@ def mixtral(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def adapters(mixtral, tmp_path_factory):
+    """Two, for attention and experts, and room for one at a time: it is put into its slot again and again."""
+    paths = {}
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        config = peft.LoraConfig(
+            r=2 + seed, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM",
+            target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of names that peft still uses
+            wrapped = peft.get_peft_model(transformers.MixtralForCausalLM.from_pretrained(mixtral), config)
+        for parameter_name, parameter in wrapped.named_parameters():
+            if "lora_" in parameter_name:
+                parameter.data.normal_(0, 0.3)
+        paths[name] = str(tmp_path_factory.mktemp(name))
+        wrapped.save_pretrained(paths[name])
+    return {"lora_modules": paths, "max_loras": 1}
+
+
 def answers(llm):
-    prompts = [{"prompt_token_ids": ids} for ids in PROMPTS]
-    return [each.outputs[0] for each in llm.generate(prompts, GREEDY, use_tqdm=False)]
+    prompts = [{"prompt_token_ids": ids} for ids in PROMPTS * len(ASKED)]
+    wanted = [name for name in ASKED for _ in PROMPTS]
+    return [each.outputs[0] for each in llm.generate(prompts, GREEDY, use_tqdm=False, lora_request=wanted)]
 
 
 @pytest.mark.parametrize(
@@ -50,22 +75,25 @@ def answers(llm):
         pytest.param({"data_parallel_size": 2}, marks=pytest.mark.full),
     ],
 )
-def test_answers_equal_one_process_while_experts_move(mixtral, caplog, options):
-    with LLM(mixtral, **PLAIN) as alone:
+def test_answers_equal_one_process_while_experts_move(mixtral, adapters, caplog, options):
+    with LLM(mixtral, **PLAIN, **adapters) as alone:
         expected = answers(alone)
-    with LLM(mixtral, **PLAIN, **EPLB, **options) as llm, caplog.at_level(logging.WARNING, "bestiary"):
+    with LLM(mixtral, **PLAIN, **adapters, **EPLB, **options) as llm, caplog.at_level(logging.WARNING, "bestiary"):
         layers = llm.engine.executor.balancer.layers
         first = [layer.placement for layer in layers]
         found = answers(llm)
         assert any(layer.placement != before for layer, before in zip(layers, first, strict=True))
+    assert len({tuple(each.token_ids) for each in expected}) > 2 * len(PROMPTS), "the adapters differ"
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.token_ids == theirs.token_ids
         for one, other in zip(ours.logprobs, theirs.logprobs, strict=True):
             assert [each.logprob for each in one.values()] == pytest.approx(
                 [each.logprob for each in other.values()], abs=1e-4
             )
-    said = [record.message for record in caplog.records if "experts move" in record.message]
-    before, after = map(float, re.search(r"had ([\d.]+) times an even share, and then ([\d.]+)", said[0]).groups())
+    said = [record.message for record in caplog.records if "experts moved" in record.message]
+    before, after = map(
+        float, re.search(r"had ([\d.]+) times an even share of the load, and now has ([\d.]+)", said[0]).groups()
+    )
     assert after < before
 
 

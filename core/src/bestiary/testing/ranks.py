@@ -62,11 +62,11 @@ class Ranks:
         for rank in range(self._builder.parallel.world_size):
             self.runners.append(self._rank(config, replace(self._builder.parallel, rank=rank), blocks))
         store = dist.HashStore()
-        self._together(lambda runner, rank: self._connect(runner, rank, store))
+        self.together(lambda runner, rank: self._connect(runner, rank, store))
 
     def logits(self, plan: StepPlan) -> torch.Tensor:
         """The logits that `execute` would draw from, as `ModelRunner.logits`."""
-        outcomes = self._together(lambda runner, _: _step(runner, plan))
+        outcomes = self.together(lambda runner, _: _step(runner, plan))
         logits = outcomes[self._sampler][1]
         if logits is None:
             raise ValueError("this plan wants no logits")
@@ -74,7 +74,7 @@ class Ranks:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """One step of all ranks, as `ModelRunner.execute`."""
-        outcomes = self._together(lambda runner, _: _step(runner, plan))
+        outcomes = self.together(lambda runner, _: _step(runner, plan))
         batch, logits = outcomes[self._sampler]
         if batch is None:
             return StepResult(plan.step, {})
@@ -140,7 +140,7 @@ class Ranks:
             if isinstance(group, TorchGroup):
                 group.connect(dist.PrefixStore(name, store), device="cpu", address="127.0.0.1", timeout=self.patience)
 
-    def _together(self, work: Callable[[ModelRunner, int], R]) -> list[R]:
+    def together(self, work: Callable[[ModelRunner, int], R]) -> list[R]:
         """What `work` returns on every rank. Raises what the first rank to fail by itself raised, with a note."""
         done: dict[int, R] = {}
         raised: dict[int, BaseException] = {}

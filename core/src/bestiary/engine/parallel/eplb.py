@@ -3,7 +3,7 @@
 The ranks of a stage see the same tokens and take the same plans in the same order, so "before the n-th plan" is the
 same moment for all of them: their earlier plans are computed, the next one has not begun, and what other stages or
 copies of the model are doing meanwhile touches none of these weights. There every rank adds up what was counted, and
-computes the same placements (`nn/moe/balance.py`). Layers move one a step, so that no step waits for all of them.
+computes the same placements (`nn/moe/balance.py`), one layer a step, so that no step waits for all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from bestiary.nn import FusedMoE
 from bestiary.nn.moe.balance import imbalance, rebalanced
 from bestiary.nn.moe.load import ExpertLoad
 from bestiary.nn.moe.moving import move_experts, refuse_unlike_slots
-from bestiary.nn.moe.placement import ExpertPlacement
 
 from .team import Team
 
@@ -30,23 +29,27 @@ GAIN = 0.05
 """A layer's experts move if its busiest rank then has at least this part less to do."""
 
 
-class _Change(NamedTuple):
-    layer: FusedMoE
-    placement: ExpertPlacement
+class _Moved(NamedTuple):
+    layer_name: str
     before: float
     after: float
 
 
 class ExpertBalancer:
-    """Balances the experts of this rank's layers among the ranks of its stage."""
+    """Balances the experts of this rank's layers among the ranks of its stage.
+
+    Attributes:
+        layers: whose experts may move. turns: layers to be considered, one a step, each with its load.
+    """
 
     def __init__(self, model: nn.Module, team: Team) -> None:
         config = team.parallel.eplb_config
         self.group: Any = team.groups.expert
-        self.interval, self.window = config.step_interval, config.window_size
+        self.interval = config.step_interval
         self.layers = mixtures(model)
-        self.pending: deque[_Change] = deque()
-        self.steps = 0
+        self.turns: deque[tuple[FusedMoE, list[int]]] = deque()
+        self._moved: list[_Moved] = []
+        self._steps = 0
         self._speaks = team.leads
         for layer in self.layers:
             refuse_unlike_slots(layer)
@@ -54,22 +57,35 @@ class ExpertBalancer:
 
     def begin_step(self) -> None:
         """Called by every rank of the stage before it computes its next plan."""
-        if self.steps and self.steps % self.interval == 0:
-            self._look()
-        if self.pending:
-            change = self.pending.popleft()
-            move_experts(change.layer, change.placement, self.group)
+        if self._steps and self._steps % self.interval == 0 and not self.turns:
+            self.turns.extend(zip(self.layers, self._counted(), strict=True))
+        if self.turns:
+            self._take_a_turn()
         for layer in self.layers:
             if layer.load is not None:
                 layer.load.begin_step()
-        self.steps += 1
+        self._steps += 1
 
-    def _look(self) -> None:
-        """Decide anew; what was decided before and did not happen yet is forgotten."""
-        found = [_change(layer, loads) for layer, loads in zip(self.layers, self._counted(), strict=True)]
-        self.pending = deque(change for change in found if change is not None)
-        if self.pending and self._speaks:
-            notice(_said(self.pending, len(self.layers), self.steps, min(self.window, self.steps)))
+    def _take_a_turn(self) -> None:
+        """Consider the next layer that is out of balance; after the last one, say what was done."""
+        considered = False
+        while self.turns and not considered:
+            layer, loads = self.turns.popleft()
+            before = imbalance(layer.placement, loads)
+            considered = before * (1 - GAIN) > 1
+            if considered:
+                self._improve(layer, loads, before)
+        if not self.turns and self._moved:
+            if self._speaks:
+                notice(_said(self._moved, len(self.layers), self._steps))
+            self._moved = []
+
+    def _improve(self, layer: FusedMoE, loads: Sequence[int], before: float) -> None:
+        placement = rebalanced(layer.placement, loads)
+        after = imbalance(placement, loads)
+        if after <= before * (1 - GAIN):
+            move_experts(layer, placement, self.group)
+            self._moved.append(_Moved(layer.layer_name, before, after))
 
     def _counted(self) -> list[list[int]]:
         """Tokens of every expert, by layer; added up over ranks, so that a router's rounding cannot part them."""
@@ -106,19 +122,11 @@ def check_eplb(model: nn.Module, config: VllmConfig) -> None:
         )  # fmt: skip
 
 
-def _change(layer: FusedMoE, loads: Sequence[int]) -> _Change | None:
-    """The better placement for measured loads; None where it gains too little."""
-    placement = rebalanced(layer.placement, loads)
-    before, after = imbalance(layer.placement, loads), imbalance(placement, loads)
-    return _Change(layer, placement, before, after) if after <= before * (1 - GAIN) else None
-
-
-def _said(changes: Sequence[_Change], layers: int, step: int, window: int) -> str:
-    names = [change.layer.layer_name for change in changes]
+def _said(moved: Sequence[_Moved], layers: int, step: int) -> str:
+    names = [each.layer_name for each in moved]
     numbers = ", ".join(next((part for part in name.split(".") if part.isdecimal()), name) for name in names)
-    before, after = (sum(column) / len(changes) for column in zip(*((c.before, c.after) for c in changes), strict=True))
+    before, after = (sum(column) / len(moved) for column in zip(*((m.before, m.after) for m in moved), strict=True))
     return (
-        f"step {step}: experts move in {len(changes)} of {layers} layers ({numbers}), one layer a step; by the load of "
-        f"the last {window} steps their busiest rank had {before:.2f} times an even share, and then {after:.2f} "
-        f"(at least {GAIN:.0%} less is worth it)"
+        f"experts moved in {len(moved)} of {layers} layers ({numbers}), up to step {step}: their busiest rank had "
+        f"{before:.2f} times an even share of the load, and now has {after:.2f} (at least {GAIN:.0%} less is worth it)"
     )

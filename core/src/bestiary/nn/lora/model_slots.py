@@ -21,7 +21,7 @@ from .slots import Factors, LayerSlots
 from .targets import Target, Targets
 
 Prepared = Mapping[tuple[str, str], Factors]
-"""(layer, "" or the stack of experts) → this rank's factors."""
+"""(layer, "" or the stack of experts) → this rank's factors; those of all experts where experts move among ranks."""
 
 
 class AdapterSlots:

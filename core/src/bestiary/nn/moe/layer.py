@@ -124,6 +124,11 @@ class FusedMoE(nn.Module):
         """This rank's linear layers, all gate-and-up ones and then all down ones; their parameters are views."""
         return [*self._w13.layers, *self._w2.layers]
 
+    @property
+    def experts_move(self) -> bool:
+        """Whether they may come to lie elsewhere, which is why their load is counted."""
+        return self.load is not None
+
     def expert_tensors(self, slot: int) -> list[torch.Tensor]:
         """All that belongs to the expert in a slot, as views that can be written, in an order that all slots share."""
         layers = (self._w13.layers[slot], self._w2.layers[slot])
