@@ -90,7 +90,7 @@ class Ranks:
         Raises:
             BadAdapter: it does not fit one of them.
         """
-        return self._together(lambda runner, _: runner.add_adapter(name, path))[0].lora_id
+        return self.together(lambda runner, _: runner.add_adapter(name, path))[0].lora_id
 
     def prompt_logits(
         self, token_ids: Sequence[int], ends: Sequence[int] = (), lora_id: str | None = None
