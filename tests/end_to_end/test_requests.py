@@ -113,7 +113,8 @@ def test_leaving_a_stream_ends_its_request(llm):
 def test_unknown_and_impossible_arguments_say_so(tmp_path):
     for options, words in (
         ({"max_model_length": 5}, "did you mean max_model_len"),
-        ({"tensor_parallel_size": 2}, "not possible in this version"),
+        ({"cpu_offload_gb": 2}, "not possible in this version"),
+        ({"tensor_parallel_size": "2"}, "tensor_parallel_size is of the wrong kind"),
         ({"trust_remote_code": True}, "runs no code from model directories"),
     ):
         with pytest.raises(UsageError, match=words):

@@ -75,6 +75,8 @@ def test_other_memory_other_dtype(bestiary: Run, tiny: Path) -> None:
     assert half["weights"]["bytes_by_dtype"]["float16"] * 2 == float32["weights"]["bytes_by_dtype"]["float32"]
     assert half["kv_cache"]["bytes_per_token"] * 2 == float32["kv_cache"]["bytes_per_token"]
     assert half["kv_cache"]["blocks"] == 2 * float32["kv_cache"]["blocks"] == 65536 // (128 * 16)
+    fp8 = bestiary("inspect", tiny, "--json", "--kv-cache-dtype", "fp8_e5m2").data["kv_cache"]
+    assert fp8["dtype"] == "float8_e5m2" and fp8["bytes_per_token"] * 4 == float32["kv_cache"]["bytes_per_token"]
 
 
 def test_a_cache_that_does_not_fit_is_a_notice(bestiary: Run, tiny: Path) -> None:

@@ -1,4 +1,4 @@
-"""`bestiary bench latency` and `bestiary bench throughput`: progress on stderr, figures on stdout."""
+"""`bestiary bench latency`, `throughput` and `perplexity`: progress on stderr, figures on stdout."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from bestiary.serve.cli.options import debug_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_ENGINE = ("dtype", "device", "max_model_len", "load_format", "attention_backend")
+_ENGINE = (
+    "dtype", "device", "max_model_len", "load_format", "attention_backend", "quantization", "kv_cache_dtype",
+)  # fmt: skip
 
 
 def _shared(command: Command) -> Command:
-    """The options both commands take."""
+    """The options that all commands take."""
     for option in reversed(
         [
             click.argument("model"),
@@ -26,9 +28,9 @@ def _shared(command: Command) -> Command:
             click.option("--max-model-len", type=click.IntRange(1), help="Prompt and answer together, in tokens."),
             click.option("--load-format", help="auto, safetensors, gguf or dummy (random weights)."),
             click.option("--attention-backend", help="Instead of the best one."),
+            click.option("--quantization", help="Keep or quantize weights by this method."),
+            click.option("--kv-cache-dtype", help="Number format of the KV cache."),
             click.option("--threads", type=click.IntRange(1), help="CPU threads of torch."),
-            click.option("--seed", type=int, default=0, show_default=True, help="Of the prompts' random tokens."),
-            click.option("--compare", type=click.Choice(["transformers"]), help="Measure it too, in turn."),
             click.option("--json", "as_json", is_flag=True, help="Print the record instead of a table."),
             click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the record there."),
             click.option("--quiet", "-q", is_flag=True, help="No progress."),
@@ -39,13 +41,26 @@ def _shared(command: Command) -> Command:
     return command
 
 
+def _of_speed(command: Command) -> Command:
+    """The options of those that measure speed."""
+    for option in reversed(
+        [
+            click.option("--seed", type=int, default=0, show_default=True, help="Of the prompts' random tokens."),
+            click.option("--compare", type=click.Choice(["transformers"]), help="Measure it too, in turn."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 @click.group(cls=Group)
 def bench() -> None:
-    """Measure speed, beside what the machine allows at most."""
+    """Measure speed, beside what the machine allows at most, and what number formats cost in quality."""
 
 
 @bench.command()
 @_shared
+@_of_speed
 @click.option("--prefill-len", type=click.IntRange(1), default=512, show_default=True, help="Prompt to first token.")
 @click.option("--input-len", type=click.IntRange(1), default=32, show_default=True, help="Prompt before decoding.")
 @click.option("--output-len", type=click.IntRange(2), default=128, show_default=True, help="Tokens decoded.")
@@ -62,6 +77,7 @@ def latency(prefill_len: int, input_len: int, output_len: int, repeats: int, **s
 
 @bench.command()
 @_shared
+@_of_speed
 @click.option("--num-prompts", "--concurrency", type=click.IntRange(1), default=16, show_default=True,
               help="Requests submitted together.")  # fmt: skip
 @click.option("--input-len", default="64:256", show_default=True, help="Prompt tokens: a number, or SHORTEST:LONGEST.")
@@ -74,6 +90,24 @@ def throughput(num_prompts: int, input_len: str, output_len: int, repeats: int, 
 
     work = ThroughputWork(num_prompts, *_lengths(input_len), output_len, repeats)
     _finish(shared, run_throughput(_options(shared), work, _say(shared)))
+
+
+@bench.command()
+@_shared
+@click.option("--text", type=click.Path(dir_okay=False, path_type=Path), help="A file to predict, instead of ours.")
+@click.option("--window", type=click.IntRange(2), help="Tokens at once.  [default: 1024, or the context]")
+@click.option("--stride", type=click.IntRange(1), help="Tokens from window to window.  [default: half of one]")
+@click.option("--method", "methods", multiple=True, metavar="METHOD",
+              help="Measure this too: a quantization method, kv=DTYPE, or both (int8+kv=fp8); repeatable.")  # fmt: skip
+def perplexity(
+    text: Path | None, window: int | None, stride: int | None, methods: tuple[str, ...], **shared: Any
+) -> None:
+    """How well a text is predicted, by the model as it is and under each METHOD."""
+    from .perplexity import TEXT, PerplexityWork
+    from .run import run_perplexity
+
+    work = PerplexityWork(text=text or TEXT, window=window, stride=stride)
+    _finish(shared, run_perplexity(_options(shared), work, methods, _say(shared)))
 
 
 def _lengths(text: str) -> tuple[int, int]:
@@ -96,8 +130,8 @@ def _options(shared: dict[str, Any]) -> Any:
         model=shared["model"],
         engine=engine,
         threads=shared["threads"],
-        seed=shared["seed"],
-        compare=shared["compare"],
+        seed=shared.get("seed", 0),
+        compare=shared.get("compare"),
     )
 
 

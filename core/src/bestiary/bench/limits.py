@@ -16,6 +16,7 @@ from torch import nn
 from bestiary.engine.runner import attention_layers, kv_cache_specs
 from bestiary.nn import FusedMoE
 from bestiary.nn.embedding import ParallelLMHead, VocabParallelEmbedding
+from bestiary.nn.weights.fill import num_weights
 
 from .hardware import Hardware
 
@@ -74,10 +75,10 @@ def model_cost(model: nn.Module) -> ModelCost:
             continue
         for parameter in module.parameters(recurse=False):
             counted[id(parameter)] = parameter.numel() * parameter.element_size()
-            if parameter.dim() > 1 and isinstance(module, ParallelLMHead):
-                head += parameter.numel()
-            elif parameter.dim() > 1:
-                body += parameter.numel()
+            if _is_matrix(parameter) and isinstance(module, ParallelLMHead):
+                head += num_weights(parameter)
+            elif _is_matrix(parameter):
+                body += num_weights(parameter)
     layers = attention_layers(model).values()
     experts = sum(_matrices(each) for each in mixtures)
     return ModelCost(
@@ -98,7 +99,12 @@ def _only_looked_up(module: nn.Module) -> bool:
 
 def _matrices(mixture: FusedMoE) -> int:
     """Elements of all its experts' matrices."""
-    return sum(param.numel() for param in mixture.parameters(recurse=False) if param.dim() > 2)
+    return sum(num_weights(param) for param in mixture.parameters(recurse=False) if _is_matrix(param, 2))
+
+
+def _is_matrix(parameter: nn.Parameter, dimensions: int = 1) -> bool:
+    """Whether it stands for matrices: by its dimensions, or since it says for how many weights."""
+    return parameter.dim() > dimensions or hasattr(parameter, "num_weights")
 
 
 @dataclass(frozen=True, slots=True)

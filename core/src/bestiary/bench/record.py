@@ -37,7 +37,7 @@ def load_average() -> float | None:
 
 
 def new_record(kind: str, model: str, **parts: Any) -> dict[str, Any]:
-    """A record of `kind` ("latency" or "throughput"); `parts` are its further sections, in order."""
+    """A record of `kind` ("latency", "throughput" or "perplexity"); `parts` are its further sections, in order."""
     made = datetime.now(UTC).strftime("%Y-%m-%d")
     name = Path(model).name  # a path says where it lay, which is nobody's business
     return {"schema": SCHEMA, "kind": kind, "date": made, "model": name, "environment": environment(), **parts}

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from bestiary.api.errors import EngineError, UsageError
-from bestiary.engine.executor import UniprocExecutor
+from bestiary.api.errors import UsageError
 
 from .hardware import Hardware, measure_hardware
 from .latency import LatencyWork, measure_latency
 from .limits import Limits, model_cost
+from .perplexity import Perplexity, PerplexityWork, compared, engine_changes, measure_perplexity
 from .record import load_average, new_record
-from .subject import BestiarySubject, Subject
+from .subject import BestiarySubject, Subject, model_of
 from .throughput import ThroughputWork, measure_throughput
 from .workload import Workload
 
@@ -78,6 +77,53 @@ def run_throughput(options: BenchOptions, work: ThroughputWork, say: Say) -> dic
                        results=found, fractions=reached)  # fmt: skip
 
 
+def run_perplexity(options: BenchOptions, work: PerplexityWork, methods: Sequence[str], say: Say) -> dict[str, Any]:
+    """The record of `bench perplexity`: the model as the options say, and then under each of `methods`."""
+    from bestiary.serve.llm import LLM
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    work.read()  # what cannot be read is told before a model is loaded
+    changes = [engine_changes(method) for method in methods]
+    asked = {name: value for name, value in options.engine.items() if value is not None}
+    start = load_average()
+    results: dict[str, Perplexity] = {}
+    measured: dict[str, Any] = {}
+    engine: dict[str, Any] = {}
+    for change in [{}, *changes]:
+        settings = {**_PERPLEXITY_ENGINE, **asked, **change}
+        with LLM(options.model, **settings) as llm:
+            label = _label(settings, llm)
+            say(f"measuring {label}")
+            results[label], measured = measure_perplexity(llm, work)
+            engine = engine or {"architecture": llm.vllm_config.model_config.architecture, "dtype": _dtype(llm)}
+    return new_record(
+        "perplexity",
+        options.model,
+        engine=engine,
+        load_average={"start": start, "end": load_average()},
+        workload=measured,
+        results=compared(results),
+    )
+
+
+_PERPLEXITY_ENGINE: Mapping[str, Any] = {
+    "max_num_seqs": 1, "max_num_batched_tokens": 512, "enable_prefix_caching": False,
+}  # fmt: skip
+"""One window at a time, in pieces, so that the logits in memory are few."""
+
+
+def _label(settings: Mapping[str, Any], llm: LLM) -> str:
+    """How a row of the table is called: ``float32``, ``int8``, ``int8+kv=fp8`` …"""
+    cache = settings.get("kv_cache_dtype", "auto")
+    parts = [settings.get("quantization") or _dtype(llm), *([] if cache == "auto" else [f"kv={cache}"])]
+    return "+".join(parts)
+
+
+def _dtype(llm: LLM) -> str:
+    return str(llm.vllm_config.model_config.dtype).removeprefix("torch.")
+
+
 def _loaded(options: BenchOptions, longest: int, requests: int, lengths: str) -> LLM:
     """The model, with a context of `longest` tokens; `lengths` names the options that made it so long.
 
@@ -116,7 +162,7 @@ def _ready(llm: LLM, options: BenchOptions, say: Say) -> tuple[Limits, list[Subj
     say("measuring the machine")
     config = llm.vllm_config
     hardware = measure_hardware(config.device_config.device, config.model_config.dtype)
-    limits = Limits(model_cost(_model(llm)), hardware)
+    limits = Limits(model_cost(model_of(llm)), hardware)
     subjects: list[Subject] = [BestiarySubject(llm)]
     if options.compare == "transformers":
         from .against_transformers import transformers_subject
@@ -148,7 +194,7 @@ def _record(
         options.model,
         engine={
             "architecture": config.model_config.architecture,
-            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "dtype": _dtype(llm),
             "ops": dict(llm.engine.ops),
         },
         hardware=_hardware(limits.hardware),
@@ -162,12 +208,3 @@ def _record(
 
 def _hardware(hardware: Hardware) -> dict[str, Any]:
     return asdict(hardware)
-
-
-def _model(llm: LLM) -> nn.Module:
-    """The model in this process."""
-    executor = llm.engine.executor
-    if not isinstance(executor, UniprocExecutor) or executor.runner is None:
-        raise EngineError("only a model in this process can be measured", value=type(executor).__name__)
-    model: nn.Module = executor.runner.model
-    return model

@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from torch import nn
+
 from bestiary.api.errors import EngineError
 from bestiary.api.sampling import SamplingParams
+from bestiary.engine.executor import UniprocExecutor
 from bestiary.engine.plan import StepPlan
 
 if TYPE_CHECKING:
@@ -26,6 +29,15 @@ class Subject(Protocol):
     def run(self, prompts: Sequence[list[int]], output_len: int) -> list[Times]:
         """Answer the prompts with `output_len` tokens each, submitted together; `Times` in the same order."""
         ...
+
+
+def model_of(llm: LLM) -> nn.Module:
+    """The model of an engine in this process."""
+    executor = llm.engine.executor
+    if not isinstance(executor, UniprocExecutor) or executor.runner is None:
+        raise EngineError("only a model in this process can be measured", value=type(executor).__name__)
+    model: nn.Module = executor.runner.model
+    return model
 
 
 class TokenClock:

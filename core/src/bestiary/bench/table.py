@@ -8,6 +8,8 @@ from typing import Any
 
 def table(record: dict[str, Any]) -> str:
     """The figures of a record, the limit beside them, and the ratio of the first runtime to the second."""
+    if record["kind"] == "perplexity":
+        return _perplexity_table(record)
     rows = _latency_rows(record) if record["kind"] == "latency" else _throughput_rows(record)
     hardware, loads = record["hardware"], record["load_average"]
     return "\n".join(
@@ -15,6 +17,27 @@ def table(record: dict[str, Any]) -> str:
             f"{record['model']}, {record['engine']['dtype']}, {hardware['name']}, {hardware['threads'] or 1} threads",
             f"{hardware['bytes_per_s'] / 1e9:.1f} GB/s, {hardware['flops'] / 1e9:.0f} GFLOP/s;"
             f" load average {loads['start']} to {loads['end']}",
+            "",
+            *aligned(rows),
+        ]
+    )
+
+
+def _perplexity_table(record: dict[str, Any]) -> str:
+    """One row a format, with its distance from the first."""
+    work = record["workload"]
+    rows = [["", "perplexity", "nats/token", "more", "weights MiB", "KV bytes/token", "seconds"]]
+    for name, each in record["results"].items():
+        more = f"{round(each['perplexity_more'], 4) + 0.0:+.2%}" if len(rows) > 1 else ""
+        rows.append(
+            [name, f"{each['perplexity']:.4f}", f"{each['nats_per_token']:.5f}", more,
+             f"{each['weight_bytes'] / 2**20:.1f}", f"{each['kv_bytes_per_token']}", f"{each['seconds']:.1f}"]
+        )  # fmt: skip
+    return "\n".join(
+        [
+            f"{record['model']}, {record['engine']['dtype']}",
+            f"{work['text']}: {work['scored']} of {work['tokens']} tokens, windows of {work['window']}, "
+            f"stride {work['stride']}",
             "",
             *aligned(rows),
         ]

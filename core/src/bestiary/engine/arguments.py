@@ -12,7 +12,6 @@ from typing import Any
 from bestiary.api.errors import UsageError
 
 _KNOWN: dict[str, tuple[object, ...]] = {
-    "enable_lora": (False,),
     "trust_remote_code": (False,),
     "enforce_eager": (True, False),
     "disable_log_stats": (True, False),
@@ -43,11 +42,14 @@ class EngineArgs:
         max_num_seqs, max_num_batched_tokens, enable_chunked_prefill, max_queue: limits of one step, and of the queue.
         block_size: KV-cache block, in tokens. num_gpu_blocks_override: exact number of blocks, on any device.
         kv_cache_memory_bytes: memory for them; None: half of what is free (4 GiB of it on a CPU), at most what
-            `max_num_seqs` sequences can use. kv_cache_dtype: "auto" is the model's.
+            `max_num_seqs` sequences can use. kv_cache_dtype: "auto" is the model's;
+            "float32", "bfloat16", "float16", "fp8" (the same as "fp8_e4m3") or "fp8_e5m2".
         hf_config_path: another directory's config.json. hf_overrides: fields to change in it, or a function from the
             fields to the fields.
         load_format: "auto", "safetensors", "gguf" or "dummy". allow_nonfinite: accept NaN and Inf in weights.
         verify: compare weight files with their published SHA-256 before they are read.
+        enable_lora: make room for adapters; `lora_modules` (name → directory), which are added at the start, imply it.
+        max_loras, max_lora_rank, max_cpu_loras: see `LoRAConfig`.
         plugin: architecture → distribution, where several provide one.
         quantization: quantize while loading, by a method's name. attention_backend, ops: implementations by name,
             instead of the best one.
@@ -58,7 +60,8 @@ class EngineArgs:
             eplb_config: move and copy experts after measured load (`num_redundant_experts`, `window_size`,
             `step_interval`).
         nnodes, node_rank, master_addr, master_port: several machines, which one this is, and where the first is met.
-        distributed_executor_backend: "mp" starts the processes, "external_launcher" expects torchrun to have done so.
+        distributed_executor_backend: "mp" starts the processes, "external_launcher" expects torchrun to have done so,
+            "ray" has Ray place them in its cluster.
         stall_timeout: seconds that a rank may wait for another in the middle of a step.
     """
 
@@ -89,6 +92,11 @@ class EngineArgs:
     quantization: str | None = None
     attention_backend: str | None = None
     ops: Mapping[str, str] = field(default_factory=dict)
+    enable_lora: bool = False
+    lora_modules: Mapping[str, str] = field(default_factory=dict)
+    max_loras: int = 4
+    max_lora_rank: int = 64
+    max_cpu_loras: int = 64
     plugin: Mapping[str, str] = field(default_factory=dict)
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from bestiary.api.errors import WeightsMismatch
+from bestiary.api.errors import UsageError, WeightsMismatch
 
 from .linear_base import LinearBase, refuse_other_rows
 from .parallel import (
     divide,
     get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
+    refuse,
     split_tensor_along_last_dim,
     tensor_model_parallel_all_gather,
     tensor_model_parallel_all_reduce,
@@ -176,7 +177,14 @@ class QKVParallelLinear(ColumnParallelLinear):
         self.num_heads = divide(total_num_heads, tp_size, "num_attention_heads")
         if tp_size > self.total_num_kv_heads:
             self.num_kv_heads = 1
-            self.num_kv_head_replicas = divide(tp_size, self.total_num_kv_heads, "tensor_parallel_size")
+            self.num_kv_head_replicas = -(-tp_size // self.total_num_kv_heads)
+            if tp_size % self.total_num_kv_heads:
+                refuse(
+                    UsageError(
+                        f"{self.total_num_kv_heads} key-value heads cannot be copied evenly to {tp_size} ranks",
+                        field="num_key_value_heads", value=self.total_num_kv_heads, limit=f"a divisor of {tp_size}",
+                    )
+                )  # fmt: skip
         else:
             self.num_kv_heads = divide(self.total_num_kv_heads, tp_size, "num_key_value_heads")
             self.num_kv_head_replicas = 1

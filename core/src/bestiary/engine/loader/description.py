@@ -18,6 +18,7 @@ from .config_check import architectures, check_config
 from .config_json import read_json
 from .config_load import load_config
 from .gguf_config import gguf_config
+from .gguf_names import checkpoint_names
 from .gguf_plugins import gguf_declaration
 from .gguf_reader import GgufFile
 from .hf_config import make_hf_config
@@ -83,6 +84,12 @@ class ModelDescription:
             found |= _ids((self.metadata or {}).get(f"tokenizer.ggml.{name}"))
         return frozenset(found)
 
+    def quantization_config(self, method: str) -> Mapping[str, Any]:
+        """What a plain checkpoint says to a quantization method: nothing, but to "gguf" the types in a GGUF file."""
+        if method != "gguf":
+            return {}
+        return {"tensors": {}} if self.gguf is None else {"tensors": _types(self.source, self.gguf)}
+
     @property
     def _config_name(self) -> str:
         return str(Path(self.source.name).name) if self.source.config_path is None else "config.json"
@@ -125,6 +132,14 @@ def describe(args: EngineArgs, hooks: HookManager, registry: Registry = ModelReg
         metadata=metadata,
         gguf=declaration,
     )
+
+
+def _types(source: ModelSource, declaration: GgufArchitecture) -> dict[str, str]:
+    """The checkpoint's name of each matrix in a GGUF file → its type."""
+    with GgufFile.open(source.weight_files[0]) as file:
+        names = checkpoint_names(file, declaration)
+        tensors = {name: file.tensors[stored] for stored, name in names.items()}
+    return {name: tensor.type.name for name, tensor in tensors.items() if len(tensor.shape) > 1}
 
 
 def _ids(value: object) -> set[int]:

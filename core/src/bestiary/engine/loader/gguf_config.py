@@ -16,7 +16,7 @@ import numpy as np
 from bestiary.api.errors import ConfigError
 from bestiary.api.gguf import GgufArchitecture
 from bestiary.engine.loader.gguf_reader import GgufFile
-from bestiary.engine.loader.gguf_types import GgmlType
+from bestiary.nn.gguf.types import GgmlType
 
 REQUIRED_FIELDS = {
     "hidden_size": "embedding_length",

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bestiary.api.errors import CorruptGguf, LoadError
 from bestiary.engine.loader.gguf_header import HEADER_START, Header, TensorInfo
-from bestiary.engine.loader.gguf_types import GgmlType
+from bestiary.nn.gguf.types import GgmlType
 
 _SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 

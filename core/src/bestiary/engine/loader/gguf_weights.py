@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,20 +12,29 @@ from numpy.typing import NDArray
 from bestiary.api.errors import WeightsMismatch
 from bestiary.api.gguf import GgufArchitecture
 from bestiary.engine.loader.gguf_config import gguf_config
-from bestiary.engine.loader.gguf_dequant import dequantize
 from bestiary.engine.loader.gguf_names import checkpoint_names
 from bestiary.engine.loader.gguf_reader import GgufFile, GgufTensor
+from bestiary.nn.gguf.dequant import dequantize
+from bestiary.nn.gguf.tensor import BlockTensor
 
 
-def gguf_tensors(file: GgufFile, declaration: GgufArchitecture) -> Iterator[tuple[str, torch.Tensor]]:
+def gguf_tensors(
+    file: GgufFile, declaration: GgufArchitecture, keep: Collection[str] = frozenset()
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Every weight in float32, decoded when it is asked for. Peak memory beyond the file's map: two tensors.
+
+    Args:
+        keep: the weights that come as `BlockTensor`, copied from the map.
 
     Raises:
         WeightsMismatch: tensors nobody knows; before the first pair.
         LoadError: a type that cannot be decoded.
     """
     for name, tensor in gguf_block_tensors(file, declaration):
-        yield name, dequantize(tensor.data, tensor.type, tensor.shape)
+        if name in keep:
+            yield name, BlockTensor.of(torch.from_numpy(np.array(tensor.data)), tensor.type)
+        else:
+            yield name, dequantize(tensor.data, tensor.type, tensor.shape)
 
 
 def gguf_block_tensors(file: GgufFile, declaration: GgufArchitecture) -> Iterator[tuple[str, GgufTensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -13,8 +13,10 @@ from bestiary.api.config import VllmConfig
 from bestiary.api.errors import BestiaryError, BrokenPlugin
 from bestiary.api.importing import cause
 from bestiary.engine.notices import notice
+from bestiary.nn.attention.scales import CacheScales
 from bestiary.nn.placement import materialize, place
 from bestiary.nn.quant import QuantizationConfig
+from bestiary.nn.quant.gguf import GgufConfig
 from bestiary.nn.scope import build_scope
 from bestiary.nn.weights import load_complete
 from bestiary.nn.weights.renames import Renames
@@ -22,7 +24,9 @@ from bestiary.nn.weights.renames import Renames
 from .checksum import verify_files
 from .description import ModelDescription
 from .progress import load_progress
-from .weights import Opener, WeightStream, open_weights
+from .weights import NamedTensors, Opener, WeightStream, open_weights
+
+_SHOWN = 8
 
 
 def build_model(model_class: type, vllm_config: VllmConfig) -> nn.Module:
@@ -77,6 +81,7 @@ def load_model(
             formats=formats,
             gguf_declaration=description.gguf,
             parameters=_parameters(model),
+            keep=_kept_blocks(vllm_config),
             allow_nonfinite=load.allow_nonfinite,
             progress=progress,
             notify=notice,
@@ -85,18 +90,32 @@ def load_model(
         if stream.format == "dummy":
             _fill_in_place(model, stream)
         else:
-            own = hasattr(model, "load_weights")
+            own, renames = hasattr(model, "load_weights"), _renames(description, stream)
+            scales = CacheScales(model, _new_name(model, renames))
             with _blamed(type(model), "could not be loaded", "its load_weights failed") if own else nullcontext():
-                load_complete(model, _read(stream, vllm_config), *_renames(description, stream))
+                load_complete(model, _read(stream, scales.taken(iter(stream)), vllm_config), *renames)
+            for text in scales.notices():
+                notice(text)
 
 
-def _read(stream: WeightStream, vllm_config: VllmConfig) -> Iterable[tuple[str, torch.Tensor]]:
-    """The stream, a quantized checkpoint's tensors in the layout that its layers have here."""
+def _kept_blocks(vllm_config: VllmConfig) -> frozenset[str]:
+    """The tensors that stay in blocks; what no layer of a whole model keeps is told."""
+    config = vllm_config.quant_config
+    if not isinstance(config, GgufConfig):
+        return frozenset()
+    if config.decoded and vllm_config.parallel_config.pipeline_parallel_size == 1:
+        shown = ", ".join(config.decoded[:_SHOWN]) + (" …" if len(config.decoded) > _SHOWN else "")
+        notice(f"{len(config.decoded)} tensor(s) in blocks are decoded, since no layer keeps them: {shown}")
+    return frozenset(config.kept)
+
+
+def _read(stream: WeightStream, weights: NamedTensors, vllm_config: VllmConfig) -> Iterable[tuple[str, torch.Tensor]]:
+    """The `weights` of a stream, a quantized checkpoint's tensors in the layout that its layers have here."""
     config: QuantizationConfig | None = vllm_config.quant_config
     if config is None:
-        return stream
+        return weights
     config.stored = frozenset(stream.tensors)
-    return config.checkpoint_weights(stream)
+    return config.checkpoint_weights(weights)
 
 
 def _renames(description: ModelDescription, stream: WeightStream) -> list[Renames]:
@@ -104,6 +123,21 @@ def _renames(description: ModelDescription, stream: WeightStream) -> list[Rename
     if description.alias is None or not description.alias.alias.weights or stream.format == "gguf":
         return []
     return [Renames(description.alias.mapper(), stream.tensors, description.alias.who)]
+
+
+def _new_name(model: nn.Module, renames: Sequence[Renames]) -> Callable[[str], str | None]:
+    """A checkpoint's name → the model's: by an alias's renames and by the model's own."""
+    steps: list[Callable[[str], str | None]] = [each.new_name for each in renames]
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    steps += [] if mapper is None else [mapper.map_name]
+
+    def renamed(name: str) -> str | None:
+        found: str | None = name
+        for step in steps:
+            found = None if found is None else step(found)
+        return found
+
+    return renamed
 
 
 def _parameters(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -6,13 +6,18 @@ from functools import cache
 
 import torch
 
+from bestiary.nn.gguf.finite import count_nonfinite_in_blocks
+from bestiary.nn.gguf.tensor import BlockTensor
+
 
 def count_nonfinite(tensor: torch.Tensor) -> int:
-    """Number of NaN and ±Inf elements; integers have none.
+    """Number of NaN and ±Inf elements; integers have none. Of GGUF blocks those that they stand for.
 
     `aminmax` carries NaN through and reads at memory speed, where `isfinite().all()` writes a mask first (some 25 times
     slower in fp32). Only when its answer is not finite are the elements counted.
     """
+    if isinstance(tensor, BlockTensor):
+        return count_nonfinite_in_blocks(tensor.plain, tensor.ggml_type)
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
         return 0
     if tensor.is_complex():

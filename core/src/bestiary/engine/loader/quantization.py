@@ -46,9 +46,10 @@ def choose_quantization(
             f"quantization {name} cannot run on {device}: {reason}",
             field="quantization", value=name, limit=f"on {device}: {', '.join(able) or 'none'}",
         )  # fmt: skip
-    made = method.from_config(declared or {})
+    made = method.from_config(declared or description.quantization_config(name))
     made.stored = _stored_names(args, description)
-    made.mappers = [] if description.alias is None else [description.alias.mapper()]
+    if description.alias is not None and description.source.kind != "gguf":
+        made.mappers = [description.alias.mapper()]
     return made
 
 

@@ -7,7 +7,7 @@ map files, and nobody here keeps what was handed on.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -33,11 +33,15 @@ class WeightStream:
 
     Iterating yields each tensor once. A yielded tensor may be a view of a mapped file: it is
     read-only, and copied by whoever keeps it.
+
+    Attributes:
+        read_keeping: the same, but that tensors of the given names stay in the format's blocks; None where it has none.
     """
 
     format: str
     tensors: Mapping[str, TensorInfo]
     read: Callable[[], NamedTensors] = field(repr=False)
+    read_keeping: Callable[[Collection[str]], NamedTensors] | None = field(default=None, repr=False)
 
     @property
     def total_bytes(self) -> int:
@@ -45,6 +49,21 @@ class WeightStream:
 
     def __iter__(self) -> NamedTensors:
         return self.read()
+
+    def keeping(self, names: Collection[str]) -> WeightStream:
+        """The stream with these tensors left in their blocks.
+
+        Raises:
+            UsageError: the format has no blocks.
+        """
+        read = self.read_keeping
+        if not names or self.format == "dummy":
+            return self
+        if read is None:
+            raise UsageError(
+                "weights of this format have no blocks to keep", field="load_format", value=self.format, limit="gguf"
+            )
+        return replace(self, read=lambda: read(names))
 
 
 Opener = Callable[[ModelSource, Any], WeightStream]
@@ -58,6 +77,7 @@ def open_weights(
     formats: Mapping[str, Opener] = MappingProxyType({}),
     gguf_declaration: Any = None,
     parameters: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = MappingProxyType({}),
+    keep: Collection[str] = frozenset(),
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
@@ -69,6 +89,7 @@ def open_weights(
         formats: what hooks add: name → a function from the source to its stream.
         gguf_declaration: the `GgufArchitecture` of the file's architecture, for GGUF.
         parameters: name → shape and dtype of the model's parameters, for dummy weights.
+        keep: names of tensors that stay in GGUF blocks.
         allow_nonfinite: NaN and Inf are then told to `notify` instead of being an error at the end of the stream.
 
     Raises:
@@ -86,7 +107,7 @@ def open_weights(
         raise UsageError(
             f"unknown load format {name[:64]!r}", field="load_format", limit=f"one of: {known}", value=name
         )
-    stored = openers[name](source, gguf_declaration)
+    stored = openers[name](source, gguf_declaration).keeping(keep)
     checked = stored
     if name != "dummy":
         checked = replace(stored, read=lambda: _finite(stored, allow_nonfinite, notify))
@@ -122,7 +143,12 @@ def open_gguf(source: ModelSource, declaration: Any) -> WeightStream:
     for stored, name in names.checkpoint_names(file, declaration).items():
         tensor = file.tensors[stored]
         tensors[name] = TensorInfo(tuple(tensor.shape), tensor.type.name, tensor.nbytes, path)
-    return WeightStream(format="gguf", tensors=tensors, read=lambda: decoder.gguf_tensors(file, declaration))
+    return WeightStream(
+        format="gguf",
+        tensors=tensors,
+        read=lambda: decoder.gguf_tensors(file, declaration),
+        read_keeping=lambda names: decoder.gguf_tensors(file, declaration, names),
+    )
 
 
 def open_dummy(parameters: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> WeightStream:

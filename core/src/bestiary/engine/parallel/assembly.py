@@ -1,4 +1,4 @@
-"""Bringing a team together: starting this machine's other ranks, meeting, dividing the cores."""
+"""Bringing a team together: starting other ranks, meeting, dividing the cores."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.loader.description import ModelDescription
 
 from .messages import Start
 from .team import Team
-from .workers import LocalWorkers
+from .workers import LocalWorkers, Workers
 
 
 def assemble(team: Team, args: EngineArgs, description: ModelDescription, eos_token_ids: frozenset[int]) -> None:
@@ -25,13 +23,17 @@ def assemble(team: Team, args: EngineArgs, description: ModelDescription, eos_to
         EngineError: a rank could not start, with its own error; or the ranks did not meet.
     """
     seat = team.seat
-    threads = max(1, _cores() // seat.local_size)
-    workers = None
-    if seat.starts:
-        start = _start_of(args, description, eos_token_ids)
-        starts = [(rank, Start(**start, seat=seat.of(rank))) for rank in seat.starts]
-        workers = LocalWorkers(starts, threads)
-    torch.set_num_threads(threads)
+    workers: Workers | None = None
+    start = _start_of(args, description, eos_token_ids)
+    if seat.starts and team.parallel.distributed_executor_backend == "ray":
+        from .ray_workers import RayWorkers
+
+        workers = in_cluster = RayWorkers(team.parallel, team.device, seat, start)
+        team.seat = in_cluster.seat
+    threads = max(1, _cores() // team.seat.local_size)
+    if seat.starts and workers is None:
+        workers = LocalWorkers([(rank, Start(**start, seat=seat.of(rank))) for rank in seat.starts], threads)
+    team.take_threads(threads)
     try:
         team.assemble(workers)
     finally:
@@ -42,7 +44,7 @@ def assemble(team: Team, args: EngineArgs, description: ModelDescription, eos_to
 def _start_of(args: EngineArgs, description: ModelDescription, eos_token_ids: frozenset[int]) -> dict[str, Any]:
     """The arguments as data. A function in `hf_overrides` cannot travel, so what it made does."""
     given = {each.name: getattr(args, each.name) for each in fields(args)}
-    given |= {name: dict(given[name]) for name in ("ops", "plugin", "eplb_config")}
+    given |= {name: dict(given[name]) for name in ("ops", "plugin", "eplb_config", "lora_modules")}
     given["progress"] = False
     made = callable(args.hf_overrides)
     given["hf_overrides"] = {} if made else dict(given["hf_overrides"])

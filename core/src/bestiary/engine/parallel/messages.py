@@ -8,13 +8,16 @@ one way and `Beat`, `Ready` and `Failed` the other.
 from __future__ import annotations
 
 import zlib
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from bestiary.api.errors import BestiaryError, EngineError
 from bestiary.api.outputs import TokenLogprobs
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.plan import SampledToken, StepPlan, StepResult
+
+T = TypeVar("T")
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag="add"):
@@ -25,6 +28,27 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     sampling: SamplingParams
     priority: int = 0
     cache_salt: str | None = None
+    lora_name: str | None = None
+
+
+class AddAdapter(msgspec.Struct, frozen=True, tag="add_adapter"):
+    """Every rank reads its part of an adapter and says whether it fits, before anything else happens."""
+
+    name: str
+    path: str
+    pinned: bool
+
+
+class PinAdapter(msgspec.Struct, frozen=True, tag="pin_adapter"):
+    """An adapter that came with a request is kept from now on."""
+
+    name: str
+
+
+class RemoveAdapter(msgspec.Struct, frozen=True, tag="remove_adapter"):
+    """Nobody wants it any more."""
+
+    name: str
 
 
 class EndRequest(msgspec.Struct, frozen=True, tag="end"):
@@ -35,17 +59,25 @@ class EndRequest(msgspec.Struct, frozen=True, tag="end"):
     stop_reason: str | None = None
 
 
+class Settings(msgspec.Struct, frozen=True, tag="settings"):
+    """Rank 0's, before its first step: what ends an answer, and what plans depend on, to be equal everywhere."""
+
+    eos_token_ids: tuple[int, ...]
+    values: dict[str, str]
+
+
 class Close(msgspec.Struct, frozen=True, tag="close"):
     """No step follows."""
 
 
-Event = AddRequest | EndRequest | Close
+Event = Settings | AddRequest | EndRequest | AddAdapter | PinAdapter | RemoveAdapter | Close
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """What happened since the last step, in order."""
+    """What happened since the last one, in order. `step`: whether a step follows, or only another tick."""
 
     events: tuple[Event, ...] = ()
+    step: bool = True
 
 
 class Drawn(msgspec.Struct, frozen=True):
@@ -102,21 +134,34 @@ encode = msgspec.msgpack.encode
 
 
 def decode_tick(data: bytes) -> Tick:
-    return _tick.decode(data)
+    return _decoded(_tick, data)
 
 
 def decode_drawn(data: bytes) -> Drawn:
-    return _drawn.decode(data)
+    return _decoded(_drawn, data)
 
 
 def decode_start(data: bytes) -> Start:
-    return _start.decode(data)
+    return _decoded(_start, data)
 
 
 def decode_from_worker(data: bytes) -> FromWorker:
-    return _from_worker.decode(data)
+    return _decoded(_from_worker, data)
 
 
+def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    """Raises `EngineError` for anything but a message of the right kind; nothing of it is used then."""
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, BestiaryError) as error:  # the last: bad sampling parameters
+        raise EngineError(f"a rank sent what is no message: {error}", code="BAD_MESSAGE") from error
+
+
+def decode_trouble(data: bytes) -> dict[str, Any]:
+    return _trouble.decode(data)
+
+
+_trouble = msgspec.msgpack.Decoder(dict[str, Any])
 _tick = msgspec.msgpack.Decoder(Tick)
 _drawn = msgspec.msgpack.Decoder(Drawn)
 _start = msgspec.msgpack.Decoder(Start)

@@ -37,6 +37,7 @@ class AttentionSpec:
         logits_soft_cap: scores become ``cap * tanh(score / cap)`` (Gemma 2, arXiv 2408.00118).
         alibi_slopes: one per head; adds ``slope * (key position - query position)`` (arXiv 2108.12409).
         has_sinks: a learned logit per head joins the softmax's denominator (gpt-oss).
+        cache_dtype: of the cache that it reads; None where nobody has said, then the activations'.
     """
 
     num_heads: int
@@ -48,6 +49,7 @@ class AttentionSpec:
     alibi_slopes: tuple[float, ...] | None = None
     has_sinks: bool = False
     attn_type: AttentionType = AttentionType.DECODER
+    cache_dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,14 @@ from bestiary.nn.scope import get_current_vllm_config_or_none
 from .backend import AttentionBackend, AttentionSpec, AttentionType, KVCacheSpec
 from .mask import is_cached
 
-_CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_CACHE_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "fp8": torch.float8_e4m3fn,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
 
 
 class Attention(nn.Module):
@@ -26,6 +33,7 @@ class Attention(nn.Module):
         layer_name: the full name in the model, under which the context keeps the cache; set when the model is placed.
         backend: set when the model is finished.
         sinks: the parameter given, the same object as its owner's.
+        k_scale, v_scale: an fp8 cache holds keys and values divided by these; set while weights are loaded.
     """
 
     def __init__(
@@ -76,6 +84,7 @@ class Attention(nn.Module):
             alibi_slopes=None if alibi_slopes is None else tuple(float(slope) for slope in alibi_slopes),
             has_sinks=sinks is not None,
             attn_type=AttentionType(attn_type),
+            cache_dtype=_cache_dtype("auto" if cache_config is None else cache_config.cache_dtype),
         )
         self.num_heads = num_heads
         self.num_kv_heads = self.spec.num_kv_heads
@@ -86,7 +95,12 @@ class Attention(nn.Module):
         self.layer_name = ""
         self.backend = attn_backend
         self.sinks = sinks
-        self._cache_dtype = _cache_dtype("auto" if cache_config is None else cache_config.cache_dtype)
+        self.k_scale = self.v_scale = 1.0
+
+    @property
+    def scales_cache(self) -> bool:
+        """Whether the cache's type is so narrow that keys and values are scaled to it."""
+        return is_cached(self.spec) and self.spec.cache_dtype is not None and self.spec.cache_dtype.itemsize == 1
 
     def get_kv_cache_spec(self) -> KVCacheSpec | None:
         """What this layer keeps a token; None where it keeps nothing, or reads another layer's cache."""
@@ -96,7 +110,7 @@ class Attention(nn.Module):
         return KVCacheSpec(
             num_kv_heads=spec.num_kv_heads,
             head_size=spec.head_size,
-            dtype=self._cache_dtype,
+            dtype=spec.cache_dtype or torch.get_default_dtype(),
             sliding_window=spec.sliding_window,
         )
 
@@ -116,11 +130,16 @@ class Attention(nn.Module):
         context = get_forward_context()
         keys = values = None
         if self.kv_sharing_target_layer_name is None and key is not None and value is not None:
-            keys, values = self._by_head(key), self._by_head(value)
+            keys, values = self._by_head(key, self.num_kv_heads), self._by_head(value, self.num_kv_heads)
         cache = self._cache(context.kv_caches) if is_cached(self.spec) else query.new_empty(0)
-        queries = self._by_head(query)
+        queries = self._by_head(query, self.num_heads)
+        if self.k_scale != 1.0:  # a score is the same with the query multiplied and the key divided
+            queries, keys = queries * self.k_scale, None if keys is None else keys / self.k_scale
+        if self.v_scale != 1.0:
+            values = None if values is None else values / self.v_scale
         out = self.backend.forward(queries, keys, values, cache, context.attention, self.spec, self.sinks)
-        return out.reshape(query.shape[0], -1)
+        out = out.reshape(query.shape[0], -1)
+        return out if self.v_scale == 1.0 else out * self.v_scale
 
     def _cache(self, kv_caches: Mapping[str, object]) -> Tensor:
         name = self.kv_sharing_target_layer_name or self.layer_name
@@ -129,8 +148,8 @@ class Attention(nn.Module):
         except KeyError as error:
             raise EngineError(f"no KV cache was made for layer {name!r}", field="layer_name", value=name) from error
 
-    def _by_head(self, flat: Tensor) -> Tensor:
-        return flat.reshape(flat.shape[0], -1, self.head_size)
+    def _by_head(self, flat: Tensor, heads: int) -> Tensor:
+        return flat.reshape(flat.shape[0], heads, self.head_size)
 
     def extra_repr(self) -> str:
         spec = self.spec

@@ -15,7 +15,7 @@ from typing import NamedTuple
 DEFAULT_NAMES = ("gate_proj", "down_proj", "up_proj")
 """Gate, down, up."""
 
-_FUSED = "gate_up_proj"
+FUSED = "gate_up_proj"
 
 
 class Place(NamedTuple):
@@ -35,8 +35,15 @@ def place_of(name: str, ckpt_names: tuple[str, str, str] = DEFAULT_NAMES) -> Pla
         expert = int(head)
         head, _, rest = rest.partition(".")
     gate, down, up = ckpt_names
-    found = {gate: ("w13", 0), up: ("w13", 1), down: ("w2", None), _FUSED: ("w13", None), "down_proj": ("w2", None)}
+    found = {gate: ("w13", 0), up: ("w13", 1), down: ("w2", None), FUSED: ("w13", None), "down_proj": ("w2", None)}
     if head not in found:
         return None
     stack, shard = found[head]
     return Place(expert, stack, shard, rest or "weight")
+
+
+def merged_name(name: str) -> str:
+    """The name under which the same weights of all experts are stored together: ``experts.3.w1`` → ``experts.w1``."""
+    head, _, leaf = name.rpartition(".")
+    owner, _, number = head.rpartition(".")
+    return f"{owner}.{leaf}" if owner and number.isdecimal() else name

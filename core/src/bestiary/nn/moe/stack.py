@@ -102,8 +102,18 @@ class ExpertStack:
             if param is not None:
                 shape = (len(self.layers), *param.shape)
                 made = torch.empty(shape, dtype=param.dtype, device="meta")
-                self.owner.register_parameter(f"{self.name}_{name}", nn.Parameter(made, requires_grad=False))
+                stacked = nn.Parameter(made, requires_grad=False)
+                if hasattr(param, "num_weights"):
+                    stacked.__dict__["num_weights"] = param.num_weights * len(self.layers)
+                self.owner.register_parameter(f"{self.name}_{name}", stacked)
 
 
 def _layout(layer: LinearBase) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (param.shape, param.dtype) for name, param in layer._parameters.items() if param is not None}
+
+
+def tensors_of(layer: LinearBase) -> list[torch.Tensor]:
+    """A layer's tensors, in the order of their names: parameters, buffers, and what its method keeps beside them."""
+    found = {**vars(layer.quant_method), **vars(layer), **layer._parameters, **layer._buffers}
+    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    return [tensors[name].detach() for name in sorted(tensors)]

@@ -11,18 +11,22 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 
 from bestiary.api.errors import EngineError
 
 from .state import Group
+
+dist: Any = torch.distributed  # whose process groups and stores are made in C++, without types
+Store = Any
+"""What ranks meet through: a `FileStore`, a `TCPStore`, or part of one."""
 
 PEER_LOST, PEER_STALLED = "PEER_LOST", "PEER_STALLED"
 """Codes of errors that say that another rank is gone, or did not answer in time; not which, nor why."""
 
 
 class TorchGroup(Group):
-    """Collectives raise `EngineError` (PEER_LOST) where a peer is gone or does not answer within the group's timeout."""
+    """Collectives raise `EngineError` where a peer is gone (PEER_LOST) or does not answer in time (PEER_STALLED)."""
 
     waiting: ClassVar[int] = 0
     """How many threads of this process are in a collective now: who is not, while others wait, holds them up."""
@@ -32,7 +36,7 @@ class TorchGroup(Group):
         self._backend: Any = None
         self._sends: list[Any] = []
 
-    def connect(self, store: dist.Store, *, device: str, address: str, timeout: float) -> None:
+    def connect(self, store: Store, *, device: str, address: str, timeout: float) -> None:
         """Meet the other ranks through `store`, which all of them share under the same prefix.
 
         Args:
@@ -101,7 +105,7 @@ class TorchGroup(Group):
         return self._backend
 
 
-class _reporting:  # noqa: N801  a context manager, cheaper than a generator
+class _reporting:
     """Turns what torch raises about peers into `EngineError`."""
 
     def __enter__(self) -> None:
@@ -114,7 +118,7 @@ class _reporting:  # noqa: N801  a context manager, cheaper than a generator
             raise EngineError(str(error).split("\n", maxsplit=1)[0], code=code) from error
 
 
-def _gloo(store: dist.Store, rank: int, size: int, address: str, timeout: timedelta) -> Any:
+def _gloo(store: Store, rank: int, size: int, address: str, timeout: timedelta) -> Any:
     options = dist.ProcessGroupGloo._Options()
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
     options._timeout = timeout
@@ -122,7 +126,7 @@ def _gloo(store: dist.Store, rank: int, size: int, address: str, timeout: timede
     return dist.ProcessGroupGloo(store, rank, size, options)
 
 
-def _nccl(store: dist.Store, rank: int, size: int, address: str, timeout: timedelta) -> Any:
+def _nccl(store: Store, rank: int, size: int, address: str, timeout: timedelta) -> Any:
     """NCCL finds its own way among devices and hosts; a stuck collective is aborted after `timeout`."""
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timeout

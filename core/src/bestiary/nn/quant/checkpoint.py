@@ -27,7 +27,7 @@ logger = logging.getLogger("bestiary")
 CACHE_SCALES = (
     "k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "output_scale", "k_zero_point", "v_zero_point",
 )  # fmt: skip
-"""Parameters that scale a quantized KV cache. The cache is not what a checkpoint decides: they are left out."""
+"""Parameters that scale a quantized KV cache. Who loads a model takes what it can use of them first."""
 
 
 class CheckpointConfig(QuantizationConfig):
@@ -133,7 +133,7 @@ class CheckpointConfig(QuantizationConfig):
     def _tell_of_cache(self) -> None:
         if not self._told:
             logger.warning(
-                "the checkpoint's scales for a quantized KV cache are left out: the cache has its own options"
+                "the checkpoint's other scales for a quantized KV cache are left out: keys and values have one each"
             )
             self._told = True
 

@@ -128,6 +128,12 @@ def set_weight_attrs(weight: torch.Tensor, attrs: dict[str, object] | None) -> N
         setattr(weight, name, value)
 
 
+def num_weights(param: torch.Tensor) -> int:
+    """How many of the model's weights a parameter stands for: its elements, unless its layout says otherwise."""
+    count: int = getattr(param, "num_weights", param.numel())
+    return count
+
+
 def load_into(param: nn.Parameter, loaded: torch.Tensor, shard_id: ShardId = None) -> None:
     """Fill `param` by its own `weight_loader`, or by the default one."""
     loader: Callable[..., None] | None = getattr(param, "weight_loader", None)

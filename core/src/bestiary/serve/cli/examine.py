@@ -30,7 +30,9 @@ def examine(args: EngineArgs) -> dict[str, Any]:
     ops = choose_ops(target_of(config), config.op_config.implementations, builder.hooks.all("op_implementations"))
     bind_attention(model, config, builder.hooks.all("attention_backends"))
     weights = _weights(model)
-    cache, problem = _kv_cache(model, config, weights["bytes"])
+    adapters = _adapters(builder, model, config)
+    slots = adapters["bytes"] if adapters is not None and adapters["enabled"] else 0
+    cache, problem = _kv_cache(model, config, weights["bytes"] + slots)
     problems = [_no_weights(builder), problem]
     return {
         "model": args.model,
@@ -38,6 +40,7 @@ def examine(args: EngineArgs) -> dict[str, Any]:
         "plugin": _plugin(builder, config, model_class),
         "config": _config(builder, model, config),
         "weights": weights | {"stored": _stored(builder, model, args)},
+        "adapters": adapters,
         "kv_cache": cache,
         "runs_on": _runs_on(model, config, ops.names),
         "tokenizer": _tokenizer(builder, args),
@@ -102,6 +105,8 @@ def _same(values: list[Any]) -> Any:
 
 def _weights(model: nn.Module) -> dict[str, Any]:
     """Parameters and their bytes in memory; a tensor that two modules share counts once."""
+    from bestiary.nn.weights.fill import num_weights
+
     parameters = list(model.parameters())
     shared = sum(1 for _ in model.named_parameters(remove_duplicate=False)) - len(parameters)
     by_dtype: dict[str, int] = {}
@@ -110,7 +115,7 @@ def _weights(model: nn.Module) -> dict[str, Any]:
         by_dtype[name] = by_dtype.get(name, 0) + each.numel() * each.dtype.itemsize
     kept = sum(buffer.numel() * buffer.dtype.itemsize for buffer in model.buffers())
     return {
-        "parameters": sum(each.numel() for each in parameters),
+        "parameters": sum(num_weights(each) for each in parameters),
         "shared_tensors": shared,
         "bytes": sum(by_dtype.values()) + kept,
         "bytes_by_dtype": by_dtype,
@@ -153,6 +158,33 @@ def _no_weights(builder: EngineBuilder) -> str | None:
     return sentence(refuse_without_weights(source.root))
 
 
+def _adapters(builder: EngineBuilder, model: nn.Module, config: VllmConfig) -> dict[str, Any] | None:
+    """Slots for adapters, as they are or as the defaults would make them; None where the class has none."""
+    from bestiary.api.config import LoRAConfig
+    from bestiary.api.conformance import supports_lora
+    from bestiary.engine.build import adapter_slots, check_lora
+    from bestiary.engine.loader.lora_config import read_adapter_config
+    from bestiary.engine.loader.lora_files import adapter_directory
+
+    check_lora(model, config)
+    if not supports_lora(model):
+        return None
+    wanted = config.lora_config or LoRAConfig()
+    slots = adapter_slots(model, replace(config, lora_config=wanted), builder.description.alias, "meta")
+    given = builder.args.lora_modules.items()
+    return {
+        "enabled": config.lora_config is not None,
+        "max_loras": wanted.max_loras,
+        "max_lora_rank": wanted.max_lora_rank,
+        "bytes": 0 if slots is None else slots.nbytes,
+        "targets": [] if slots is None else slots.target_names,
+        "given": [
+            {"name": name, "path": path, "rank": read_adapter_config(adapter_directory(path)).rank}
+            for name, path in given
+        ],
+    }
+
+
 def _kv_cache(model: nn.Module, config: VllmConfig, weight_bytes: int) -> tuple[dict[str, Any], str | None]:
     """The cache that would be allocated once the weights are in memory, and why not, where it would not fit."""
     from bestiary.engine.memory import bytes_per_block, free_memory, num_kv_blocks
@@ -163,6 +195,7 @@ def _kv_cache(model: nn.Module, config: VllmConfig, weight_bytes: int) -> tuple[
     free = free_memory(config.device_config.device)
     found: dict[str, Any] = {
         "block_size": cache.block_size,
+        "dtype": _same([str(spec.dtype).removeprefix("torch.") for spec in specs]),
         "bytes_per_token": bytes_per_block(specs, 1),
         "free_memory": free,
         "blocks": None,

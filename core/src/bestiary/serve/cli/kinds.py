@@ -1,4 +1,4 @@
-"""Kinds of option values that click does not have: sizes of memory, JSON objects, pairs."""
+"""Kinds of option values that click does not have: sizes of memory, JSON objects, pairs, lists of numbers."""
 
 from __future__ import annotations
 
@@ -66,4 +66,18 @@ class Pair(Kind):
         return left, right
 
 
-MEMORY, JSON_OBJECT, PAIR = Memory(), JsonObject(), Pair()
+class Numbers(Kind):
+    """``10,12,10`` → a list of whole numbers."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(re.fullmatch(r"\d{1,9}", part, re.ASCII) for part in parts):
+            self.fail(f"{str(value)[:64]!r} is no list of numbers, such as 10,12,10", param, ctx)
+        return [int(part) for part in parts]
+
+
+MEMORY, JSON_OBJECT, PAIR, NUMBERS = Memory(), JsonObject(), Pair(), Numbers()

@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 
-from .kinds import JSON_OBJECT, MEMORY, PAIR, Kind
+from .kinds import JSON_OBJECT, MEMORY, NUMBERS, PAIR, Kind
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -39,7 +39,7 @@ ENGINE_HELP = {
     "block_size": "Tokens of a KV-cache block.",
     "num_gpu_blocks_override": "Exact number of KV-cache blocks, on any device.",
     "kv_cache_memory_bytes": "Memory of the KV cache: bytes, or 512M, 2G (powers of 1024).",
-    "kv_cache_dtype": "Type of the KV cache.",
+    "kv_cache_dtype": "Type of the KV cache; auto: the model's.",
     "hf_config_path": "Another config.json, or a directory or hub id that holds one.",
     "hf_overrides": "Fields to change in config.json, as a JSON object.",
     "load_format": "How weights are read: auto, safetensors, gguf, dummy (random), or a plugin's format.",
@@ -48,10 +48,28 @@ ENGINE_HELP = {
     "quantization": "Quantize while loading, by this method.",
     "attention_backend": "Attention backend, by name.",
     "ops": "Implementation of an op, by name; repeatable.",
+    "lora_modules": "An adapter (LoRA): its name and its directory; repeatable.",
+    "max_loras": "Most different adapters in one step.",
+    "max_lora_rank": "Largest rank of an adapter.",
+    "max_cpu_loras": "Most adapters in memory.",
     "plugin": "Which distribution provides an architecture, where several do; repeatable.",
+    "tensor_parallel_size": "Processes that share each tensor.",
+    "pipeline_parallel_size": "Stages that share the layers.",
+    "data_parallel_size": "Copies of the model, for different requests.",
+    "enable_expert_parallel": "Whole experts to each tensor-parallel process, instead of slices of all.",
+    "pipeline_layers": "Layers of each stage: 10,12,10.",
+    "enable_eplb": "Move and copy experts after measured load.",
+    "eplb_config": "num_redundant_experts, window_size, step_interval, as a JSON object.",
+    "nnodes": "Machines.",
+    "node_rank": "Which machine this is, from 0.",
+    "master_addr": "Where the first machine is met; with several, it listens there.",
+    "master_port": "Its port.",
+    "distributed_executor_backend": "Who starts the processes.",
+    "stall_timeout": "Seconds that a process may wait for another in the middle of a step.",
     "progress": "Show how far loading is, on standard error.",
 }
-"""`EngineArgs` field → help. `skip_tokenizer_init` is no option on purpose: the command line deals in text."""
+"""`EngineArgs` field → help. No options on purpose: `skip_tokenizer_init`, for the command line deals in text, and
+`enable_lora`, which --lora implies."""
 
 SAMPLING_HELP = {
     "n": "Independent answers to the prompt.",
@@ -71,16 +89,29 @@ SAMPLING_HELP = {
 }
 """`SamplingParams` field → help. `seed` is the engine's option; lists of token ids are for Python."""
 
-_FLAGS = {"ops": "--op"}
+_FLAGS = {
+    "ops": "--op",
+    "lora_modules": "--lora",
+    "tensor_parallel_size": "--tensor-parallel-size/--tp",
+    "pipeline_parallel_size": "--pipeline-parallel-size/--pp",
+    "data_parallel_size": "--data-parallel-size/--dp",
+    "enable_expert_parallel": "--enable-expert-parallel/--ep",
+}
+"""Flags that are not the field's name; after a slash, a short form."""
 _KINDS: dict[str, Kind] = {
     "dtype": click.Choice(["auto", "float32", "bfloat16", "float16"]),
     "device": click.Choice(["auto", "cpu", "cuda"]),
+    "kv_cache_dtype": click.Choice(["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]),
     "kv_cache_memory_bytes": MEMORY,
     "hf_overrides": JSON_OBJECT,
+    "eplb_config": JSON_OBJECT,
+    "pipeline_layers": NUMBERS,
+    "distributed_executor_backend": click.Choice(["mp", "external_launcher", "ray"]),
 }
 _REPEATED: dict[str, tuple[Kind, str]] = {
     "ops": (PAIR, "NAME=IMPLEMENTATION"),
     "plugin": (PAIR, "ARCHITECTURE=DISTRIBUTION"),
+    "lora_modules": (PAIR, "NAME=PATH"),
     "stop": (click.STRING, "TEXT"),
 }
 _UNSET = {
@@ -92,6 +123,7 @@ _UNSET = {
     "kv_cache_memory_bytes": "half of the free memory (4 GiB of it on a CPU), at most what can be used",
     "max_tokens": "as many as the context allows",
     "attention_backend": "the best that can run",
+    "pipeline_layers": "evenly",
 }
 """What the default None means, for the help text."""
 
@@ -181,16 +213,18 @@ def _add(command: Command, owner: type, words: Mapping[str, str], cls: type[Opti
 
 
 def _option(name: str, text: str, kind: Any, default: Any, cls: type[Option]) -> Callable[[Command], Command]:
-    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+    flag, *short = _FLAGS.get(name, f"--{name.replace('_', '-')}").split("/")
     if name in _REPEATED:
         element, shown = _REPEATED[name]
         return click.option(flag, name, cls=cls, type=element, multiple=True, metavar=shown, help=text)
     if kind is bool:
         both = f"{flag}/--no-{flag[2:]}" if default else flag
-        return click.option(both, name, cls=cls, is_flag=True, default=default, show_default=bool(default), help=text)
+        return click.option(
+            both, *short, name, cls=cls, is_flag=True, default=default, show_default=bool(default), help=text
+        )
     shown_default: bool | str = _UNSET.get(name, False) if default is None else default != {}
     found = _KINDS.get(name) or _plain(kind)
-    return click.option(flag, name, cls=cls, type=found, default=default, show_default=shown_default, help=text)
+    return click.option(flag, *short, name, cls=cls, type=found, default=default, show_default=shown_default, help=text)
 
 
 def _plain(kind: Any) -> Kind:

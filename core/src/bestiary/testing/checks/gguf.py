@@ -112,9 +112,28 @@ class GgufChecks(ContractBase):
             require_close(
                 got, want, ATOL, "the GGUF file gives other logits than the checkpoint", where=where, likely=_LIKELY
             )
+        if exact is not None:
+            self._check_kept_blocks(path, self.bench.prompts(variant)[-1])
         for each in (path, exact):
             if each is not None:
                 self.bench.drop(each)
+
+    def _check_kept_blocks(self, path: Path, ids: Sequence[int]) -> None:
+        """The file's blocks kept in memory give the logits of the same file dequantized."""
+        kept = self.bench.llm(path, quantization="gguf")
+        config = kept.vllm_config.quant_config
+        if config.decoded and not config.kept:
+            raise ContractFailure("no layer keeps its blocks", likely=["projections that are no layers of bestiary.nn"])
+        got = self.bench.logits(ids, kept)
+        want = self.bench.logits(ids, self.bench.llm(path))
+        require_close(
+            got, want, ATOL, "a GGUF file's blocks, kept in memory, give other logits than the file dequantized",
+            where=f"{BLOCKS}, prompt of {len(ids)} tokens",
+            likely=[
+                "a product made past the layer: call the linear layer, never its weight",
+                "a load_weights that computes with weights: blocks can be taken apart by rows only",
+            ],
+        )  # fmt: skip
 
     def _rounded(self, stored: Mapping[str, torch.Tensor], kind: str) -> Path:
         """A checkpoint directory with the numbers that a file of blocks holds."""

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bestiary.api.errors import LoadError
-from bestiary.engine.loader import gguf_dequant
-from bestiary.engine.loader.gguf_dequant import SUPPORTED, dequantize
-from bestiary.engine.loader.gguf_types import GgmlType, type_of
+from bestiary.nn.gguf import dequant
+from bestiary.nn.gguf.dequant import SUPPORTED, dequantize
+from bestiary.nn.gguf.types import GgmlType, type_of
 
 NOT_IN_REFERENCE = {GgmlType.F64, GgmlType.Q1_0, GgmlType.Q2_0}
 COMPARED = sorted(SUPPORTED - NOT_IN_REFERENCE)
@@ -86,7 +86,7 @@ def test_constant_bytes(type: GgmlType, byte: int) -> None:
 )
 def test_many_blocks_in_small_chunks(type: GgmlType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough blocks that every grid row occurs, in chunks that do not divide them."""
-    monkeypatch.setattr(gguf_dequant, "_CHUNK_ELEMENTS", 7 * type.block_size)
+    monkeypatch.setattr(dequant, "_CHUNK_ELEMENTS", 7 * type.block_size)
     data = random_blocks(type, 600, 1, 11)
     same_bits(dequantize(data, type, (600, type.block_size)), expected(data, type))
 

@@ -3,7 +3,7 @@
 A quant of IQ1, IQ2 and IQ3 is the number of a row in a grid: eight (or four) magnitudes out of three or eight possible
 ones. The grids are lists of chosen lattice points in ascending order, so a set of points says everything: point p is
 the number whose digits, base = number of magnitudes and least significant first, are the row. Each grid stands below as
-such a set, one bit per point, compressed. Conventions as in `gguf_blocks`.
+such a set, one bit per point, compressed. Conventions as in `decoders`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from bestiary.engine.loader.gguf_blocks import fields, half, lookup, planes, signed
+from .decoders import fields, half, lookup, planes, signed
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 

@@ -1,7 +1,7 @@
 """GGUF blocks to float32: every tensor type that llama.cpp writes today.
 
-The decoders of `gguf_blocks` and `gguf_codebooks` see one chunk of blocks at a time and write into the result, so the
-memory beyond the result is a few chunks (at most 20 MiB), whatever the tensor's size. Results are bit for bit those of
+`decoders` and `codebooks` see one chunk of blocks at a time and write into the result, so the memory beyond the result
+is a few chunks (at most 20 MiB), whatever the tensor's size. Results are bit for bit those of
 the `gguf` package's reference `dequantize` (for Q1_0, Q2_0 and F64, which it lacks, those of the definition).
 """
 
@@ -17,14 +17,27 @@ import torch
 from numpy.typing import NDArray
 
 from bestiary.api.errors import LoadError
-from bestiary.engine.loader import gguf_blocks as blocks
-from bestiary.engine.loader import gguf_codebooks as codebooks
-from bestiary.engine.loader.gguf_types import GgmlType
+
+from . import codebooks
+from . import decoders as blocks
+from .types import GgmlType
 
 Decoder = Callable[[torch.Tensor, torch.Tensor], None]
 """Takes uint8 blocks (n, type_size) and float32 (n, block_size) to be written."""
 
+FLOATS: Mapping[GgmlType, torch.dtype] = MappingProxyType(
+    {
+        GgmlType.F32: torch.float32,
+        GgmlType.F16: torch.float16,
+        GgmlType.BF16: torch.bfloat16,
+        GgmlType.F64: torch.float64,
+    }
+)
+"""The types that are plain numbers."""
+
 _CHUNK_ELEMENTS = 1 << 20
+_ALIGNMENT = 8
+"""In bytes: what torch asks of memory that is looked at as wider numbers."""
 
 
 def _floats(dtype: torch.dtype) -> Decoder:
@@ -36,10 +49,7 @@ def _floats(dtype: torch.dtype) -> Decoder:
 
 _DECODERS: Mapping[GgmlType, Decoder] = MappingProxyType(
     {
-        GgmlType.F32: _floats(torch.float32),
-        GgmlType.F16: _floats(torch.float16),
-        GgmlType.BF16: _floats(torch.bfloat16),
-        GgmlType.F64: _floats(torch.float64),
+        **{type: _floats(dtype) for type, dtype in FLOATS.items()},
         GgmlType.Q1_0: blocks.q1_0,
         GgmlType.Q2_0: blocks.q2_0,
         GgmlType.Q4_0: blocks.q4_0,
@@ -99,6 +109,18 @@ def dequantize(data: NDArray[np.uint8], type: GgmlType, shape: Sequence[int]) ->
         )  # a copy: torch refuses read-only memory, such as a map
         decode(torch.from_numpy(chunk), target[start : start + step])
     return result
+
+
+def decode_rows(rows: torch.Tensor, type: GgmlType, out: torch.Tensor) -> torch.Tensor:
+    """Decode blocks in memory into `out`, and return it: for callers that bound their memory themselves.
+
+    Args:
+        rows: uint8 ``[n, bytes per row]``, contiguous. out: float32 ``[n, elements per row]``, contiguous.
+    """
+    if rows.storage_offset() % _ALIGNMENT:
+        rows = rows.clone()
+    _DECODERS[type](rows.view(-1, type.type_size), out.view(-1, type.block_size))
+    return out
 
 
 def _sizes(type: GgmlType, shape: Sequence[int]) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""GGUF's tensor types and the decoders of their blocks."""
