@@ -140,6 +140,15 @@ def test_what_is_stored_decides(layers):
     assert quantized(config, layers) == FIRST | {"lm_head"}
 
 
+def test_experts_that_are_stored_plain_and_stacked(layers):
+    config = AwqConfig.from_config(AWQ)
+    layer = layers["model.layers.0.mlp.up_proj"]
+    config.stored = {"model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"}
+    assert config.get_quant_method(layer, "model.layers.0.mlp.experts.1.gate_proj") is None
+    assert config.get_quant_method(layer, "model.layers.0.mlp.experts.1.down_proj") is None
+    assert config.get_quant_method(layer, "model.layers.1.mlp.experts.1.down_proj") is not None
+
+
 def test_layers_of_a_group_of_their_own(layers):
     groups = {"a": group({"num_bits": 8}) | {"targets": ["re:.*layers.1"]}, "b": group()}
     config = CompressedTensorsConfig.from_config(tensors(groups))

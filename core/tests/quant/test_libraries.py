@@ -60,6 +60,17 @@ def library_weight(layer):
     return layer.weight
 
 
+def test_bitsandbytes_leaves_experts_plain(tmp_path):
+    """Its configuration does not say so: transformers keeps them in no linear layers."""
+    tiny.mixtral().save_pretrained(tmp_path / "plain")
+    config = transformers.BitsAndBytesConfig(**BITSANDBYTES["int8"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain", quantization_config=config, dtype=torch.float16
+    )
+    model.save_pretrained(tmp_path / "mixture")
+    assert 0 < tiny.off(tiny.ours(tmp_path / "mixture"), tiny.theirs(model)) < 0.02
+
+
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 INT8 = {"num_bits": 8, "type": "int", "strategy": "channel"}
 E4M3 = {"num_bits": 8, "type": "float"}
