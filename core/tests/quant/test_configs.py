@@ -40,6 +40,8 @@ REFUSED = [
     (GptqConfig, GPTQ | {"desc_act": "yes"}, "desc_act"),
     (GptqConfig, GPTQ | {"checkpoint_format": "marlin"}, "checkpoint_format"),
     (GptqConfig, GPTQ | {"dynamic": []}, "dynamic"),
+    (GptqConfig, GPTQ | {"pack_dtype": "int8"}, "pack_dtype"),
+    (GptqConfig, GPTQ | {"is_marlin_format": True}, "is_marlin_format"),
     (GptqConfig, GPTQ | {"dynamic": {"+:.*up": {"bits": 2}}}, "dynamic.+:.*up.bits"),
     (GptqConfig, GPTQ | {"adapter": {"path": "x"}}, "adapter"),
     (GptqConfig, GPTQ | {"modules_in_block_to_quantize": [[1]]}, "modules_in_block_to_quantize.0"),
@@ -70,6 +72,9 @@ REFUSED = [
     (CompressedTensorsConfig, tensors({"g": group({"dynamic": True})}), "config_groups.g.weights.dynamic"),
     (CompressedTensorsConfig, tensors({"g": group(EIGHT, TOKEN | {"dynamic": False})}),
      "config_groups.g.input_activations.strategy"),
+    (CompressedTensorsConfig, tensors({"g": group({"type": "float", "num_bits": 8, "strategy": "block"},
+                                                  TOKEN | {"type": "float", "strategy": "group", "group_size": 64})}),
+     "config_groups.g.input_activations.group_size"),
     (CompressedTensorsConfig, tensors({"g": group(output_activations=TOKEN)}), "config_groups.g.output_activations"),
     (CompressedTensorsConfig, tensors({"g": {"targets": ["Linear"]}}), "config_groups.g.weights"),
     (CompressedTensorsConfig, tensors(ignore=["re:(a"]), "ignore"),
@@ -138,6 +143,15 @@ def test_what_is_stored_decides(layers):
     config = AwqConfig.from_config(AWQ | {"modules_to_not_convert": ["layers.0"]})
     config.stored = {"model.layers.0.mlp.up_proj.qweight", "model.layers.1.mlp.up_proj.weight", "lm_head.qweight"}
     assert quantized(config, layers) == FIRST | {"lm_head"}
+
+
+def test_experts_that_are_stored_plain_and_stacked(layers):
+    config = AwqConfig.from_config(AWQ)
+    layer = layers["model.layers.0.mlp.up_proj"]
+    config.stored = {"model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"}
+    assert config.get_quant_method(layer, "model.layers.0.mlp.experts.1.gate_proj") is None
+    assert config.get_quant_method(layer, "model.layers.0.mlp.experts.1.down_proj") is None
+    assert config.get_quant_method(layer, "model.layers.1.mlp.experts.1.down_proj") is not None
 
 
 def test_layers_of_a_group_of_their_own(layers):

@@ -60,6 +60,17 @@ def library_weight(layer):
     return layer.weight
 
 
+def test_bitsandbytes_leaves_experts_plain(tmp_path):
+    """Its configuration does not say so: transformers keeps them in no linear layers."""
+    tiny.mixtral().save_pretrained(tmp_path / "plain")
+    config = transformers.BitsAndBytesConfig(**BITSANDBYTES["int8"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain", quantization_config=config, dtype=torch.float16
+    )
+    model.save_pretrained(tmp_path / "mixture")
+    assert 0 < tiny.off(tiny.ours(tmp_path / "mixture"), tiny.theirs(model)) < 0.02
+
+
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 INT8 = {"num_bits": 8, "type": "int", "strategy": "channel"}
 E4M3 = {"num_bits": 8, "type": "float"}
@@ -81,6 +92,18 @@ SCHEMES = {
                       {**E4M3, "strategy": "group", "group_size": 32, "dynamic": True}),
     "fp8 weights": ("naive-quantized", {**E4M3, "strategy": "tensor"}, None),
 }  # fmt: skip
+
+
+def scheme_of(kind):
+    """The library's scheme, and what its `quantization_config` says of it."""
+    stored, args, inputs = SCHEMES[kind]
+    scheme = QuantizationScheme(
+        targets=["Linear"], weights=QuantizationArgs(**args), format=stored,
+        input_activations=None if inputs is None else QuantizationArgs(**inputs),
+    )  # fmt: skip
+    written = QuantizationConfig(config_groups={"group_0": scheme}, format=stored, ignore=["re:.*lm_head"])
+    declared = {**json.loads(written.model_dump_json()), "quantization_status": "compressed"}
+    return scheme, declared
 
 
 def compressed(weight, scheme, stored):
@@ -111,16 +134,11 @@ def extremes(weight, args):
 
 @pytest.mark.parametrize("kind", list(SCHEMES))
 def test_compressed_tensors(kind, ranks, weights):
-    stored, args, inputs = SCHEMES[kind]
-    scheme = QuantizationScheme(
-        targets=["Linear"], weights=QuantizationArgs(**args), format=stored,
-        input_activations=None if inputs is None else QuantizationArgs(**inputs),
-    )  # fmt: skip
-    written = QuantizationConfig(config_groups={"group_0": scheme}, format=stored, ignore=["re:.*lm_head"])
-    declared = {**json.loads(written.model_dump_json()), "quantization_status": "compressed"}
+    _, args, inputs = SCHEMES[kind]
+    scheme, declared = scheme_of(kind)
     tensors, stand_for = {}, {}
     for name in SHAPES:
-        made, stand_for[name] = compressed(weights[name], scheme, stored)
+        made, stand_for[name] = compressed(weights[name], scheme, scheme.format)
         tensors |= {f"{name}.{parameter}": value for parameter, value in made.items()}
     x, wide = torch.randn(5, HIDDEN), torch.randn(5, WIDTH)
     answers = ranks(lambda: CompressedTensorsConfig.from_config(declared), tensors).answers(x, wide)
@@ -128,3 +146,18 @@ def test_compressed_tensors(kind, ranks, weights):
     for name, got in answers.items():
         want = F.linear(wide if name == "down_proj" else x, stand_for[name])
         assert tiny.off(got, want) < bound, name
+
+
+@pytest.mark.parametrize("kind", ["W4A16", "W8A16", "fp8 weights"])
+def test_a_model_that_transformers_reads_too(kind, tmp_path):
+    scheme, declared = scheme_of(kind)
+    model = tiny.llama()
+    tensors = {}
+    for name, weight in model.state_dict().items():
+        layer = name.removesuffix(".weight")
+        made = compressed(weight, scheme, scheme.format)[0] if "_proj" in name else {"weight": weight}
+        tensors |= {f"{layer}.{parameter}": value for parameter, value in made.items()}
+    path = tiny.save(tmp_path, model.config, tensors, declared)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    assert tiny.off(tiny.ours(path), tiny.theirs(theirs)) < 1e-5
+    assert tiny.off(tiny.ours(path), tiny.theirs(model)) > 1e-4

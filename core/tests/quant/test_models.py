@@ -139,6 +139,14 @@ def test_an_order_that_is_not_declared(gptq, tmp_path):
     assert name in str(caught.value)
 
 
+def test_a_group_that_is_not_there(gptq, tmp_path):
+    _, tensors, config = gptq
+    name = "model.layers.1.mlp.down_proj.g_idx"
+    path = tiny.save(tmp_path, config, tensors | {name: tensors[name] - 1}, GPTQ)
+    with pytest.raises(WeightsMismatch, match="group that is not there"):
+        tiny.ours(path)
+
+
 def test_what_cannot_run_here_names_what_can(gptq, monkeypatch):
     from bestiary.nn.quant.gptq import GptqConfig
 

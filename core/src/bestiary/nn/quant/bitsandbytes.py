@@ -139,6 +139,7 @@ def _assembled(name: str, parts: Mapping[str, torch.Tensor], kind: str) -> dict[
     if nested:
         within = torch.arange(len(absmax)) // int(state["nested_blocksize"])
         nested_absmax, numbers = parts["weight.nested_absmax"].float(), parts["weight.nested_quant_map"].float()
+        _expect_count(name, "nested_quant_map", numbers, 256)
         _expect_count(name, "nested_absmax", nested_absmax, -(-len(absmax) // int(state["nested_blocksize"])))
         absmax = numbers[absmax.int()] * nested_absmax[within] + float(state["nested_offset"])
     _expect_count(name, "weight", parts["weight"], rows * width // 2)

@@ -93,7 +93,7 @@ class CheckpointConfig(QuantizationConfig):
         for name in checkpoint_names(part, self.mappers):
             if self.is_marked(name):
                 return self._method(name)
-            if f"{name}.weight" in self.stored:
+            if any(each in self.stored for each in (f"{name}.weight", *stacked_names(name))):
                 return None
         return _UNKNOWN
 
@@ -139,6 +139,15 @@ class CheckpointConfig(QuantizationConfig):
 
 
 _UNKNOWN: Any = object()
+
+
+def stacked_names(name: str) -> list[str]:
+    """The tensors that have one expert's layer of this name together with all others', plain; none for other layers."""
+    base, _, leaf = name.rpartition(".")
+    experts, _, number = base.rpartition(".")
+    if not number.isdecimal() or not experts.endswith("experts"):
+        return []
+    return [f"{experts}.{each}{end}" for each in (leaf, "gate_up_proj") for end in ("", ".weight")]
 
 
 def expect(tensor: torch.Tensor, dtype: torch.dtype, what: str) -> torch.Tensor:

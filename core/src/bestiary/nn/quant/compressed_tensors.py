@@ -136,7 +136,7 @@ def _method(weights: Fields, inputs: Fields | None, stored: str) -> QuantizeMeth
     order = weights.choice("actorder", ("group", "dynamic", "weight", "static"), "weight")
     weights.absent("dynamic", "weights have stored scales")
     weights.done(*_TUNING)
-    timing, zero = (None, True) if inputs is None else _activations(inputs, kind)
+    timing, zero = (None, True) if inputs is None else _activations(inputs, kind, block[1])
     if kind == "float":
         return _float(weights, strategy, (block[0], block[1]), timing, symmetric and zero)
     by_row = strategy == "channel" or (strategy == "tensor" and stored != "pack-quantized")
@@ -161,14 +161,16 @@ def _float(fields: Fields, strategy: str, block: tuple[int, int], timing: Any, s
     return Fp8LinearMethod(scales=scales, block=block, activations=timing)
 
 
-def _activations(fields: Fields, kind: str) -> tuple[Any, bool]:
-    """("token", "group" or "static"; whether symmetric)."""
+def _activations(fields: Fields, kind: str, wide: int) -> tuple[Any, bool]:
+    """("token", "group" or "static"; whether symmetric). Groups have as many inputs as blocks of weights are wide."""
     fields.choice("type", (kind,))
     fields.choice("num_bits", (8,))
     strategy = fields.choice("strategy", ("token", "tensor", "group"), "token")
     dynamic = fields.flag("dynamic", False)
     symmetric = fields.flag("symmetric", True)
-    fields.group_size(default=-1)
+    group = fields.group_size(default=-1)
+    if strategy == "group" and group != wide:
+        raise fields.refused("group_size", f"{wide}, as wide as the weights' blocks", group)
     fields.done(*_TUNING, "actorder", "block_structure")
     if not dynamic and strategy != "tensor":
         raise fields.refused("strategy", "tensor, where activations have stored scales", strategy)

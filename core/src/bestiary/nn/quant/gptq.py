@@ -27,11 +27,9 @@ from .unpack import codes_in_bytes, codes_in_words
 
 _HOW_IT_WAS_MADE = (
     "act_group_aware", "backend", "batch_size", "block_name_to_quantize", "cache_block_outputs", "damp_percent",
-    "dataset", "disable_exllama", "exllama_config", "is_marlin_format", "max_input_length", "meta",
-    "model_file_base_name",
-    "model_name_or_path", "model_seqlen", "module_name_preceding_first_block", "mse",
-    "pack_dtype", "pad_token_id", "quantizer", "static_groups", "sym", "tokenizer", "true_sequential", "use_cuda_fp16",
-    "use_exllama", "version",
+    "dataset", "disable_exllama", "exllama_config", "max_input_length", "meta", "model_file_base_name",
+    "model_name_or_path", "model_seqlen", "module_name_preceding_first_block", "mse", "pad_token_id", "quantizer",
+    "static_groups", "sym", "tokenizer", "true_sequential", "use_cuda_fp16", "use_exllama", "version",
 )  # fmt: skip
 
 
@@ -69,6 +67,8 @@ class GptqConfig(CheckpointConfig):
         only = fields.nested_names("modules_in_block_to_quantize")
         dynamic = fields.parts("dynamic")
         exceptions = [] if dynamic is None else [_exception(text, dynamic, method) for text in dynamic.left]
+        fields.choice("pack_dtype", ("int32",), "int32")
+        fields.absent("is_marlin_format", "codes in a kernel's own order are not read")
         fields.absent("adapter", "adapters inside a quantized checkpoint are not read")
         fields.done(*_HOW_IT_WAS_MADE)
         return cls(method, stored == "gptq", head, exceptions, only)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bestiary.api.errors import WeightsMismatch
 from bestiary.nn.ops.quant import linear_int4, linear_uint8, packed
 
 from .at_load import is_left_plain, quantizing_loader
@@ -77,6 +78,8 @@ class GroupedLinearMethod(QuantizeMethodBase):
         add_parameter(layer, "weight", (rows, codes), torch.uint8, attrs, input_dim=1)
 
     def process_weights_after_loading(self, layer: Any) -> None:
+        if self.ordered:
+            _refuse_unknown_groups(layer.group_of, layer.weight_scale.shape[1])
         if self.symmetric:
             layer.weight_zero = torch.full_like(layer.weight_scale.data, 2 ** (self.bits - 1), dtype=torch.uint8)
 
@@ -85,6 +88,14 @@ class GroupedLinearMethod(QuantizeMethodBase):
         group_of = layer.group_of if self.ordered else None
         group = self.group_size or x.shape[-1]
         return product(x, layer.weight, layer.weight_scale, layer.weight_zero, group, group_of, bias)
+
+
+def _refuse_unknown_groups(group_of: torch.Tensor, groups: int) -> None:
+    if group_of.numel() and not 0 <= int(group_of.min()) <= int(group_of.max()) < groups:
+        raise WeightsMismatch(
+            "an input belongs to a group that is not there",
+            limit=f"0…{groups - 1}", value=[int(group_of.min()), int(group_of.max())],
+        )  # fmt: skip
 
 
 def int4_groups(weight: torch.Tensor, group: int) -> dict[str, torch.Tensor]:
