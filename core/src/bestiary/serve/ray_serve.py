@@ -24,6 +24,8 @@ from bestiary.engine.parallel.ray_workers import absolute_paths, environment
 from .completions import MAX_BODY_BYTES, Reply, respond, too_large
 
 APPLICATION = "bestiary"
+_HEALTH_SECONDS = 2
+_ERROR = "bestiary.api.errors."
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -63,8 +65,9 @@ class Replica:
 
     def check_health(self) -> None:
         """Raises what the engine died of; Serve then replaces this replica."""
-        if self._llm.engine.dead is not None:
-            raise self._llm.engine.dead
+        dead = self._llm.engine.dead
+        if dead is not None:
+            raise EngineError(dead.message, code=dead.error_code)
 
     def __del__(self) -> None:
         if hasattr(self, "_threads"):  # otherwise nothing was loaded
@@ -106,6 +109,7 @@ def _deploy(serve: Any, args: EngineArgs, replicas: int, http: dict[str, Any]) -
         name=APPLICATION,
         num_replicas=replicas,
         max_ongoing_requests=args.max_num_seqs,
+        health_check_period_s=_HEALTH_SECONDS,
         max_queued_requests=-1 if args.max_queue is None else max(1, args.max_queue),
         logging_config=_LOGGING,
         **_resources(args, device),
@@ -117,7 +121,7 @@ def _deploy(serve: Any, args: EngineArgs, replicas: int, http: dict[str, Any]) -
     except RuntimeError as error:
         raise EngineError(
             "the replicas did not start", code="REPLICAS_FAILED", field=APPLICATION,
-            details=[line for line in _deployment_message(serve).splitlines() if line.strip()][-12:],
+            details=_last_words(serve),
             fix="the log files that Ray keeps say more",
         ) from error  # fmt: skip
 
@@ -135,11 +139,13 @@ def _resources(args: EngineArgs, device: str) -> dict[str, Any]:
     }
 
 
-def _deployment_message(serve: Any) -> str:
+def _last_words(serve: Any) -> list[str]:
+    """What a replica died of: an error of ours, where there is one in the traceback that Serve kept."""
     application = serve.status().applications.get(APPLICATION)
-    if application is None:
-        return ""
-    return "\n".join([str(each.message) for each in application.deployments.values()] or [application.message])
+    texts = [] if application is None else [str(each.message) for each in application.deployments.values()]
+    lines = [line for text in texts for line in text.splitlines() if line.strip()]
+    ours = max((number for number, line in enumerate(lines) if line.startswith(_ERROR)), default=None)
+    return lines[-12:] if ours is None else [lines[ours].removeprefix(_ERROR), *lines[ours + 1 :]]
 
 
 def _require_no_serve(serve: Any) -> None:
