@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bestiary.api.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from bestiary.api.lora import LoRARequest
     from bestiary.api.outputs import CompletionOutput, RequestOutput
     from bestiary.api.registry import ModelRegistry
     from bestiary.api.sampling import SamplingParams
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "CompletionOutput", "ModelRegistry", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "CompletionOutput", "LoRARequest", "ModelRegistry", "RequestOutput", "SamplingParams", "__version__"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "LLM": "bestiary.serve.llm",
+        "LoRARequest": "bestiary.api.lora",
         "CompletionOutput": "bestiary.api.outputs",
         "RequestOutput": "bestiary.api.outputs",
         "ModelRegistry": "bestiary.api.registry",

@@ -65,7 +65,7 @@ def test_json_is_an_object_a_line_and_nothing_else(bestiary: Run, tiny: Path, ll
     first, command, refused, again = map(json.loads, result.out.splitlines())
     chat = conversation(llm, max_tokens=3)
     assert first["answer"] == again["answer"] == chat.ask("hi", None).text
-    assert set(first) == {"message", "answer", "finish_reason", "stats"}
+    assert set(first) == {"message", "answer", "finish_reason", "lora_name", "stats"}
     assert (first["message"], first["finish_reason"], first["stats"]["generated_tokens"]) == ("hi", "length", 3)
     assert "/exi" in command["error"]["message"] and set(command) == set(refused) == {"error"}
     assert refused["error"]["code"] == "CONTEXT_LENGTH_EXCEEDED" and "/reset" in refused["error"]["fix"]

@@ -23,7 +23,7 @@ from bestiary.serve.cli import options
 from bestiary.serve.cli.kinds import MEMORY
 from bestiary.serve.cli.main import COMMANDS, cli
 
-NOT_ENGINE_OPTIONS = {"model", "skip_tokenizer_init"}
+NOT_ENGINE_OPTIONS = {"enable_lora", "model", "skip_tokenizer_init"}
 NOT_SAMPLING_OPTIONS = {
     "seed", "stop_token_ids", "include_stop_str_in_output", "prompt_logprobs", "logit_bias", "allowed_token_ids",
     "bad_token_ids", "detokenize",
@@ -31,7 +31,8 @@ NOT_SAMPLING_OPTIONS = {
 
 EVERYTHING = """
 --dtype float32 --device cpu --max-model-len 64 --max-num-seqs 3 --seed 5 --deterministic --no-enable-prefix-caching
---kv-cache-memory-bytes 512M --op linear=reference --op gelu=reference --plugin LlamaForCausalLM=bestiary-llama
+--kv-cache-memory-bytes 512M --lora sql=a/b --lora x=c --max-loras 2
+--op linear=reference --op gelu=reference --plugin LlamaForCausalLM=bestiary-llama
 --hf-overrides '{"rope_theta": 5}' --allow-nonfinite --no-progress --temperature 0.5 --top-k 4 --n 2 --ignore-eos
 --logprobs 3 --stop 'a b' --stop c
 """
@@ -68,7 +69,7 @@ def test_every_option_arrives() -> None:
         model="m", dtype="float32", device="cpu", max_model_len=64, max_num_seqs=3, seed=5, deterministic=True,
         enable_prefix_caching=False, kv_cache_memory_bytes=512 * 2**20,
         ops={"linear": "reference", "gelu": "reference"}, plugin={"LlamaForCausalLM": "bestiary-llama"},
-        hf_overrides={"rope_theta": 5}, allow_nonfinite=True,
+        hf_overrides={"rope_theta": 5}, allow_nonfinite=True, lora_modules={"sql": "a/b", "x": "c"}, max_loras=2,
         progress=False,
     )  # fmt: skip
     assert sampling == SamplingParams(

@@ -15,9 +15,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from bestiary.api.config import CacheConfig, SchedulerConfig
+from bestiary.api.config import CacheConfig, LoRAConfig, SchedulerConfig
 from bestiary.api.errors import RequestError
+from bestiary.api.lora import LoRAInfo
 from bestiary.api.sampling import SamplingParams
+from bestiary.engine.adapters import Adapters
 from bestiary.engine.plan import NewRequest
 from bestiary.engine.scheduler import Scheduler
 from bestiary.engine.sequence import Sequence, Status
@@ -37,7 +39,7 @@ SHAPE = {
     "ignore_eos": [False, True],
     "prompt_logprobs": [None, None, 0],
     "priority": [0, 1, 2],
-    "lora_name": [None, None, "a"],
+    "lora_name": [None, None, "a@", "b@", "c@"],
     "cache_salt": [None, None, None, "s"],
     "n": [1, 1, 1, 2, 3],
     "numerical_at": [None] * 11 + [0, 1, 5],
@@ -53,6 +55,7 @@ ENGINE = {
     "prefix_caching": [True, True, False],
     "prompt_salt": [None, None, lambda length: str(length // 10)],
     "depth": [1, 1, 2, 3],
+    "max_loras": [None, 1, 2],
 }
 shapes = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in SHAPE.items()})
 engines = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in ENGINE.items()})
@@ -77,9 +80,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         cache = CacheConfig(block_size=self.block_size, enable_prefix_caching=engine["prefix_caching"])
         salt = engine["prompt_salt"]
-        self.depth = engine["depth"]
-        self.scheduler = Scheduler(config, cache, self.max_model_len, self.num_blocks, salt, self.depth)
-        self.model = PagedModel(self.num_blocks, self.block_size, vocab_size=31, prompt_salt=salt)
+        self.depth, self.max_loras = engine["depth"], engine["max_loras"]
+        adapters = None if self.max_loras is None else Adapters(LoRAConfig(max_loras=self.max_loras))
+        for name in "abc" if adapters else "":
+            adapters.add(LoRAInfo(name, "", "", 1, (), 0), pinned=False)
+        self.scheduler = Scheduler(config, cache, self.max_model_len, self.num_blocks, salt, self.depth, adapters)
+        self.model = PagedModel(
+            self.num_blocks, self.block_size, vocab_size=31, prompt_salt=salt, lora_slots=self.max_loras
+        )
+        self.evictions = 0
         self.requests: dict[str, Request] = {}
         self.number = 0
         self.plans = []  # in flight, oldest first
@@ -204,6 +213,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not flying & {item.request_id for item in plan.items}, "a request is in one plan at a time"
         assert bool(plan.items) or self.plans or not self._live(), "a step does something if there is something to do"
         assert all(item.request_id in self._live() for item in plan.items)
+        self.evictions += any(self.model.lora_slots[load.slot] is not None for load in plan.lora_loads)
         if not self.chunked:
             for item in plan.items:
                 sequence = self.requests[item.request_id].sequence
@@ -248,6 +258,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert s.num_computed <= s.capacity == len(s.block_table) * self.block_size
             full = s.num_computed // self.block_size
             assert all(holders[block] == 1 for block in s.block_table[full:]), "only what is computed is shared"
+        if self.max_loras is not None:
+            held = {s.lora_name for s in running} - {None}
+            assert len(held) <= self.max_loras
+            slots = [scheduler.slot_of(each) for each in ["a@", "b@", "c@"]]
+            assert all(scheduler.slot_of(each) is not None for each in held)
+            taken = [slot for slot in slots if slot is not None]
+            assert len(set(taken)) == len(taken) <= self.max_loras
         stats = scheduler.stats()
         assert (stats.running, stats.waiting) == (len(running), len(waiting))
         assert stats.kv_cache.used_blocks + stats.kv_cache.free_blocks == self.num_blocks
@@ -271,6 +288,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.model.known, "the executor was not told of every end"
         usage = self.scheduler.stats().kv_cache
         assert usage.free_blocks == usage.num_blocks
+        assert all(info.requests == 0 for info in self.scheduler._adapters.infos())
+        assert not any(self.scheduler._slots._holders.values())
 
 
 quick = settings(deadline=None, max_examples=100, stateful_step_count=15, suppress_health_check=[HealthCheck.too_slow])
@@ -321,6 +340,7 @@ def walks(seeds):
         seen["preempting"] += stats.preemptions > 0
         seen["piping"] += machine.most_in_flight > 1
         seen["hitting"] += stats.kv_cache.prefix_hits > 0
+        seen["evicting"] += machine.evictions > 0
         seen.update(request.ended_by for request in machine.requests.values())
     return seen
 
@@ -331,6 +351,7 @@ def test_random_walks():
     assert seen["preempting"] >= 50, "too few programs preempt for this test to mean anything"
     assert seen["piping"] >= 50, "too few programs have several plans in flight"
     assert seen["hitting"] >= 50, "too few programs hit the prefix cache"
+    assert seen["evicting"] >= 50, "too few programs evict adapters"
 
 
 @pytest.mark.full

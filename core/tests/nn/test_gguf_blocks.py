@@ -247,7 +247,7 @@ def test_experts_fused_in_one_tensor_keep_their_blocks():
 def test_experts_of_different_types_cannot_be_stacked():
     _, tensors = experts((Q4_0, Q4_0, Q4_0), merged=False)
     tensors["experts.2.w2.weight"] = blocks(Q8_0, HIDDEN, WIDTH)
-    with pytest.raises(ConfigError, match=r"experts\.0\.w2 and experts\.2\.w2 are not"):
+    with pytest.raises(ConfigError, match=r"experts\.2\.w2 is quantized differently than experts\.0\.w2"):
         loaded(lambda: Parts(experts=FusedMoE(EXPERTS, 2, HIDDEN, WIDTH, ckpt_names=("w1", "w2", "w3"))), tensors)
 
 

@@ -31,9 +31,7 @@ class TinyLayer(nn.Module):
         self.rotary = get_rope(
             head_dim, max_position=config.max_position_embeddings, rope_parameters=config.rope_parameters
         )
-        self.attn = Attention(
-            config.num_attention_heads, head_dim, scale=head_dim**-0.5, num_kv_heads=config.num_key_value_heads
-        )
+        self.attn = Attention(self.qkv.num_heads, head_dim, scale=head_dim**-0.5, num_kv_heads=self.qkv.num_kv_heads)
 
     def forward(self, positions, hidden_states):
         qkv, _ = self.qkv(self.norm(hidden_states))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from .gguf import GgufArchitecture
     from .intermediate import IntermediateTensors
+    from .lora import LoRARequest
     from .protocols import (
         EagleModelMixin,
         HasInnerState,
@@ -43,6 +44,7 @@ _OWNERS = {
     "config": ("CacheConfig", "LoRAConfig", "ModelConfig", "ParallelConfig", "SchedulerConfig", "VllmConfig"),
     "gguf": ("GgufArchitecture",),
     "intermediate": ("IntermediateTensors",),
+    "lora": ("LoRARequest",),
     "protocols": (
         "EagleModelMixin",
         "HasInnerState",
@@ -74,6 +76,7 @@ __all__ = [
     "IsAttentionFree",
     "IsHybrid",
     "LoRAConfig",
+    "LoRARequest",
     "MixtureOfExperts",
     "ModelConfig",
     "ModelRegistry",

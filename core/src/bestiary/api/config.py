@@ -149,6 +149,7 @@ class ParallelConfig:
                 "one number of layers for each pipeline stage", field="pipeline_layers", value=list(layers),
                 limit=f"{self.pipeline_parallel_size} numbers, each at least 1",
             )  # fmt: skip
+        self._check_experts()
         if self.world_size_across_dp % self.nnodes:
             raise UsageError(
                 f"{self.world_size_across_dp} ranks cannot be divided among {self.nnodes} machines",
@@ -157,6 +158,17 @@ class ParallelConfig:
         for name, limit in (("node_rank", self.nnodes), ("rank", self.world_size_across_dp)):
             if getattr(self, name) >= limit:
                 raise UsageError(f"{name} is too large", field=name, value=getattr(self, name), limit=f"below {limit}")
+
+    def _check_experts(self) -> None:
+        """What is for experts that are divided among ranks needs experts that are."""
+        asked = {"enable_eplb": self.enable_eplb, "num_redundant_experts": self.eplb_config.num_redundant_experts}
+        for name, value in asked.items():
+            if value and not (self.enable_expert_parallel and self.tensor_parallel_size > 1):
+                raise UsageError(
+                    f"{name} is for whole experts that lie on several ranks", field=name, value=value,
+                    limit="with enable_expert_parallel, and a tensor_parallel_size of at least 2",
+                    fix="enable_expert_parallel=True (--enable-expert-parallel), or leave it out",
+                )  # fmt: skip
 
     @property
     def world_size(self) -> int:
@@ -191,10 +203,20 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """Adapter slots held beside the model, and the largest rank they hold."""
+    """Adapters beside the model.
+
+    Attributes:
+        max_loras: slots, which is how many different adapters one step computes with. max_lora_rank: the largest rank
+            that a slot holds. max_cpu_loras: adapters kept in memory, in slots or ready to be put into one.
+    """
 
     max_loras: int = 4
     max_lora_rank: int = 64
+    max_cpu_loras: int = 64
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_loras", "max_lora_rank")
+        _at_least(self, self.max_loras, "max_cpu_loras")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@
     ├── BadTarget                     what `certify` was given is no plugin            exit 2
     ├── EngineError                   the runtime itself failed                        exit 1
     ├── RequestError                  one request is refused; others go on             exit 1
+    │   └── BadAdapter                the adapter it wants is damaged, or does not fit  exit 2
     ├── ModelError                    the model (directory, file, hub id) is bad       exit 2
     │   ├── ConfigError               config.json, its fields and overrides
     │   │   └── UnknownArchitecture   nothing installed implements it
@@ -119,6 +120,11 @@ class EngineError(BestiaryError):
 
 class RequestError(BestiaryError, ValueError):
     code = "BAD_REQUEST"
+
+
+class BadAdapter(RequestError):
+    code = "BAD_ADAPTER"
+    exit_code = 2
 
 
 class ModelError(BestiaryError):

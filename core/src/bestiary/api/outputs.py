@@ -66,7 +66,10 @@ class RequestMetrics:
 
 @dataclass(slots=True, eq=False)
 class RequestOutput:
-    """A request and all that was generated for it so far; `outputs` holds its `n` answers."""
+    """A request and all that was generated for it so far; `outputs` holds its `n` answers.
+
+    lora_name: the adapter that answered; None for the model alone.
+    """
 
     request_id: str
     prompt: str | None
@@ -75,3 +78,4 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     finished: bool = False
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    lora_name: str | None = None

@@ -12,7 +12,6 @@ from typing import Any
 from bestiary.api.errors import UsageError
 
 _KNOWN: dict[str, tuple[object, ...]] = {
-    "enable_lora": (False,),
     "trust_remote_code": (False,),
     "enforce_eager": (True, False),
     "disable_log_stats": (True, False),
@@ -49,6 +48,8 @@ class EngineArgs:
             fields to the fields.
         load_format: "auto", "safetensors", "gguf" or "dummy". allow_nonfinite: accept NaN and Inf in weights.
         verify: compare weight files with their published SHA-256 before they are read.
+        enable_lora: make room for adapters; `lora_modules` (name → directory), which are added at the start, imply it.
+        max_loras, max_lora_rank, max_cpu_loras: see `LoRAConfig`.
         plugin: architecture → distribution, where several provide one.
         quantization: quantize while loading, by a method's name. attention_backend, ops: implementations by name,
             instead of the best one.
@@ -91,6 +92,11 @@ class EngineArgs:
     quantization: str | None = None
     attention_backend: str | None = None
     ops: Mapping[str, str] = field(default_factory=dict)
+    enable_lora: bool = False
+    lora_modules: Mapping[str, str] = field(default_factory=dict)
+    max_loras: int = 4
+    max_lora_rank: int = 64
+    max_cpu_loras: int = 64
     plugin: Mapping[str, str] = field(default_factory=dict)
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
 
 from bestiary.nn.attention.metadata import AttentionMetadata
+from bestiary.nn.lora.rows import SlotRows
 
 from .plan import ScheduledItem, StepPlan
 from .request_state import RequestState
+
+_NO_SLOTS: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,7 @@ class ForwardBatch:
         logits_rows: int64 ``[rows]``, the token rows whose logits are wanted; None where they are all rows, in order.
         sampled: the requests that draw a token, with the row of `logits_rows` each draws from.
         prompt_rows: for requests that want prompt log-probabilities: (request, rows of `logits_rows`, first position).
+        lora, logits_lora: the adapter slots of the tokens, and of the rows of `logits_rows`; None where nobody has one.
     """
 
     input_ids: torch.Tensor
@@ -31,12 +36,18 @@ class ForwardBatch:
     logits_rows: torch.Tensor | None
     sampled: tuple[tuple[RequestState, int], ...]
     prompt_rows: tuple[tuple[RequestState, range, int], ...]
+    lora: SlotRows | None = None
+    logits_lora: SlotRows | None = None
 
 
 def make_batch(
-    plan: StepPlan, states: Mapping[str, RequestState], block_size: int, device: torch.device
+    plan: StepPlan,
+    states: Mapping[str, RequestState],
+    block_size: int,
+    device: torch.device,
+    lora_slots: Mapping[str, int] = _NO_SLOTS,
 ) -> ForwardBatch:
-    """Lay the plan's items out flat, single-token items first."""
+    """Lay the plan's items out flat, single-token items first. `lora_slots`: adapter id → slot."""
     items = sorted(plan.items, key=lambda item: item.count > 1)
     ids: list[int] = []
     for item in items:
@@ -50,6 +61,8 @@ def make_batch(
     blocks = tables[np.repeat(np.arange(len(items)), counts), positions // block_size]
     slots = blocks.astype(np.int64) * block_size + positions % block_size
     rows, sampled, prompt_rows = _wanted_logits(items, states, ends)
+
+    lora, logits_lora = _adapters(items, states, lora_slots, counts, rows, device)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
@@ -74,7 +87,25 @@ def make_batch(
         logits_rows=None if len(rows) == len(ids) else tensor(np.array(rows, dtype=np.int64)),
         sampled=sampled,
         prompt_rows=prompt_rows,
+        lora=lora,
+        logits_lora=logits_lora,
     )
+
+
+def _adapters(
+    items: Sequence[ScheduledItem],
+    states: Mapping[str, RequestState],
+    lora_slots: Mapping[str, int],
+    counts: np.ndarray,
+    rows: Sequence[int],
+    device: torch.device,
+) -> tuple[SlotRows | None, SlotRows | None]:
+    """The adapter slots of all tokens, and of the rows whose logits are wanted."""
+    ids = [states[item.request_id].lora_id for item in items]
+    if not any(ids):
+        return None, None
+    slots = np.repeat([-1 if each is None else lora_slots[each] for each in ids], counts)
+    return SlotRows.of(slots, device), SlotRows.of(slots[list(rows)], device)
 
 
 def _block_tables(items: Sequence[ScheduledItem]) -> np.ndarray:

@@ -8,29 +8,37 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from bestiary.api.config import VllmConfig
+from bestiary.api.conformance import supports_lora
 from bestiary.api.errors import ModelError, UsageError
 from bestiary.api.hook_manager import HookManager
 from bestiary.api.hooks import KINDS
+from bestiary.api.lora import LoRARequest
 from bestiary.api.registry import ModelRegistry, Registry
 from bestiary.nn.attention.backend import AttentionType
 from bestiary.nn.attention.choice import choose_backend
 from bestiary.nn.logits import LogitsProcessor
+from bestiary.nn.lora import AdapterSlots, attach
 from bestiary.nn.ops.registry import ChosenOps, Target, choose_ops
 from bestiary.nn.parallel import use_groups
 from bestiary.nn.placement import finish
 
+from .adapters import Adapters
 from .arguments import EngineArgs
 from .engine import LLMEngine
 from .executor import UniprocExecutor
+from .loader.alias import AppliedAlias
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
-from .loader.vllm_config import choose_device, make_vllm_config, parallel_config
+from .loader.quantization import choose_quantization
+from .loader.vllm_config import make_vllm_config, parallel_config
 from .memory import num_kv_blocks
 from .notices import notice
 from .parallel.assembly import assemble
+from .parallel.eplb import check_eplb
 from .parallel.executor import RankExecutor
 from .parallel.seat import Seat, take_seat
 from .parallel.team import Team
@@ -51,9 +59,11 @@ class EngineBuilder:
         registry: Registry = ModelRegistry,
         *,
         seat: Seat | None = None,
+        together: bool = True,
         on_built: Callable[[], None] = lambda: None,
     ) -> None:
         """`seat` is a rank's that another process started; otherwise this one finds its own, and starts the others.
+        Where ranks are not to come `together`, there is no seat: to look at a model, or at a rank's part of it.
 
         `on_built` is called when this rank's part of the model is built, before it waits for the others.
         """
@@ -61,7 +71,7 @@ class EngineBuilder:
         self.args = args
         self.registry = registry
         self.parallel = parallel_config(args)
-        self.seat = seat or take_seat(self.parallel)
+        self.seat = seat or (take_seat(self.parallel) if together else None)
         if self.seat is not None:
             self.parallel = replace(self.parallel, rank=self.seat.rank)
         self.hooks = HookManager(registry.installation, args.plugin).load()
@@ -90,7 +100,8 @@ class EngineBuilder:
         hf_config, misspelt = self.description.hf_config(self.hooks)
         for text in (*self.description.notices, *misspelt):
             notice(text)
-        config = make_vllm_config(self.args, self.description, found.architecture, hf_config, self._quantization())
+        quantization = choose_quantization(self.args, self.description, self.hooks)
+        config = make_vllm_config(self.args, self.description, found.architecture, hf_config, quantization)
         config = replace(config, parallel_config=self.parallel)
         return found.model_class, config
 
@@ -102,6 +113,8 @@ class EngineBuilder:
         try:
             with use_groups(None if team is None else team.groups):
                 model = build_model(model_class, config)
+                check_eplb(model, config)
+                check_lora(model, config)
                 bind_attention(model, config, self.hooks.all("attention_backends"))
                 if team is not None:
                     self.on_built()
@@ -109,7 +122,12 @@ class EngineBuilder:
                 load_model(model, config, self.description, self.hooks.all("weight_formats"))
                 with ops.active():
                     finish(model)
-            return self._engine(model, config, ops, team, eos_token_ids)
+                slots = adapter_slots(model, config, self.description.alias)
+            engine = self._engine(model, config, ops, team, eos_token_ids, slots)
+            if team is None or team.leads:
+                for name, path in self.args.lora_modules.items():
+                    engine.add_lora(LoRARequest(name, lora_path=path))
+            return engine
         except BaseException:
             if team is not None:
                 team.abandon()
@@ -117,14 +135,23 @@ class EngineBuilder:
             raise
 
     def _engine(
-        self, model: nn.Module, config: VllmConfig, ops: ChosenOps, team: Team | None, eos_token_ids: frozenset[int]
+        self,
+        model: nn.Module,
+        config: VllmConfig,
+        ops: ChosenOps,
+        team: Team | None,
+        eos_token_ids: frozenset[int],
+        slots: AdapterSlots | None,
     ) -> LLMEngine:
         local = 1 if team is None else team.seat.local_size
-        num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config, sharers=local)
+        on_cpu = config.device_config.device == "cpu"  # where the slots' memory is taken when it is written
+        reserved = slots.nbytes * local if slots is not None and on_cpu else 0
+        num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config, reserved, sharers=local)
         if team is not None:
             num_blocks = team.smallest(num_blocks)
         width = vocab_size(model, config)
-        runner = ModelRunner(model, config, num_blocks, ops, width, None if team is None else team.groups)
+        runner = ModelRunner(model, config, num_blocks, ops, width, None if team is None else team.groups, slots)
+        adapters = Adapters(config.lora_config)
         schedulers = [
             Scheduler(
                 config.scheduler_config,
@@ -133,6 +160,7 @@ class EngineBuilder:
                 num_blocks,
                 prompt_salt(model),
                 self.parallel.pipeline_parallel_size,
+                adapters,
             )
             for _ in range(self.parallel.data_parallel_size)
         ]
@@ -141,6 +169,7 @@ class EngineBuilder:
             schedulers,
             UniprocExecutor(runner) if team is None else RankExecutor(runner, team),
             team=team,
+            adapters=adapters,
             vocab_size=width,
             eos_token_ids=_within(self.description.eos_token_ids | eos_token_ids, width),
             observers=[make() for make in self.hooks.all("step_observers").values()],
@@ -150,17 +179,30 @@ class EngineBuilder:
             weakref.finalize(engine, team.close)  # an engine that nobody closed ends its processes all the same
         return engine
 
-    def _quantization(self) -> Any:
-        """The `QuantizationConfig` that `quantization_config` or the `quantization` argument asks for."""
-        declared: Mapping[str, Any] | None = self.description.data.get("quantization_config")
-        name = self.args.quantization or (declared or {}).get("quant_method")
-        if name is None:
-            return None
-        method = self.hooks.get("quantization_methods", name)
-        made = method.from_config(self.description.quantization_config(name))
-        if reason := made.why_not(choose_device(self.args.device)):
-            raise ModelError(f"quantization {name} cannot run here: {reason}", field="quantization", value=name)
-        return made
+
+def check_lora(model: nn.Module, config: VllmConfig) -> None:
+    """Refuse adapters where they cannot be. For models just built.
+
+    Raises:
+        ModelError: the class does not claim that adapters fit it.
+    """
+    if config.lora_config is not None and not supports_lora(model):
+        raise ModelError(
+            f"{type(model).__name__} does not say that adapters fit it", code="LORA_UNSUPPORTED",
+            field=config.model_config.architecture, limit="a class that claims SupportsLoRA",
+            fix="without enable_lora and --lora; or its author: claim SupportsLoRA",
+        )  # fmt: skip
+
+
+def adapter_slots(
+    model: nn.Module, config: VllmConfig, alias: AppliedAlias | None, device: str | None = None
+) -> AdapterSlots | None:
+    """Slots for adapters in a finished model, on its device or on `device`; None where none are wanted. The renames of
+    an `alias` hold for adapters too."""
+    if config.lora_config is None:
+        return None
+    mappers = [] if alias is None else [alias.mapper()]
+    return attach(model, config.lora_config, torch.device(device or config.device_config.device), mappers)
 
 
 def _within(eos_token_ids: frozenset[int], vocab_size: int) -> frozenset[int]:

@@ -10,7 +10,16 @@ _LOADER = "bestiary.engine.loader"
 
 @hookimpl
 def quantization_methods() -> Offers:
-    return {"gguf": f"{_NN}.quant.gguf:GgufConfig", "int8": f"{_NN}.quant.int8:Int8Config"}
+    return {
+        "int8": f"{_NN}.quant.int8:Int8Config",
+        "int4": f"{_NN}.quant.grouped:Int4Config",
+        "fp8": f"{_NN}.quant.fp8:Fp8Config",
+        "gguf": f"{_NN}.quant.gguf:GgufConfig",
+        "gptq": f"{_NN}.quant.gptq:GptqConfig",
+        "awq": f"{_NN}.quant.awq:AwqConfig",
+        "compressed-tensors": f"{_NN}.quant.compressed_tensors:CompressedTensorsConfig",
+        "bitsandbytes": f"{_NN}.quant.bitsandbytes:BitsAndBytesConfig",
+    }
 
 
 @hookimpl
@@ -24,7 +33,13 @@ def attention_backends() -> Offers:
 
 @hookimpl
 def op_implementations() -> Offers:
-    return {"linear/by_shape": f"{_NN}.ops.linear:BY_SHAPE", "linear/fixed_tile": f"{_NN}.ops.linear:FIXED_TILE"}
+    return {
+        "linear/by_shape": f"{_NN}.ops.linear:BY_SHAPE",
+        "linear/fixed_tile": f"{_NN}.ops.linear:FIXED_TILE",
+        "linear_int8_int8/int_mm": f"{_NN}.ops.quant:INT_MM",
+        "add_lora/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE",
+        "add_lora_embedding/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE_EMBEDDING",
+    }
 
 
 @hookimpl

@@ -13,20 +13,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bestiary.api.config import VllmConfig
-from bestiary.api.errors import EngineError, RequestError
+from bestiary.api.errors import BadAdapter, EngineError, RequestError
 from bestiary.api.hooks import StepObserver
+from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.sampling import SamplingParams
 
+from .adapters import Adapters
 from .executor import Executor
 from .lanes import Lanes, PlanFailed
+from .library import AdapterLibrary
 from .notices import notice
 from .parallel.agreement import plan_settings, refuse_other_settings
 from .parallel.interrupts import uninterrupted
-from .parallel.messages import AddRequest, EndRequest, Settings
+from .parallel.messages import AddAdapter, AddRequest, EndRequest, Event, PinAdapter, RemoveAdapter, Settings
 from .plan import StepPlan
 from .scheduler import Scheduler, SchedulerStats
 from .sequence import Sequence, SequenceUpdate
@@ -40,6 +44,7 @@ class LLMEngine:
 
     Args:
         schedulers: one a copy of the model. team: the other ranks; None where this process is alone.
+        adapters: those that all schedulers know.
         vocab_size: width of the logits; token ids in requests must lie below it.
         eos_token_ids: what ends an answer unless `ignore_eos`.
         observers: told of every step. ops: which implementation of each op was chosen, for `doctor`.
@@ -52,6 +57,7 @@ class LLMEngine:
         executor: Executor,
         *,
         team: Team | None = None,
+        adapters: Adapters | None = None,
         vocab_size: int,
         eos_token_ids: frozenset[int] = frozenset(),
         observers: SequenceOf[StepObserver] = (),
@@ -62,6 +68,7 @@ class LLMEngine:
         self.executor = executor
         self.team = team
         self.dead: EngineError | None = None
+        self.library = AdapterLibrary(adapters or Adapters(), self.lanes, executor, team)
         self._expected: dict[str, AddRequest] = {}
         if team is not None and team.leads:
             team.note(Settings(tuple(sorted(eos_token_ids)), plan_settings(vllm_config)))
@@ -83,14 +90,19 @@ class LLMEngine:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> list[str]:
         """Admit one request, all its `n` answers or none.
+
+        Args:
+            lora_request: the adapter that answers; one that is not known is read and checked first.
 
         Returns:
             The ids under which updates come: `request_id` itself, or ``request_id/0`` … where `n` > 1.
 
         Raises:
-            RequestError: it can never run; nothing was changed. EngineError: a rank was lost, and with it the engine.
+            RequestError: it can never run; nothing was changed. BadAdapter: its adapter cannot be used. EngineError: a
+                rank was lost, and with it the engine.
         """
         self._refuse_if_dead()
         if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 2**63:
@@ -102,10 +114,13 @@ class LLMEngine:
             self._check_ids(name, getattr(sampling, name) or ())
         self._check_ids("logit_bias", tuple(sampling.logit_bias))
         self._check_drawable(sampling)
-        request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt)
+        adapter = None if lora_request is None else lora_request.lora_name
+        request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, adapter)
         if self.team is not None and not self.team.leads:
             self._expected[request_id] = request  # admitted when rank 0 says so
             return _answers(request)
+        if lora_request is not None:
+            self.add_lora(lora_request, pinned=False)
         children = self._admit(request)
         if self.team is not None:
             self.team.note(request)
@@ -113,6 +128,7 @@ class LLMEngine:
 
     def _admit(self, request: AddRequest) -> list[str]:
         sampling, sequences = request.sampling, list[Sequence]()
+        lora_id = self.library.id_of(request.lora_name)
         children = _answers(request)
         for index, child in enumerate(children):
             own = sampling if sampling.n == 1 else sampling.child(index)
@@ -125,11 +141,56 @@ class LLMEngine:
                     priority=request.priority,
                     eos_token_ids=self.eos_token_ids,
                     cache_salt=request.cache_salt,
+                    lora_name=lora_id,
                     leader=sequences[0] if sequences else None,
                 )
             )
         self.lanes.add(*sequences)
         return children
+
+    def add_lora(self, request: LoRARequest, *, pinned: bool = True) -> LoRAInfo:
+        """Make an adapter known: read it and check that it fits. One that is known under its name is only looked up.
+
+        Args:
+            pinned: it stays until it is removed; otherwise it gives way when room is needed.
+
+        Raises:
+            BadAdapter: it is damaged or does not fit, and nothing was changed. RequestError: the name is another
+                adapter's, there is no room, or the engine has no slots.
+        """
+        self._refuse_if_dead()
+        if self.team is None:
+            return self.library.add(request, pinned=pinned)
+        try:
+            with uninterrupted():
+                return self._add_lora_together(self.team, request, pinned)
+        except EngineError as error:
+            self.dead = self.team.explained(error)
+            self.team.abandon()
+            raise self.dead from error
+
+    def _add_lora_together(self, team: Team, request: LoRARequest, pinned: bool) -> LoRAInfo:
+        """Ranks other than the first wait until that one, whose script does the same, asks them to read it."""
+        if team.leads:
+            return self.library.add(request, pinned=pinned)
+        while (known := self.library.find(request)) is None:
+            self.library.refused = None
+            self._hear(team)
+            if self.library.refused is not None:
+                raise self.library.refused
+        return known
+
+    def remove_lora(self, name: str) -> LoRAInfo:
+        """Forget an adapter. Raises `RequestError`: there is none of this name, or a request wants it."""
+        self._refuse_if_dead()
+        known = self.library.find(LoRARequest(name))
+        if self.team is not None and not self.team.leads and known is not None:
+            return known  # forgotten when rank 0 says so
+        return self.library.remove(name)
+
+    def list_loras(self) -> list[LoRAInfo]:
+        """The adapters that are known, by name."""
+        return self.library.infos()
 
     def step(self) -> list[SequenceUpdate]:
         """Compute one step; every accepted request ends in exactly one terminal update.
@@ -175,22 +236,39 @@ class LLMEngine:
         if team.leads:
             team.tell()
             return
-        for event in team.hear():
-            if isinstance(event, AddRequest):
-                own = self._expected.pop(event.request_id, event)
-                if own != event:
-                    raise EngineError(
-                        f"rank {team.rank} was given another request than rank 0", code="RANKS_DISAGREE",
-                        field=event.request_id, fix="give every rank the same requests, or serve from rank 0 alone",
-                    )  # fmt: skip
-                self._admit(event)
-            elif isinstance(event, Settings):
-                self.eos_token_ids = frozenset(event.eos_token_ids)
-                refuse_other_settings(event.values, plan_settings(self.vllm_config), team.rank)
-            elif isinstance(event, EndRequest):
-                self.lanes.finish(event.request_id, event.reason, event.stop_reason)
-            else:
-                raise EngineError("rank 0 has closed the engine", code="CLOSED")
+        while not self._hear(team):
+            pass
+
+    def _hear(self, team: Team) -> bool:
+        """Do what rank 0 says; whether it begins a step."""
+        tick = team.hear()
+        for event in tick.events:
+            self._apply(team, event)
+        return tick.step
+
+    def _apply(self, team: Team, event: Event) -> None:
+        if isinstance(event, AddRequest):
+            own = self._expected.pop(event.request_id, event)
+            if own != event:
+                raise EngineError(
+                    f"rank {team.rank} was given another request than rank 0", code="RANKS_DISAGREE",
+                    field=event.request_id, fix="give every rank the same requests, or serve from rank 0 alone",
+                )  # fmt: skip
+            self._admit(event)
+        elif isinstance(event, Settings):
+            self.eos_token_ids = frozenset(event.eos_token_ids)
+            refuse_other_settings(event.values, plan_settings(self.vllm_config), team.rank)
+        elif isinstance(event, EndRequest):
+            self.lanes.finish(event.request_id, event.reason, event.stop_reason)
+        elif isinstance(event, AddAdapter):
+            with suppress(BadAdapter):  # rank 0 says it
+                self.library.read(event)
+        elif isinstance(event, PinAdapter):
+            self.library.pin(event.name)
+        elif isinstance(event, RemoveAdapter):
+            self.library.forget(event.name)
+        else:
+            raise EngineError("rank 0 has closed the engine", code="CLOSED")
 
     def follow(self) -> None:
         """Do what rank 0 does, until it closes the engine. Raises `EngineError` where a rank is lost."""

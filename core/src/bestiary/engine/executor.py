@@ -6,6 +6,7 @@ from collections import deque
 from typing import Protocol
 
 from bestiary.api.errors import EngineError
+from bestiary.api.lora import LoRAInfo
 
 from .plan import StepPlan, StepResult
 from .runner import ModelRunner
@@ -14,7 +15,9 @@ from .runner import ModelRunner
 class Executor(Protocol):
     """Takes plans in order and gives their results in order; several may be on their way (a pipeline).
 
-    `copy` counts copies of the model (data parallelism). `shutdown` releases whatever is held; it may be called twice.
+    `copy` counts copies of the model (data parallelism). `add_adapter` reads an adapter, checks that it fits this
+    rank's part of the model, and keeps it, or changes nothing and raises; plans name it by the id in its `LoRAInfo`
+    until `remove_adapter`. `shutdown` releases whatever is held; it may be called twice.
     """
 
     def launch(self, plan: StepPlan, copy: int = 0) -> None: ...
@@ -22,6 +25,10 @@ class Executor(Protocol):
     def collect(self, plan: StepPlan, copy: int = 0) -> StepResult:
         """The result of `plan`, the oldest one launched."""
         ...
+
+    def add_adapter(self, name: str, path: str) -> LoRAInfo: ...
+
+    def remove_adapter(self, lora_id: str) -> None: ...
 
     def shutdown(self) -> None: ...
 
@@ -34,12 +41,23 @@ class UniprocExecutor:
         self._results: deque[StepResult] = deque()
 
     def launch(self, plan: StepPlan, copy: int = 0) -> None:
-        if self.runner is None:
-            raise EngineError("this engine was shut down", code="CLOSED", fix="make a new LLM")
-        self._results.append(self.runner.execute(plan))
+        self._results.append(live(self.runner).execute(plan))
 
     def collect(self, plan: StepPlan, copy: int = 0) -> StepResult:
         return self._results.popleft()
 
+    def add_adapter(self, name: str, path: str) -> LoRAInfo:
+        return live(self.runner).add_adapter(name, path)
+
+    def remove_adapter(self, lora_id: str) -> None:
+        live(self.runner).remove_adapter(lora_id)
+
     def shutdown(self) -> None:
         self.runner = None
+
+
+def live(runner: ModelRunner | None) -> ModelRunner:
+    """The runner, unless its executor was shut down."""
+    if runner is None:
+        raise EngineError("this engine was shut down", code="CLOSED", fix="make a new LLM")
+    return runner

@@ -35,12 +35,15 @@ def free_memory(device: str) -> int:
     return free
 
 
-def num_kv_blocks(specs: Iterable[KVCacheSpec], config: VllmConfig, reserved: int = 0, sharers: int = 1) -> int:
+def num_kv_blocks(
+    specs: Iterable[KVCacheSpec], config: VllmConfig, reserved: int = 0, sharers: int = 1, free: int | None = None
+) -> int:
     """The number of blocks to allocate.
 
     `num_blocks` if set; else what fits `memory_bytes`, or half of the free memory (on a CPU 4 GiB of it, unless one
     sequence needs more), but never more than `max_num_seqs` sequences of `max_model_len` tokens can use. `reserved`
-    bytes will be taken by something else first; `sharers` processes divide what is free of a CPU's memory.
+    bytes will be taken by something else first; `sharers` processes divide what is free of a CPU's memory. `free` is
+    what is free on the machine that is meant, where that is not this one.
 
     Raises:
         UsageError: not even one sequence of `max_model_len` tokens fits; with the length that would.
@@ -55,7 +58,8 @@ def num_kv_blocks(specs: Iterable[KVCacheSpec], config: VllmConfig, reserved: in
         return useful
     budget = cache.memory_bytes
     if budget is None:
-        budget = int((free_memory(config.device_config.device) - reserved) * SHARE_OF_FREE_MEMORY)
+        free = free_memory(config.device_config.device) if free is None else free
+        budget = int((free - reserved) * SHARE_OF_FREE_MEMORY)
         if config.device_config.device == "cpu":
             budget = min(budget, max(DEFAULT_CPU_BYTES, per_sequence * size)) // sharers
     fitting = budget // size

@@ -20,7 +20,8 @@ from bestiary.api.sampling import SamplingParams
 class NewRequest:
     """A request the executor has not seen. `seed` is final: draws are keyed by it and the token's position.
 
-    `eos_token_ids` are banned while fewer than `sampling.min_tokens` tokens were drawn.
+    `eos_token_ids` are banned while fewer than `sampling.min_tokens` tokens were drawn. `lora_name` is the id of its
+    adapter, which is in a slot whenever the request is among a plan's items.
     """
 
     request_id: str
@@ -46,18 +47,26 @@ class ScheduledItem(NamedTuple):
     samples: bool
 
 
+class LoRALoad(NamedTuple):
+    """Put the adapter with this id into a slot, in place of what is there."""
+
+    slot: int
+    lora_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """One forward pass: items in batch order.
 
     The executor applies `finished` first, then `new`: an id may end and come back in one plan. After a step that failed
-    as a whole both are said again, so it ignores the end of a request it does not know.
+    as a whole both are said again, so it ignores the end of a request it does not know; `lora_loads` likewise.
     """
 
     step: int
     items: tuple[ScheduledItem, ...]
     new: tuple[NewRequest, ...] = ()
     finished: tuple[str, ...] = ()
+    lora_loads: tuple[LoRALoad, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -14,15 +14,17 @@ class RequestState:
         tokens: prompt and everything drawn so far.
         output_counts: how often each token was drawn.
         banned_until_min: ids not to be drawn while fewer than `min_tokens` tokens were.
+        lora_id: its adapter's.
     """
 
-    __slots__ = ("banned_until_min", "output_counts", "prompt_len", "request_id", "sampling", "seed",
+    __slots__ = ("banned_until_min", "lora_id", "output_counts", "prompt_len", "request_id", "sampling", "seed",
                  "tokens")  # fmt: skip
 
     def __init__(self, new: NewRequest) -> None:
         self.request_id = new.request_id
         self.sampling = new.sampling
         self.seed = new.seed
+        self.lora_id = new.lora_name
         self.tokens: list[int] = list(new.prompt_token_ids)
         self.prompt_len = len(self.tokens)
         self.output_counts: Counter[int] = Counter()

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from bestiary.api.config import VllmConfig
 from bestiary.api.errors import BrokenPlugin, EngineError
 from bestiary.api.intermediate import IntermediateTensors
+from bestiary.api.lora import LoRAInfo
 from bestiary.api.outputs import TokenLogprobs
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.attention.layer import Attention
 from bestiary.nn.context import ForwardContext, forward_context
+from bestiary.nn.lora import AdapterSlots
 from bestiary.nn.ops.by_value import by_value
 from bestiary.nn.ops.registry import ChosenOps
 from bestiary.nn.parallel import Groups, use_groups
 from bestiary.nn.prompt import PromptDependent
+from bestiary.nn.zeros import untouched_zeros
 
 from .batch import ForwardBatch, make_batch
+from .loaded_adapters import LoadedAdapters
 from .plan import StepPlan, StepResult
 from .request_state import RequestState
 from .sampler import sample, token_logprobs
@@ -54,6 +56,7 @@ class ModelRunner:
         num_blocks: KV-cache blocks that every caching layer gets. ops: the versions of ops its steps run with.
         vocab_size: the width that its logits must have.
         groups: among whom the model is divided; the step runs under them.
+        slots: the model's adapter slots; None where it has none.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class ModelRunner:
         ops: ChosenOps,
         vocab_size: int,
         groups: Groups | None = None,
+        slots: AdapterSlots | None = None,
     ) -> None:
+        self.adapters = None if slots is None else LoadedAdapters(slots)
         self.model: Any = model
         self.groups = groups or Groups()
         self.dtype = vllm_config.model_config.dtype
@@ -84,7 +89,7 @@ class ModelRunner:
             if backend is None:
                 raise EngineError(f"attention layer {name} has no backend: the model was not finished")
             shape = backend.cache_shape(spec, num_blocks, self.block_size)
-            caches[name] = _zeros(tuple(shape), spec.dtype, self.device)
+            caches[name] = untouched_zeros(tuple(shape), spec.dtype, self.device)
         return caches
 
     @torch.inference_mode()
@@ -114,7 +119,20 @@ class ModelRunner:
             self.states.pop(request_id, None)
         for new in plan.new:
             self.states[new.request_id] = RequestState(new)
-        return make_batch(plan, self.states, self.block_size, self.device) if plan.items else None
+        slots = {} if self.adapters is None else self.adapters.follow(plan)
+        return make_batch(plan, self.states, self.block_size, self.device, slots) if plan.items else None
+
+    def add_adapter(self, name: str, path: str) -> LoRAInfo:
+        """Read an adapter, check that it fits this rank's part, and keep it for plans. Raises `BadAdapter`."""
+        if self.adapters is None:
+            raise EngineError("this model has no slots for adapters")
+        with use_groups(self.groups), self.ops.active():
+            return self.adapters.add(name, path)
+
+    def remove_adapter(self, lora_id: str) -> None:
+        """Forget an adapter that no plan will name any more; one that is not known is none."""
+        if self.adapters is not None:
+            self.adapters.remove(lora_id)
 
     def empty(self, batch: ForwardBatch) -> IntermediateTensors:
         """What this stage receives from the one before, to be filled."""
@@ -129,10 +147,10 @@ class ModelRunner:
     ) -> torch.Tensor | IntermediateTensors | None:
         """This stage's part: what the next one receives, or, from the last, logits (None where none are wanted)."""
         elementwise = by_value() if self.deterministic else nullcontext()  # type: ignore[no-untyped-call]
-        context = forward_context(ForwardContext(batch.attention, self.kv_caches))
         more = {} if received is None else {"intermediate_tensors": received}
-        with use_groups(self.groups), self.ops.active(), elementwise, context:
-            hidden = self.model(input_ids=batch.input_ids, positions=batch.positions, **more)
+        with use_groups(self.groups), self.ops.active(), elementwise:
+            with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.lora)):
+                hidden = self.model(input_ids=batch.input_ids, positions=batch.positions, **more)
             if not self.groups.pipeline.is_last_rank:
                 return _checked_intermediates(hidden)
             _check_shape("forward", hidden, len(batch.input_ids), None)
@@ -140,7 +158,8 @@ class ModelRunner:
                 if not len(batch.logits_rows):
                     return None
                 hidden = hidden[batch.logits_rows]
-            logits: torch.Tensor = self.model.compute_logits(hidden_states=hidden)
+            with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.logits_lora)):
+                logits: torch.Tensor = self.model.compute_logits(hidden_states=hidden)
             _check_shape("compute_logits", logits, len(hidden), self.vocab_size)
         return logits
 
@@ -192,14 +211,6 @@ def _check_shape(method: str, found: object, rows: int, width: int | None) -> No
             value=type(found).__name__ if shape is None else f"{found.dtype} {list(shape)}",  # type: ignore[attr-defined]
             limit=f"floating-point numbers of shape {list(wanted)}",
         )
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros whose pages the CPU gives only when they are written: `torch.zeros` would touch all of them now."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(pages).view(dtype).view(shape)
 
 
 def _prompt_logprobs(batch: ForwardBatch, logits: torch.Tensor) -> dict[str, list[TokenLogprobs]]:

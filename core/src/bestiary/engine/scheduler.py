@@ -10,6 +10,10 @@ The rules, all of them:
 * **Admission.** A waiting request is admitted when all tokens it has now fit into free blocks (they are not reserved).
   The best-ranked one that does not fit keeps all behind it waiting, so nobody is overtaken for ever. A request lets its
   leader (a sibling with the same prompt) compute the prompt first, for then it finds that in the prefix cache.
+* **Adapters.** A request with an adapter runs when that has a slot, or can get one (`adapters.py`). While one waits for
+  a slot, of those behind it only requests without an adapter are admitted, so that slots become free; requests of a
+  strictly worse priority give theirs up, all those of one adapter. In one step no request with an adapter is looked at
+  again after others were admitted.
 * **Preemption.** Where a running request lacks a block, the worst-ranked running one gives up all of its own; it keeps
   its tokens and computes them again later, as if they were its prompt. Where a waiting request lacks a block or a
   place, only running ones of a strictly worse priority give way. The best-ranked running request is never preempted for
@@ -39,6 +43,7 @@ from bestiary.api.config import CacheConfig, SchedulerConfig
 from bestiary.api.errors import EngineError, RequestError
 from bestiary.api.outputs import FinishReason, TokenLogprobs
 
+from .adapters import Adapters, SlotTable
 from .admission import Limits
 from .kv_cache import KVCacheManager, KVCacheUsage
 from .plan import NewRequest, SampledToken, ScheduledItem, StepPlan, StepResult
@@ -77,8 +82,12 @@ class Scheduler:
         num_blocks: int,
         prompt_salt: Callable[[int], str | None] | None = None,
         depth: int = 1,
+        adapters: Adapters | None = None,
     ) -> None:
-        """`prompt_salt` is asked, for each length of a prompt, among which others its cached blocks may be shared."""
+        """`prompt_salt` is asked, for each length of a prompt, among which others its cached blocks may be shared.
+        Without `adapters`, requests may name any, and none has to be in a slot."""
+        self._adapters = adapters or Adapters()
+        self._slots = SlotTable(None if self._adapters.config is None else self._adapters.config.max_loras)
         self._depth = depth
         self._config = scheduler_config
         self._prompt_salt = prompt_salt
@@ -119,6 +128,7 @@ class Scheduler:
         for sequence, limit in zip(sequences, limits, strict=True):
             sequence.max_total = limit
             sequence.prompt_salt = self._prompt_salt(sequence.num_prompt) if self._prompt_salt else None
+            self._adapters.begin(sequence.lora_name)
             sequence.rank = (sequence.priority, self._arrivals)
             self._arrivals += 1
             self._live[sequence.request_id] = sequence
@@ -156,6 +166,14 @@ class Scheduler:
     def num_live(self) -> int:
         return len(self._live)
 
+    def slot_of(self, lora_id: str) -> int | None:
+        """The slot that an adapter is in."""
+        return self._slots.slot_of(lora_id)
+
+    def forget_adapter(self, lora_id: str) -> None:
+        """An adapter that no request wants was removed."""
+        self._slots.forget(lora_id)
+
     def has_unreported(self) -> bool:
         """Whether the executor still holds ended requests; the next plan names them, even one without items."""
         return bool(self._unreported)
@@ -192,7 +210,7 @@ class Scheduler:
         if self._unreported:
             finished = tuple(self._unreported)
             self._unreported.clear()
-        plan = StepPlan(self._steps, items, new, finished)
+        plan = StepPlan(self._steps, items, new, finished, self._slots.take_loads())
         self._flights.append(_Flight(plan, scheduled))
         self._steps += 1
         return plan
@@ -238,6 +256,7 @@ class Scheduler:
             sequence.sent = sequence.sent and sequence.request_id not in new
             sequence.num_scheduled = 0
         self._unreported += [*plan.finished, *new]
+        self._slots.give_back(plan.lora_loads)
 
     # --- choosing -------------------------------------------------------------------------------------------------
 
@@ -266,8 +285,9 @@ class Scheduler:
                         break
             elif candidate is not None:
                 sequence = candidate
+                rank = sequence.rank
                 count = self._admit(sequence, budget)
-                candidate = self._candidate() if count else None
+                candidate = self._candidate(rank) if count else None
                 if not count:
                     continue
             else:
@@ -282,11 +302,38 @@ class Scheduler:
         """The most sequences of one plan: what leaves as many for each of the others in flight."""
         return -(-min(len(self._live), self._config.max_num_seqs) // self._depth)
 
-    def _candidate(self) -> Sequence | None:
-        """The best-ranked waiting sequence that does not wait for its leader."""
-        if not self._waiting:
-            return None
-        return next((sequence for sequence in self._waiting if not self._defers(sequence)), None)
+    def _candidate(self, after: tuple[int, int] | None = None) -> Sequence | None:
+        """The best-ranked waiting sequence that waits neither for its leader nor for a slot; with an adapter, one that
+        is ranked behind `after`."""
+        short_of_slots = False
+        for sequence in self._waiting:
+            if self._defers(sequence):
+                continue
+            if sequence.lora_name is None:
+                return sequence
+            passed = after is not None and sequence.rank <= after
+            if not short_of_slots and not passed and self._has_slot(sequence, sequence.lora_name):
+                return sequence
+            short_of_slots = True
+        return None
+
+    def _has_slot(self, sequence: Sequence, lora_id: str) -> bool:
+        """Whether a waiting sequence's adapter is in a slot or can be put into one, if need be into one that requests
+        of a worse priority hold: that of the adapter whose best request is ranked worst."""
+        if self._slots.has_place(lora_id):
+            return True
+        best: dict[str, Sequence] = {}
+        for running in self._running:
+            if running.lora_name is not None:
+                best.setdefault(running.lora_name, running)
+        busy = {running.lora_name for running in self._running if running.num_scheduled}
+        idle = [running for running in best.values() if running.lora_name not in busy]
+        victim = max(idle, key=_rank, default=None)
+        if victim is None or victim.priority <= sequence.priority:
+            return False
+        for running in [each for each in self._running if each.lora_name == victim.lora_name]:
+            self._preempt(running)
+        return True
 
     def _defers(self, sequence: Sequence) -> bool:
         leader = sequence.leader
@@ -320,6 +367,7 @@ class Scheduler:
         count = min(count, budget)
         self._kv.allocate(sequence, sequence.num_computed + count)
         _remove(self._waiting, sequence)
+        self._slots.hold(sequence.lora_name)
         insort(self._running, sequence, key=_rank)
         sequence.status = Status.RUNNING
         return count
@@ -341,6 +389,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         _remove(self._running, sequence)
+        self._slots.release(sequence.lora_name)
         self._kv.free(sequence)
         sequence.preemptions += 1
         self._preemptions += 1
@@ -364,7 +413,11 @@ class Scheduler:
         return _last(sequence, "error", error=error)
 
     def _end(self, sequence: Sequence, *, forget: bool = False) -> None:
-        _remove(self._running if sequence.status is Status.RUNNING else self._waiting, sequence)
+        running = sequence.status is Status.RUNNING
+        _remove(self._running if running else self._waiting, sequence)
+        if running:
+            self._slots.release(sequence.lora_name)
+        self._adapters.end(sequence.lora_name)
         self._kv.free(sequence, forget=forget)
         sequence.status = Status.FINISHED
         del self._live[sequence.request_id]

@@ -58,8 +58,9 @@ class Sequence:
         seed: final; draws are keyed by it and the position.
         priority: lower is served first; ties in order of arrival. `rank` is (priority, arrival).
         eos_token_ids: end-of-sequence ids of the model. stop_ids: all ids that end this answer.
-        lora_name, cache_salt, prompt_salt: cached blocks are shared only where all agree. The last is the model's word
-            on this length of prompt, set at admission.
+        lora_name, cache_salt, prompt_salt: cached blocks are shared only where all agree. The first is the id of an
+            adapter, in which its content counts; the last is the model's word on this length of prompt, set at
+            admission.
         leader: a sibling with the same prompt (``n`` > 1), whose computed prompt this one would rather wait for.
         max_total: prompt and answer together, in tokens; fixed at admission.
         num_scheduled: tokens of the step in flight, 0 while in none.

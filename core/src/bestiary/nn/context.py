@@ -1,4 +1,5 @@
-"""The forward context: what is ambient during one forward pass. Only attention (and state) layers read it.
+"""The forward context: what is ambient during one forward pass. Attention (and state) layers read it,
+and what adds adapters to a product.
 
 It has one setter, a context manager that refuses nesting, held by the engine's runner; it holds for the thread that
 entered it.
@@ -16,6 +17,7 @@ from bestiary.api.errors import EngineError
 
 if TYPE_CHECKING:
     from .attention.metadata import AttentionMetadata
+    from .lora.rows import SlotRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +27,13 @@ class ForwardContext:
     Attributes:
         attention: how the flat token batch falls into sequences, and where their KV lies.
         kv_caches: layer name → that layer's cache, whatever form its backend gave it.
+        lora: which adapter slot each row belongs to: of the tokens in `forward`, of the rows whose logits are wanted in
+            `compute_logits`. None where no row has an adapter.
     """
 
     attention: AttentionMetadata
     kv_caches: Mapping[str, object]
+    lora: SlotRows | None = None
 
 
 _current: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)

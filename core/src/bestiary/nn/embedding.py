@@ -16,6 +16,7 @@ from .parallel import (
 )
 from .quant.base import QuantizationConfig, QuantizeMethodBase, UnquantizedLinearMethod, method_for
 from .quant.packed import pack_weight
+from .quant.params import step_of
 from .weights.fill import ShardId, count_filled, fill, set_weight_attrs
 
 DEFAULT_VOCAB_PADDING_SIZE = 64
@@ -82,7 +83,7 @@ class VocabParallelEmbedding(nn.Module):
 
     def weight_loader(self, param: nn.Parameter, loaded_weight: torch.Tensor, shard_id: ShardId = None) -> None:
         """Copy this rank's rows; padding rows become zero."""
-        if getattr(param, "output_dim", None) is None:
+        if getattr(param, "output_dim", None) is None or (step_of(param) != 1 and self.tp_size == 1):
             fill(param, param.data, loaded_weight)
             return
         if loaded_weight.shape[:1] != (self.org_vocab_size,):

@@ -17,17 +17,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from bestiary.api.errors import WeightsMismatch
+from bestiary.api.errors import UsageError, WeightsMismatch
 
 from .linear_base import LinearBase, refuse_other_rows
 from .parallel import (
     divide,
     get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
+    refuse,
     split_tensor_along_last_dim,
     tensor_model_parallel_all_gather,
     tensor_model_parallel_all_reduce,
 )
+from .quant.params import PER_PART, step_of
 from .weights.fill import ShardId, count_use, fill
 
 
@@ -175,7 +177,14 @@ class QKVParallelLinear(ColumnParallelLinear):
         self.num_heads = divide(total_num_heads, tp_size, "num_attention_heads")
         if tp_size > self.total_num_kv_heads:
             self.num_kv_heads = 1
-            self.num_kv_head_replicas = divide(tp_size, self.total_num_kv_heads, "tensor_parallel_size")
+            self.num_kv_head_replicas = -(-tp_size // self.total_num_kv_heads)
+            if tp_size % self.total_num_kv_heads:
+                refuse(
+                    UsageError(
+                        f"{self.total_num_kv_heads} key-value heads cannot be copied evenly to {tp_size} ranks",
+                        field="num_key_value_heads", value=self.total_num_kv_heads, limit=f"a divisor of {tp_size}",
+                    )
+                )  # fmt: skip
         else:
             self.num_kv_heads = divide(self.total_num_kv_heads, tp_size, "num_key_value_heads")
             self.num_kv_head_replicas = 1
@@ -229,7 +238,11 @@ class QKVParallelLinear(ColumnParallelLinear):
     def weight_loader(self, param: nn.Parameter, loaded_weight: torch.Tensor, shard_id: ShardId = None) -> None:
         """As the base's. A fused, interleaved tensor is copied once more, into this layer's order."""
         dim: int | None = getattr(param, "output_dim", None)
-        if self.interleaved and shard_id is None and dim is not None:
+        if self.interleaved and shard_id is None and dim is not None and step_of(param) != PER_PART:
+            if step_of(param) > 1:
+                raise WeightsMismatch(
+                    "scales of blocks of rows fit no projection whose rows go head by head", limit="one scale a row"
+                )
             count_use(loaded_weight)
             loaded_weight = self.deinterleave(loaded_weight, dim)
         super().weight_loader(param, loaded_weight, shard_id)
@@ -285,6 +298,12 @@ class RowParallelLinear(LinearBase):
         dim: int | None = getattr(param, "input_dim", None)
         if dim is not None and self.tp_size > 1 and loaded_weight.dim() > dim:
             size = param.shape[dim]
+            if loaded_weight.shape[dim] != size * self.tp_size:
+                raise WeightsMismatch(
+                    f"expected {size * self.tp_size} in dimension {dim}, the checkpoint has shape "
+                    f"{list(loaded_weight.shape)}",
+                    limit=size * self.tp_size, value=list(loaded_weight.shape),
+                )  # fmt: skip
             loaded_weight = loaded_weight.narrow(dim, self.tp_rank * size, size)
         fill(param, param.data, loaded_weight)
 

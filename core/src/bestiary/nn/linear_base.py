@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from bestiary.api.errors import WeightsMismatch
 
 from .parallel import divide
 from .quant.base import QuantizationConfig, QuantizeMethodBase, UnquantizedLinearMethod, method_for
-from .weights.fill import ShardId, fill, set_weight_attrs
+from .quant.params import PER_PART, extent, step_of
+from .weights.fill import ShardId, count_use, fill, set_weight_attrs
 
 
 class LinearBase(nn.Module):
@@ -23,7 +23,7 @@ class LinearBase(nn.Module):
         output_sizes: full sizes of the logical outputs (one, unless the layer is fused).
         output_partition_sizes, input_size_per_partition: this rank's part of them.
         layer_name: the full dotted name, set by the placement walk.
-        fused_names: the full names of its parts, where their own layer tells (experts) and no mapping does.
+        fused_names: those of the checkpoint's layers in it, where `packed_modules_mapping` does not know them.
     """
 
     weight: nn.Parameter
@@ -91,7 +91,8 @@ class LinearBase(nn.Module):
             return output
         return output, (self.bias if self.skip_bias_add else None)
 
-    # Loading. A parameter with `output_dim` is split along it by column layers, one with `input_dim` by row layers.
+    # Loading. A parameter with `output_dim` is split along it by column layers, one with `input_dim` by row layers;
+    # an `output_step` says how many outputs one of its elements stands for (`quant.params`).
 
     def shard_index(self, shard_id: ShardId) -> int:
         """Position of a shard in `output_sizes`."""
@@ -122,17 +123,22 @@ class LinearBase(nn.Module):
             self._load_several(param, loaded_weight, list(range(len(self.output_sizes))), output_dim)
 
     def _load_several(self, param: nn.Parameter, loaded: torch.Tensor, indices: list[int], dim: int) -> None:
-        sizes = [self.output_sizes[index] for index in indices]
+        step = step_of(param)
+        sizes = [extent(self.output_sizes[index], step) for index in indices]
+        if step == PER_PART and loaded.numel() == 1:  # fused in the checkpoint, under one scale
+            count_use(loaded)
+            loaded = loaded.reshape(1).repeat(len(indices))
         refuse_other_rows(loaded, sum(sizes), dim)
         for index, part in zip(indices, torch.split(loaded, sizes, dim), strict=True):
             self._load_shard(param, part, index, dim)
 
     def _load_shard(self, param: nn.Parameter, loaded: torch.Tensor, index: int, dim: int) -> None:
-        size = self.output_partition_sizes[index]
-        offset = list(accumulate(self.output_partition_sizes, initial=0))[index]
-        target = param.data.narrow(dim, offset, size)
+        step = step_of(param)
+        sizes = [extent(each, step) for each in self.output_partition_sizes]
+        size = sizes[index]
+        target = param.data.narrow(dim, sum(sizes[:index]), size)
         start = self.rank_of_shard(index) * size
-        if loaded.dim() > dim and loaded.shape[dim] == self.output_sizes[index] != size:
+        if loaded.dim() > dim and loaded.shape[dim] == extent(self.output_sizes[index], step) != size:
             loaded = loaded.narrow(dim, start, size)
         fill(param, target, loaded)
 

@@ -31,7 +31,7 @@ def place(model: nn.Module, quant_config: QuantizationConfig | None) -> None:
     if quant_config is not None:
         quant_config.packed_modules_mapping = _fusions(model)
         mapper = getattr(model, "hf_to_vllm_mapper", None)
-        quant_config.mappers = () if mapper is None else (mapper,)
+        quant_config.mappers = [*quant_config.mappers, *([] if mapper is None else [mapper])]
     for name, module in model.named_modules():
         if hasattr(module, "layer_name"):
             module.layer_name = name

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bestiary.api.errors import RequestError, UsageError
+from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.outputs import RequestOutput
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
@@ -20,6 +21,9 @@ from .text.template_process import TemplateProcess
 
 if TYPE_CHECKING:
     from .text.tokenizer import Tokenizer
+
+LoRAChoice: TypeAlias = LoRARequest | str
+"""An adapter: where it lies, or the name of one that was added."""
 
 
 class LLM:
@@ -55,6 +59,7 @@ class LLM:
         *,
         use_tqdm: bool = True,
         priority: Sequence[int] | None = None,
+        lora_request: LoRAChoice | Sequence[LoRAChoice | None] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts, all together, and return their outputs in the same order.
 
@@ -62,18 +67,26 @@ class LLM:
             prompts: one or several of: text, ``{"prompt": text}``, token ids, ``{"prompt_token_ids": ids}``.
             sampling_params: one for all, or one each.
             use_tqdm: show progress. priority: one each; lower is served first.
+            lora_request: the adapter that answers: one for all, or one each, None being the model alone. A
+                `LoRARequest`, or the name of an adapter that was added.
 
         Raises:
-            RequestError: a prompt or its parameters are refused, before anything runs. EngineError: the model failed,
-                or one of several ranks was lost.
+            RequestError: a prompt, its parameters or its adapter are refused, before anything runs. EngineError: the
+                model failed, or one of several ranks was lost.
         """
-        requests = self._submit(as_prompts(prompts), sampling_params, priority)
+        requests = self._submit(as_prompts(prompts), sampling_params, priority, lora_request)
         self._drive(requests, show=use_tqdm)
         return requests
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        lora_request: LoRAChoice | None = None,
+    ) -> Iterator[RequestOutput]:
         """Complete one prompt, yielding its one growing output after every step that changed it."""
-        (request,) = self._submit([prompt], sampling_params, None)
+        (request,) = self._submit([prompt], sampling_params, None, lora_request)
         shown = 0
         try:
             while not request.finished:
@@ -99,11 +112,13 @@ class LLM:
         chat_template: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        lora_request: LoRAChoice | Sequence[LoRAChoice | None] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several: ``[{"role": "user", "content": "…"}, …]``.
 
         Args:
             tools, chat_template_kwargs: given to the template (`tools`, `enable_thinking` …).
+            lora_request: as in `generate`.
         """
         if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
             raise RequestError("messages are a list", code="BAD_MESSAGES", field="messages", value=messages)
@@ -111,7 +126,7 @@ class LLM:
         options: dict[str, Any] = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
         options |= {"add_generation_prompt": add_generation_prompt, "template": chat_template}
         prompts = [{"prompt_token_ids": self.chat_ids(each, **options)} for each in conversations]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
 
     def chat_ids(
         self,
@@ -143,6 +158,26 @@ class LLM:
             **(chat_template_kwargs or {}),
         )
         return tokenizer.encode(text, add_special_tokens=False)
+
+    def add_lora(self, lora_request: LoRARequest) -> LoRAInfo:
+        """Read an adapter, check that it fits, and keep it until `remove_lora`; requests may then name it.
+
+        Raises:
+            BadAdapter: it is damaged or does not fit; every module that is wrong is named.
+            RequestError: its name is taken, there is no room, or the engine was made without `enable_lora`.
+        """
+        with self._lock:
+            return self.engine.add_lora(LoRARequest.of(lora_request))
+
+    def remove_lora(self, lora_name: str) -> LoRAInfo:
+        """Forget an adapter. Raises `RequestError`: there is none of this name, or a request wants it."""
+        with self._lock:
+            return self.engine.remove_lora(lora_name)
+
+    def list_loras(self) -> list[LoRAInfo]:
+        """The adapters that are known, by name: where they lie, what they change, in which slot they are."""
+        with self._lock:
+            return self.engine.list_loras()
 
     @property
     def leads(self) -> bool:
@@ -181,18 +216,22 @@ class LLM:
         prompts: Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: Sequence[int] | None,
+        lora_request: LoRAChoice | Sequence[LoRAChoice | None] | None = None,
     ) -> list[RequestOutput]:
         given = SamplingParams() if sampling_params is None else sampling_params
         params = _one_each(given, len(prompts), "sampling_params")
         priorities = _one_each(0 if priority is None else priority, len(prompts), "priority")
+        adapters = _one_each(lora_request, len(prompts), "lora_request")
         wrong = [each for each in params if not isinstance(each, SamplingParams)]
         if wrong:
             limit = "SamplingParams, or a list of them"
             raise UsageError("no SamplingParams", field="sampling_params", value=wrong[0], limit=limit)
         requests: list[RequestOutput] = []
         try:
-            for index, (prompt, each, rank) in enumerate(zip(prompts, params, priorities, strict=True)):
-                requests.append(self._submit_one(index, prompt, each, rank))
+            chosen = [None if each is None else LoRARequest.of(each) for each in adapters]
+            asked = zip(prompts, params, priorities, chosen, strict=True)
+            for index, (prompt, each, rank, adapter) in enumerate(asked):
+                requests.append(self._submit_one(index, prompt, each, rank, adapter))
         except RequestError as error:
             if len(prompts) > 1:
                 error.message = f"prompt {len(requests)}: {error.message}"
@@ -213,14 +252,16 @@ class LLM:
         with self._lock:
             return self._outputs.step()
 
-    def _submit_one(self, index: int, prompt: Prompt, params: SamplingParams, priority: int) -> RequestOutput:
+    def _submit_one(
+        self, index: int, prompt: Prompt, params: SamplingParams, priority: int, lora_request: LoRARequest | None
+    ) -> RequestOutput:
         if params.detokenize and self.tokenizer is None and params.stop_strings:
             raise UsageError("stop strings need a tokenizer", field="stop", fix="skip_tokenizer_init=False")
         text, ids = prompt_ids(prompt, self.tokenizer, index)
         with self._lock:
             request_id = str(self._requests)
             self._requests += 1
-            return self._outputs.add(request_id, text, ids, params, priority=priority)
+            return self._outputs.add(request_id, text, ids, params, priority=priority, lora_request=lora_request)
 
     def _drive(self, requests: Sequence[RequestOutput], *, show: bool) -> None:
         from .progress import generation_progress

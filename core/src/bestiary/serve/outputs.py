@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from bestiary.api.lora import LoRARequest
 from bestiary.api.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprobs
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.sequence import SequenceUpdate
@@ -48,15 +49,23 @@ class OutputProcessor:
         sampling: SamplingParams,
         *,
         priority: int = 0,
+        lora_request: LoRARequest | None = None,
     ) -> RequestOutput:
         """Admit a request to the engine; its output object is returned now and filled in place by `process`."""
         detokenizers = [self._detokenizer(prompt_token_ids, sampling) for _ in range(sampling.n)]
-        children = self.engine.add_request(request_id, prompt_token_ids, sampling, priority=priority)
+        children = self.engine.add_request(
+            request_id, prompt_token_ids, sampling, priority=priority, lora_request=lora_request
+        )
         outputs = [
             CompletionOutput(index, logprobs=None if sampling.logprobs is None else []) for index in range(sampling.n)
         ]
         request = RequestOutput(
-            request_id, prompt, list(prompt_token_ids), outputs, metrics=RequestMetrics(arrival=time.monotonic())
+            request_id,
+            prompt,
+            list(prompt_token_ids),
+            outputs,
+            metrics=RequestMetrics(arrival=time.monotonic()),
+            lora_name=None if lora_request is None else lora_request.lora_name,
         )
         for child, output, detokenizer in zip(children, outputs, detokenizers, strict=True):
             self._answers[child] = _Answer(request, output, detokenizer, sampling.include_stop_str_in_output)

@@ -21,10 +21,12 @@ from .checks.configuration import ConfigurationChecks
 from .checks.gguf import GgufChecks
 from .checks.installed import InstalledChecks
 from .checks.logits import LogitsChecks
+from .checks.lora import LoraChecks
 from .checks.pipeline import PipelineChecks
 from .checks.quantization import QuantizationChecks
 from .checks.readme import ReadmeChecks
 from .checks.schedule import ScheduleChecks
+from .checks.tensor_parallel import TensorParallelChecks
 from .checks.weights import WeightsChecks
 
 
@@ -32,6 +34,8 @@ class ModelContract(
     ReadmeChecks,
     GgufChecks,
     QuantizationChecks,
+    LoraChecks,
+    TensorParallelChecks,
     PipelineChecks,
     ScheduleChecks,
     LogitsChecks,

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 _ID = "bestiary.testing.prompt_logits"
 
 
-def prompt_logits(llm: LLM, token_ids: Sequence[int], chunk: int | None = None) -> torch.Tensor:
+def prompt_logits(
+    llm: LLM, token_ids: Sequence[int], chunk: int | None = None, lora_id: str | None = None
+) -> torch.Tensor:
     """Logits ``[len(token_ids), vocabulary]`` of every position, computed in chunks of `chunk` tokens.
 
-    Uses KV-cache blocks from the pool's start, so nothing else may be running.
+    Uses KV-cache blocks from the pool's start, so nothing else may be running. `lora_id`: the id of an adapter that is
+    in a slot.
     """
     executor = llm.engine.executor
     if not isinstance(executor, UniprocExecutor) or executor.runner is None:
@@ -29,7 +32,7 @@ def prompt_logits(llm: LLM, token_ids: Sequence[int], chunk: int | None = None) 
     llm.engine.scheduler.clear_prefix_cache()
     total = len(token_ids)
     blocks = tuple(range(-(-total // runner.block_size)))
-    new = NewRequest(_ID, tuple(token_ids), SamplingParams(prompt_logprobs=0), seed=0)
+    new = NewRequest(_ID, tuple(token_ids), SamplingParams(prompt_logprobs=0), seed=0, lora_name=lora_id)
     rows = []
     for start in range(0, total, chunk or total):
         count = min(chunk or total, total - start)

@@ -58,6 +58,7 @@ class PagedModel:
 
     numerical_at: request id → the number of the token whose drawing fails, from 0.
     prompt_salt: as the scheduler's; prompts to which it gives different salts have different states.
+    lora_slots: how many slots there are for adapters; None: a request's adapter has to be in none.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class PagedModel:
         vocab_size: int = 11,
         numerical_at: dict[str, int] | None = None,
         prompt_salt: Callable[[int], str | None] | None = None,
+        lora_slots: int | None = None,
     ) -> None:
+        self.lora_slots: list[str | None] | None = None if lora_slots is None else [None] * lora_slots
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.numerical_at = numerical_at or {}
@@ -81,6 +84,7 @@ class PagedModel:
             self.known.pop(request_id, None)
         for request in plan.new:
             self.known[request.request_id] = self._know(request)
+        self._load(plan)
         writers = self._writers(plan)
         sampled: dict[str, SampledToken] = {}
         prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
@@ -119,6 +123,16 @@ class PagedModel:
                     return Answer(output, "stop", token, entries)
             if len(known.tokens) == limit:
                 return Answer(output, "length", None, entries)
+
+    def _load(self, plan: StepPlan) -> None:
+        """Put adapters into slots; all that the plan's requests want must be in one."""
+        if self.lora_slots is None:
+            return
+        for slot, lora_id in plan.lora_loads:
+            self.lora_slots[slot] = lora_id
+        for item in plan.items:
+            wanted = self.known[item.request_id].request.lora_name
+            _require(wanted is None or wanted in self.lora_slots, item, f"adapter {wanted} is in no slot")
 
     def _know(self, request: NewRequest) -> _Known:
         """The adapter, and the prompt's length where it has a salt, change keys and values: they are in every state."""

@@ -120,17 +120,26 @@ class Workbench:
         *_, last = self.prompts(variant)
         return [(last * (length // len(last) + 1))[:length]]
 
-    def logits(self, token_ids: Sequence[int], llm: LLM | None = None, chunk: int | None = None) -> torch.Tensor:
-        """Our logits ``[len(token_ids), vocabulary]``, in float32."""
-        return prompt_logits(llm or self.llm(), token_ids, chunk).float()
+    def logits(
+        self, token_ids: Sequence[int], llm: LLM | None = None, chunk: int | None = None, lora_id: str | None = None
+    ) -> torch.Tensor:
+        """Our logits ``[len(token_ids), vocabulary]``, in float32; `lora_id`: of an adapter that is in a slot."""
+        return prompt_logits(llm or self.llm(), token_ids, chunk, lora_id).float()
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], llm: LLM | None = None, tokens: int = TOKENS
+        self,
+        prompts: Sequence[Sequence[int]],
+        llm: LLM | None = None,
+        tokens: int = TOKENS,
+        adapters: Sequence[str | None] | None = None,
     ) -> list[CompletionOutput]:
-        """Greedy answers of `tokens` tokens each, all prompts together."""
+        """Greedy answers of `tokens` tokens each, all prompts together, each by its adapter, if it has one."""
         greedy = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, logprobs=2)
         given = [{"prompt_token_ids": list(ids)} for ids in prompts]
-        return [each.outputs[0] for each in (llm or self.llm()).generate(given, greedy, use_tqdm=False)]
+        return [
+            each.outputs[0]
+            for each in (llm or self.llm()).generate(given, greedy, use_tqdm=False, lora_request=adapters)
+        ]
 
     def build(self, variant: str = BASE, model_path: Path | None = None) -> tuple[nn.Module, VllmConfig]:
         """The class built and placed, with memory and without weights; for a variant, or for a model directory."""

@@ -85,10 +85,9 @@ class ModelDescription:
         return frozenset(found)
 
     def quantization_config(self, method: str) -> Mapping[str, Any]:
-        """What the model's files say to a quantization method: `quantization_config`, or a GGUF file's types."""
-        declared: Mapping[str, Any] = self.data.get("quantization_config") or {}
+        """What a plain checkpoint says to a quantization method: nothing, but to "gguf" the types in a GGUF file."""
         if method != "gguf":
-            return declared
+            return {}
         return {"tensors": {}} if self.gguf is None else {"tensors": _types(self.source, self.gguf)}
 
     @property

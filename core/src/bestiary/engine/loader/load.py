@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ from bestiary.api.importing import cause
 from bestiary.engine.notices import notice
 from bestiary.nn.attention.scales import CacheScales
 from bestiary.nn.placement import materialize, place
+from bestiary.nn.quant import QuantizationConfig
 from bestiary.nn.quant.gguf import GgufConfig
 from bestiary.nn.scope import build_scope
 from bestiary.nn.weights import load_complete
@@ -23,7 +24,7 @@ from bestiary.nn.weights.renames import Renames
 from .checksum import verify_files
 from .description import ModelDescription
 from .progress import load_progress
-from .weights import Opener, WeightStream, open_weights
+from .weights import NamedTensors, Opener, WeightStream, open_weights
 
 _SHOWN = 8
 
@@ -92,7 +93,7 @@ def load_model(
             own, renames = hasattr(model, "load_weights"), _renames(description, stream)
             scales = CacheScales(model, _new_name(model, renames))
             with _blamed(type(model), "could not be loaded", "its load_weights failed") if own else nullcontext():
-                load_complete(model, scales.taken(iter(stream)), *renames)
+                load_complete(model, _read(stream, scales.taken(iter(stream)), vllm_config), *renames)
             for text in scales.notices():
                 notice(text)
 
@@ -106,6 +107,15 @@ def _kept_blocks(vllm_config: VllmConfig) -> frozenset[str]:
         shown = ", ".join(config.decoded[:_SHOWN]) + (" …" if len(config.decoded) > _SHOWN else "")
         notice(f"{len(config.decoded)} tensor(s) in blocks are decoded, since no layer keeps them: {shown}")
     return frozenset(config.kept)
+
+
+def _read(stream: WeightStream, weights: NamedTensors, vllm_config: VllmConfig) -> Iterable[tuple[str, torch.Tensor]]:
+    """The `weights` of a stream, a quantized checkpoint's tensors in the layout that its layers have here."""
+    config: QuantizationConfig | None = vllm_config.quant_config
+    if config is None:
+        return weights
+    config.stored = frozenset(stream.tensors)
+    return config.checkpoint_weights(weights)
 
 
 def _renames(description: ModelDescription, stream: WeightStream) -> list[Renames]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from bestiary.api.config import (
     DeviceConfig,
     EPLBConfig,
     LoadConfig,
+    LoRAConfig,
     ModelConfig,
     OpConfig,
     ParallelConfig,
@@ -71,7 +73,15 @@ def make_vllm_config(
         ),
         op_config=OpConfig(attention_backend=args.attention_backend, implementations=args.ops),
         quant_config=quant_config,
+        lora_config=_lora_config(args),
     )
+
+
+def _lora_config(args: EngineArgs) -> LoRAConfig | None:
+    if not args.enable_lora and not args.lora_modules:
+        return None
+    rooms = {"max_loras": args.max_loras, "max_lora_rank": args.max_lora_rank, "max_cpu_loras": args.max_cpu_loras}
+    return LoRAConfig(**rooms)
 
 
 def parallel_config(args: EngineArgs) -> ParallelConfig:
@@ -82,7 +92,7 @@ def parallel_config(args: EngineArgs) -> ParallelConfig:
         data_parallel_size=args.data_parallel_size,
         enable_expert_parallel=args.enable_expert_parallel,
         enable_eplb=args.enable_eplb,
-        eplb_config=EPLBConfig(**args.eplb_config),
+        eplb_config=_eplb_config(args.eplb_config),
         pipeline_layers=None if args.pipeline_layers is None else tuple(args.pipeline_layers),
         nnodes=args.nnodes,
         node_rank=args.node_rank,
@@ -91,6 +101,17 @@ def parallel_config(args: EngineArgs) -> ParallelConfig:
         distributed_executor_backend=args.distributed_executor_backend,
         stall_timeout=args.stall_timeout,
     )
+
+
+def _eplb_config(given: Mapping[str, int]) -> EPLBConfig:
+    known = [each.name for each in fields(EPLBConfig)]
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(
+                "load balancing has no such option", field=f"eplb_config.{name}", value=value,
+                limit=f"one of {', '.join(known)}",
+            )  # fmt: skip
+    return EPLBConfig(**given)
 
 
 def _window_of_all_layers(config: Any) -> int | None:

@@ -44,7 +44,7 @@ def assemble(team: Team, args: EngineArgs, description: ModelDescription, eos_to
 def _start_of(args: EngineArgs, description: ModelDescription, eos_token_ids: frozenset[int]) -> dict[str, Any]:
     """The arguments as data. A function in `hf_overrides` cannot travel, so what it made does."""
     given = {each.name: getattr(args, each.name) for each in fields(args)}
-    given |= {name: dict(given[name]) for name in ("ops", "plugin", "eplb_config")}
+    given |= {name: dict(given[name]) for name in ("ops", "plugin", "eplb_config", "lora_modules")}
     given["progress"] = False
     made = callable(args.hf_overrides)
     given["hf_overrides"] = {} if made else dict(given["hf_overrides"])

@@ -14,10 +14,13 @@ import torch
 
 from bestiary.api.errors import EngineError
 from bestiary.api.intermediate import IntermediateTensors
+from bestiary.api.lora import LoRAInfo
 from bestiary.engine.batch import ForwardBatch
+from bestiary.engine.executor import live
 from bestiary.engine.plan import StepPlan, StepResult
 from bestiary.engine.runner import ModelRunner
 
+from .eplb import ExpertBalancer
 from .messages import Drawn, checksum
 from .team import Team
 
@@ -28,16 +31,15 @@ class RankExecutor:
     def __init__(self, runner: ModelRunner, team: Team) -> None:
         self.runner: ModelRunner | None = runner
         self.team = team
-        self._pipeline: Any = runner.groups.pipeline
         self._launched: deque[tuple[ForwardBatch | None, Drawn | None]] = deque()
+        self.balancer = ExpertBalancer(runner.model, team) if team.parallel.enable_eplb else None
 
     def launch(self, plan: StepPlan, copy: int = 0) -> None:
-        if self.runner is None:
-            raise EngineError("this engine was shut down", code="CLOSED", fix="make a new LLM")
+        runner = live(self.runner)
         if copy != self.team.own:
             return
-        batch = self.runner.prepare(plan)
-        self._launched.append((batch, None if batch is None else self._run(self.runner, plan, batch)))
+        batch = runner.prepare(plan)
+        self._launched.append((batch, None if batch is None else self._run(runner, plan, batch)))
 
     def collect(self, plan: StepPlan, copy: int = 0) -> StepResult:
         batch, drawn = self._launched.popleft() if copy == self.team.own else (None, None)
@@ -55,25 +57,42 @@ class RankExecutor:
             self.runner.record(batch, result)
         return result
 
+    def add_adapter(self, name: str, path: str) -> LoRAInfo:
+        return live(self.runner).add_adapter(name, path)
+
+    def remove_adapter(self, lora_id: str) -> None:
+        live(self.runner).remove_adapter(lora_id)
+
     def shutdown(self) -> None:
         self.runner = None
         self._launched.clear()
         self.team.close()
 
     def _run(self, runner: ModelRunner, plan: StepPlan, batch: ForwardBatch) -> Drawn | None:
-        out = runner.compute(batch, None if self._pipeline.is_first_rank else self._received(runner, batch))
-        if isinstance(out, IntermediateTensors):
-            self._pipeline.wait_for_sends()
-            for _, tensor in sorted(out.items()):
-                self._pipeline.send(tensor, self._pipeline.rank + 1)
+        if self.balancer is not None:
+            self.balancer.begin_step()
+        logits = run_stage(runner, batch)
+        if not (runner.groups.pipeline.is_last_rank and runner.groups.tensor.is_first_rank):
             return None
-        if not runner.groups.tensor.is_first_rank:
-            return None
-        return Drawn.of(plan, runner.draw(plan, batch, out))
+        return Drawn.of(plan, runner.draw(plan, batch, logits))
 
-    @torch.inference_mode()
-    def _received(self, runner: ModelRunner, batch: ForwardBatch) -> IntermediateTensors:
-        tensors = runner.empty(batch)
-        for _, tensor in sorted(tensors.items()):
-            self._pipeline.receive(tensor, self._pipeline.rank - 1)
-        return tensors
+
+@torch.inference_mode()
+def run_stage(runner: ModelRunner, batch: ForwardBatch) -> torch.Tensor | None:
+    """This rank's part of a step: receive, compute, send on. The last stage's logits, None where none are wanted."""
+    pipeline: Any = runner.groups.pipeline
+    received = None if pipeline.is_first_rank else _received(runner, batch, pipeline)
+    out = runner.compute(batch, received)
+    if not isinstance(out, IntermediateTensors):
+        return out
+    pipeline.wait_for_sends()
+    for _, tensor in sorted(out.items()):
+        pipeline.send(tensor, pipeline.rank + 1)
+    return None
+
+
+def _received(runner: ModelRunner, batch: ForwardBatch, pipeline: Any) -> IntermediateTensors:
+    tensors = runner.empty(batch)
+    for _, tensor in sorted(tensors.items()):
+        pipeline.receive(tensor, pipeline.rank - 1)
+    return tensors

@@ -28,6 +28,27 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     sampling: SamplingParams
     priority: int = 0
     cache_salt: str | None = None
+    lora_name: str | None = None
+
+
+class AddAdapter(msgspec.Struct, frozen=True, tag="add_adapter"):
+    """Every rank reads its part of an adapter and says whether it fits, before anything else happens."""
+
+    name: str
+    path: str
+    pinned: bool
+
+
+class PinAdapter(msgspec.Struct, frozen=True, tag="pin_adapter"):
+    """An adapter that came with a request is kept from now on."""
+
+    name: str
+
+
+class RemoveAdapter(msgspec.Struct, frozen=True, tag="remove_adapter"):
+    """Nobody wants it any more."""
+
+    name: str
 
 
 class EndRequest(msgspec.Struct, frozen=True, tag="end"):
@@ -49,13 +70,14 @@ class Close(msgspec.Struct, frozen=True, tag="close"):
     """No step follows."""
 
 
-Event = Settings | AddRequest | EndRequest | Close
+Event = Settings | AddRequest | EndRequest | AddAdapter | PinAdapter | RemoveAdapter | Close
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """What happened since the last step, in order."""
+    """What happened since the last one, in order. `step`: whether a step follows, or only another tick."""
 
     events: tuple[Event, ...] = ()
+    step: bool = True
 
 
 class Drawn(msgspec.Struct, frozen=True):
@@ -135,6 +157,11 @@ def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
         raise EngineError(f"a rank sent what is no message: {error}", code="BAD_MESSAGE") from error
 
 
+def decode_trouble(data: bytes) -> dict[str, Any]:
+    return _trouble.decode(data)
+
+
+_trouble = msgspec.msgpack.Decoder(dict[str, Any])
 _tick = msgspec.msgpack.Decoder(Tick)
 _drawn = msgspec.msgpack.Decoder(Drawn)
 _start = msgspec.msgpack.Decoder(Start)

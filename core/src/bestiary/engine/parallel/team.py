@@ -10,15 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
 from bestiary.api.config import ParallelConfig
-from bestiary.api.errors import EngineError
-from bestiary.nn.parallel import Group, Groups
+from bestiary.api.errors import BestiaryError, EngineError
 from bestiary.nn.parallel.distributed import PEER_LOST, PEER_STALLED, Store, TorchGroup, dist
 
-from .messages import Close, Drawn, Event, Tick, decode_drawn, decode_tick, encode
+from .messages import Close, Drawn, Event, Tick, decode_drawn, decode_tick, decode_trouble, encode
+from .places import connected_groups, groups_of
 from .seat import Seat
 from .workers import Workers
 
@@ -37,13 +38,7 @@ class Team:
     def __init__(self, parallel: ParallelConfig, seat: Seat, device: str) -> None:
         self.parallel, self.seat, self.device = parallel, seat, device
         self.rank, self.own = parallel.rank, parallel.data_parallel_rank
-        tensor = _group(parallel.tensor_parallel_rank, parallel.tensor_parallel_size)
-        self.groups = Groups(
-            tensor=tensor,
-            pipeline=_group(parallel.pipeline_parallel_rank, parallel.pipeline_parallel_size),
-            expert=tensor if parallel.enable_expert_parallel else Group(),
-            data=_group(parallel.data_parallel_rank, parallel.data_parallel_size),
-        )
+        self.groups = groups_of(parallel, TorchGroup)
         self._world = [TorchGroup(self.rank, parallel.world_size_across_dp) for _ in range(2)]
         self._control, self._results = self._world
         self._store: Store | None = None
@@ -76,18 +71,12 @@ class Team:
 
     def _connections(self) -> list[tuple[str, TorchGroup, float, str]]:
         """(a name that only the members share, group, timeout, device)."""
-        parallel, patience = self.parallel, self.parallel.stall_timeout
-        copy, stage, place = (
-            parallel.data_parallel_rank, parallel.pipeline_parallel_rank, parallel.tensor_parallel_rank
-        )  # fmt: skip
+        patience = self.parallel.stall_timeout
         found: list[tuple[str, TorchGroup, float, str]] = [
             ("control", self._control, _FOREVER, "cpu"),
             ("results", self._results, patience, "cpu"),
         ]
-        for name, group in (
-            (f"tensor/{copy}/{stage}", self.groups.tensor),
-            (f"pipeline/{copy}/{place}", self.groups.pipeline),
-        ):
+        for name, group in connected_groups(self.parallel, self.groups):
             if isinstance(group, TorchGroup):
                 found.append((name, group, patience, self.device))
         return found
@@ -98,17 +87,30 @@ class Team:
         """Something that every rank must know before the next step."""
         self._events.append(event)
 
-    def tell(self) -> None:
-        """Rank 0 begins a step."""
+    def tell(self, *, step: bool = True) -> None:
+        """Rank 0 begins a step, or, where no `step` follows, something that all do together between two."""
         events, self._events = tuple(self._events), []
         self.ticks += 1
-        self._share(encode(Tick(events)), 0, self._control)
+        self._share(encode(Tick(events, step)), 0, self._control)
 
-    def hear(self) -> tuple[Event, ...]:
+    def hear(self) -> Tick:
         """The others wait for it."""
         data = self._share(None, 0, self._control)
         self.ticks += 1
-        return decode_tick(data).events
+        return decode_tick(data)
+
+    def first_trouble(self, trouble: BestiaryError | None) -> dict[str, Any] | None:
+        """What went wrong on the first rank on which anything did (as `as_dict` says it): the same answer on all."""
+        world = self.parallel.world_size_across_dp
+        source = self.smallest(world if trouble is None else self.rank)
+        if source == world:
+            return None
+        data = encode(trouble.as_dict()) if source == self.rank and trouble is not None else None
+        return decode_trouble(self._share(data, source, self._control))
+
+    def is_same(self, value: int) -> bool:
+        """Whether all ranks have this value; the same answer on all."""
+        return self.smallest(value) == -self.smallest(-value)
 
     # --- after a step -----------------------------------------------------------------------------------------------
 
@@ -190,7 +192,6 @@ class Team:
             self.workers.close()
         self._leave()
         self._store = None
-
         self._restore_threads()
 
     def _restore_threads(self) -> None:
@@ -202,7 +203,3 @@ class Team:
         for group in (*self._world, self.groups.tensor, self.groups.pipeline):
             if isinstance(group, TorchGroup):
                 group.close()
-
-
-def _group(rank: int, size: int) -> Group:
-    return Group() if size == 1 else TorchGroup(rank, size)

@@ -130,9 +130,9 @@ class Attention(nn.Module):
         context = get_forward_context()
         keys = values = None
         if self.kv_sharing_target_layer_name is None and key is not None and value is not None:
-            keys, values = self._by_head(key), self._by_head(value)
+            keys, values = self._by_head(key, self.num_kv_heads), self._by_head(value, self.num_kv_heads)
         cache = self._cache(context.kv_caches) if is_cached(self.spec) else query.new_empty(0)
-        queries = self._by_head(query)
+        queries = self._by_head(query, self.num_heads)
         if self.k_scale != 1.0:  # a score is the same with the query multiplied and the key divided
             queries, keys = queries * self.k_scale, None if keys is None else keys / self.k_scale
         if self.v_scale != 1.0:
@@ -148,8 +148,8 @@ class Attention(nn.Module):
         except KeyError as error:
             raise EngineError(f"no KV cache was made for layer {name!r}", field="layer_name", value=name) from error
 
-    def _by_head(self, flat: Tensor) -> Tensor:
-        return flat.reshape(flat.shape[0], -1, self.head_size)
+    def _by_head(self, flat: Tensor, heads: int) -> Tensor:
+        return flat.reshape(flat.shape[0], heads, self.head_size)
 
     def extra_repr(self) -> str:
         spec = self.spec

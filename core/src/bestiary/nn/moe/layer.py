@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,9 +23,14 @@ from bestiary.nn.quant.base import QuantizationConfig
 from bestiary.nn.scope import get_current_vllm_config_or_none
 from bestiary.nn.weights.fill import count_use
 
+from .load import ExpertLoad
 from .names import DEFAULT_NAMES, Place, place_of
 from .placement import ExpertPlacement
-from .stack import ExpertStack
+from .stack import ExpertStack, tensors_of
+
+if TYPE_CHECKING:
+    from bestiary.nn.lora.rows import SlotRows
+    from bestiary.nn.lora.slots import ExpertSlots
 
 Routing = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -35,6 +40,8 @@ class FusedMoE(nn.Module):
 
     Attributes:
         placement: which experts lie where. layer_name: the full name, set by the placement walk.
+        adapter_slots: room for adapters; None where none are wanted.
+        load: counts which experts are chosen; None where nobody asks.
         w13_weight ``[slots, 2 * width, hidden]`` (gate, then up) and w2_weight ``[slots, hidden, width]``, this rank's;
         a quantization method may put other parameters in their place.
     """
@@ -42,6 +49,8 @@ class FusedMoE(nn.Module):
     is_moe_layer = True
     physical_ids: torch.Tensor
     num_copies: torch.Tensor
+    adapter_slots: ExpertSlots | None = None
+    load: ExpertLoad | None = None
 
     def __init__(
         self,
@@ -102,15 +111,36 @@ class FusedMoE(nn.Module):
         down = partial(RowParallelLinear, intermediate_size, hidden_size, reduce_results=False, **kind)
         self._w13 = ExpertStack(self, "w13", self.placement.num_local, gate_up)
         self._w2 = ExpertStack(self, "w2", self.placement.num_local, down)
+        self._beside: list[tuple[torch.Tensor, int]] = []
         self.set_placement(self.placement)
+
+    @property
+    def stacks(self) -> tuple[ExpertStack, ExpertStack]:
+        """All gate-and-up layers of this rank, and all down layers."""
+        return self._w13, self._w2
 
     @property
     def expert_layers(self) -> list[LinearBase]:
         """This rank's linear layers, all gate-and-up ones and then all down ones; their parameters are views."""
         return [*self._w13.layers, *self._w2.layers]
 
+    @property
+    def experts_move(self) -> bool:
+        """Whether they may come to lie elsewhere, which is why their load is counted."""
+        return self.load is not None
+
+    def expert_tensors(self, slot: int) -> list[torch.Tensor]:
+        """All that belongs to the expert in a slot, as views that can be written, in an order that all slots share."""
+        layers = (self._w13.layers[slot], self._w2.layers[slot])
+        own = [tensor for layer in layers for tensor in tensors_of(layer)]
+        return own + [stacked.select(dim, slot) for stacked, dim in self._beside]
+
+    def keep_with_experts(self, stacked: torch.Tensor, dim: int) -> None:
+        """Let `stacked`, whose dimension `dim` is this rank's slots, move with the experts (an adapter's factors)."""
+        self._beside.append((stacked, dim))
+
     def set_placement(self, placement: ExpertPlacement) -> None:
-        """Where experts lie from now on. Moving their weights is the caller's: call between steps, on every rank."""
+        """Where experts lie from now on. `moving.move_experts` moves their weights, too, and calls this."""
         self.placement = placement
         device = self.physical_ids.device if hasattr(self, "physical_ids") else None
         copies = placement.copies()
@@ -123,11 +153,15 @@ class FusedMoE(nn.Module):
     def forward(self, hidden_states: torch.Tensor, router_logits: torch.Tensor) -> torch.Tensor:
         """``[tokens, hidden]`` and ``[tokens, experts]`` → ``[tokens, hidden]``, summed over ranks."""
         weights, ids = self.route(hidden_states, router_logits)
+        if self.load is not None:
+            self.load.count(ids)
         slots = self._slots(ids)
-        if self._w13.is_plain and self._w2.is_plain:
+        adapters = None if self.adapter_slots is None else self.adapter_slots.rows(len(hidden_states))
+        if adapters is None and self._w13.is_plain and self._w2.is_plain:
             output = fused_experts(hidden_states, self._w13.weight, self._w2.weight, weights, slots, self.activation)
         else:
-            output = by_expert(hidden_states, weights, slots, self.placement.num_local, self._expert)
+            expert = partial(self._expert, adapters)
+            output = by_expert(hidden_states, weights, slots, self.placement.num_local, expert)
         if self.reduce_results and self.group.world_size > 1:
             output = self.group.all_reduce(output)
         return output
@@ -162,16 +196,24 @@ class FusedMoE(nn.Module):
         local = self.physical_ids[ids, turn] - self.ep_rank * placement.num_local
         return torch.where((local >= 0) & (local < placement.num_local), local, -1)
 
-    def _expert(self, slot: int, rows: torch.Tensor) -> torch.Tensor:
-        gate_up, _ = self._w13.layers[slot](rows)
-        output: torch.Tensor = self._w2.layers[slot](ACTIVATIONS[self.activation](gate_up))[0]
+    def _expert(self, adapters: SlotRows | None, slot: int, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """One expert's answer to ``x``, the rows `tokens` of the step; `adapters` says whose adapters they want."""
+        gate_up, _ = self._w13.layers[slot](x)
+        rows = None
+        if adapters is not None and self.adapter_slots is not None:
+            rows = adapters.pick(tokens)
+            gate_up = self.adapter_slots.gate_up.add_expert(slot, gate_up, x, rows)
+        inner = ACTIVATIONS[self.activation](gate_up)
+        output: torch.Tensor = self._w2.layers[slot](inner)[0]
+        if rows is not None and self.adapter_slots is not None:
+            output = self.adapter_slots.down.add_expert(slot, output, inner, rows)
         return output
 
     def place(self, quant_config: QuantizationConfig | None) -> None:
         gate, down, up = self.ckpt_names
         held = self.placement.on_rank(self.ep_rank)
         for expert, layer in zip(held, self._w13.layers, strict=True):
-            layer.fused_names = tuple(f"{self.layer_name}.{expert}.{each}" for each in (gate, up))
+            layer.fused_names = tuple(f"{self.layer_name}.{expert}.{name}" for name in (gate, up))
         self._w13.place(quant_config, [f"{self.layer_name}.{expert}.{gate}" for expert in held])
         self._w2.place(quant_config, [f"{self.layer_name}.{expert}.{down}" for expert in held])
 

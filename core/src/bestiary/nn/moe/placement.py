@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bestiary.api.errors import UsageError
+from bestiary.nn.parallel.partition import refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,14 @@ class ExpertPlacement:
         if missing := sorted(set(range(self.num_logical)) - set(self.physical_to_logical)):
             raise UsageError("experts without a place", field="physical_to_logical", value=missing[:8])
         if len(self.physical_to_logical) % self.num_ranks:
-            raise UsageError(
-                f"{len(self.physical_to_logical)} experts cannot be divided among {self.num_ranks} ranks",
-                field="num_redundant_experts", value=len(self.physical_to_logical) - self.num_logical,
-                limit=f"experts and copies together a multiple of {self.num_ranks}",
+            held, copies = len(self.physical_to_logical), len(self.physical_to_logical) - self.num_logical
+            refuse(
+                UsageError(
+                    f"{held} experts cannot be divided among {self.num_ranks} ranks",
+                    field="num_redundant_experts", value=copies,
+                    limit=f"experts and copies together a multiple of {self.num_ranks}",
+                    fix=f"num_redundant_experts={copies + -held % self.num_ranks}",
+                )
             )  # fmt: skip
 
     @classmethod

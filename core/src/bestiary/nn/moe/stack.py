@@ -45,6 +45,7 @@ class ExpertStack:
         for layer, layer_name in zip(self.layers, layer_names, strict=True):
             layer.layer_name = layer_name
             layer.place(quant_config)
+        self._refuse_different_layouts()
         for name in before:
             self.owner._parameters.pop(f"{self.name}_{name}", None)
         self._register()
@@ -79,6 +80,17 @@ class ExpertStack:
                     layer._parameters[name] = view
         self._bound = True
 
+    def _refuse_different_layouts(self) -> None:
+        """Experts lie stacked: all of them, or none, are quantized, and in one way."""
+        first = _layout(self.layers[0])
+        for layer in self.layers[1:]:
+            if _layout(layer) != first:
+                raise ConfigError(
+                    f"{layer.layer_name} is quantized differently than {self.layers[0].layer_name}",
+                    code="BAD_QUANTIZATION", field="quantization_config", value=layer.layer_name,
+                    limit="the experts of a layer are quantized alike",
+                )  # fmt: skip
+
     def _stacked(self, name: str) -> nn.Parameter:
         param = self.owner._parameters[f"{self.name}_{name}"]
         if param is None or param.is_meta:
@@ -88,7 +100,6 @@ class ExpertStack:
     def _register(self) -> None:
         for name, param in self.layers[0]._parameters.items():
             if param is not None:
-                self._refuse_other_layouts(name, param)
                 shape = (len(self.layers), *param.shape)
                 made = torch.empty(shape, dtype=param.dtype, device="meta")
                 stacked = nn.Parameter(made, requires_grad=False)
@@ -96,12 +107,13 @@ class ExpertStack:
                     stacked.__dict__["num_weights"] = param.num_weights * len(self.layers)
                 self.owner.register_parameter(f"{self.name}_{name}", stacked)
 
-    def _refuse_other_layouts(self, name: str, first: nn.Parameter) -> None:
-        for layer in self.layers:
-            other = layer._parameters.get(name)
-            if other is None or other.shape != first.shape or other.dtype != first.dtype:
-                raise ConfigError(
-                    f"experts that lie stacked are quantized alike: {self.layers[0].layer_name} and {layer.layer_name} "
-                    f"are not",
-                    code="BAD_QUANTIZATION", field=f"{layer.layer_name}.{name}", limit="one layout for all experts",
-                )  # fmt: skip
+
+def _layout(layer: LinearBase) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (param.shape, param.dtype) for name, param in layer._parameters.items() if param is not None}
+
+
+def tensors_of(layer: LinearBase) -> list[torch.Tensor]:
+    """A layer's tensors, in the order of their names: parameters, buffers, and what its method keeps beside them."""
+    found = {**vars(layer.quant_method), **vars(layer), **layer._parameters, **layer._buffers}
+    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    return [tensors[name].detach() for name in sorted(tensors)]

@@ -69,14 +69,17 @@ def fused_experts(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, slots: Te
         activation: a name in `ACTIVATIONS`.
     """
     act = ACTIVATIONS[activation]
-    return by_expert(x, weights, slots, len(w13), lambda e, rows: linear(act(linear(rows, w13[e])), w2[e]))
+    return by_expert(x, weights, slots, len(w13), lambda e, rows, _: linear(act(linear(rows, w13[e])), w2[e]))
 
 
-def by_expert(x: Tensor, weights: Tensor, slots: Tensor, count: int, expert: Callable[[int, Tensor], Tensor]) -> Tensor:
+Expert = Callable[[int, Tensor, Tensor], Tensor]
+
+
+def by_expert(x: Tensor, weights: Tensor, slots: Tensor, count: int, expert: Expert) -> Tensor:
     """Sort the tokens by expert, give each expert its rows, add what comes back; sums are kept in fp32.
 
-    A token's contributions are added in the order of the slots, whatever the batch. ``expert(slot, rows [n, hidden])``
-    gives ``[n, hidden]``.
+    A token's contributions are added in the order of the slots, whatever the batch. ``expert(slot, rows [n, hidden],
+    tokens [n])``, `tokens` being the places of `rows` in `x`, gives ``[n, hidden]``.
     """
     top_k = slots.shape[1]
     chosen = slots.flatten()
@@ -89,6 +92,6 @@ def by_expert(x: Tensor, weights: Tensor, slots: Tensor, count: int, expert: Cal
             picked = order[at : at + rows]
             tokens = picked // top_k
             share = weights.flatten()[picked].unsqueeze(-1)
-            sums.index_add_(0, tokens, expert(slot, x[tokens]).float() * share)
+            sums.index_add_(0, tokens, expert(slot, x[tokens], tokens).float() * share)
             at += rows
     return sums.to(x.dtype)

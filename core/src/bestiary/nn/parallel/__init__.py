@@ -1,6 +1,6 @@
 """Process groups and the arithmetic of dividing a model among ranks."""
 
-from .partition import divide, pipeline_range, split_tensor_along_last_dim
+from .partition import divide, noting_refusals, pipeline_range, refuse, split_tensor_along_last_dim
 from .state import (
     Group,
     Groups,
@@ -25,7 +25,9 @@ __all__ = [
     "get_tensor_model_parallel_rank",
     "get_tensor_model_parallel_world_size",
     "get_tp_group",
+    "noting_refusals",
     "pipeline_range",
+    "refuse",
     "split_tensor_along_last_dim",
     "tensor_model_parallel_all_gather",
     "tensor_model_parallel_all_reduce",

@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
 from bestiary.api.errors import UsageError
 
+_noted: ContextVar[list[UsageError] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting_refusals() -> Iterator[list[UsageError]]:
+    """Meanwhile sizes that do not divide are rounded up, and the errors listed instead of raised: to tell them all."""
+    noted: list[UsageError] = []
+    entered = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(entered)
+
+
+def refuse(error: UsageError) -> None:
+    """Raise `error`; under `noting_refusals` note it, and let the caller go on with something near."""
+    noted = _noted.get()
+    if noted is None:
+        raise error
+    noted.append(error)
+
 
 def divide(total: int, parts: int, what: str) -> int:
     """`total / parts`; a `UsageError` naming `what` where it does not divide."""
     if total % parts:
-        raise UsageError(
-            f"{what} = {total} cannot be divided among {parts} tensor-parallel ranks",
-            field=what,
-            value=total,
-            limit=f"a multiple of {parts}",
-            fix=f"choose a tensor-parallel size that divides {total}",
+        refuse(
+            UsageError(
+                f"{what} = {total} cannot be divided among {parts} tensor-parallel ranks",
+                field=what,
+                value=total,
+                limit=f"a multiple of {parts}",
+                fix=f"choose a tensor-parallel size that divides {total}",
+            )
         )
-    return total // parts
+    return -(-total // parts)
 
 
 def pipeline_range(num_layers: int, rank: int, world_size: int, layers: Sequence[int] | None = None) -> tuple[int, int]:
@@ -29,20 +54,26 @@ def pipeline_range(num_layers: int, rank: int, world_size: int, layers: Sequence
     last also computes logits.
     """
     if world_size > num_layers:
-        raise UsageError(
-            f"{num_layers} layers cannot fill {world_size} pipeline stages",
-            field="pipeline_parallel_size",
-            value=world_size,
-            limit=f"at most {num_layers}",
+        refuse(
+            UsageError(
+                f"{num_layers} layers cannot fill {world_size} pipeline stages",
+                field="pipeline_parallel_size",
+                value=world_size,
+                limit=f"at most {num_layers}",
+            )
         )
+        return 0, num_layers
     counts = list(layers) if layers is not None else _evenly(num_layers, world_size)
     if len(counts) != world_size or sum(counts) != num_layers:
-        raise UsageError(
-            f"the model has {num_layers} layers",
-            field="pipeline_layers",
-            value=counts,
-            limit=f"{world_size} numbers whose sum is {num_layers}",
+        refuse(
+            UsageError(
+                f"the model has {num_layers} layers",
+                field="pipeline_layers",
+                value=counts,
+                limit=f"{world_size} numbers whose sum is {num_layers}",
+            )
         )
+        return 0, num_layers
     start = sum(counts[:rank])
     return start, start + counts[rank]
 

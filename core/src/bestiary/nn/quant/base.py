@@ -1,13 +1,14 @@
 """The quantization hook: how a layer's weights are laid out, filled and applied.
 
 A `QuantizationConfig` is asked once per layer, by full name, for a method; the method creates the layer's parameters,
-repacks them after loading, and computes. Layers keep no other knowledge of number formats.
+repacks them after loading, and computes. Layers keep no other knowledge of number formats. A config that reads
+checkpoints also says how their tensors become those parameters (`checkpoint_weights`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class QuantizeMethodBase(ABC):
-    """How one kind of layer stores and applies its weights."""
+    """How one kind of layer stores and applies its weights. `str` of it says so in a few words, for people."""
+
+    def __str__(self) -> str:
+        return type(self).__name__
 
     @abstractmethod
     def create_weights(
@@ -53,6 +57,9 @@ class QuantizeMethodBase(ABC):
 class UnquantizedLinearMethod(QuantizeMethodBase):
     """One weight ``[sum(output_partition_sizes), input_size_per_partition]`` of the model's dtype."""
 
+    def __str__(self) -> str:
+        return "plain"
+
     def create_weights(
         self,
         layer: nn.Module,
@@ -78,13 +85,16 @@ class UnquantizedLinearMethod(QuantizeMethodBase):
 class QuantizationConfig(ABC):
     """One checkpoint's quantization, read from `quantization_config` or asked for by name.
 
-    packed_modules_mapping: the model's fusions (fused layer → the checkpoint's layers), set before any layer is placed.
-    mappers: what renames the checkpoint's tensors to the model's, in this order; set then too.
+    Set before any layer is placed:
+        packed_modules_mapping: the model's fusions (fused layer → the checkpoint's layers).
+        mappers: what the checkpoint's names go through to become the model's.
+        stored: the names of the checkpoint's tensors; empty where they are not known.
     """
 
     name: str = ""
     packed_modules_mapping: Mapping[str, list[str]] = {}
-    mappers: tuple[WeightsMapper, ...] = ()
+    mappers: Sequence[WeightsMapper] = ()
+    stored: Collection[str] = frozenset()
 
     @classmethod
     @abstractmethod
@@ -95,9 +105,14 @@ class QuantizationConfig(ABC):
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """The method for the layer with this full name; None leaves it unquantized."""
 
-    @abstractmethod
-    def why_not(self, device: str) -> str | None:
-        """None where this runs on `device`, otherwise the reason in a few words."""
+    @classmethod
+    def why_not(cls, device: str) -> str | None:
+        """None where this runs on `device`, otherwise the reason in a few words; here: plain torch runs anywhere."""
+        return None
+
+    def checkpoint_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The checkpoint's tensors, each under its layer's name there, as parameters of that layer's method."""
+        yield from weights
 
 
 def method_for(layer: LinearBase | nn.Module, config: QuantizationConfig | None, prefix: str) -> QuantizeMethodBase:

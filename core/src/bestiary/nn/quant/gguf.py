@@ -56,7 +56,8 @@ class GgufConfig(QuantizationConfig):
             )  # fmt: skip
         return cls({name: GgmlType[kind] for name, kind in tensors.items()})
 
-    def why_not(self, device: str) -> str | None:
+    @classmethod
+    def why_not(cls, device: str) -> str | None:
         return None if device == "cpu" else "blocks are decoded on a CPU so far"
 
     @property

@@ -1,28 +1,23 @@
-"""int8 weights, quantized while loading: one scale per output row, activations untouched (W8A16).
-
-``weight ≈ int8 * scale`` with ``scale = max|row| / 127``, rounded to nearest. The reference multiplies in the
-activations' dtype and scales the result, so a product costs what the unquantized one does; what it saves is memory.
-"""
+"""int8 weights, one scale a row: beside plain activations (W8A16) or int8 ones (W8A8)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from bestiary.nn.embedding import VocabParallelEmbedding
-from bestiary.nn.linear_base import LinearBase
-from bestiary.nn.moe.gate import GateLinear
-from bestiary.nn.weights.fill import ShardId, set_weight_attrs
+from bestiary.nn.ops.quant import linear_int8, linear_int8_int8
 
+from .at_load import is_left_plain, quantizing_loader
 from .base import QuantizationConfig, QuantizeMethodBase
+from .params import PER_PART, add_parameter, one_for_all, per_row, replace_parameter
 
 
 class Int8Config(QuantizationConfig):
-    """Quantizes every linear layer; embeddings, the head and routers stay as they are."""
+    """Quantizes every linear layer while loading; embeddings, the head and routers stay as they are."""
 
     name = "int8"
 
@@ -31,14 +26,27 @@ class Int8Config(QuantizationConfig):
         return cls()
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        return None if isinstance(layer, VocabParallelEmbedding | GateLinear) else Int8LinearMethod()
-
-    def why_not(self, device: str) -> str | None:
-        return None
+        return None if is_left_plain(layer) else Int8LinearMethod(at_load=True)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Int8LinearMethod(QuantizeMethodBase):
-    """`weight` int8 ``[out, in]``, `weight_scale` float32 ``[out]``."""
+    """`weight` int8 ``[out, in]``, `weight_scale` float32 ``[out]``.
+
+    Args:
+        activations: rounded to int8 by each token's own scale, or by a stored one (`input_scale`); None leaves them.
+        symmetric: whether the activations' zero is 0; a stored zero point is `input_zero_point`.
+        per_tensor: the checkpoint has one weight scale for each part of a fused layer.
+        at_load: the checkpoint has plain weights.
+    """
+
+    activations: Literal["token", "static"] | None = None
+    symmetric: bool = True
+    per_tensor: bool = False
+    at_load: bool = False
+
+    def __str__(self) -> str:
+        return "int8" if self.activations is None else f"int8, activations int8 ({self.activations})"
 
     def create_weights(
         self,
@@ -50,36 +58,41 @@ class Int8LinearMethod(QuantizeMethodBase):
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        rows = sum(output_partition_sizes)
-        weight = torch.empty(rows, input_size_per_partition, dtype=torch.int8, device="meta")
-        scale = torch.empty(rows, dtype=torch.float32, device="meta")
-        layer.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
-        layer.register_parameter("weight_scale", nn.Parameter(scale, requires_grad=False))
-        load = _quantizing_loader(layer)
-        set_weight_attrs(layer.weight, {"output_dim": 0, "input_dim": 1, "weight_loader": load})  # type: ignore[arg-type]
-        set_weight_attrs(layer.weight_scale, {"output_dim": 0})  # type: ignore[arg-type]
+        rows, parts = sum(output_partition_sizes), len(output_partition_sizes)
+        attrs = {**extra_weight_attrs, "output_dim": 0}
+        stored = {**attrs, "output_step": PER_PART, "part_sizes": output_partition_sizes}
+        if self.per_tensor:
+            add_parameter(layer, "weight_scale", (parts,), torch.float32, stored)
+        else:
+            add_parameter(layer, "weight_scale", (rows,), torch.float32, attrs)
+        if self.activations == "static":
+            add_parameter(layer, "input_scale", (parts,), torch.float32, stored)
+            if not self.symmetric:
+                add_parameter(layer, "input_zero_point", (parts,), torch.float32, stored)
+        if self.at_load:
+            attrs["weight_loader"] = quantizing_loader(layer, quantized_rows)
+        add_parameter(layer, "weight", (rows, input_size_per_partition), torch.int8, attrs, input_dim=1)
 
-    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        weight: Any = layer.weight
-        scale: Any = layer.weight_scale
-        out: torch.Tensor = F.linear(x, weight.to(x.dtype)) * scale.to(x.dtype)
-        return out if bias is None else out + bias
+    def process_weights_after_loading(self, layer: Any) -> None:
+        if self.per_tensor:
+            replace_parameter(layer, "weight_scale", per_row(layer.weight_scale))
+        if self.activations == "static":
+            replace_parameter(layer, "input_scale", layer.input_scale.max())
+            if not self.symmetric:
+                zero = one_for_all(layer.input_zero_point, layer, "input_zero_point")
+                replace_parameter(layer, "input_zero_point", zero)
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if self.activations is None:
+            return linear_int8(x, layer.weight, layer.weight_scale, bias)
+        scale = layer.input_scale if self.activations == "static" else None
+        zero = layer.input_zero_point if self.activations == "static" and not self.symmetric else None
+        return linear_int8_int8(x, layer.weight, layer.weight_scale, scale, zero, self.symmetric, bias)
 
 
-def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``[out, in]`` → (int8 of the same shape, float32 scales ``[out]``); rows of zeros get scale 1."""
-    scale = weight.float().abs().amax(dim=1) / 127.0
+def quantized_rows(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """``weight ≈ int8 * scale``, ``scale = max|row| / 127``, rounded to nearest; rows of zeros get scale 1."""
+    wide = weight.float()
+    scale = wide.abs().amax(dim=1) / 127.0
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return torch.round(weight.float() / scale[:, None]).to(torch.int8), scale
-
-
-def _quantizing_loader(layer: Any) -> Any:
-    """A loader that quantizes a checkpoint tensor, or one shard of it, and fills weight and scales."""
-    linear: LinearBase = layer
-
-    def load(param: nn.Parameter, loaded: torch.Tensor, shard_id: ShardId = None) -> None:
-        values, scale = quantize_rows(loaded)
-        linear.weight_loader(param, values, shard_id)
-        linear.weight_loader(layer.weight_scale, scale, shard_id)
-
-    return load
+    return {"weight": torch.round(wide / scale[:, None]).to(torch.int8), "weight_scale": scale}

@@ -37,9 +37,14 @@ def pack_weight(layer: Any) -> None:
         layer.quant_method = PackedLinearMethod()
 
 
-def why_not_packed(weight: torch.Tensor) -> str | None:
-    """None where `weight` can be packed, otherwise the reason in a few words."""
-    if weight.device.type != "cpu" or weight.dtype is not torch.float32:
+def is_packed_later(layer: Any, device: str) -> bool:
+    """Whether `pack_weight` will pack the weight of a head that is not loaded yet, once it lies on `device`."""
+    return type(layer.quant_method) is UnquantizedLinearMethod and why_not_packed(layer.weight, device) is None
+
+
+def why_not_packed(weight: torch.Tensor, device: str | None = None) -> str | None:
+    """None where `weight` can be packed, on its own device or on `device`, otherwise the reason in a few words."""
+    if (device or weight.device.type) != "cpu" or weight.dtype is not torch.float32:
         return "only fp32 weights on a CPU are packed"
     if linear.active is FIXED_TILE.function:
         return "in deterministic mode a row's product must not depend on its batch"

@@ -39,6 +39,9 @@ def fill(param: torch.Tensor, target: torch.Tensor, loaded: torch.Tensor) -> Non
             f"expected floating-point numbers, the checkpoint has {str(loaded.dtype).removeprefix('torch.')}",
             limit="floating point", value=str(loaded.dtype),
         )  # fmt: skip
+    if target.dtype != loaded.dtype and (_is_code(target.dtype) or _is_code(loaded.dtype)):
+        wanted, found = (str(each.dtype).removeprefix("torch.") for each in (target, loaded))
+        raise WeightsMismatch(f"expected {wanted}, the checkpoint has {found}", limit=wanted, value=found)
     if target.shape != loaded.shape:
         if target.squeeze().shape != loaded.squeeze().shape:
             raise WeightsMismatch(
@@ -63,6 +66,11 @@ def fill(param: torch.Tensor, target: torch.Tensor, loaded: torch.Tensor) -> Non
 def count_filled(param: torch.Tensor, part: torch.Tensor) -> None:
     """Record that `part`, a view of `param`, holds checkpoint values (or is declared padding)."""
     _filled_parts(param)[_part(part)] = part.numel()
+
+
+def _is_code(dtype: torch.dtype) -> bool:
+    """Whether numbers of this type are codes of a quantized weight: they mean nothing as another type."""
+    return dtype.itemsize == 1 and dtype is not torch.bool
 
 
 def _narrows(source: torch.dtype, target: torch.dtype) -> bool:

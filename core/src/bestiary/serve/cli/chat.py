@@ -10,6 +10,7 @@ import click
 
 from bestiary.api.errors import RequestError, UsageError
 
+from .adapters import chosen_adapter, lora_name_option
 from .conversation import Conversation, Face, JsonFace, TextFace
 from .options import (
     SectionedCommand,
@@ -42,6 +43,7 @@ _TOO_LONG = ("CONTEXT_LENGTH_EXCEEDED", "KV_CACHE_EXCEEDED", "PROMPT_EXCEEDS_STE
 )
 @click.option("--quiet", "-q", is_flag=True, help="Neither progress, prompts nor statistics.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line to standard output: each answer.")
+@lora_name_option
 @debug_option
 @sampling_options(leave_out=("n", "logprobs"), temperature=0.7, max_tokens=1024)
 @engine_options
@@ -50,7 +52,7 @@ def chat(model: str, system: str | None, chat_template: Path | None, quiet: bool
 
     /reset, /help and /exit are commands; Ctrl-C stops an answer, Ctrl-D leaves. Standard input that is no terminal is
     read line by line; the exit code is then 1 if a message was refused. With --json a line of output is an object with
-    message, answer, finish_reason and stats, or with error.
+    message, answer, finish_reason, lora_name and stats, or with error.
     """
     args = engine_args(model, options | ({"progress": False} if quiet else {}))
     if only_follows(args):
@@ -59,12 +61,13 @@ def chat(model: str, system: str | None, chat_template: Path | None, quiet: bool
     if isinstance(sys.stdin, NoInput):
         raise click.UsageError("standard input is closed, and there is nobody to talk with")
     params = sampling_params(options)
+    adapter = chosen_adapter(options)
     template = read_template(chat_template)
     from bestiary.serve.llm import LLM
 
     with LLM(**vars(args)) as llm:
         require_template(llm, template, "--chat-template FILE, or bestiary generate to continue a text")
-        conversation = Conversation(llm, params, system, template)
+        conversation = Conversation(llm, params, system, template, adapter)
         face: Face = JsonFace() if as_json else TextFace(quiet=quiet)
         refused = converse(conversation, face, quiet=quiet)
     return 1 if refused and not sys.stdin.isatty() else 0

@@ -38,8 +38,14 @@ class Conversation:
     """The messages so far, and the model that answers them. A refused message leaves them as they were."""
 
     def __init__(
-        self, llm: LLM, params: SamplingParams, system: str | None = None, template: str | None = None
+        self,
+        llm: LLM,
+        params: SamplingParams,
+        system: str | None = None,
+        template: str | None = None,
+        adapter: str | None = None,
     ) -> None:
+        self._adapter = adapter
         self._llm, self._params, self._template = llm, params, template
         self._opening = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[Mapping[str, str]] = list(self._opening)
@@ -56,7 +62,8 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = self._llm.chat_ids(messages, template=self._template)
         with interruptible() as interrupt:
-            request = stream(self._llm, ids, within_context(self._llm, self._params, len(ids)), writer, interrupt)
+            params = within_context(self._llm, self._params, len(ids))
+            request = stream(self._llm, ids, params, writer, interrupt, self._adapter)
         if writer is not None:
             writer.end()
         answer = Answer(request, interrupt.pressed)
@@ -101,9 +108,11 @@ class JsonFace:
 
     def answered(self, message: str, answer: Answer) -> None:
         reason = "abort" if answer.interrupted else answer.request.outputs[0].finish_reason
+        request = answer.request
         write_json_line(
-            {"message": message, "answer": answer.text, "finish_reason": reason, "stats": stats(answer.request)}
-        )
+            {"message": message, "answer": answer.text, "finish_reason": reason, "lora_name": request.lora_name,
+             "stats": stats(request)}
+        )  # fmt: skip
 
     def refused(self, error: BestiaryError) -> None:
         write_json_line({"error": error.as_dict()})

@@ -65,6 +65,7 @@ def examine(plugin: dict[str, str], device: str, *, probe: bool) -> tuple[dict[s
         "cuda_devices": section("cuda", machine.cuda_devices),
         "ops": section("ops", lambda: machine.ops(device, hooks)),
         "attention_backends": section("attention backends", lambda: machine.attention_backends(device, hooks)),
+        "quantization_methods": section("quantization methods", lambda: machine.quantization_methods(device, hooks)),
         "hooks": [{name: getattr(row, name) for name in row.__slots__} for row in hook_rows],
         "plugins": [row.as_dict() for row in rows],
         "plugin_choices": section("plugin choices", lambda: plugin_choices(plugin)),
@@ -118,6 +119,9 @@ def _tables(found: dict[str, Any], rows: list[PluginRow]) -> list[Table]:
         Table("attention backends", ("backend", "state", "cannot run"),
               [(each["backend"], each["state"], _reasons(each["cannot"]))
                for each in found["attention_backends"] or []]),
+        Table("quantization methods", ("method", "plain weights", "runs here"),
+              [(each["method"], "quantizes them" if each["while_loading"] else "reads its checkpoints",
+                each["cannot_run"] or "yes") for each in found["quantization_methods"] or []]),
         Table("hooks", ("package", "version", "module", "status", "offers", "cause"),
               [(each["distribution"], each["version"], each["entry_point"], each["status"], ",".join(each["offers"]),
                 each["cause"]) for each in found["hooks"]]),

@@ -30,7 +30,9 @@ def examine(args: EngineArgs) -> dict[str, Any]:
     ops = choose_ops(target_of(config), config.op_config.implementations, builder.hooks.all("op_implementations"))
     bind_attention(model, config, builder.hooks.all("attention_backends"))
     weights = _weights(model)
-    cache, problem = _kv_cache(model, config, weights["bytes"])
+    adapters = _adapters(builder, model, config)
+    slots = adapters["bytes"] if adapters is not None and adapters["enabled"] else 0
+    cache, problem = _kv_cache(model, config, weights["bytes"] + slots)
     problems = [_no_weights(builder), problem]
     return {
         "model": args.model,
@@ -38,6 +40,7 @@ def examine(args: EngineArgs) -> dict[str, Any]:
         "plugin": _plugin(builder, config, model_class),
         "config": _config(builder, model, config),
         "weights": weights | {"stored": _stored(builder, model, args)},
+        "adapters": adapters,
         "kv_cache": cache,
         "runs_on": _runs_on(model, config, ops.names),
         "tokenizer": _tokenizer(builder, args),
@@ -155,6 +158,33 @@ def _no_weights(builder: EngineBuilder) -> str | None:
     return sentence(refuse_without_weights(source.root))
 
 
+def _adapters(builder: EngineBuilder, model: nn.Module, config: VllmConfig) -> dict[str, Any] | None:
+    """Slots for adapters, as they are or as the defaults would make them; None where the class has none."""
+    from bestiary.api.config import LoRAConfig
+    from bestiary.api.conformance import supports_lora
+    from bestiary.engine.build import adapter_slots, check_lora
+    from bestiary.engine.loader.lora_config import read_adapter_config
+    from bestiary.engine.loader.lora_files import adapter_directory
+
+    check_lora(model, config)
+    if not supports_lora(model):
+        return None
+    wanted = config.lora_config or LoRAConfig()
+    slots = adapter_slots(model, replace(config, lora_config=wanted), builder.description.alias, "meta")
+    given = builder.args.lora_modules.items()
+    return {
+        "enabled": config.lora_config is not None,
+        "max_loras": wanted.max_loras,
+        "max_lora_rank": wanted.max_lora_rank,
+        "bytes": 0 if slots is None else slots.nbytes,
+        "targets": [] if slots is None else slots.target_names,
+        "given": [
+            {"name": name, "path": path, "rank": read_adapter_config(adapter_directory(path)).rank}
+            for name, path in given
+        ],
+    }
+
+
 def _kv_cache(model: nn.Module, config: VllmConfig, weight_bytes: int) -> tuple[dict[str, Any], str | None]:
     """The cache that would be allocated once the weights are in memory, and why not, where it would not fit."""
     from bestiary.engine.memory import bytes_per_block, free_memory, num_kv_blocks
@@ -195,10 +225,26 @@ def _runs_on(model: nn.Module, config: VllmConfig, ops: dict[str, str]) -> dict[
     return {
         "device": config.device_config.device,
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
-        "quantization": None if config.quant_config is None else type(config.quant_config).__name__,
+        "quantization": None if config.quant_config is None else config.quant_config.name,
+        "quantized_layers": None if config.quant_config is None else _methods(model),
         "attention_backend": _same(backends),
         "ops": ops,
     }
+
+
+def _methods(model: nn.Module) -> str:
+    """How many layers have each method, those of experts included."""
+    from collections import Counter
+
+    from bestiary.nn.linear_base import LinearBase
+    from bestiary.nn.moe import FusedMoE
+
+    layers = [each for each in model.modules() if isinstance(each, LinearBase)]
+    for module in model.modules():
+        if isinstance(module, FusedMoE):
+            layers += module.expert_layers
+    counts = Counter(str(layer.quant_method) for layer in layers)
+    return ", ".join(f"{count} {method}" for method, count in counts.most_common())
 
 
 def _tokenizer(builder: EngineBuilder, args: EngineArgs) -> dict[str, Any]:

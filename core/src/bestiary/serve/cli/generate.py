@@ -14,6 +14,7 @@ from bestiary.api.errors import EngineError, RequestError
 from bestiary.api.outputs import RequestOutput
 from bestiary.api.sampling import SamplingParams
 
+from .adapters import chosen_adapter, lora_name_option
 from .options import (
     SectionedCommand,
     debug_option,
@@ -49,6 +50,7 @@ MAX_TOKENS = 256
     "--chat-template", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A file, with --chat."
 )
 @click.option("--quiet", "-q", is_flag=True, help="Neither progress nor statistics.")
+@lora_name_option
 @json_option
 @debug_option
 @sampling_options(temperature=0.0, max_tokens=MAX_TOKENS)
@@ -66,11 +68,12 @@ def generate(model: str, prompt: str | None, prompt_option: str | None, as_json:
     text = _prompt(prompt, prompt_option)
     params = sampling_params(options)
     _check(params, options, as_json)
+    adapter = chosen_adapter(options)
     options["template"] = read_template(options["chat_template"])
     from bestiary.serve.llm import LLM
 
     with LLM(**vars(args)) as llm:
-        request = _run(llm, text, params, options, show=not as_json)
+        request = _run(llm, text, params, options, adapter, show=not as_json)
     if as_json:
         write_json({"model": model, **dataclasses.asdict(request), "stats": stats(request)})
     elif not options["quiet"]:
@@ -112,12 +115,14 @@ def _check(params: SamplingParams, options: Mapping[str, Any], as_json: bool) ->
         say(f"the {params.n} answers will all be alike: --temperature 0 takes the likeliest token each time")
 
 
-def _run(llm: LLM, text: str, params: SamplingParams, options: Mapping[str, Any], *, show: bool) -> RequestOutput:
+def _run(
+    llm: LLM, text: str, params: SamplingParams, options: Mapping[str, Any], adapter: str | None, *, show: bool
+) -> RequestOutput:
     ids = _ids(llm, text, options)
     params = within_context(llm, params, len(ids))
     writer = TextWriter(sys.stdout) if show else None
     try:
-        request = stream(llm, ids, params, writer if params.n == 1 else None)
+        request = stream(llm, ids, params, writer if params.n == 1 else None, adapter=adapter)
     finally:
         if writer is not None and params.n == 1:
             writer.end()

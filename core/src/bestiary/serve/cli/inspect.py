@@ -39,6 +39,7 @@ def _shown(key: str, value: Any) -> str:
 
 def _tables(found: dict[str, Any]) -> list[Table]:
     source, plugin, config, weights = found["source"], found["plugin"], found["config"], found["weights"]
+    adapters = found["adapters"]
     cache, runs, tokenizer = found["kv_cache"], found["runs_on"], found["tokenizer"]
     package = f"{plugin['package'] or 'registered by hand'} {plugin['version'] or ''}"
     alias = plugin["alias_of"] and f"{plugin['alias_of']}, {plugin['class_package'] or 'registered by hand'}"
@@ -56,6 +57,11 @@ def _tables(found: dict[str, Any]) -> list[Table]:
         Table("weights on disk", ("type", "tensors", "size", "format"),
               [(each["type"], str(each["tensors"]), size(each["bytes"]), each["format"])
                for each in weights["stored"]]),
+        pairs("adapters", [] if adapters is None else [
+            ("slots", f"{adapters['max_loras']} of rank {adapters['max_lora_rank']}"
+                      + ("" if adapters["enabled"] else " (without --lora: none)")),
+            ("memory", size(adapters["bytes"])), ("targets", ", ".join(adapters["targets"])),
+            *((each["name"], f"{each['path']} (rank {each['rank']})") for each in adapters["given"])]),
         pairs("KV cache", [(key.replace("_", " "), _shown(key, value))
                            for key, value in cache.items() if value is not None]),
         pairs("runs on", [(key.replace("_", " "), value) for key, value in runs.items() if key != "ops"]),

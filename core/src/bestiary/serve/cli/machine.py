@@ -100,6 +100,19 @@ def ops(device: str, hooks: HookManager | None) -> list[dict[str, Any]]:
     ]
 
 
+def quantization_methods(device: str, hooks: HookManager | None) -> list[dict[str, Any]]:
+    """Each method: whether it can start from plain weights, or reads checkpoints, and why it cannot run here."""
+    from bestiary.engine.loader.quantization import quantizes_at_load, where_methods_run
+    from bestiary.engine.loader.vllm_config import choose_device
+
+    if hooks is None:
+        return []
+    return [
+        {"method": name, "while_loading": quantizes_at_load(hooks, name), "cannot_run": reason}
+        for name, reason in where_methods_run(hooks, choose_device(device)).items()
+    ]
+
+
 def attention_backends(device: str, hooks: HookManager | None) -> list[dict[str, Any]]:
     """Each backend: whether it is the one chosen for plain causal attention, and which kinds of layer it refuses."""
     from bestiary.engine.loader.vllm_config import choose_device

@@ -48,6 +48,10 @@ ENGINE_HELP = {
     "quantization": "Quantize while loading, by this method.",
     "attention_backend": "Attention backend, by name.",
     "ops": "Implementation of an op, by name; repeatable.",
+    "lora_modules": "An adapter (LoRA): its name and its directory; repeatable.",
+    "max_loras": "Most different adapters in one step.",
+    "max_lora_rank": "Largest rank of an adapter.",
+    "max_cpu_loras": "Most adapters in memory.",
     "plugin": "Which distribution provides an architecture, where several do; repeatable.",
     "tensor_parallel_size": "Processes that share each tensor.",
     "pipeline_parallel_size": "Stages that share the layers.",
@@ -64,7 +68,8 @@ ENGINE_HELP = {
     "stall_timeout": "Seconds that a process may wait for another in the middle of a step.",
     "progress": "Show how far loading is, on standard error.",
 }
-"""`EngineArgs` field → help. `skip_tokenizer_init` is no option on purpose: the command line deals in text."""
+"""`EngineArgs` field → help. No options on purpose: `skip_tokenizer_init`, for the command line deals in text, and
+`enable_lora`, which --lora implies."""
 
 SAMPLING_HELP = {
     "n": "Independent answers to the prompt.",
@@ -86,6 +91,7 @@ SAMPLING_HELP = {
 
 _FLAGS = {
     "ops": "--op",
+    "lora_modules": "--lora",
     "tensor_parallel_size": "--tensor-parallel-size/--tp",
     "pipeline_parallel_size": "--pipeline-parallel-size/--pp",
     "data_parallel_size": "--data-parallel-size/--dp",
@@ -105,6 +111,7 @@ _KINDS: dict[str, Kind] = {
 _REPEATED: dict[str, tuple[Kind, str]] = {
     "ops": (PAIR, "NAME=IMPLEMENTATION"),
     "plugin": (PAIR, "ARCHITECTURE=DISTRIBUTION"),
+    "lora_modules": (PAIR, "NAME=PATH"),
     "stop": (click.STRING, "TEXT"),
 }
 _UNSET = {

@@ -77,11 +77,16 @@ def interruptible() -> Iterator[Interrupt]:
 
 
 def stream(
-    llm: LLM, ids: Sequence[int], params: SamplingParams, writer: TextWriter | None, interrupt: Interrupt | None = None
+    llm: LLM,
+    ids: Sequence[int],
+    params: SamplingParams,
+    writer: TextWriter | None,
+    interrupt: Interrupt | None = None,
+    adapter: str | None = None,
 ) -> RequestOutput:
     """Generate, writing the first answer as it grows; ends early when `interrupt` is pressed."""
     request: RequestOutput | None = None
-    with closing(llm.stream({"prompt_token_ids": list(ids)}, params)) as steps:  # type: ignore[type-var]
+    with closing(llm.stream({"prompt_token_ids": list(ids)}, params, lora_request=adapter)) as steps:  # type: ignore[type-var]
         for request in steps:
             if writer is not None:
                 writer.update(request.outputs[0].text)

@@ -1,36 +1,27 @@
-"""Pipeline stages: the model cut in two equals the whole. Both stages run in this process, one after the other."""
+"""Pipeline stages: the model cut in pieces equals the whole. The stages are threads of this process."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import torch
+from torch import nn
 
-from bestiary.api.config import ParallelConfig
 from bestiary.api.conformance import claims
+from bestiary.api.errors import BrokenPlugin
 from bestiary.api.intermediate import IntermediateTensors
 from bestiary.api.registry import ModelRegistry
 from bestiary.api.sampling import SamplingParams
-from bestiary.engine.arguments import EngineArgs
-from bestiary.engine.batch import ForwardBatch, make_batch
-from bestiary.engine.build import EngineBuilder, bind_attention, target_of
-from bestiary.engine.loader.load import build_model, load_model
 from bestiary.engine.plan import NewRequest, ScheduledItem, StepPlan
-from bestiary.engine.request_state import RequestState
 from bestiary.engine.runner import ModelRunner
-from bestiary.nn.context import ForwardContext, forward_context
-from bestiary.nn.ops.registry import choose_ops
-from bestiary.nn.parallel import Group, use_groups
-from bestiary.nn.placement import finish
 from bestiary.nn.stack import PPMissingLayer
 from bestiary.testing.base import ContractBase
 from bestiary.testing.check import check
 from bestiary.testing.compare import ATOL, require_close
 from bestiary.testing.failures import ContractFailure
+from bestiary.testing.ranks import Ranks
 
 STAGES = 2
-_BLOCKS = 16
+MOST_STAGES = 4
+_TOKENS = 5
 
 
 class PipelineChecks(ContractBase):
@@ -44,90 +35,48 @@ class PipelineChecks(ContractBase):
 
     @check()
     def test_pipeline(self) -> None:
-        """Two pipeline stages, each with half of the layers, equal one process."""
-        ids = self.bench.prompts()[2]
-        stages = [_Stage(self.bench.checkpoint(), rank) for rank in range(STAGES)]
-        for stage in stages:
-            if not any(isinstance(module, PPMissingLayer) for module in stage.model.modules()):
-                raise ContractFailure(
-                    f"stage {stage.rank} of {STAGES} holds all layers", likely=["layers are not made by make_layers"]
-                )
-        rows = []
-        request = RequestState(NewRequest("kit", tuple(ids), SamplingParams(prompt_logprobs=0), seed=0))
-        for start, end in ((0, 7), (7, len(ids) - 1), (len(ids) - 1, len(ids))):
-            batch = _batch(request, start, end, stages[0].runner.block_size)
-            sent = stages[0].forward(batch, None)
-            _check_sent(sent, stages[0], end - start)
-            hidden = stages[1].forward(batch, sent)
-            rows.append(stages[1].logits(batch, hidden))
-        require_close(
-            torch.cat(rows), self.bench.logits(ids), ATOL, "two pipeline stages do not equal one process",
-            where=f"prompt of {len(ids)} tokens in three pieces",
-        )  # fmt: skip
+        """Pipeline stages, each with its share of the layers, equal one process."""
+        layers = _num_layers(self.bench.model(self.bench.llm()))
+        for stages in sorted({STAGES, max(STAGES, min(layers, MOST_STAGES))}):
+            with Ranks(self.bench.checkpoint(), pipeline_parallel_size=stages) as ranks:
+                for rank, runner in enumerate(ranks.runners):
+                    if not any(isinstance(module, PPMissingLayer) for module in runner.model.modules()):
+                        raise ContractFailure(
+                            f"stage {rank} of {stages} holds all layers", likely=["layers are not made by make_layers"]
+                        )
+                _check_sent(ranks.runners[0])
+                ids = self.bench.prompts()[2]
+                require_close(
+                    ranks.prompt_logits(ids, (7, len(ids) - 1)), self.bench.logits(ids), ATOL,
+                    f"{stages} pipeline stages do not equal one process",
+                    where=f"prompt of {len(ids)} tokens in three pieces",
+                )  # fmt: skip
 
 
-class _Stage:
-    """One rank of the pipeline: its part of the model, loaded, with a KV cache of its own."""
-
-    def __init__(self, checkpoint: object, rank: int) -> None:
-        self.rank = rank
-        self.group = Group(rank, STAGES)
-        args = EngineArgs.make(
-            str(checkpoint), {"dtype": "float32", "device": "cpu", "skip_tokenizer_init": True, "progress": False}
-        )
-        builder = EngineBuilder(args)
-        with use_groups(pipeline=self.group):
-            model_class, config = builder.configure()
-            config = replace(config, parallel_config=ParallelConfig(pipeline_parallel_size=STAGES, rank=rank))
-            self.model: Any = build_model(model_class, config)
-            bind_attention(self.model, config, {})
-            load_model(self.model, config, builder.description, builder.hooks.all("weight_formats"))
-            self.ops = choose_ops(target_of(config), {}, {})
-            finish(self.model)
-            width = int(config.model_config.hf_text_config.vocab_size)
-            self.runner = ModelRunner(self.model, config, _BLOCKS, self.ops, width)
-
-    @torch.inference_mode()
-    def forward(self, batch: ForwardBatch, received: Any) -> Any:
-        with (
-            use_groups(pipeline=self.group),
-            self.ops.active(),
-            forward_context(ForwardContext(batch.attention, self.runner.kv_caches)),
-        ):
-            ids = batch.input_ids
-            return self.model(input_ids=ids, positions=batch.positions, intermediate_tensors=received)
-
-    @torch.inference_mode()
-    def logits(self, batch: ForwardBatch, hidden: Any) -> torch.Tensor:
-        if not isinstance(hidden, torch.Tensor):
-            raise ContractFailure(
-                "the last stage does not return hidden states",
-                got=type(hidden).__name__,
-                allowed="a tensor [tokens, hidden]",
-                likely=["`get_pp_group().is_last_rank` is not asked, or the other way round"],
-            )
-        with use_groups(pipeline=self.group), self.ops.active():
-            logits: torch.Tensor = self.model.compute_logits(hidden_states=hidden)
-        return logits
+def _num_layers(model: nn.Module) -> int:
+    return max((len(module) for module in model.modules() if isinstance(module, nn.ModuleList)), default=0)
 
 
-def _batch(request: RequestState, start: int, end: int, block_size: int) -> ForwardBatch:
-    blocks = tuple(range(-(-end // block_size)))
-    item = ScheduledItem(request.request_id, start, end - start, blocks, samples=end == len(request.tokens))
-    return make_batch(StepPlan(0, (item,)), {request.request_id: request}, block_size, torch.device("cpu"))
-
-
-def _check_sent(sent: object, stage: _Stage, tokens: int) -> None:
+def _check_sent(first: ModelRunner) -> None:
     """What the first stage hands on must be what the class says the next one receives."""
-    if not isinstance(sent, IntermediateTensors):
+    plan = StepPlan(
+        0, (ScheduledItem("kit", 0, _TOKENS, (0,), samples=True),),
+        new=(NewRequest("kit", tuple(range(_TOKENS)), SamplingParams(), seed=0),),
+    )  # fmt: skip
+    batch = first.prepare(plan)
+    try:
+        sent = None if batch is None else first.compute(batch)
+    except BrokenPlugin as error:
         raise ContractFailure(
             "the first stage hands nothing on",
-            got=type(sent).__name__,
+            got=error.value,
             allowed="IntermediateTensors from every stage but the last",
             likely=["`get_pp_group().is_last_rank` is not asked before the final norm"],
-        )
-    empty = stage.model.make_empty_intermediate_tensors(tokens, torch.float32, torch.device("cpu"))
-    _check_empty(stage, empty)
+        ) from error
+    if not isinstance(sent, IntermediateTensors):
+        raise TypeError("a first stage of several has no logits")
+    empty = first.model.make_empty_intermediate_tensors(_TOKENS, torch.float32, torch.device("cpu"))
+    _check_empty(first, empty)
     said = {name: tuple(tensor.shape) for name, tensor in empty.items()}
     real = {name: tuple(tensor.shape) for name, tensor in sent.items()}
     if said != real:
@@ -138,7 +87,7 @@ def _check_sent(sent: object, stage: _Stage, tokens: int) -> None:
         )
 
 
-def _check_empty(stage: _Stage, empty: object) -> None:
+def _check_empty(stage: ModelRunner, empty: object) -> None:
     """Zeros to be received into, each of its own: of the type and on the device asked for."""
     if not isinstance(empty, IntermediateTensors):
         kind = type(empty).__name__

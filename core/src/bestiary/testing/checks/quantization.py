@@ -21,8 +21,11 @@ from bestiary.testing.base import ContractBase
 from bestiary.testing.check import check
 from bestiary.testing.failures import ContractFailure
 
-BOUNDS = {"int8": 0.5 / 127}
-"""Method → how far a weight may be off, relative to the largest of its layer; half a step, for int8."""
+BOUNDS = {"int8": 0.5 / 127, "int4": 1 / 15 + 1e-6, "fp8": 16 / 448 + 1e-6}
+"""Method → how far a weight may be off, relative to the largest of its layer: half a step, the widest that can be.
+
+int4 has 15 steps for a group's range, which is at most twice the largest; e4m3's last step is from 416 to 448.
+"""
 ANY_BOUND = 0.1
 """The same for methods the kit does not know."""
 AGREEMENT = 1e-3

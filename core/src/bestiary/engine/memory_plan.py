@@ -1,0 +1,175 @@
+"""What every rank of an engine will hold, before anything is loaded: each part of the model is built on meta alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from bestiary.api.config import ParallelConfig, VllmConfig
+from bestiary.api.errors import BestiaryError, UsageError
+from bestiary.nn.attention.backend import KVCacheSpec
+from bestiary.nn.parallel import noting_refusals, use_groups
+
+from .footprint import Footprint, footprint
+from .loader.load import build_model
+from .memory import free_memory, num_kv_blocks
+from .parallel.places import groups_of, parts_of
+from .runner import kv_cache_specs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlan:
+    """One part of the model, and the ranks that hold it: one a copy of the model.
+
+    Attributes:
+        stage, place: of the pipeline, and among the ranks that share its tensors.
+        memory: what each of these ranks may take. block_bytes: of one KV-cache block.
+        blocks: KV-cache blocks that the engine would make; `refusal`: why it would not, in the engine's words.
+    """
+
+    ranks: tuple[int, ...]
+    stage: int
+    place: int
+    footprint: Footprint
+    memory: int
+    block_bytes: int
+    blocks: int | None
+    refusal: UsageError | None
+
+    @property
+    def left(self) -> int:
+        """What weights and activations leave of the memory; negative where they do not fit."""
+        return self.memory - self.footprint.held - self.footprint.activations
+
+    @property
+    def fitting_blocks(self) -> int | None:
+        """KV-cache blocks that would fit into what is left; None where this part keeps no cache."""
+        return max(0, self.left // self.block_bytes) if self.block_bytes else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Attributes: parts: every distinct part of the model, in the order of ranks. block_size, longest: in tokens."""
+
+    parallel: ParallelConfig
+    parts: tuple[RankPlan, ...]
+    block_size: int
+    longest: int
+
+    @property
+    def bottleneck(self) -> RankPlan:
+        """The part with room for the fewest blocks, and of those the one that has least left."""
+        return min(self.parts, key=lambda part: (_or_infinite(part.fitting_blocks), part.left))
+
+    @property
+    def blocks(self) -> int | None:
+        """Blocks that every rank would make: the smallest number of all; None where one would make none."""
+        each = [part.blocks for part in self.parts]
+        return None if None in each else min(block for block in each if block is not None)
+
+    def sequences(self, blocks: int | None) -> int | None:
+        """How many sequences of `max_model_len` tokens have room in as many blocks a rank, over all copies."""
+        if blocks is None:
+            return None
+        return blocks // -(-self.longest // self.block_size) * self.parallel.data_parallel_size
+
+
+def plan_memory(model_class: type, config: VllmConfig, memory_per_rank: int | None = None) -> MemoryPlan:
+    """Every rank's memory. The ops that the engine would choose must be in force.
+
+    Args:
+        memory_per_rank: what each rank may take; None is this machine's free memory, a CPU's divided among its ranks.
+
+    Raises:
+        UsageError: the model cannot be divided like this; with every size that does not divide, and what would.
+    """
+    parallel = config.parallel_config
+    local = parallel.ranks_per_node if config.device_config.device == "cpu" else 1
+    memory = free_memory(config.device_config.device) // local if memory_per_rank is None else memory_per_rank
+    built = [(part, ranks, *_measured(model_class, config, part)) for part, ranks in parts_of(parallel)]
+    beside = sum(found.held * len(ranks) for _, ranks, found, _ in built) // parallel.nnodes
+    parts = []
+    for part, ranks, found, specs in built:
+        blocks: int | None = None
+        refusal: UsageError | None = None
+        try:
+            reserved = beside if local > 1 else found.held
+            blocks = num_kv_blocks(specs, config, reserved, sharers=local, free=memory * local)
+        except UsageError as error:
+            refusal = error
+        parts.append(
+            RankPlan(
+                ranks=ranks, stage=part.pipeline_parallel_rank, place=part.tensor_parallel_rank, footprint=found,
+                memory=memory, block_bytes=found.kv_bytes_per_token * config.cache_config.block_size, blocks=blocks,
+                refusal=refusal,
+            )
+        )  # fmt: skip
+    return MemoryPlan(
+        parallel=parallel, parts=tuple(parts), block_size=config.cache_config.block_size,
+        longest=config.model_config.max_model_len,
+    )  # fmt: skip
+
+
+def _measured(model_class: type, config: VllmConfig, part: ParallelConfig) -> tuple[Footprint, list[KVCacheSpec]]:
+    try:
+        model = _build(model_class, config, part)
+    except UsageError as error:
+        raise _all_refusals(model_class, config, part, error) from error
+    return footprint(model, config), list(kv_cache_specs(model).values())
+
+
+def _build(model_class: type, config: VllmConfig, part: ParallelConfig) -> nn.Module:
+    with use_groups(groups_of(part)):
+        return build_model(model_class, replace(config, parallel_config=part))
+
+
+def _all_refusals(model_class: type, config: VllmConfig, part: ParallelConfig, first: UsageError) -> UsageError:
+    """One error for all sizes that cannot be divided like this, with tensor-parallel sizes that can."""
+    with noting_refusals() as noted:
+        try:
+            _build(model_class, config, part)
+        except BestiaryError as error:
+            noted += [error] if isinstance(error, UsageError) else []
+    found = {error.message: error for error in (noted or [first])}
+    fixes = dict.fromkeys(error.fix for error in found.values() if error.fix and error.field == "num_redundant_experts")
+    if sizes := list(_sizes_that_work(model_class, config, part, list(found.values()))):
+        *most, last = map(str, sizes)
+        fixes[f"tensor_parallel_size={', '.join(most)}{' or ' * bool(most)}{last}"] = None
+    limits = dict.fromkeys(f"{error.field}: {error.limit}" for error in found.values())
+    return UsageError(
+        "the model cannot be divided like this: " + "; ".join(found),
+        field="tensor_parallel_size" if len(found) > 1 else first.field,
+        value=part.tensor_parallel_size if len(found) > 1 else first.value,
+        limit="; ".join(limits),
+        details=list(found) if len(found) > 1 else (),
+        fix="; or ".join(filter(None, fixes)) or first.fix,
+    )
+
+
+def _sizes_that_work(
+    model_class: type, config: VllmConfig, part: ParallelConfig, errors: list[UsageError]
+) -> Iterator[int]:
+    """Tensor-parallel sizes that divide all of what does not divide now, each tried on a model of one stage."""
+    sizes = [error.value for error in errors if isinstance(error.value, int) and error.field not in _NO_SIZES]
+    common = math.gcd(*sizes) or math.lcm(*range(1, _LARGEST + 1))
+    for size in (each for each in range(1, _LARGEST + 1) if common % each == 0):
+        tried = ParallelConfig(
+            tensor_parallel_size=size, enable_expert_parallel=part.enable_expert_parallel, eplb_config=part.eplb_config
+        )
+        try:
+            _build(model_class, config, tried)
+        except BestiaryError:
+            continue
+        yield size
+
+
+_NO_SIZES = ("num_key_value_heads", "num_redundant_experts", "pipeline_parallel_size", "pipeline_layers")
+"""Fields of which a tensor-parallel size need be no divisor."""
+_LARGEST = 64
+
+
+def _or_infinite(blocks: int | None) -> float:
+    return math.inf if blocks is None else blocks

@@ -1,0 +1,126 @@
+"""Weights of 4 or 8 bits, groups of inputs sharing scale and zero point: GPTQ, AWQ and their kin; int4 at load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from bestiary.nn.ops.quant import linear_int4, linear_uint8, packed
+
+from .at_load import is_left_plain, quantizing_loader
+from .base import QuantizationConfig, QuantizeMethodBase
+from .params import add_parameter, refuse_cut_groups
+
+GROUPS = (128, 64, 32)
+"""Sizes of groups that int4 takes while loading: the first that divides a rank's share of the inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedLinearMethod(QuantizeMethodBase):
+    """``weight[o, i] = (code - zero) * scale``, zero and scale those of the row's group that input i belongs to.
+
+    `weight` uint8, codes of 4 bits packed two in a byte, ``[out, ceil(in / 2)]``, or of 8 bits one a byte,
+    ``[out, in]``; `weight_scale` float32 and `weight_zero` uint8 ``[out, groups]``; where `ordered`, `group_of` int32
+    ``[in]``.
+    Checkpoints' own layouts are changed to this one on the way in (`CheckpointConfig.converted`).
+
+    Args:
+        bits: 4 or 8. group_size: None for one group, a whole row.
+        ordered: groups are made of inputs in an order of their own (GPTQ's `desc_act`). All of a row-parallel layer's
+            groups are then kept by every rank.
+        symmetric: the zero point is half the codes' range everywhere, and not stored.
+        at_load: the checkpoint has plain weights.
+    """
+
+    bits: int = 4
+    group_size: int | None = 128
+    ordered: bool = False
+    symmetric: bool = False
+    at_load: bool = False
+
+    def __str__(self) -> str:
+        groups = "rows" if self.group_size is None else f"groups of {self.group_size}"
+        return f"int{self.bits} in {groups}{' in an order of their own' if self.ordered else ''}"
+
+    def create_weights(
+        self,
+        layer: Any,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        rows, width = sum(output_partition_sizes), input_size_per_partition
+        group = self.group_size or input_size
+        whole = self.ordered or self.group_size is None
+        if not whole:
+            refuse_cut_groups(layer, width, input_size, group, "inputs")
+        if self.bits == 4:
+            refuse_cut_groups(layer, width, input_size, 2, "inputs")
+        attrs = {**extra_weight_attrs, "output_dim": 0}
+        groups = (rows, -(-(input_size if whole else width) // group))
+        add_parameter(layer, "weight_scale", groups, torch.float32, attrs, input_dim=None if whole else 1)
+        if not self.symmetric:
+            add_parameter(layer, "weight_zero", groups, torch.uint8, attrs, input_dim=None if whole else 1)
+        if self.ordered:
+            add_parameter(layer, "group_of", (width,), torch.int32, extra_weight_attrs, input_dim=0)
+        if self.at_load:
+            attrs["weight_loader"] = quantizing_loader(layer, partial(int4_groups, group=group))
+        codes = width if self.bits == 8 else -(-width // 2)
+        add_parameter(layer, "weight", (rows, codes), torch.uint8, attrs, input_dim=1)
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        if self.symmetric:
+            layer.weight_zero = torch.full_like(layer.weight_scale.data, 2 ** (self.bits - 1), dtype=torch.uint8)
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        product = linear_int4 if self.bits == 4 else linear_uint8
+        group_of = layer.group_of if self.ordered else None
+        group = self.group_size or x.shape[-1]
+        return product(x, layer.weight, layer.weight_scale, layer.weight_zero, group, group_of, bias)
+
+
+def int4_groups(weight: torch.Tensor, group: int) -> dict[str, torch.Tensor]:
+    """Each group's range, zero included, in 15 equal steps; rounded to nearest."""
+    rows, width = weight.shape
+    wide = torch.nn.functional.pad(weight.float(), (0, -width % group)).view(rows, -1, group)
+    low, high = wide.amin(-1, keepdim=True).clamp_max(0), wide.amax(-1, keepdim=True).clamp_min(0)
+    scale = (high - low) / 15
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero = torch.round(-low / scale)
+    codes = (torch.round(wide / scale) + zero).clamp_(0, 15).to(torch.uint8).view(rows, -1)[:, :width]
+    return {
+        "weight": packed(codes),
+        "weight_scale": scale.squeeze(-1),
+        "weight_zero": zero.squeeze(-1).to(torch.uint8),
+    }
+
+
+class Int4Config(QuantizationConfig):
+    """Quantizes every linear layer while loading, in groups of 128 inputs; of 64 or 32 where these do not fit.
+
+    Embeddings, heads and routers stay as they are. Where no size fits, groups have 32, and the last one what is left.
+    """
+
+    name = "int4"
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Int4Config:
+        return cls()
+
+    def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        if is_left_plain(layer):
+            return None
+        width = int(layer.input_size_per_partition)  # type: ignore[arg-type]
+        group = next((each for each in GROUPS if width % each == 0), GROUPS[-1])
+        return replace(_AT_LOAD, group_size=group)
+
+
+_AT_LOAD = GroupedLinearMethod(at_load=True)
