@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -27,6 +29,20 @@ LONG = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
 RAY = {"distributed_executor_backend": "ray"}
 QUIET = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves its own files and processes to the end
 OTHER_NODE = "127.0.0.2"
+PROGRAM = """
+import os, subprocess, sys
+from bestiary import LLM, SamplingParams
+options = {"tensor_parallel_size": 2, "distributed_executor_backend": "ray", "skip_tokenizer_init": True}
+with LLM(sys.argv[1], device="cpu", progress=False, **options) as llm:
+    llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2), use_tqdm=False)
+    import ray
+    print(ray.is_initialized(), len(os.environ["RAY_AUTH_TOKEN"]))
+    other = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    code = f"import ray; ray.init({ray.get_runtime_context().gcs_address!r})"
+    asked = subprocess.run([sys.executable, "-c", code], env=other, capture_output=True, text=True)
+    print("refused" if asked.returncode and "InvalidAuthToken" in asked.stderr else asked)
+print(ray.is_initialized())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +149,17 @@ def test_a_cluster_without_room_is_an_error_after_a_while(folder, cluster, monke
     assert not {"CREATED", "PENDING"} & set(groups(cluster))
 
 
+@pytest.mark.full
+def test_without_a_cluster_one_is_started_with_a_secret_and_ended(folder):
+    environ = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    environ |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder)], env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True 64", "refused", "False"]
+
+
 # --- without Ray ----------------------------------------------------------------------------------------------------
 
 
@@ -192,3 +219,26 @@ def test_what_does_not_go_together_with_ray_is_refused():
             take_seat(ParallelConfig(**given))
         assert caught.value.field == field
     assert take_seat(ParallelConfig(**RAY)) is None  # one rank is this process, whoever would start others
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"RAY_ADDRESS": "local"}, {"RAY_ADDRESS": "10.0.0.1:6379"}, {"RAY_AUTH_MODE": "disabled"}]
+)
+def test_a_new_cluster_gets_a_secret_unless_the_user_has_decided(given, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.setattr(ray_cluster.os, "environ", dict(given))
+    ray_cluster._guard_new_cluster()
+    if given.get("RAY_ADDRESS", "local") != "local" or "RAY_AUTH_MODE" in given:
+        assert ray_cluster.os.environ == given
+    else:
+        assert ray_cluster.os.environ["RAY_AUTH_MODE"] == "token"
+        assert len(ray_cluster.os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+def test_a_new_cluster_without_a_secret_is_refused(monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    with pytest.raises(UsageError) as caught:
+        ray_cluster.join_cluster(2)
+    assert caught.value.field == "RAY_AUTH_MODE"
