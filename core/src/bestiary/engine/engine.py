@@ -304,6 +304,12 @@ class LLMEngine:
         return ended
 
     @property
+    def failure(self) -> EngineError | None:
+        """Why nothing can be computed any more, also where no step has come upon it yet."""
+        workers = None if self.team is None else self.team.workers
+        return self.dead or (None if workers is None else workers.failure)
+
+    @property
     def has_unfinished_requests(self) -> bool:
         return self.lanes.has_unfinished()
 

@@ -68,8 +68,9 @@ def too_large() -> Reply:
 
 
 def _health(llm: LLM, name: str) -> Reply:
-    if llm.engine.dead is not None:
-        return Reply(503, {"error": llm.engine.dead.as_dict()})
+    failure = llm.engine.failure
+    if failure is not None:
+        return Reply(503, {"error": failure.as_dict()})
     return Reply(200, {"status": "ok", "model": name})
 
 

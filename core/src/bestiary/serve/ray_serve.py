@@ -15,15 +15,17 @@ from typing import Any
 
 import msgspec
 
+from bestiary.api.config import ParallelConfig
 from bestiary.api.errors import EngineError, UsageError
 from bestiary.engine.arguments import EngineArgs
-from bestiary.engine.loader.vllm_config import parallel_config
+from bestiary.engine.parallel.ray_actor import Surroundings
 from bestiary.engine.parallel.ray_cluster import bundles, join_cluster, leave_cluster, load_ray
-from bestiary.engine.parallel.ray_workers import absolute_paths, environment
 
 from .completions import MAX_BODY_BYTES, Reply, respond, too_large
 
 APPLICATION = "bestiary"
+_HEALTH_SECONDS = 2
+_ERROR = "bestiary.api.errors."
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -33,7 +35,8 @@ class Replica:
     Requests that come together are computed together: each waits in a thread of its own.
     """
 
-    def __init__(self, arguments: bytes, name: str) -> None:
+    def __init__(self, arguments: bytes, name: str, surroundings: Surroundings) -> None:
+        surroundings.enter()
         from .llm import LLM
 
         given = msgspec.msgpack.decode(arguments)
@@ -63,8 +66,9 @@ class Replica:
 
     def check_health(self) -> None:
         """Raises what the engine died of; Serve then replaces this replica."""
-        if self._llm.engine.dead is not None:
-            raise self._llm.engine.dead
+        failure = self._llm.engine.failure
+        if failure is not None:
+            raise EngineError(failure.message, code=failure.error_code)
 
     def __del__(self) -> None:
         if hasattr(self, "_threads"):  # otherwise nothing was loaded
@@ -80,6 +84,8 @@ def serving(args: EngineArgs, *, replicas: int, host: str, port: int) -> Iterato
         UsageError: Ray is missing, Serve runs in the cluster already, or the port is taken.
         EngineError: the replicas did not start.
     """
+    from bestiary.engine.loader.vllm_config import parallel_config  # brings in torch, which replicas import later
+
     parallel = parallel_config(args)
     _require_free(host, port)
     started = join_cluster(replicas * parallel.world_size_across_dp)
@@ -88,7 +94,7 @@ def serving(args: EngineArgs, *, replicas: int, host: str, port: int) -> Iterato
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         _require_no_serve(serve)
         try:
-            _deploy(serve, args, replicas, {"host": host, "port": port})
+            _deploy(serve, args, parallel, replicas, {"host": host, "port": port})
             yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
         finally:
             serve.shutdown()
@@ -97,7 +103,7 @@ def serving(args: EngineArgs, *, replicas: int, host: str, port: int) -> Iterato
             leave_cluster()
 
 
-def _deploy(serve: Any, args: EngineArgs, replicas: int, http: dict[str, Any]) -> None:
+def _deploy(serve: Any, args: EngineArgs, parallel: ParallelConfig, replicas: int, http: dict[str, Any]) -> None:
     device = args.device
     if device == "auto":
         device = "cuda" if load_ray().cluster_resources().get("GPU") else "cpu"
@@ -106,26 +112,26 @@ def _deploy(serve: Any, args: EngineArgs, replicas: int, http: dict[str, Any]) -
         name=APPLICATION,
         num_replicas=replicas,
         max_ongoing_requests=args.max_num_seqs,
+        health_check_period_s=_HEALTH_SECONDS,
         max_queued_requests=-1 if args.max_queue is None else max(1, args.max_queue),
         logging_config=_LOGGING,
-        **_resources(args, device),
+        **_resources(parallel, device),
     )
     serve.start(http_options=http, logging_config=_LOGGING)
-    bound = deployment.bind(msgspec.msgpack.encode(absolute_paths(vars(args))), args.model)
+    bound = deployment.bind(msgspec.msgpack.encode(vars(args)), args.model, Surroundings.of_this_process())
     try:
         serve.run(bound, name=APPLICATION, route_prefix="/", blocking=False)
     except RuntimeError as error:
         raise EngineError(
             "the replicas did not start", code="REPLICAS_FAILED", field=APPLICATION,
-            details=[line for line in _deployment_message(serve).splitlines() if line.strip()][-12:],
+            details=_last_words(serve),
             fix="the log files that Ray keeps say more",
         ) from error  # fmt: skip
 
 
-def _resources(args: EngineArgs, device: str) -> dict[str, Any]:
+def _resources(parallel: ParallelConfig, device: str) -> dict[str, Any]:
     """What a replica takes: itself as the first rank, and the others in the rest of its placement group."""
-    parallel = parallel_config(args)
-    own = {"num_cpus": 1, "num_gpus": int(device == "cuda"), "runtime_env": {"env_vars": environment()}}
+    own = {"num_cpus": 1, "num_gpus": int(device == "cuda")}
     if parallel.world_size_across_dp == 1:
         return {"ray_actor_options": own}
     return {
@@ -135,11 +141,13 @@ def _resources(args: EngineArgs, device: str) -> dict[str, Any]:
     }
 
 
-def _deployment_message(serve: Any) -> str:
+def _last_words(serve: Any) -> list[str]:
+    """What a replica died of: an error of ours, where there is one in the traceback that Serve kept."""
     application = serve.status().applications.get(APPLICATION)
-    if application is None:
-        return ""
-    return "\n".join([str(each.message) for each in application.deployments.values()] or [application.message])
+    texts = [] if application is None else [str(each.message) for each in application.deployments.values()]
+    lines = [line for text in texts for line in text.splitlines() if line.strip()]
+    ours = max((number for number, line in enumerate(lines) if line.startswith(_ERROR)), default=None)
+    return lines[-12:] if ours is None else [lines[ours].removeprefix(_ERROR), *lines[ours + 1 :]]
 
 
 def _require_no_serve(serve: Any) -> None:

@@ -6,9 +6,29 @@ Nothing heavy is imported before `RankActor` has set the environment, since torc
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from queue import SimpleQueue
 from typing import NamedTuple
+
+_PASSED_ON = ("HF_HUB_OFFLINE", "TORCH_DEVICE_BACKEND_AUTOLOAD")
+
+
+class Surroundings(NamedTuple):
+    """What every rank must see as rank 0 does: some environment variables, and the directory of relative paths."""
+
+    environ: dict[str, str]
+    directory: str
+
+    @classmethod
+    def of_this_process(cls) -> Surroundings:
+        given = os.environ.items()
+        environ = {name: text for name, text in given if name in _PASSED_ON or name.startswith("BESTIARY_")}
+        return cls(environ, os.getcwd())
+
+    def enter(self) -> None:
+        """Make them this process's. On a machine without that directory, relative paths lead nowhere."""
+        os.environ.update(self.environ)
+        if os.path.isdir(self.directory):
+            os.chdir(self.directory)
 
 
 class Whereabouts(NamedTuple):
@@ -27,8 +47,8 @@ class RankActor:
     What goes in and out are bytes, encoded by `messages`; the rest is numbers and text.
     """
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        os.environ.update(environ)
+    def __init__(self, surroundings: Surroundings) -> None:
+        surroundings.enter()
         os.dup2(2, 1)  # Ray shows what ranks print; the first rank's standard output is not theirs
         self._said: SimpleQueue[bytes] = SimpleQueue()
 

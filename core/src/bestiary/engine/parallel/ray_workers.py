@@ -14,7 +14,6 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from bestiary import __version__
@@ -23,14 +22,12 @@ from bestiary.api.errors import EngineError, UsageError
 
 from .frames import send_frame
 from .messages import Start, encode
-from .ray_actor import RankActor, Whereabouts, whereabouts
+from .ray_actor import RankActor, Surroundings, Whereabouts, whereabouts
 from .ray_cluster import Places, join_cluster, leave_cluster, load_ray, reserve
 from .seat import LOOPBACK, Seat, listen
 from .workers import Worker, Workers
 
 _START_SECONDS = 300.0
-_PASSED_ON = ("HF_HUB_OFFLINE", "TORCH_DEVICE_BACKEND_AUTOLOAD")
-_PATHS = ("model", "tokenizer", "hf_config_path", "download_dir")
 
 
 class Placed(NamedTuple):
@@ -60,8 +57,7 @@ class RayWorkers(Workers):
                 _require_first_gpu(self._create(self._places, device, [0])[0].where)
             found = dict(zip(seat.starts, self._create(self._places, device, seat.starts), strict=True))
             self.seat, others = seats(seat, whereabouts(), {rank: placed.where for rank, placed in found.items()})
-            told = {**start, "arguments": absolute_paths(start["arguments"])}
-            workers = [_worker(rank, placed, Start(**told, seat=others[rank])) for rank, placed in found.items()]
+            workers = [_worker(rank, placed, Start(**start, seat=others[rank])) for rank, placed in found.items()]
         except BaseException:
             self._release()
             self._leave()
@@ -81,7 +77,8 @@ class RayWorkers(Workers):
         """Create the actors of `ranks`, and wait until all of them run."""
         ray = load_ray()
         remote = ray.remote(max_concurrency=2)(RankActor)
-        actors = [remote.options(**places.options(rank, device)).remote(environment()) for rank in ranks]
+        surroundings = Surroundings.of_this_process()
+        actors = [remote.options(**places.options(rank, device)).remote(surroundings) for rank in ranks]
         self._actors += actors
         try:
             found = ray.get([actor.where.remote() for actor in actors], timeout=_START_SECONDS)
@@ -177,20 +174,6 @@ def _require_first_gpu(reserved: Whereabouts) -> None:
             field="CUDA_VISIBLE_DEVICES", value=os.environ.get("CUDA_VISIBLE_DEVICES"), limit=wanted,
             fix=f"CUDA_VISIBLE_DEVICES={wanted} in front of the command",
         )  # fmt: skip
-
-
-def absolute_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of an engine with absolute paths: actors do not run in this process's directory."""
-    given = dict(arguments)
-    for name in _PATHS:
-        if isinstance(given[name], str) and Path(given[name]).expanduser().exists():
-            given[name] = str(Path(given[name]).expanduser().resolve())
-    return given
-
-
-def environment() -> dict[str, str]:
-    """The variables that every rank must see as they are here."""
-    return {name: text for name, text in os.environ.items() if name in _PASSED_ON or name.startswith("BESTIARY_")}
 
 
 def _kill(actor: Any) -> None:

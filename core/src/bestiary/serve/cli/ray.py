@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 from typing import Any
 
@@ -37,8 +38,13 @@ def ray(model: str, replicas: int, host: str, port: int, **options: Any) -> int:
     _check(args)
     from bestiary.serve.ray_serve import serving
 
-    with serving(args, replicas=replicas, host=host, port=port) as url, ending_signals() as ended:
-        print(url, flush=True)
+    output = sys.stdout
+    with (
+        redirect_stdout(sys.stderr),  # Ray reports there what happens to its processes
+        serving(args, replicas=replicas, host=host, port=port) as url,
+        ending_signals() as ended,
+    ):
+        print(url, file=output, flush=True)
         say(f"serving {model}: {replicas} replica{'s' * (replicas > 1)}; Ctrl-C ends it")
         ended.wait()
         say("ending")
