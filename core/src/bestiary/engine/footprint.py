@@ -39,8 +39,8 @@ class Footprint:
     """Bytes, unless said otherwise.
 
     Attributes:
-        parameters: how many. weights: theirs, by dtype. packed: copies made after loading, for faster products.
-        buffers: tables and the like.
+        parameters: how many. weights: theirs, by dtype. repacked: what is added after loading, for products.
+        buffers: tables and the like. adapters: the slots for adapters.
         layers: decoder layers ``[first, end)`` of this stage; None where the model keeps no list of layers.
         experts: physical experts of all layers here, spare copies included, and their part of `weights`.
         kv_bytes_per_token: of all layers here. activations: see `ACTIVATIONS`.
@@ -48,8 +48,9 @@ class Footprint:
 
     parameters: int
     weights: dict[str, int]
-    packed: int
+    repacked: int
     buffers: int
+    adapters: int
     layers: tuple[int, int] | None
     experts: int
     expert_bytes: int
@@ -58,21 +59,25 @@ class Footprint:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(self.weights.values()) + self.packed
+        return sum(self.weights.values()) + self.repacked
 
     @property
     def held(self) -> int:
         """What is there before the first request: all but KV cache and activations."""
-        return self.weight_bytes + self.buffers
+        return self.weight_bytes + self.buffers + self.adapters
 
 
-def footprint(model: nn.Module, config: VllmConfig) -> Footprint:
-    """Of a model built under a rank's groups. The ops that will run must be in force: they say what is packed."""
+def footprint(model: nn.Module, config: VllmConfig, adapters: int = 0) -> Footprint:
+    """Of a model built under a rank's groups, its adapter slots taking `adapters` bytes.
+
+    The ops that will run must be in force: they say what is packed.
+    """
     mixtures = [module for module in model.modules() if isinstance(module, FusedMoE)]
     return Footprint(
         parameters=sum(num_weights(each) for each in model.parameters()),
         weights=weights_by_dtype(model),
-        packed=_packed(model, config.device_config.device),
+        repacked=_repacked(model, config.device_config.device),
+        adapters=adapters,
         buffers=sum(_nbytes(each) for each in model.buffers()),
         layers=_layers(model),
         experts=sum(each.placement.num_local for each in mixtures),
@@ -91,10 +96,13 @@ def weights_by_dtype(model: nn.Module) -> dict[str, int]:
     return found
 
 
-def _packed(model: nn.Module, device: str) -> int:
-    """A head tied to an embedding is packed as a copy; others are packed in their place."""
+def _repacked(model: nn.Module, device: str) -> int:
+    """What quantization methods add; and a head tied to an embedding is packed as a copy, others in their place."""
     heads = [module for module in model.modules() if isinstance(module, ParallelLMHead) and hasattr(module, "tied_to")]
-    return sum(_nbytes(each.weight) for each in heads if is_packed_later(each, device))
+    copies = sum(_nbytes(each.weight) for each in heads if is_packed_later(each, device))
+    tables = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    added = sum(each.quant_method.bytes_added(each) for each in tables if not hasattr(each, "tied_to"))
+    return copies + added + sum(layer.quant_method.bytes_added(layer) for layer in _linear_layers(model))
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -13,7 +14,9 @@ from bestiary.api.errors import BestiaryError, UsageError
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.parallel import noting_refusals, use_groups
 
+from .build import adapter_slots
 from .footprint import Footprint, footprint
+from .loader.alias import AppliedAlias
 from .loader.load import build_model
 from .memory import free_memory, num_kv_blocks
 from .parallel.places import groups_of, parts_of
@@ -77,19 +80,23 @@ class MemoryPlan:
         return blocks // -(-self.longest // self.block_size) * self.parallel.data_parallel_size
 
 
-def plan_memory(model_class: type, config: VllmConfig, memory_per_rank: int | None = None) -> MemoryPlan:
+def plan_memory(
+    model_class: type, config: VllmConfig, alias: AppliedAlias | None = None, memory_per_rank: int | None = None
+) -> MemoryPlan:
     """Every rank's memory. The ops that the engine would choose must be in force.
 
     Args:
-        memory_per_rank: what each rank may take; None is this machine's free memory, a CPU's divided among its ranks.
+        alias: through which the class is used. memory_per_rank: what each rank may take; None is this machine's free
+            memory, a CPU's divided among its ranks.
 
     Raises:
         UsageError: the model cannot be divided like this; with every size that does not divide, and what would.
+        ModelError: adapters are wanted, and the class has none.
     """
     parallel = config.parallel_config
     local = parallel.ranks_per_node if config.device_config.device == "cpu" else 1
     memory = free_memory(config.device_config.device) // local if memory_per_rank is None else memory_per_rank
-    built = [(part, ranks, *_measured(model_class, config, part)) for part, ranks in parts_of(parallel)]
+    built = [(part, ranks, *_measured(model_class, config, part, alias)) for part, ranks in parts_of(parallel)]
     beside = sum(found.held * len(ranks) for _, ranks, found, _ in built) // parallel.nnodes
     parts = []
     for part, ranks, found, specs in built:
@@ -113,12 +120,19 @@ def plan_memory(model_class: type, config: VllmConfig, memory_per_rank: int | No
     )  # fmt: skip
 
 
-def _measured(model_class: type, config: VllmConfig, part: ParallelConfig) -> tuple[Footprint, list[KVCacheSpec]]:
+def _measured(
+    model_class: type, config: VllmConfig, part: ParallelConfig, alias: AppliedAlias | None
+) -> tuple[Footprint, list[KVCacheSpec]]:
     try:
         model = _build(model_class, config, part)
-    except UsageError as error:
-        raise _all_refusals(model_class, config, part, error) from error
-    return footprint(model, config), list(kv_cache_specs(model).values())
+    except BestiaryError as error:
+        refusals = _refusals(model_class, config, part)
+        if not refusals:
+            raise
+        raise _all_in_one(refusals, _sizes_that_work(model_class, config, part, refusals), part) from error
+    bare = footprint(model, config)
+    slots = adapter_slots(model, replace(config, parallel_config=part), alias, "meta")
+    return replace(bare, adapters=0 if slots is None else slots.nbytes), list(kv_cache_specs(model).values())
 
 
 def _build(model_class: type, config: VllmConfig, part: ParallelConfig) -> nn.Module:
@@ -126,48 +140,52 @@ def _build(model_class: type, config: VllmConfig, part: ParallelConfig) -> nn.Mo
         return build_model(model_class, replace(config, parallel_config=part))
 
 
-def _all_refusals(model_class: type, config: VllmConfig, part: ParallelConfig, first: UsageError) -> UsageError:
-    """One error for all sizes that cannot be divided like this, with tensor-parallel sizes that can."""
-    with noting_refusals() as noted:
-        try:
-            _build(model_class, config, part)
-        except BestiaryError as error:
-            noted += [error] if isinstance(error, UsageError) else []
-    found = {error.message: error for error in (noted or [first])}
-    fixes = dict.fromkeys(error.fix for error in found.values() if error.fix and error.field == "num_redundant_experts")
-    if sizes := list(_sizes_that_work(model_class, config, part, list(found.values()))):
+def _refusals(model_class: type, config: VllmConfig, part: ParallelConfig) -> list[BestiaryError]:
+    """Everything that cannot be divided like this, each thing once."""
+    with noting_refusals() as noted, suppress(BestiaryError):  # what stops the rest was raised before
+        _build(model_class, config, part)
+    return list({error.message: error for error in noted}.values())
+
+
+def _all_in_one(refusals: Sequence[BestiaryError], sizes: Sequence[int], part: ParallelConfig) -> UsageError:
+    fixes = list(dict.fromkeys(error.fix for error in refusals if error.fix and error.field in _OWN_FIX))
+    if sizes:
         *most, last = map(str, sizes)
-        fixes[f"tensor_parallel_size={', '.join(most)}{' or ' * bool(most)}{last}"] = None
-    limits = dict.fromkeys(f"{error.field}: {error.limit}" for error in found.values())
+        fixes.append(f"tensor_parallel_size={', '.join(most)}{' or ' * bool(most)}{last}")
+    several = len(refusals) > 1
     return UsageError(
-        "the model cannot be divided like this: " + "; ".join(found),
-        field="tensor_parallel_size" if len(found) > 1 else first.field,
-        value=part.tensor_parallel_size if len(found) > 1 else first.value,
-        limit="; ".join(limits),
-        details=list(found) if len(found) > 1 else (),
-        fix="; or ".join(filter(None, fixes)) or first.fix,
+        f"the model cannot be divided like this: {len(refusals)} sizes do not fit" if several else refusals[0].message,
+        field="tensor_parallel_size" if several else refusals[0].field,
+        value=part.tensor_parallel_size if several else refusals[0].value,
+        limit=None if several else refusals[0].limit,
+        details=[f"{error.message} (rule: {error.limit})" for error in refusals] if several else (),
+        fix="; ".join(fixes) or refusals[0].fix,
     )
 
 
 def _sizes_that_work(
-    model_class: type, config: VllmConfig, part: ParallelConfig, errors: list[UsageError]
-) -> Iterator[int]:
+    model_class: type, config: VllmConfig, part: ParallelConfig, refusals: Sequence[BestiaryError]
+) -> list[int]:
     """Tensor-parallel sizes that divide all of what does not divide now, each tried on a model of one stage."""
-    sizes = [error.value for error in errors if isinstance(error.value, int) and error.field not in _NO_SIZES]
-    common = math.gcd(*sizes) or math.lcm(*range(1, _LARGEST + 1))
+    sizes = [error.value for error in refusals if isinstance(error.value, int) and error.field not in _NO_SIZES]
+    common = math.gcd(*sizes) or _LARGEST
+    found = []
     for size in (each for each in range(1, _LARGEST + 1) if common % each == 0):
-        tried = ParallelConfig(
-            tensor_parallel_size=size, enable_expert_parallel=part.enable_expert_parallel, eplb_config=part.eplb_config
+        tried = replace(
+            part, rank=0, tensor_parallel_size=size, pipeline_parallel_size=1, pipeline_layers=None, nnodes=1
         )
-        try:
+        with suppress(BestiaryError):  # then this size is not among those found
             _build(model_class, config, tried)
-        except BestiaryError:
-            continue
-        yield size
+            found.append(size)
+    return found
 
 
-_NO_SIZES = ("num_key_value_heads", "num_redundant_experts", "pipeline_parallel_size", "pipeline_layers")
-"""Fields of which a tensor-parallel size need be no divisor."""
+_NO_SIZES = (
+    "num_key_value_heads", "num_redundant_experts", "tensor_parallel_size", "pipeline_parallel_size", "pipeline_layers",
+)  # fmt: skip
+"""Fields of errors whose value a tensor-parallel size need not divide."""
+_OWN_FIX = ("num_redundant_experts", "pipeline_parallel_size", "pipeline_layers")
+"""Fields of errors that another tensor-parallel size does not mend."""
 _LARGEST = 64
 
 
