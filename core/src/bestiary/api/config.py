@@ -100,6 +100,9 @@ class EPLBConfig:
         _at_least(self, 1, "window_size", "step_interval")
 
 
+EXECUTOR_BACKENDS = ("mp", "external_launcher", "ray")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     """How many ranks share the model, and this process's place among them.
@@ -135,12 +138,18 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "nnodes")
         _at_least(self, 0, "rank", "node_rank")
+        if self.distributed_executor_backend not in EXECUTOR_BACKENDS:
+            raise UsageError(
+                "nobody starts ranks by that name", field="distributed_executor_backend",
+                value=self.distributed_executor_backend, limit=" or ".join(EXECUTOR_BACKENDS),
+            )  # fmt: skip
         layers = self.pipeline_layers
         if layers is not None and (len(layers) != self.pipeline_parallel_size or min(layers) < 1):
             raise UsageError(
                 "one number of layers for each pipeline stage", field="pipeline_layers", value=list(layers),
                 limit=f"{self.pipeline_parallel_size} numbers, each at least 1",
             )  # fmt: skip
+        self._check_experts()
         if self.world_size_across_dp % self.nnodes:
             raise UsageError(
                 f"{self.world_size_across_dp} ranks cannot be divided among {self.nnodes} machines",
@@ -149,6 +158,17 @@ class ParallelConfig:
         for name, limit in (("node_rank", self.nnodes), ("rank", self.world_size_across_dp)):
             if getattr(self, name) >= limit:
                 raise UsageError(f"{name} is too large", field=name, value=getattr(self, name), limit=f"below {limit}")
+
+    def _check_experts(self) -> None:
+        """What is for experts that are divided among ranks needs experts that are."""
+        asked = {"enable_eplb": self.enable_eplb, "num_redundant_experts": self.eplb_config.num_redundant_experts}
+        for name, value in asked.items():
+            if value and not (self.enable_expert_parallel and self.tensor_parallel_size > 1):
+                raise UsageError(
+                    f"{name} is for whole experts that lie on several ranks", field=name, value=value,
+                    limit="with enable_expert_parallel, and a tensor_parallel_size of at least 2",
+                    fix="enable_expert_parallel=True (--enable-expert-parallel), or leave it out",
+                )  # fmt: skip
 
     @property
     def world_size(self) -> int:

@@ -60,7 +60,8 @@ class EngineArgs:
             eplb_config: move and copy experts after measured load (`num_redundant_experts`, `window_size`,
             `step_interval`).
         nnodes, node_rank, master_addr, master_port: several machines, which one this is, and where the first is met.
-        distributed_executor_backend: "mp" starts the processes, "external_launcher" expects torchrun to have done so.
+        distributed_executor_backend: "mp" starts the processes, "external_launcher" expects torchrun to have done so,
+            "ray" has Ray place them in its cluster.
         stall_timeout: seconds that a rank may wait for another in the middle of a step.
     """
 

@@ -38,6 +38,7 @@ from .loader.vllm_config import make_vllm_config, parallel_config
 from .memory import num_kv_blocks
 from .notices import notice
 from .parallel.assembly import assemble
+from .parallel.eplb import check_eplb
 from .parallel.executor import RankExecutor
 from .parallel.seat import Seat, take_seat
 from .parallel.team import Team
@@ -112,6 +113,8 @@ class EngineBuilder:
         try:
             with use_groups(None if team is None else team.groups):
                 model = build_model(model_class, config)
+                check_eplb(model, config)
+                check_lora(model, config)
                 bind_attention(model, config, self.hooks.all("attention_backends"))
                 if team is not None:
                     self.on_built()
@@ -128,6 +131,7 @@ class EngineBuilder:
         except BaseException:
             if team is not None:
                 team.abandon()
+                team.close()
             raise
 
     def _engine(
@@ -139,8 +143,9 @@ class EngineBuilder:
         eos_token_ids: frozenset[int],
         slots: AdapterSlots | None,
     ) -> LLMEngine:
-        local = 1 if self.seat is None else self.seat.local_size
-        reserved = 0 if slots is None or config.device_config.device != "cpu" else slots.nbytes  # taken when written
+        local = 1 if team is None else team.seat.local_size
+        on_cpu = config.device_config.device == "cpu"  # where the slots' memory is taken when it is written
+        reserved = slots.nbytes * local if slots is not None and on_cpu else 0
         num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config, reserved, sharers=local)
         if team is not None:
             num_blocks = team.smallest(num_blocks)
@@ -175,28 +180,27 @@ class EngineBuilder:
         return engine
 
 
-def adapter_slots(
-    model: nn.Module, config: VllmConfig, alias: AppliedAlias | None, device: str | None = None
-) -> AdapterSlots | None:
-    """Slots for adapters in a finished model, on its device or on `device`; None where none are wanted. The renames of
-    an `alias` hold for adapters too.
+def check_lora(model: nn.Module, config: VllmConfig) -> None:
+    """Refuse adapters where they cannot be. For models just built.
 
     Raises:
         ModelError: the class does not claim that adapters fit it.
     """
-    if config.lora_config is None:
-        return None
-    if config.parallel_config.enable_eplb:
-        raise UsageError(
-            "adapters of experts cannot follow them when they are moved", field="enable_eplb", value=True,
-            limit="enable_eplb or enable_lora", fix="without enable_eplb",
-        )  # fmt: skip
-    if not supports_lora(model):
+    if config.lora_config is not None and not supports_lora(model):
         raise ModelError(
             f"{type(model).__name__} does not say that adapters fit it", code="LORA_UNSUPPORTED",
             field=config.model_config.architecture, limit="a class that claims SupportsLoRA",
             fix="without enable_lora and --lora; or its author: claim SupportsLoRA",
         )  # fmt: skip
+
+
+def adapter_slots(
+    model: nn.Module, config: VllmConfig, alias: AppliedAlias | None, device: str | None = None
+) -> AdapterSlots | None:
+    """Slots for adapters in a finished model, on its device or on `device`; None where none are wanted. The renames of
+    an `alias` hold for adapters too."""
+    if config.lora_config is None:
+        return None
     mappers = [] if alias is None else [alias.mapper()]
     return attach(model, config.lora_config, torch.device(device or config.device_config.device), mappers)
 

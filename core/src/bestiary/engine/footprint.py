@@ -15,6 +15,7 @@ from torch import nn
 from bestiary.api.config import VllmConfig
 from bestiary.nn.embedding import ParallelLMHead, VocabParallelEmbedding
 from bestiary.nn.linear_base import LinearBase
+from bestiary.nn.lora import attach
 from bestiary.nn.moe import FusedMoE
 from bestiary.nn.quant.base import UnquantizedLinearMethod
 from bestiary.nn.quant.packed import is_packed_later
@@ -40,7 +41,7 @@ class Footprint:
 
     Attributes:
         parameters: how many. weights: theirs, by dtype. repacked: what is added after loading, for products.
-        buffers: tables and the like. adapters: the slots for adapters.
+        buffers: tables and the like. adapters: slots for them, however many are taken.
         layers: decoder layers ``[first, end)`` of this stage; None where the model keeps no list of layers.
         experts: physical experts of all layers here, spare copies included, and their part of `weights`.
         kv_bytes_per_token: of all layers here. activations: see `ACTIVATIONS`.
@@ -67,23 +68,22 @@ class Footprint:
         return self.weight_bytes + self.buffers + self.adapters
 
 
-def footprint(model: nn.Module, config: VllmConfig, adapters: int = 0) -> Footprint:
-    """Of a model built under a rank's groups, its adapter slots taking `adapters` bytes.
-
-    The ops that will run must be in force: they say what is packed.
-    """
+def footprint(model: nn.Module, config: VllmConfig) -> Footprint:
+    """Of a model built under a rank's groups. The ops that will run must be in force: they say what is packed. Where
+    adapters are wanted, the model has slots without memory afterwards."""
+    activations = _activations(model, config)
     mixtures = [module for module in model.modules() if isinstance(module, FusedMoE)]
     return Footprint(
         parameters=sum(num_weights(each) for each in model.parameters()),
         weights=weights_by_dtype(model),
         repacked=_repacked(model, config.device_config.device),
-        adapters=adapters,
         buffers=sum(_nbytes(each) for each in model.buffers()),
+        adapters=0 if config.lora_config is None else attach(model, config.lora_config, torch.device("meta")).nbytes,
         layers=_layers(model),
         experts=sum(each.placement.num_local for each in mixtures),
         expert_bytes=sum(_nbytes(param) for each in mixtures for param in each.parameters(recurse=False)),
         kv_bytes_per_token=bytes_per_block(kv_cache_specs(model).values(), 1),
-        activations=_activations(model, config),
+        activations=activations,
     )
 
 

@@ -92,7 +92,7 @@ class AdapterLibrary:
         if outgoing is not None:
             self.forget(outgoing, but=info.lora_id)
         self._adapters.add(info, pinned=event.pinned)
-        return info
+        return replace(info, pinned=event.pinned)
 
     def pin(self, name: str) -> None:
         self._adapters.pin(name)

@@ -14,9 +14,7 @@ from bestiary.api.errors import BestiaryError, UsageError
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.parallel import noting_refusals, use_groups
 
-from .build import adapter_slots
 from .footprint import Footprint, footprint
-from .loader.alias import AppliedAlias
 from .loader.load import build_model
 from .memory import free_memory, num_kv_blocks
 from .parallel.places import groups_of, parts_of
@@ -80,23 +78,19 @@ class MemoryPlan:
         return blocks // -(-self.longest // self.block_size) * self.parallel.data_parallel_size
 
 
-def plan_memory(
-    model_class: type, config: VllmConfig, alias: AppliedAlias | None = None, memory_per_rank: int | None = None
-) -> MemoryPlan:
+def plan_memory(model_class: type, config: VllmConfig, memory_per_rank: int | None = None) -> MemoryPlan:
     """Every rank's memory. The ops that the engine would choose must be in force.
 
     Args:
-        alias: through which the class is used. memory_per_rank: what each rank may take; None is this machine's free
-            memory, a CPU's divided among its ranks.
+        memory_per_rank: what each rank may take; None is this machine's free memory, a CPU's divided among its ranks.
 
     Raises:
         UsageError: the model cannot be divided like this; with every size that does not divide, and what would.
-        ModelError: adapters are wanted, and the class has none.
     """
     parallel = config.parallel_config
     local = parallel.ranks_per_node if config.device_config.device == "cpu" else 1
     memory = free_memory(config.device_config.device) // local if memory_per_rank is None else memory_per_rank
-    built = [(part, ranks, *_measured(model_class, config, part, alias)) for part, ranks in parts_of(parallel)]
+    built = [(part, ranks, *_measured(model_class, config, part)) for part, ranks in parts_of(parallel)]
     beside = sum(found.held * len(ranks) for _, ranks, found, _ in built) // parallel.nnodes
     parts = []
     for part, ranks, found, specs in built:
@@ -120,9 +114,7 @@ def plan_memory(
     )  # fmt: skip
 
 
-def _measured(
-    model_class: type, config: VllmConfig, part: ParallelConfig, alias: AppliedAlias | None
-) -> tuple[Footprint, list[KVCacheSpec]]:
+def _measured(model_class: type, config: VllmConfig, part: ParallelConfig) -> tuple[Footprint, list[KVCacheSpec]]:
     try:
         model = _build(model_class, config, part)
     except BestiaryError as error:
@@ -130,9 +122,7 @@ def _measured(
         if not refusals:
             raise
         raise _all_in_one(refusals, _sizes_that_work(model_class, config, part, refusals), part) from error
-    bare = footprint(model, config)
-    slots = adapter_slots(model, replace(config, parallel_config=part), alias, "meta")
-    return replace(bare, adapters=0 if slots is None else slots.nbytes), list(kv_cache_specs(model).values())
+    return footprint(model, config), list(kv_cache_specs(model).values())
 
 
 def _build(model_class: type, config: VllmConfig, part: ParallelConfig) -> nn.Module:

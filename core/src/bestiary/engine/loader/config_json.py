@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bestiary.api.errors import ConfigError, ModelError
+from bestiary.api.errors import BestiaryError, ConfigError, ModelError
 
 MAX_CONFIG_BYTES = 16 * 2**20
 MAX_DEPTH = 64
@@ -68,7 +68,7 @@ def _refuse_irregular(path: Path, status: os.stat_result, error: type[ModelError
         raise error(f"{path.name} is {kind}", field=str(path), limit="a regular file", value=kind)
 
 
-def parse_json_object(data: bytes, *, name: str, error: type[ModelError] = ConfigError) -> dict[str, Any]:
+def parse_json_object(data: bytes, *, name: str, error: type[BestiaryError] = ConfigError) -> dict[str, Any]:
     """The JSON object in `data`; `name` (a path) stands in errors, which are of class `error`."""
     _check_structure(data, name, error)
     try:
@@ -96,7 +96,7 @@ def parse_json_object(data: bytes, *, name: str, error: type[ModelError] = Confi
     return value
 
 
-def _check_structure(data: bytes, name: str, error: type[ModelError]) -> None:
+def _check_structure(data: bytes, name: str, error: type[BestiaryError]) -> None:
     """Depth and number of values, without recursion. Stops where the parser would: at the first surplus bracket."""
     quotes = data.count(b'"')
     if quotes > MAX_QUOTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def parallel_config(args: EngineArgs) -> ParallelConfig:
         data_parallel_size=args.data_parallel_size,
         enable_expert_parallel=args.enable_expert_parallel,
         enable_eplb=args.enable_eplb,
-        eplb_config=EPLBConfig(**args.eplb_config),
+        eplb_config=_eplb_config(args.eplb_config),
         pipeline_layers=None if args.pipeline_layers is None else tuple(args.pipeline_layers),
         nnodes=args.nnodes,
         node_rank=args.node_rank,
@@ -100,6 +101,17 @@ def parallel_config(args: EngineArgs) -> ParallelConfig:
         distributed_executor_backend=args.distributed_executor_backend,
         stall_timeout=args.stall_timeout,
     )
+
+
+def _eplb_config(given: Mapping[str, int]) -> EPLBConfig:
+    known = [each.name for each in fields(EPLBConfig)]
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(
+                "load balancing has no such option", field=f"eplb_config.{name}", value=value,
+                limit=f"one of {', '.join(known)}",
+            )  # fmt: skip
+    return EPLBConfig(**given)
 
 
 def _window_of_all_layers(config: Any) -> int | None:

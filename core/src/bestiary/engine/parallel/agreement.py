@@ -31,6 +31,8 @@ def plan_settings(config: VllmConfig) -> dict[str, str]:
         "enable_expert_parallel": parallel.enable_expert_parallel,
         "max_loras": None if config.lora_config is None else config.lora_config.max_loras,
         "max_cpu_loras": None if config.lora_config is None else config.lora_config.max_cpu_loras,
+        "enable_eplb": parallel.enable_eplb,
+        "eplb_config": parallel.eplb_config,
     }
     return {name: str(value) for name, value in values.items()}
 

@@ -1,4 +1,4 @@
-"""Bringing a team together: starting this machine's other ranks, meeting, dividing the cores."""
+"""Bringing a team together: starting other ranks, meeting, dividing the cores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bestiary.engine.loader.description import ModelDescription
 
 from .messages import Start
 from .team import Team
-from .workers import LocalWorkers
+from .workers import LocalWorkers, Workers
 
 
 def assemble(team: Team, args: EngineArgs, description: ModelDescription, eos_token_ids: frozenset[int]) -> None:
@@ -23,12 +23,16 @@ def assemble(team: Team, args: EngineArgs, description: ModelDescription, eos_to
         EngineError: a rank could not start, with its own error; or the ranks did not meet.
     """
     seat = team.seat
-    threads = max(1, _cores() // seat.local_size)
-    workers = None
-    if seat.starts:
-        start = _start_of(args, description, eos_token_ids)
-        starts = [(rank, Start(**start, seat=seat.of(rank))) for rank in seat.starts]
-        workers = LocalWorkers(starts, threads)
+    workers: Workers | None = None
+    start = _start_of(args, description, eos_token_ids)
+    if seat.starts and team.parallel.distributed_executor_backend == "ray":
+        from .ray_workers import RayWorkers
+
+        workers = in_cluster = RayWorkers(team.parallel, team.device, seat, start)
+        team.seat = in_cluster.seat
+    threads = max(1, _cores() // team.seat.local_size)
+    if seat.starts and workers is None:
+        workers = LocalWorkers([(rank, Start(**start, seat=seat.of(rank))) for rank in seat.starts], threads)
     team.take_threads(threads)
     try:
         team.assemble(workers)

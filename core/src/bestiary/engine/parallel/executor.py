@@ -20,6 +20,7 @@ from bestiary.engine.executor import live
 from bestiary.engine.plan import StepPlan, StepResult
 from bestiary.engine.runner import ModelRunner
 
+from .eplb import ExpertBalancer
 from .messages import Drawn, checksum
 from .team import Team
 
@@ -31,6 +32,7 @@ class RankExecutor:
         self.runner: ModelRunner | None = runner
         self.team = team
         self._launched: deque[tuple[ForwardBatch | None, Drawn | None]] = deque()
+        self.balancer = ExpertBalancer(runner.model, team) if team.parallel.enable_eplb else None
 
     def launch(self, plan: StepPlan, copy: int = 0) -> None:
         runner = live(self.runner)
@@ -67,6 +69,8 @@ class RankExecutor:
         self.team.close()
 
     def _run(self, runner: ModelRunner, plan: StepPlan, batch: ForwardBatch) -> Drawn | None:
+        if self.balancer is not None:
+            self.balancer.begin_step()
         logits = run_stage(runner, batch)
         if not (runner.groups.pipeline.is_last_rank and runner.groups.tensor.is_first_rank):
             return None

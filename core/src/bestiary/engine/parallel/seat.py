@@ -1,8 +1,9 @@
 """Where this process sits among the ranks, and how they meet.
 
-Three ways to come to a seat: this process starts the other ranks of its machine (the rule); it was started by one that
-did; or torchrun (`external_launcher`) started all of them. Nothing listens beyond the loopback interface unless several
-machines were asked for, and then only on the interface that leads to `master_addr`.
+Four ways to come to a seat: this process starts the other ranks of its machine (the rule); it has Ray start them,
+wherever there is room; it was started by one that did; or torchrun (`external_launcher`) started all of them. Nothing
+listens beyond the loopback interface unless there are several machines, and then only on the interface that leads to
+`master_addr`, or to the others of the Ray cluster.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ class Seat:
     """One rank's place.
 
     Attributes:
-        rank: among all ranks. starts: the ranks that this process starts, all on this machine.
+        rank: among all ranks. starts: the ranks that this process starts, on this machine or through Ray.
         local_size: ranks on this machine, which share its cores and memory.
         path: the file in which ranks of one machine meet; None where they meet at `host`:`port`.
-        hosts: whether this process keeps the meeting point. prefix: tells engines that meet there apart.
+        hosts: whether this process keeps the meeting point; listener: its socket, where there is one already.
+        prefix: tells engines that meet there apart.
         address: where this rank listens for its peers.
     """
 
@@ -45,6 +47,7 @@ class Seat:
     hosts: bool = False
     prefix: str = "bestiary"
     address: str = LOOPBACK
+    listener: socket.socket | None = None
 
     def store(self, world_size: int) -> Store:
         """The meeting point, waited for."""
@@ -52,9 +55,10 @@ class Seat:
             return dist.PrefixStore(self.prefix, dist.FileStore(self.path, world_size))
         timeout = timedelta(seconds=_MEETING_SECONDS)
         if self.hosts:
+            listener = self.listener or listen(self.host, self.port)
             kept = dist.TCPStore(
                 self.host, self.port, is_master=True, wait_for_workers=False, timeout=timeout,
-                master_listen_fd=_listen(self.host, self.port).detach(),
+                master_listen_fd=listener.detach(),
             )  # fmt: skip
         else:
             kept = dist.TCPStore(self.host, self.port, is_master=False, timeout=timeout)
@@ -74,6 +78,8 @@ def take_seat(parallel: ParallelConfig, environ: Mapping[str, str] = os.environ)
     Raises:
         UsageError: torchrun started another number of processes than the model is divided among.
     """
+    if parallel.distributed_executor_backend == "ray":
+        return _for_ray(parallel)
     started = int(environ.get("WORLD_SIZE", "1")) if "RANK" in environ and "MASTER_ADDR" in environ else 1
     size = parallel.world_size_across_dp
     if size == 1:
@@ -96,6 +102,17 @@ def take_seat(parallel: ParallelConfig, environ: Mapping[str, str] = os.environ)
         rank=first, local_size=local, starts=starts, host=parallel.master_addr, port=parallel.master_port,
         hosts=parallel.node_rank == 0, prefix=_prefix(), address=_address_towards(parallel.master_addr),
     )  # fmt: skip
+
+
+def _for_ray(parallel: ParallelConfig) -> Seat | None:
+    """Where this process and the others sit is known once Ray has placed them (`ray_workers`)."""
+    if parallel.nnodes > 1:
+        raise UsageError(
+            "Ray chooses the machines by itself", field="nnodes", value=parallel.nnodes, limit="1 with Ray",
+            fix="leave nnodes out, or distributed_executor_backend=mp",
+        )  # fmt: skip
+    size = parallel.world_size_across_dp
+    return None if size == 1 else Seat(rank=0, local_size=1, starts=tuple(range(1, size)), hosts=True)
 
 
 def _from_torchrun(environ: Mapping[str, str], started: int, size: int) -> Seat:
@@ -137,7 +154,8 @@ def _address_towards(host: str) -> str:
     return found
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A meeting point's socket. Raises `EngineError` where `port` of `host` is not free; 0 is whichever is."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

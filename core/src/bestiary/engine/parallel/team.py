@@ -21,7 +21,7 @@ from bestiary.nn.parallel.distributed import PEER_LOST, PEER_STALLED, Store, Tor
 from .messages import Close, Drawn, Event, Tick, decode_drawn, decode_tick, decode_trouble, encode
 from .places import connected_groups, groups_of
 from .seat import Seat
-from .workers import LocalWorkers
+from .workers import Workers
 
 _INLINE = 4096
 _FOREVER = 10 * 365 * 86400.0
@@ -43,7 +43,7 @@ class Team:
         self._control, self._results = self._world
         self._store: Store | None = None
         self._events: list[Event] = []
-        self.workers: LocalWorkers | None = None
+        self.workers: Workers | None = None
         self.ticks = 0
         self._threads: int | None = None
 
@@ -57,7 +57,7 @@ class Team:
         self._threads = torch.get_num_threads()
         torch.set_num_threads(count)
 
-    def assemble(self, workers: LocalWorkers | None) -> None:
+    def assemble(self, workers: Workers | None) -> None:
         """Meet the other ranks; `workers` are those that this process started."""
         self.workers = workers
         if workers is not None:
@@ -192,7 +192,6 @@ class Team:
             self.workers.close()
         self._leave()
         self._store = None
-
         self._restore_threads()
 
     def _restore_threads(self) -> None:

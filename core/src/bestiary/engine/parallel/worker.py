@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -23,20 +24,23 @@ from .workers import BEAT_SECONDS, SYMPTOMS
 
 
 class Parent:
-    """The socket to the process that started this one, which reads nothing but typed messages from it."""
+    """The way to the process that started this one, which reads nothing but typed messages from it.
 
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
+    Args:
+        send: takes one encoded message.
+    """
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self._send = send
         self._lock = threading.Lock()
         self.engine: Any = None
 
     def say(self, message: FromWorker) -> None:
-        with self._lock, suppress(OSError):  # it is gone; `_watch` ends this process
-            send_frame(self._channel, encode(message))
+        with self._lock:
+            self._send(encode(message))
 
     def start_beating(self) -> None:
         threading.Thread(target=self._beat, name="bestiary-beat", daemon=True).start()
-        threading.Thread(target=self._watch, name="bestiary-parent", daemon=True).start()
 
     def _beat(self) -> None:
         pause = threading.Event()
@@ -44,32 +48,43 @@ class Parent:
             self.say(Beat(0 if self.engine is None else self.engine.team.ticks, TorchGroup.waiting > 0))
             pause.wait(BEAT_SECONDS)
 
-    def _watch(self) -> None:
-        """Nothing more is ever said to this process: bytes that can be read are the end of the stream."""
-        try:
-            self._channel.recv(1)
-        finally:
-            os._exit(0)  # whatever the other threads wait for
-
 
 def main(descriptor: int) -> None:
-    """The whole life of a worker, at the other end of socket `descriptor`."""
+    """The whole life of a local worker, at the other end of socket `descriptor`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.getLogger("bestiary").setLevel(logging.ERROR)  # rank 0 says it for all
     channel = socket.socket(fileno=descriptor)
     frame = receive_frame(channel)
     if frame is None:
         sys.exit(0)
-    parent = Parent(channel)
+
+    def send(message: bytes) -> None:
+        with suppress(OSError):  # the parent is gone; `_watch` ends this process
+            send_frame(channel, message)
+
+    threading.Thread(target=_watch, args=[channel], name="bestiary-parent", daemon=True).start()
+    os._exit(live(decode_start(frame), Parent(send)))  # neither torch's threads nor a plugin's may keep it alive
+
+
+def _watch(channel: socket.socket) -> None:
+    """Nothing more is ever said to this process: bytes that can be read are the end of the stream."""
+    try:
+        channel.recv(1)
+    finally:
+        os._exit(0)  # whatever the other threads wait for
+
+
+def live(start: Start, parent: Parent) -> int:
+    """Be the rank that `start` describes, until rank 0 closes the engine. Returns the exit status: 0 after a peace."""
+    logging.getLogger("bestiary").setLevel(logging.ERROR)  # rank 0 says it for all
     parent.start_beating()
     try:
-        _run(decode_start(frame), parent)
+        _run(start, parent)
     except BestiaryError as error:
         if error.error_code != "CLOSED":
-            _fail(parent, error, error)
+            return _fail(parent, error, error)
     except BaseException as cause:
-        _fail(parent, EngineError(f"{type(cause).__name__}: {cause}", code="RANK_FAILED"), cause)
-    os._exit(0)  # neither torch's threads nor a plugin's may keep it alive
+        return _fail(parent, EngineError(f"{type(cause).__name__}: {cause}", code="RANK_FAILED"), cause)
+    return 0
 
 
 def _run(start: Start, parent: Parent) -> None:
@@ -85,9 +100,9 @@ def _run(start: Start, parent: Parent) -> None:
     engine.follow()
 
 
-def _fail(parent: Parent, error: BestiaryError, cause: BaseException) -> None:
+def _fail(parent: Parent, error: BestiaryError, cause: BaseException) -> int:
     """Tell the parent, and, unless this rank only lost another, whoever reads the standard error."""
     if error.error_code not in SYMPTOMS:
         traceback.print_exception(cause, file=sys.stderr)
     parent.say(Failed(error.as_dict()))
-    os._exit(1)
+    return 1

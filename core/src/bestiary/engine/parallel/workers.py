@@ -1,8 +1,8 @@
-"""`LocalWorkers`: the ranks that this process starts on its machine, and watches.
+"""`Workers`: the ranks that this process started, watched; and `LocalWorkers`, which it starts on its own machine.
 
-Each is a fresh interpreter at the other end of a socket pair, so nobody else can speak to it. If a worker ends, is
-frozen, or reports an error, all of them are killed at once: whoever waits for one in a collective then gets an error
-instead of waiting. If this process ends, workers read the end of the socket and end too.
+If a worker ends, is frozen, or reports an error, all of them are killed at once: whoever waits for one in a collective
+then gets an error instead of waiting. A local worker is a fresh interpreter at the other end of a socket pair, so
+nobody else can speak to it; if this process ends, it reads the end of the socket and ends too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from bestiary.api.errors import EngineError
 
@@ -33,11 +34,25 @@ SYMPTOMS = ("RANK_DIED", "RANK_STALLED")
 _COMMAND = "from bestiary.engine.parallel.worker import main; main({descriptor})"
 
 
+class Process(Protocol):
+    """What is asked of a worker's process, in the form in which `subprocess.Popen` has it."""
+
+    pid: int
+
+    def kill(self) -> None: ...
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Its exit status once it has ended, None where that is not known. Raises `subprocess.TimeoutExpired`."""
+
+
 @dataclass(slots=True)
-class _Worker:
+class Worker:
+    """One started rank: its process, and the stream of frames from it. machine: where that is not this one."""
+
     rank: int
-    process: subprocess.Popen[bytes]
+    process: Process
     channel: socket.socket
+    machine: str | None = None
     frames: Frames = field(default_factory=Frames)
     ready: bool = False
     ticks: int = 0
@@ -45,16 +60,21 @@ class _Worker:
     symptom: EngineError | None = None
     heard: float = field(default_factory=time.monotonic)
 
+    @property
+    def name(self) -> str:
+        where = "" if self.machine is None else f" on {self.machine}"
+        return f"rank {self.rank} (process {self.process.pid}{where})"
 
-class LocalWorkers:
+
+class Workers:
     """Attributes: failure: why the team is lost, once it is. on_failure: called then, from the watching thread."""
 
-    def __init__(self, starts: Sequence[tuple[int, Start]], threads: int) -> None:
+    def __init__(self, workers: Sequence[Worker]) -> None:
         self.failure: EngineError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self._closing = False
         self._changed = threading.Condition()
-        self._workers = [_start(rank, start, threads) for rank, start in starts]
+        self._workers = list(workers)
         self._watcher = threading.Thread(target=self._watch, name="bestiary-workers", daemon=True)
         self._watcher.start()
 
@@ -86,10 +106,13 @@ class LocalWorkers:
             self._closing = True
         for worker in self._workers:
             worker.process.kill()
-        self.close()
+        self._end()
 
     def close(self) -> None:
         """End them: in peace where they end by themselves in a few seconds, otherwise by force."""
+        self._end()
+
+    def _end(self) -> None:
         with self._changed:
             self._closing = True
         for worker in self._workers:
@@ -114,7 +137,7 @@ class LocalWorkers:
                         selector.unregister(key.data.channel)
                 self._look_closer(time.monotonic())
 
-    def _read(self, worker: _Worker) -> bool:
+    def _read(self, worker: Worker) -> bool:
         """Take what a worker said; False when it has gone."""
         try:
             data = worker.channel.recv(65536)
@@ -131,7 +154,7 @@ class LocalWorkers:
             self._fail(EngineError(f"rank {worker.rank} spoke nonsense: {error}", code="BAD_MESSAGE"))
         return True
 
-    def _take(self, worker: _Worker, message: Ready | Beat | Failed) -> None:
+    def _take(self, worker: Worker, message: Ready | Beat | Failed) -> None:
         with self._changed:
             if isinstance(message, Ready):
                 worker.ready = True
@@ -145,16 +168,15 @@ class LocalWorkers:
             else:
                 self._fail(error)
 
-    def _gone(self, worker: _Worker) -> None:
+    def _gone(self, worker: Worker) -> None:
         if self._closing or worker.symptom is not None:
             return
         try:
             code: int | None = worker.process.wait(1.0)
         except subprocess.TimeoutExpired:
             code = None
-        how = "closed its socket" if code is None else _how_it_ended(code)
         error = EngineError(
-            f"rank {worker.rank} (process {worker.process.pid}) {how}; all ranks were ended",
+            f"{worker.name} {_how_it_ended(code)}; all ranks were ended",
             code="RANK_DIED", field=f"rank {worker.rank}", value=code,
             fix="its last words, if any, stand above; without them, look for the kernel's out-of-memory killer",
         )  # fmt: skip
@@ -170,8 +192,7 @@ class LocalWorkers:
             elif worker.symptom is None and now - worker.heard > FROZEN_SECONDS:
                 self._fail(
                     EngineError(
-                        f"rank {worker.rank} (process {worker.process.pid}) has not stirred for "
-                        f"{FROZEN_SECONDS:.0f} s; all ranks were ended",
+                        f"{worker.name} has not stirred for {FROZEN_SECONDS:.0f} s; all ranks were ended",
                         code="RANK_STALLED",
                         field=f"rank {worker.rank}",
                     )
@@ -190,7 +211,14 @@ class LocalWorkers:
             self.on_failure()
 
 
-def _start(rank: int, start: Start, threads: int) -> _Worker:
+class LocalWorkers(Workers):
+    """Ranks of this machine, started here."""
+
+    def __init__(self, starts: Sequence[tuple[int, Start]], threads: int) -> None:
+        super().__init__([_start(rank, start, threads) for rank, start in starts])
+
+
+def _start(rank: int, start: Start, threads: int) -> Worker:
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
@@ -202,14 +230,16 @@ def _start(rank: int, start: Start, threads: int) -> _Worker:
             start_new_session=True,  # Ctrl-C is this process's to handle
         )
     send_frame(ours, encode(start))
-    return _Worker(rank, process, ours)
+    return Worker(rank, process, ours)
 
 
 def _flags() -> list[str]:
     return ["-O"] * sys.flags.optimize + [f"-W{option}" for option in sys.warnoptions]
 
 
-def _how_it_ended(code: int) -> str:
+def _how_it_ended(code: int | None) -> str:
+    if code is None:
+        return "was lost"
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"ended with exit status {code}"

@@ -23,9 +23,10 @@ from bestiary.nn.quant.base import QuantizationConfig
 from bestiary.nn.scope import get_current_vllm_config_or_none
 from bestiary.nn.weights.fill import count_use
 
+from .load import ExpertLoad
 from .names import DEFAULT_NAMES, Place, place_of
 from .placement import ExpertPlacement
-from .stack import ExpertStack
+from .stack import ExpertStack, tensors_of
 
 if TYPE_CHECKING:
     from bestiary.nn.lora.rows import SlotRows
@@ -40,6 +41,7 @@ class FusedMoE(nn.Module):
     Attributes:
         placement: which experts lie where. layer_name: the full name, set by the placement walk.
         adapter_slots: room for adapters; None where none are wanted.
+        load: counts which experts are chosen; None where nobody asks.
         w13_weight ``[slots, 2 * width, hidden]`` (gate, then up) and w2_weight ``[slots, hidden, width]``, this rank's;
         a quantization method may put other parameters in their place.
     """
@@ -48,6 +50,7 @@ class FusedMoE(nn.Module):
     physical_ids: torch.Tensor
     num_copies: torch.Tensor
     adapter_slots: ExpertSlots | None = None
+    load: ExpertLoad | None = None
 
     def __init__(
         self,
@@ -108,6 +111,7 @@ class FusedMoE(nn.Module):
         down = partial(RowParallelLinear, intermediate_size, hidden_size, reduce_results=False, **kind)
         self._w13 = ExpertStack(self, "w13", self.placement.num_local, gate_up)
         self._w2 = ExpertStack(self, "w2", self.placement.num_local, down)
+        self._beside: list[tuple[torch.Tensor, int]] = []
         self.set_placement(self.placement)
 
     @property
@@ -120,8 +124,23 @@ class FusedMoE(nn.Module):
         """This rank's linear layers, all gate-and-up ones and then all down ones; their parameters are views."""
         return [*self._w13.layers, *self._w2.layers]
 
+    @property
+    def experts_move(self) -> bool:
+        """Whether they may come to lie elsewhere, which is why their load is counted."""
+        return self.load is not None
+
+    def expert_tensors(self, slot: int) -> list[torch.Tensor]:
+        """All that belongs to the expert in a slot, as views that can be written, in an order that all slots share."""
+        layers = (self._w13.layers[slot], self._w2.layers[slot])
+        own = [tensor for layer in layers for tensor in tensors_of(layer)]
+        return own + [stacked.select(dim, slot) for stacked, dim in self._beside]
+
+    def keep_with_experts(self, stacked: torch.Tensor, dim: int) -> None:
+        """Let `stacked`, whose dimension `dim` is this rank's slots, move with the experts (an adapter's factors)."""
+        self._beside.append((stacked, dim))
+
     def set_placement(self, placement: ExpertPlacement) -> None:
-        """Where experts lie from now on. Moving their weights is the caller's: call between steps, on every rank."""
+        """Where experts lie from now on. `moving.move_experts` moves their weights, too, and calls this."""
         self.placement = placement
         device = self.physical_ids.device if hasattr(self, "physical_ids") else None
         copies = placement.copies()
@@ -134,6 +153,8 @@ class FusedMoE(nn.Module):
     def forward(self, hidden_states: torch.Tensor, router_logits: torch.Tensor) -> torch.Tensor:
         """``[tokens, hidden]`` and ``[tokens, experts]`` → ``[tokens, hidden]``, summed over ranks."""
         weights, ids = self.route(hidden_states, router_logits)
+        if self.load is not None:
+            self.load.count(ids)
         slots = self._slots(ids)
         adapters = None if self.adapter_slots is None else self.adapter_slots.rows(len(hidden_states))
         if adapters is None and self._w13.is_plain and self._w2.is_plain:

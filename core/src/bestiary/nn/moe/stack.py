@@ -110,3 +110,10 @@ class ExpertStack:
 
 def _layout(layer: LinearBase) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (param.shape, param.dtype) for name, param in layer._parameters.items() if param is not None}
+
+
+def tensors_of(layer: LinearBase) -> list[torch.Tensor]:
+    """A layer's tensors, in the order of their names: parameters, buffers, and what its method keeps beside them."""
+    found = {**vars(layer.quant_method), **vars(layer), **layer._parameters, **layer._buffers}
+    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    return [tensors[name].detach() for name in sorted(tensors)]

@@ -106,7 +106,7 @@ _KINDS: dict[str, Kind] = {
     "hf_overrides": JSON_OBJECT,
     "eplb_config": JSON_OBJECT,
     "pipeline_layers": NUMBERS,
-    "distributed_executor_backend": click.Choice(["mp", "external_launcher"]),
+    "distributed_executor_backend": click.Choice(["mp", "external_launcher", "ray"]),
 }
 _REPEATED: dict[str, tuple[Kind, str]] = {
     "ops": (PAIR, "NAME=IMPLEMENTATION"),
