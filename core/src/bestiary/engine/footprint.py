@@ -6,7 +6,7 @@ estimate (`ACTIVATIONS`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +77,7 @@ def footprint(model: nn.Module, config: VllmConfig) -> Footprint:
         parameters=sum(num_weights(each) for each in model.parameters()),
         weights=weights_by_dtype(model),
         repacked=_repacked(model, config.device_config.device),
-        buffers=sum(_nbytes(each) for each in model.buffers()),
+        buffers=sum(_nbytes(each) for each in model.buffers()) + _counters(mixtures, config),
         adapters=0 if config.lora_config is None else attach(model, config.lora_config, torch.device("meta")).nbytes,
         layers=_layers(model),
         experts=sum(each.placement.num_local for each in mixtures),
@@ -103,6 +103,13 @@ def _repacked(model: nn.Module, device: str) -> int:
     tables = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
     added = sum(each.quant_method.bytes_added(each) for each in tables if not hasattr(each, "tied_to"))
     return copies + added + sum(layer.quant_method.bytes_added(layer) for layer in _linear_layers(model))
+
+
+def _counters(mixtures: Sequence[FusedMoE], config: VllmConfig) -> int:
+    """Where load is balanced: how often each expert was chosen, in each step of a window."""
+    parallel = config.parallel_config
+    window = parallel.eplb_config.window_size if parallel.enable_eplb else 0
+    return sum(window * each.num_experts for each in mixtures) * torch.int32.itemsize
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

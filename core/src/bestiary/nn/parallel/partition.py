@@ -60,6 +60,7 @@ def pipeline_range(num_layers: int, rank: int, world_size: int, layers: Sequence
                 field="pipeline_parallel_size",
                 value=world_size,
                 limit=f"at most {num_layers}",
+                fix=f"pipeline_parallel_size={num_layers} or less",
             )
         )
         return 0, num_layers
