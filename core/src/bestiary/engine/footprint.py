@@ -28,7 +28,8 @@ from .runner import kv_cache_specs
 ACTIVATIONS = (
     "tokens x (4 x hidden + the inputs and outputs of all products of the largest layer) + rows of logits x "
     "(this rank's vocabulary + twice the whole), and the largest quantized weight once as a plain one. A step has "
-    "max_num_batched_tokens tokens and max_num_seqs rows of logits. What attention gathers from the KV cache is extra."
+    "max_num_batched_tokens tokens and max_num_seqs rows of logits. Attention's masks, and what it gathers of the "
+    "cache, come on top."
 )
 """The formula of `Footprint.activations`, in words."""
 _KEPT = 4

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -138,10 +139,14 @@ def _refusals(model_class: type, config: VllmConfig, part: ParallelConfig) -> li
 
 
 def _all_in_one(refusals: Sequence[BestiaryError], sizes: Sequence[int], part: ParallelConfig) -> UsageError:
-    fixes = list(dict.fromkeys(error.fix for error in refusals if error.fix and error.field in _OWN_FIX))
+    divided_anew = _must_be_divided_anew(refusals)
+    own = ("pipeline_parallel_size", "pipeline_layers") if divided_anew else _OWN_FIX
+    fixes = list(dict.fromkeys(error.fix for error in refusals if error.fix and error.field in own))
     if sizes:
         *most, last = map(str, sizes)
-        fixes.append(f"tensor_parallel_size={', '.join(most)}{' or ' * bool(most)}{last}")
+        spare = divided_anew and part.eplb_config.num_redundant_experts > 0
+        also = ", with num_redundant_experts=0" if spare else ""
+        fixes.append(f"tensor_parallel_size={', '.join(most)}{' or ' * bool(most)}{last}{also}")
     several = len(refusals) > 1
     return UsageError(
         f"the model cannot be divided like this: {len(refusals)} sizes do not fit" if several else refusals[0].message,
@@ -159,15 +164,18 @@ def _sizes_that_work(
     """Tensor-parallel sizes that divide all of what does not divide now, each tried on a model of one stage."""
     sizes = [error.value for error in refusals if isinstance(error.value, int) and error.field not in _NO_SIZES]
     common = math.gcd(*sizes) or _LARGEST
+    eplb = replace(part.eplb_config, num_redundant_experts=0) if _must_be_divided_anew(refusals) else part.eplb_config
     found = []
     for size in (each for each in range(1, _LARGEST + 1) if common % each == 0):
-        tried = replace(
-            part, rank=0, tensor_parallel_size=size, pipeline_parallel_size=1, pipeline_layers=None, nnodes=1
-        )
         with suppress(BestiaryError):  # then this size is not among those found
-            _build(model_class, config, tried)
+            _build(model_class, config, replace(part, **_ALONE, tensor_parallel_size=size, eplb_config=eplb))
             found.append(size)
     return found
+
+
+def _must_be_divided_anew(refusals: Sequence[BestiaryError]) -> bool:
+    """Whether something is wrong that only another tensor-parallel size mends."""
+    return any(error.field not in _OWN_FIX for error in refusals)
 
 
 _NO_SIZES = (
@@ -177,6 +185,10 @@ _NO_SIZES = (
 _OWN_FIX = ("num_redundant_experts", "pipeline_parallel_size", "pipeline_layers")
 """Fields of errors that another tensor-parallel size does not mend."""
 _LARGEST = 64
+_ALONE: dict[str, Any] = {
+    "rank": 0, "pipeline_parallel_size": 1, "pipeline_layers": None, "data_parallel_size": 1, "nnodes": 1,
+    "node_rank": 0, "enable_eplb": False,
+}  # fmt: skip
 
 
 def _or_infinite(blocks: int | None) -> float:
