@@ -24,8 +24,8 @@ HEAD = """\
 # Mistakes that were tried
 
 The conformance kit is worth what it notices. Each row is a small mistake made in a model file, one at a time, and the
-first check of `bestiary.testing` that failed for it. None passes. The tests repeat all of them on every change;
-`python -m tests.mutations.run` writes this page.
+first check of `bestiary.testing` that failed for it; those that only ranks show were tried on ranks first. None passes.
+The tests repeat all of them on every change; `python -m tests.mutations.run` writes this page.
 
 These were thought of. Beside them, `python -m tests.mutations.automatic` makes every small mistake of a few kinds in
 the syntax trees of the eight model files, nearly eight thousand: constants, operators, conditions, arguments, fields of
@@ -91,7 +91,7 @@ def noticed_by(mutation: Mutation, only: Collection[str] = ()) -> str | None:
     subject = contract(mutation.contract)
     try:
         with mutated(mutation):
-            for name, arguments in calls(subject):
+            for name, arguments in sorted(calls(subject), key=lambda call: call[0] != mutation.first):
                 if only and name not in only:
                     continue
                 try:

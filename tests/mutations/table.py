@@ -10,17 +10,21 @@ from typing import NamedTuple
 
 
 class Mutation(NamedTuple):
-    """contract: ``module:Class``. The mutated file is `module`'s; `old` stands in it once."""
+    """contract: ``module:Class``. The mutated file is `module`'s; `old` stands in it once.
+
+    first: the check to try before all others, for a mistake that one process cannot notice.
+    """
 
     contract: str
     module: str
     what: str
     old: str
     new: str
+    first: str = ""
 
 
-def _of(contract: str, module: str, *mistakes: tuple[str, str, str]) -> list[Mutation]:
-    return [Mutation(contract, module, *mistake) for mistake in mistakes]
+def _of(contract: str, module: str, *mistakes: tuple[str, str, str], first: str = "") -> list[Mutation]:
+    return [Mutation(contract, module, *mistake, first) for mistake in mistakes]
 
 
 MUTATIONS = [
@@ -148,5 +152,33 @@ MUTATIONS = [
         ("SiLU in layers without experts", "get_act_and_mul_fn(config.hidden_act)", 'get_act_and_mul_fn("silu")'),
         ("heads as wide as published", "config.hidden_size // config.num_attention_heads", "128"),
         ("never weights that sum to one", "renormalize=config.norm_topk_prob", "renormalize=False"),
+    ),
+    *_of(
+        "llama_plugin.contract:TestLlama",
+        "llama_plugin.llama",
+        ("query heads of all ranks", "self.qkv_proj.num_heads,", "config.num_attention_heads,"),
+        ("key-value heads of all ranks", "num_kv_heads=self.qkv_proj.num_kv_heads", "num_kv_heads=config.num_key_value_heads"),
+        ("key-value heads divided where they are copied", "num_kv_heads=self.qkv_proj.num_kv_heads",
+         "num_kv_heads=self.qkv_proj.num_heads * config.num_key_value_heads // config.num_attention_heads"),
+        ("nobody sums what the ranks give", "config.hidden_size, bias=bias)\n        self.act_fn",
+         "config.hidden_size, bias=bias, reduce_results=False)\n        self.act_fn"),
+        ("a projection whole on every rank", "RowParallelLinear(config.intermediate_size",
+         "__import__('bestiary.nn').nn.ReplicatedLinear(config.intermediate_size"),
+        ("outputs split instead of inputs", "RowParallelLinear(config.num_attention_heads",
+         "__import__('bestiary.nn').nn.ColumnParallelLinear(config.num_attention_heads"),
+        first="tensor_parallel",
+    ),
+    *_of(
+        "mixtral_plugin.contract:TestMixtral",
+        "mixtral_plugin.mixtral",
+        ("nobody sums what the experts give", "renormalize=True,", "renormalize=True,\n            reduce_results=False,"),
+        first="tensor_parallel",
+    ),
+    *_of(
+        "qwen_plugin.contract:TestQwen2Moe",
+        "qwen_plugin.qwen2_moe",
+        ("the shared expert once for each rank", "self.experts(hidden_states, router_logits) + shared",
+         "self.experts(hidden_states, router_logits) + self.experts.group.all_reduce(shared)"),
+        first="tensor_parallel",
     ),
 ]  # fmt: skip

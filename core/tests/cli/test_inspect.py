@@ -117,3 +117,49 @@ def test_a_missing_tokenizer_is_told_in_words(bestiary: Run, tiny: Path, tmp_pat
     problem = bestiary("inspect", tmp_path, "--json").data["tokenizer"]["problem"]
     assert problem.startswith(f"{tmp_path} holds no tokenizer: add the checkpoint's tokenizer.json")
     assert "field:" not in problem and "BAD_CONFIG" not in problem
+
+
+def test_every_rank_is_planned_and_none_is_started(bestiary: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a rank took its seat")
+
+    monkeypatch.setattr("bestiary.engine.build.take_seat", refuse)
+    whole = bestiary("inspect", tiny, "--json", "--memory-per-rank", "8M").data
+    found = bestiary("inspect", tiny, "--json", "--tp", 2, "--pp", 2, "--dp", 2, "--memory-per-rank", "8M").data
+    plan = found["plan"]
+    assert plan["layout"] == {"tensor": 2, "pipeline": 2, "data": 2, "expert": 1, "ranks": 8, "machines": 1}
+    assert [each["ranks"] for each in plan["ranks"]] == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert [each["layers"] for each in plan["ranks"]] == [[0, 1], [0, 1], [1, 2], [1, 2]]
+    assert (plan["memory_per_rank"], plan["memory_given"]) == (2**23, True)
+    for each in plan["ranks"]:
+        assert each["kv_cache_bytes_per_token"] * 4 == whole["kv_cache"]["bytes_per_token"]
+        taken = each["weight_bytes"] + each["buffers"] + each["adapters"] + each["activations_estimate"]
+        assert each["left"] == 2**23 - taken
+        assert each["fitting_blocks"] == each["left"] // each["kv_cache_bytes_per_block"]
+    assert plan["fitting_blocks"] == min(each["fitting_blocks"] for each in plan["ranks"])
+    assert found["kv_cache"]["bytes_per_token"] * 4 == whole["kv_cache"]["bytes_per_token"]
+    assert found["weights"] == whole["weights"] and found["config"] == whole["config"]
+    assert whole["plan"]["ranks"][0]["ranks"] == [0] and whole["plan"]["layout"]["ranks"] == 1
+
+
+def test_ranks_that_hold_the_same_share_a_row(bestiary: Run, tiny: Path) -> None:
+    lines = bestiary("inspect", tiny, "--tp", 2, "--pp", 2, "--dp", 2, "--memory-per-rank", "8M").out.splitlines()
+    start = lines.index("# memory by rank")
+    rows = [line.split("  ")[0] for line in lines[start + 2 : start + 4]]
+    assert rows == ["0-1, 4-5", "2-3, 6-7"]
+    assert any("8 ranks: 2 tensor-parallel x 2 pipeline-parallel x 2 data-parallel" in line for line in lines)
+
+
+def test_a_rank_without_room_is_a_notice(bestiary: Run, tiny: Path) -> None:
+    found = bestiary("inspect", tiny, "--json", "--tp", 2, "--memory-per-rank", "8K").data
+    assert found["plan"]["fitting_blocks"] == 0 and found["kv_cache"]["blocks"] is None
+    assert any(text.startswith("the weights of rank 0 need ") for text in found["notices"])
+
+
+def test_sizes_that_do_not_divide_are_an_error_with_what_would(bestiary: Run, tiny: Path) -> None:
+    result = bestiary("inspect", tiny, "--json", "--tp", 3, "--pp", 3)
+    assert result.code == 1
+    error = result.data["error"]
+    assert "2 layers cannot fill 3 pipeline stages (rule: at most 2)" in error["details"]
+    assert "num_attention_heads = 4 cannot be divided among 3" in " ".join(error["details"])
+    assert error["fix"] == "pipeline_parallel_size=2 or less; tensor_parallel_size=1, 2 or 4"

@@ -6,7 +6,7 @@ estimate (`ACTIVATIONS`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,8 @@ from .runner import kv_cache_specs
 ACTIVATIONS = (
     "tokens x (4 x hidden + the inputs and outputs of all products of the largest layer) + rows of logits x "
     "(this rank's vocabulary + twice the whole), and the largest quantized weight once as a plain one. A step has "
-    "max_num_batched_tokens tokens and max_num_seqs rows of logits. What attention gathers from the KV cache is extra."
+    "max_num_batched_tokens tokens and max_num_seqs rows of logits. Attention's masks, and what it gathers of the "
+    "cache, come on top."
 )
 """The formula of `Footprint.activations`, in words."""
 _KEPT = 4
@@ -40,7 +41,7 @@ class Footprint:
     """Bytes, unless said otherwise.
 
     Attributes:
-        parameters: how many. weights: theirs, by dtype. packed: copies made after loading, for faster products.
+        parameters: how many. weights: theirs, by dtype. repacked: what is added after loading, for products.
         buffers: tables and the like. adapters: slots for them, however many are taken.
         layers: decoder layers ``[first, end)`` of this stage; None where the model keeps no list of layers.
         experts: physical experts of all layers here, spare copies included, and their part of `weights`.
@@ -49,7 +50,7 @@ class Footprint:
 
     parameters: int
     weights: dict[str, int]
-    packed: int
+    repacked: int
     buffers: int
     adapters: int
     layers: tuple[int, int] | None
@@ -60,7 +61,7 @@ class Footprint:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(self.weights.values()) + self.packed
+        return sum(self.weights.values()) + self.repacked
 
     @property
     def held(self) -> int:
@@ -76,8 +77,8 @@ def footprint(model: nn.Module, config: VllmConfig) -> Footprint:
     return Footprint(
         parameters=sum(num_weights(each) for each in model.parameters()),
         weights=weights_by_dtype(model),
-        packed=_packed(model, config.device_config.device),
-        buffers=sum(_nbytes(each) for each in model.buffers()),
+        repacked=_repacked(model, config.device_config.device),
+        buffers=sum(_nbytes(each) for each in model.buffers()) + _counters(mixtures, config),
         adapters=0 if config.lora_config is None else attach(model, config.lora_config, torch.device("meta")).nbytes,
         layers=_layers(model),
         experts=sum(each.placement.num_local for each in mixtures),
@@ -96,10 +97,20 @@ def weights_by_dtype(model: nn.Module) -> dict[str, int]:
     return found
 
 
-def _packed(model: nn.Module, device: str) -> int:
-    """A head tied to an embedding is packed as a copy; others are packed in their place."""
+def _repacked(model: nn.Module, device: str) -> int:
+    """What quantization methods add; and a head tied to an embedding is packed as a copy, others in their place."""
     heads = [module for module in model.modules() if isinstance(module, ParallelLMHead) and hasattr(module, "tied_to")]
-    return sum(_nbytes(each.weight) for each in heads if is_packed_later(each, device))
+    copies = sum(_nbytes(each.weight) for each in heads if is_packed_later(each, device))
+    tables = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    added = sum(each.quant_method.bytes_added(each) for each in tables if not hasattr(each, "tied_to"))
+    return copies + added + sum(layer.quant_method.bytes_added(layer) for layer in _linear_layers(model))
+
+
+def _counters(mixtures: Sequence[FusedMoE], config: VllmConfig) -> int:
+    """Where load is balanced: how often each expert was chosen, in each step of a window."""
+    parallel = config.parallel_config
+    window = parallel.eplb_config.window_size if parallel.enable_eplb else 0
+    return sum(window * each.num_experts for each in mixtures) * torch.int32.itemsize
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

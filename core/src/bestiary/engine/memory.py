@@ -61,7 +61,7 @@ def num_kv_blocks(
         free = free_memory(config.device_config.device) if free is None else free
         budget = int((free - reserved) * SHARE_OF_FREE_MEMORY)
         if config.device_config.device == "cpu":
-            budget = min(budget, max(DEFAULT_CPU_BYTES, per_sequence * size)) // sharers
+            budget = min(budget // sharers, max(DEFAULT_CPU_BYTES // sharers, per_sequence * size))
     fitting = budget // size
     if fitting < 1:
         raise UsageError(

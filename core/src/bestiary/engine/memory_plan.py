@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -116,8 +118,11 @@ def plan_memory(model_class: type, config: VllmConfig, memory_per_rank: int | No
 def _measured(model_class: type, config: VllmConfig, part: ParallelConfig) -> tuple[Footprint, list[KVCacheSpec]]:
     try:
         model = _build(model_class, config, part)
-    except UsageError as error:
-        raise _all_refusals(model_class, config, part, error) from error
+    except BestiaryError as error:
+        refusals = _refusals(model_class, config, part)
+        if not refusals:
+            raise
+        raise _all_in_one(refusals, _sizes_that_work(model_class, config, part, refusals), part) from error
     return footprint(model, config), list(kv_cache_specs(model).values())
 
 
@@ -126,49 +131,64 @@ def _build(model_class: type, config: VllmConfig, part: ParallelConfig) -> nn.Mo
         return build_model(model_class, replace(config, parallel_config=part))
 
 
-def _all_refusals(model_class: type, config: VllmConfig, part: ParallelConfig, first: UsageError) -> UsageError:
-    """One error for all sizes that cannot be divided like this, with tensor-parallel sizes that can."""
-    with noting_refusals() as noted:
-        try:
-            _build(model_class, config, part)
-        except BestiaryError as error:
-            noted += [error] if isinstance(error, UsageError) else []
-    found = {error.message: error for error in (noted or [first])}
-    fixes = dict.fromkeys(error.fix for error in found.values() if error.fix and error.field == "num_redundant_experts")
-    if sizes := list(_sizes_that_work(model_class, config, part, list(found.values()))):
+def _refusals(model_class: type, config: VllmConfig, part: ParallelConfig) -> list[BestiaryError]:
+    """Everything that cannot be divided like this, each thing once."""
+    with noting_refusals() as noted, suppress(BestiaryError):  # what stops the rest was raised before
+        _build(model_class, config, part)
+    return list({error.message: error for error in noted}.values())
+
+
+def _all_in_one(refusals: Sequence[BestiaryError], sizes: Sequence[int], part: ParallelConfig) -> UsageError:
+    divided_anew = _must_be_divided_anew(refusals)
+    own = ("pipeline_parallel_size", "pipeline_layers") if divided_anew else _OWN_FIX
+    fixes = list(dict.fromkeys(error.fix for error in refusals if error.fix and error.field in own))
+    if sizes:
         *most, last = map(str, sizes)
-        fixes[f"tensor_parallel_size={', '.join(most)}{' or ' * bool(most)}{last}"] = None
-    limits = dict.fromkeys(f"{error.field}: {error.limit}" for error in found.values())
+        spare = divided_anew and part.eplb_config.num_redundant_experts > 0
+        also = ", with num_redundant_experts=0" if spare else ""
+        fixes.append(f"tensor_parallel_size={', '.join(most)}{' or ' * bool(most)}{last}{also}")
+    several = len(refusals) > 1
     return UsageError(
-        "the model cannot be divided like this: " + "; ".join(found),
-        field="tensor_parallel_size" if len(found) > 1 else first.field,
-        value=part.tensor_parallel_size if len(found) > 1 else first.value,
-        limit="; ".join(limits),
-        details=list(found) if len(found) > 1 else (),
-        fix="; or ".join(filter(None, fixes)) or first.fix,
+        f"the model cannot be divided like this: {len(refusals)} sizes do not fit" if several else refusals[0].message,
+        field="tensor_parallel_size" if several else refusals[0].field,
+        value=part.tensor_parallel_size if several else refusals[0].value,
+        limit=None if several else refusals[0].limit,
+        details=[f"{error.message} (rule: {error.limit})" for error in refusals] if several else (),
+        fix="; ".join(fixes) or refusals[0].fix,
     )
 
 
 def _sizes_that_work(
-    model_class: type, config: VllmConfig, part: ParallelConfig, errors: list[UsageError]
-) -> Iterator[int]:
+    model_class: type, config: VllmConfig, part: ParallelConfig, refusals: Sequence[BestiaryError]
+) -> list[int]:
     """Tensor-parallel sizes that divide all of what does not divide now, each tried on a model of one stage."""
-    sizes = [error.value for error in errors if isinstance(error.value, int) and error.field not in _NO_SIZES]
-    common = math.gcd(*sizes) or math.lcm(*range(1, _LARGEST + 1))
+    sizes = [error.value for error in refusals if isinstance(error.value, int) and error.field not in _NO_SIZES]
+    common = math.gcd(*sizes) or _LARGEST
+    eplb = replace(part.eplb_config, num_redundant_experts=0) if _must_be_divided_anew(refusals) else part.eplb_config
+    found = []
     for size in (each for each in range(1, _LARGEST + 1) if common % each == 0):
-        tried = ParallelConfig(
-            tensor_parallel_size=size, enable_expert_parallel=part.enable_expert_parallel, eplb_config=part.eplb_config
-        )
-        try:
-            _build(model_class, config, tried)
-        except BestiaryError:
-            continue
-        yield size
+        with suppress(BestiaryError):  # then this size is not among those found
+            _build(model_class, config, replace(part, **_ALONE, tensor_parallel_size=size, eplb_config=eplb))
+            found.append(size)
+    return found
 
 
-_NO_SIZES = ("num_key_value_heads", "num_redundant_experts", "pipeline_parallel_size", "pipeline_layers")
-"""Fields of which a tensor-parallel size need be no divisor."""
+def _must_be_divided_anew(refusals: Sequence[BestiaryError]) -> bool:
+    """Whether something is wrong that only another tensor-parallel size mends."""
+    return any(error.field not in _OWN_FIX for error in refusals)
+
+
+_NO_SIZES = (
+    "num_key_value_heads", "num_redundant_experts", "tensor_parallel_size", "pipeline_parallel_size", "pipeline_layers",
+)  # fmt: skip
+"""Fields of errors whose value a tensor-parallel size need not divide."""
+_OWN_FIX = ("num_redundant_experts", "pipeline_parallel_size", "pipeline_layers")
+"""Fields of errors that another tensor-parallel size does not mend."""
 _LARGEST = 64
+_ALONE: dict[str, Any] = {
+    "rank": 0, "pipeline_parallel_size": 1, "pipeline_layers": None, "data_parallel_size": 1, "nnodes": 1,
+    "node_rank": 0, "enable_eplb": False,
+}  # fmt: skip
 
 
 def _or_infinite(blocks: int | None) -> float:

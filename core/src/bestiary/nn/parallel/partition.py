@@ -8,15 +8,15 @@ from contextvars import ContextVar
 
 import torch
 
-from bestiary.api.errors import UsageError
+from bestiary.api.errors import BestiaryError, UsageError
 
-_noted: ContextVar[list[UsageError] | None] = ContextVar("noted", default=None)
+_noted: ContextVar[list[BestiaryError] | None] = ContextVar("noted", default=None)
 
 
 @contextmanager
-def noting_refusals() -> Iterator[list[UsageError]]:
+def noting_refusals() -> Iterator[list[BestiaryError]]:
     """Meanwhile sizes that do not divide are rounded up, and the errors listed instead of raised: to tell them all."""
-    noted: list[UsageError] = []
+    noted: list[BestiaryError] = []
     entered = _noted.set(noted)
     try:
         yield noted
@@ -24,8 +24,8 @@ def noting_refusals() -> Iterator[list[UsageError]]:
         _noted.reset(entered)
 
 
-def refuse(error: UsageError) -> None:
-    """Raise `error`; under `noting_refusals` note it, and let the caller go on with something near."""
+def refuse(error: BestiaryError) -> None:
+    """Raise `error`, which says that sizes do not divide; under `noting_refusals` note it, and the caller goes on."""
     noted = _noted.get()
     if noted is None:
         raise error
@@ -60,6 +60,7 @@ def pipeline_range(num_layers: int, rank: int, world_size: int, layers: Sequence
                 field="pipeline_parallel_size",
                 value=world_size,
                 limit=f"at most {num_layers}",
+                fix=f"pipeline_parallel_size={num_layers} or less",
             )
         )
         return 0, num_layers

@@ -53,6 +53,10 @@ class QuantizeMethodBase(ABC):
         """Repack for the kernels; called once, after every parameter was filled. Nothing to do unless overridden."""
         return
 
+    def bytes_added(self, layer: nn.Module) -> int:
+        """What repacking adds to the parameters that `create_weights` made, in bytes; known before they are loaded."""
+        return 0
+
 
 class UnquantizedLinearMethod(QuantizeMethodBase):
     """One weight ``[sum(output_partition_sizes), input_size_per_partition]`` of the model's dtype."""

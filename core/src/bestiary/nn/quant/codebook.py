@@ -56,5 +56,8 @@ class CodebookLinearMethod(QuantizeMethodBase):
     def process_weights_after_loading(self, layer: Any) -> None:
         layer.codebook = torch.tensor(CODEBOOKS[self.kind], device=layer.weight.device)
 
+    def bytes_added(self, layer: Any) -> int:
+        return len(CODEBOOKS[self.kind]) * torch.float32.itemsize
+
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return linear_codebook(x, layer.weight, layer.weight_scale, layer.codebook, self.group_size, bias)

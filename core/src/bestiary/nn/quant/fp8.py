@@ -7,6 +7,7 @@ token's, or where weights have blocks, each 128 inputs' of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -82,6 +83,12 @@ class Fp8LinearMethod(QuantizeMethodBase):
             replace_parameter(layer, "weight_scale", scale if scale.dim() == 2 else scale.unsqueeze(1))
         if self.activations == "static":
             replace_parameter(layer, "input_scale", layer.input_scale.max())
+
+    def bytes_added(self, layer: Any) -> int:
+        scale: torch.Tensor = layer.weight_scale
+        by_row = 0 if self.scales == "row" else len(layer.weight) * math.prod(scale.shape[1:]) - scale.numel()
+        static = 1 - layer.input_scale.numel() if self.activations == "static" else 0
+        return int(by_row + static) * torch.float32.itemsize
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         group = self.block[1]

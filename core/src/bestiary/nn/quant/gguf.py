@@ -22,6 +22,7 @@ from bestiary.nn.gguf.types import GgmlType
 from bestiary.nn.linear_base import LinearBase, refuse_other_rows
 from bestiary.nn.moe.names import FUSED, merged_name
 from bestiary.nn.ops.gguf import embedding_gguf, linear_gguf
+from bestiary.nn.parallel import refuse
 from bestiary.nn.weights.fill import ShardId, fill, set_weight_attrs
 
 from .base import QuantizationConfig, QuantizeMethodBase
@@ -154,12 +155,14 @@ class GgufLinearMethod(QuantizeMethodBase):
 
     def _row_bytes(self, kind: GgmlType, inputs: int, of: int) -> int:
         if inputs != of and inputs % kind.block_size:
-            raise UsageError(
-                f"{self.name}: {of} inputs in {kind.name} blocks of {kind.block_size} cannot be divided among "
-                f"{of // inputs} ranks",
-                field="tensor_parallel_size", value=of // inputs,
-                limit=f"whole blocks: a rank's share of the inputs is a multiple of {kind.block_size}",
-                fix="fewer ranks, or no quantization=gguf: a dequantized model can be divided anywhere",
+            refuse(
+                UsageError(
+                    f"{self.name}: {of} inputs in {kind.name} blocks of {kind.block_size} cannot be divided among "
+                    f"{of // inputs} ranks",
+                    field="tensor_parallel_size", value=of // inputs,
+                    limit=f"whole blocks: a rank's share of the inputs is a multiple of {kind.block_size}",
+                    fix="fewer ranks, or no quantization=gguf: a dequantized model can be divided anywhere",
+                )
             )  # fmt: skip
         return inputs // kind.block_size * kind.type_size
 

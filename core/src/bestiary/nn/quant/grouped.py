@@ -83,6 +83,9 @@ class GroupedLinearMethod(QuantizeMethodBase):
         if self.symmetric:
             layer.weight_zero = torch.full_like(layer.weight_scale.data, 2 ** (self.bits - 1), dtype=torch.uint8)
 
+    def bytes_added(self, layer: Any) -> int:
+        return int(layer.weight_scale.numel()) if self.symmetric else 0
+
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         product = linear_int4 if self.bits == 4 else linear_uint8
         group_of = layer.group_of if self.ordered else None

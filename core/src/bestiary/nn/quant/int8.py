@@ -82,6 +82,11 @@ class Int8LinearMethod(QuantizeMethodBase):
                 zero = one_for_all(layer.input_zero_point, layer, "input_zero_point")
                 replace_parameter(layer, "input_zero_point", zero)
 
+    def bytes_added(self, layer: Any) -> int:
+        by_row = len(layer.weight) - layer.weight_scale.numel() if self.per_tensor else 0
+        static = 1 - layer.input_scale.numel() if self.activations == "static" else 0
+        return int(by_row + (1 if self.symmetric else 2) * static) * torch.float32.itemsize
+
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         if self.activations is None:
             return linear_int8(x, layer.weight, layer.weight_scale, bias)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bestiary.api.errors import ConfigError, WeightsMismatch
+from bestiary.nn.parallel import refuse
 from bestiary.nn.weights.fill import set_weight_attrs
 
 PER_PART = 0
@@ -49,11 +50,13 @@ def refuse_cut_groups(layer: nn.Module, size: int, whole: int, group: int, what:
     """A `ConfigError` where a rank's share of inputs or outputs would cut a group of them that shares a scale."""
     if size != whole and size % group:
         name = getattr(layer, "layer_name", "") or type(layer).__name__
-        raise ConfigError(
-            f"{name}: {whole} {what} in groups of {group} cannot be divided among {whole // size} ranks",
-            code="BAD_QUANTIZATION", field="tensor_parallel_size", value=whole // size,
-            limit=f"each rank's share ({size} {what}) holds whole groups of {group}",
-            fix=f"choose a tensor-parallel size for which {whole} / size is a multiple of {group}",
+        refuse(
+            ConfigError(
+                f"{name}: {whole} {what} in groups of {group} cannot be divided among {whole // size} ranks",
+                code="BAD_QUANTIZATION", field="tensor_parallel_size", value=whole // size,
+                limit=f"each rank's share ({size} {what}) holds whole groups of {group}",
+                fix=f"choose a tensor-parallel size for which {whole} / size is a multiple of {group}",
+            )
         )  # fmt: skip
 
 

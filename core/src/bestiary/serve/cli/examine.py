@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from bestiary.api.errors import BestiaryError
 
-from .output import sentence, size
+from .output import sentence
+from .rank_plan import plan_document, problem_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,24 +17,30 @@ if TYPE_CHECKING:
     from bestiary.api.config import VllmConfig
     from bestiary.engine.arguments import EngineArgs
     from bestiary.engine.build import EngineBuilder
+    from bestiary.engine.memory_plan import MemoryPlan
 
 
-def examine(args: EngineArgs) -> dict[str, Any]:
-    """All that can be known before loading, as data: bytes, counts and names."""
+def examine(args: EngineArgs, memory_per_rank: int | None = None) -> dict[str, Any]:
+    """All that can be known before loading, as data: bytes, counts and names. No rank is started.
+
+    Of a model divided among ranks, `config` and `weights` are the whole's, `kv_cache` is that of the rank with the
+    least room, and `plan` is every rank's.
+    """
     from bestiary.engine.build import EngineBuilder, bind_attention, target_of
     from bestiary.engine.loader.load import build_model
+    from bestiary.engine.memory_plan import plan_memory
     from bestiary.nn.ops.registry import choose_ops
 
-    builder = EngineBuilder(_without_download(args))
+    builder = EngineBuilder(_without_download(args), together=False)
     model_class, config = builder.configure()
     model = build_model(model_class, config)
     ops = choose_ops(target_of(config), config.op_config.implementations, builder.hooks.all("op_implementations"))
     bind_attention(model, config, builder.hooks.all("attention_backends"))
+    with ops.active():
+        plan = plan_memory(model_class, config, memory_per_rank)
     weights = _weights(model)
     adapters = _adapters(builder, model, config)
-    slots = adapters["bytes"] if adapters is not None and adapters["enabled"] else 0
-    cache, problem = _kv_cache(model, config, weights["bytes"] + slots)
-    problems = [_no_weights(builder), problem]
+    problems = [_no_weights(builder), problem_of(plan)]
     return {
         "model": args.model,
         "source": _source(builder),
@@ -41,7 +48,8 @@ def examine(args: EngineArgs) -> dict[str, Any]:
         "config": _config(builder, model, config),
         "weights": weights | {"stored": _stored(builder, model, args)},
         "adapters": adapters,
-        "kv_cache": cache,
+        "kv_cache": _kv_cache(model, config, plan),
+        "plan": plan_document(plan, given=memory_per_rank is not None),
         "runs_on": _runs_on(model, config, ops.names),
         "tokenizer": _tokenizer(builder, args),
         "notices": [text for text in problems if text is not None],
@@ -185,37 +193,22 @@ def _adapters(builder: EngineBuilder, model: nn.Module, config: VllmConfig) -> d
     }
 
 
-def _kv_cache(model: nn.Module, config: VllmConfig, weight_bytes: int) -> tuple[dict[str, Any], str | None]:
-    """The cache that would be allocated once the weights are in memory, and why not, where it would not fit."""
-    from bestiary.engine.memory import bytes_per_block, free_memory, num_kv_blocks
+def _kv_cache(model: nn.Module, config: VllmConfig, plan: MemoryPlan) -> dict[str, Any]:
+    """The cache that the rank with the least room would allocate once the weights are in memory."""
     from bestiary.engine.runner import kv_cache_specs
 
-    specs = list(kv_cache_specs(model).values())
-    cache, longest = config.cache_config, config.model_config.max_model_len
-    free = free_memory(config.device_config.device)
-    found: dict[str, Any] = {
-        "block_size": cache.block_size,
-        "dtype": _same([str(spec.dtype).removeprefix("torch.") for spec in specs]),
-        "bytes_per_token": bytes_per_block(specs, 1),
-        "free_memory": free,
-        "blocks": None,
-        "tokens": None,
-        "bytes": None,
-        "sequences_of_max_model_len": None,
-    }
-    if weight_bytes > free:
-        return found, f"the weights need {size(weight_bytes)}; {size(free)} are free"
-    try:
-        blocks = num_kv_blocks(specs, config, reserved=weight_bytes)
-    except BestiaryError as error:
-        return found, sentence(error)
-    found |= {
+    narrow, block_size = plan.bottleneck, config.cache_config.block_size
+    blocks = plan.blocks if problem_of(plan) is None else None
+    return {
+        "block_size": block_size,
+        "dtype": _same([str(spec.dtype).removeprefix("torch.") for spec in kv_cache_specs(model).values()]),
+        "bytes_per_token": narrow.footprint.kv_bytes_per_token,
+        "free_memory": narrow.memory,
         "blocks": blocks,
-        "tokens": blocks * cache.block_size,
-        "bytes": blocks * bytes_per_block(specs, cache.block_size),
+        "tokens": None if blocks is None else blocks * block_size,
+        "bytes": None if blocks is None else blocks * narrow.block_bytes,
+        "sequences_of_max_model_len": plan.sequences(blocks),
     }
-    found["sequences_of_max_model_len"] = blocks // -(-longest // cache.block_size)
-    return found, None
 
 
 def _runs_on(model: nn.Module, config: VllmConfig, ops: dict[str, str]) -> dict[str, Any]:

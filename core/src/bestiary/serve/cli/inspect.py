@@ -7,23 +7,31 @@ from typing import Any
 import click
 
 from .examine import examine
+from .kinds import MEMORY
 from .options import SectionedCommand, debug_option, engine_args, engine_options, json_option, model_argument
 from .output import Table, collected_notices, pairs, show, size, write_json
+from .rank_plan import plan_tables
 
 
 @click.command(cls=SectionedCommand)
 @model_argument
 @json_option
 @debug_option
+@click.option(
+    "--memory-per-rank",
+    type=MEMORY,
+    help="Plan for ranks that may take as much: bytes, or 24G.  [default: what is free]",
+)
 @engine_options
-def inspect(model: str, as_json: bool, **options: Any) -> None:
+def inspect(model: str, as_json: bool, memory_per_rank: int | None, **options: Any) -> None:
     """Say what MODEL is and needs, before loading it.
 
     The plugin is imported and the model built without memory; headers of weight files are read, their data is not.
-    Weights that are still on the hub stay there.
+    Weights that are still on the hub stay there. With --tp, --pp, --dp or --ep, what every rank would hold is told, and
+    no rank is started.
     """
     with collected_notices() as notices:
-        document = examine(engine_args(model, options))
+        document = examine(engine_args(model, options), memory_per_rank)
     document["notices"] += [text for text in notices if text not in document["notices"]]
     if as_json:
         write_json(document)
@@ -64,6 +72,7 @@ def _tables(found: dict[str, Any]) -> list[Table]:
             *((each["name"], f"{each['path']} (rank {each['rank']})") for each in adapters["given"])]),
         pairs("KV cache", [(key.replace("_", " "), _shown(key, value))
                            for key, value in cache.items() if value is not None]),
+        *plan_tables(found["plan"]),
         pairs("runs on", [(key.replace("_", " "), value) for key, value in runs.items() if key != "ops"]),
         Table("ops", ("op", "implementation"), list(runs["ops"].items())),
         pairs("tokenizer", [("tokens", tokenizer["tokens"]), ("problem", tokenizer["problem"]),
