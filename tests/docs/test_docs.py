@@ -15,7 +15,7 @@ import pytest
 
 import bestiary.api
 import bestiary.nn
-from bestiary.engine.engine import LLMEngine
+from bestiary.engine.lanes import Lane
 
 from . import reference_page
 from .run_document import blocks
@@ -126,7 +126,7 @@ def test_the_reference_is_what_the_docstrings_say() -> None:
 
 def test_the_loop_in_the_architecture_is_the_engines_own() -> None:
     (loop,) = [each for each in blocks((DOCS / "architecture.md").read_text(encoding="utf-8")) if each.text]
-    source = inspect.getsource(LLMEngine.step)
+    source = inspect.getsource(Lane)
     assert all(line in source for line in loop.text.splitlines())
 
 

@@ -81,7 +81,7 @@ def test_inspection_knows_the_size_in_memory_and_the_number_of_weights(path):
     plain, kept = (examine(EngineArgs(model=str(path), quantization=each)) for each in (None, "gguf"))
     assert kept["weights"]["parameters"] == plain["weights"]["parameters"]
     assert kept["weights"]["bytes_by_dtype"]["uint8"] < plain["weights"]["bytes"] / 4
-    assert kept["runs_on"]["quantization"] == "GgufConfig" and "linear_gguf" in kept["runs_on"]["ops"]
+    assert kept["runs_on"]["quantization"] == "gguf" and "linear_gguf" in kept["runs_on"]["ops"]
 
 
 def test_blocks_with_infinite_scales_are_refused_as_other_weights_are(tmp_path):

@@ -5,15 +5,21 @@ greedy answers are the oracle. Four adapters of different kinds and the model al
 """
 
 import json
+import shutil
 import warnings
 
 import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
-from bestiary import LLM, SamplingParams
+from bestiary import LLM, LoRARequest, SamplingParams
+from bestiary.api.errors import BadAdapter
+from bestiary.engine.loader.lora_files import WEIGHTS
+from bestiary.engine.plan import LoRALoad, NewRequest, ScheduledItem, StepPlan
 from bestiary.testing.logits import prompt_logits
+from bestiary.testing.ranks import Ranks
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 101,
@@ -156,6 +162,84 @@ def test_a_mixed_batch_equals_peft(oracle, name):
             for index, prompt in enumerate(PROMPTS):
                 got = prompt_logits(llm, prompt, lora_id=ids.get(adapter))
                 torch.testing.assert_close(got, known.logits[adapter][index], atol=1e-4, rtol=0)
+
+
+LAYOUTS = {
+    "TP 2": {"tensor_parallel_size": 2},
+    "PP 2": {"pipeline_parallel_size": 2},
+    "EP 2": {
+        "tensor_parallel_size": 2, "enable_expert_parallel": True, "eplb_config": {"num_redundant_experts": 2},
+    },
+    "int8, TP 2": {"tensor_parallel_size": 2, "quantization": "int8"},
+}  # fmt: skip
+
+
+def cases():
+    for name in MODELS:
+        for layout in LAYOUTS:
+            if name in ("mixtral", "qwen3_moe") or "EP" not in layout:
+                yield pytest.param(name, layout, id=f"{name}, {layout}")
+
+
+def one_step(ranks, paths, requests):
+    """Logits of every position of all prompts, each by its adapter, computed in one step."""
+    ids = {name: ranks.add_adapter(name, path) for name, path in paths.items()}
+    sampling = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    new, items = [], []
+    for number, (index, name) in enumerate(requests):
+        prompt = PROMPTS[index]
+        new.append(NewRequest(str(number), tuple(prompt), sampling, seed=0, lora_name=ids.get(name)))
+        items.append(ScheduledItem(str(number), 0, len(prompt), (number,), samples=True))
+    loads = tuple(LoRALoad(slot, lora_id) for slot, lora_id in enumerate(ids.values()))
+    return ranks.logits(StepPlan(0, tuple(items), tuple(new), lora_loads=loads))
+
+
+@pytest.mark.parametrize(("name", "layout"), list(cases()))
+def test_ranks_answer_as_peft_does(oracle, name, layout):
+    """Where the base is quantized, the oracle is one process with the same base."""
+    known, options = oracle(name), {"enable_lora": True, "max_lora_rank": 18}
+    requests = known.requests()
+    if "quantization" in LAYOUTS[layout]:
+        with Ranks(known.base, quantization="int8", **options) as alone:
+            want = one_step(alone, known.paths, requests)
+    else:
+        want = torch.cat([known.logits[adapter][index] for index, adapter in requests])
+    with Ranks(known.base, **options, **LAYOUTS[layout]) as ranks:
+        got = one_step(ranks, known.paths, requests)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_processes_answer_as_peft_does(oracle, layout, tmp_path):
+    """The whole way: adapters read by all processes, refused by all of them, loaded by plans that each derives."""
+    known = oracle("llama")
+    bad = tmp_path / "bad"
+    shutil.copytree(known.paths["attention"], bad)
+    name, tensors = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight", load_file(bad / WEIGHTS)
+    tensors[name] = tensors[name][:, :-1].contiguous()  # of the last layer, which the first stage does not have
+    save_file(tensors, bad / WEIGHTS)
+    with engine(known, max_loras=2, **{layout: 2}) as llm:
+        with pytest.raises(BadAdapter, match=r"layers.1.self_attn.q_proj: lora_A is \[2, 31\]"):
+            llm.add_lora(LoRARequest("bad", lora_path=str(bad)))
+        requests = known.requests()
+        assert ask(llm, requests) == [known.answers[adapter][index] for index, adapter in requests]
+        llm.remove_lora("all")
+        llm.add_lora(LoRARequest("again", lora_path=known.paths["all"]))
+        assert ask(llm, [(0, "again"), (1, "ends")]) == [known.answers["all"][0], known.answers["ends"][1]]
+        assert [info.name for info in llm.list_loras()] == ["again", "attention", "ends", "stable"]
+
+
+def test_adapters_follow_experts_that_move(oracle):
+    """Slots move with the experts; what is put into a slot later is cut for the experts that are here then."""
+    known = oracle("mixtral")
+    eplb = {"num_redundant_experts": 2, "window_size": 4, "step_interval": 2}
+    options = {"tensor_parallel_size": 2, "enable_expert_parallel": True, "enable_eplb": True, "eplb_config": eplb}
+    with engine(known, max_loras=2, enable_prefix_caching=False, **options) as llm:
+        layers = llm.engine.executor.balancer.layers
+        first = [layer.placement for layer in layers]
+        for requests in ([(0, "all"), (1, "stable")], known.requests(), [(1, "all"), (0, None), (0, "stable")]):
+            assert ask(llm, requests) == [known.answers[adapter][index] for index, adapter in requests]
+        assert any(layer.placement != before for layer, before in zip(layers, first, strict=True))
 
 
 def test_the_adapters_differ(oracle):

@@ -207,7 +207,14 @@ MISTAKES = {
                                            "reduce_results=False)", "tensor_parallel", ["do not equal one process"]),
     "a rank that goes its own way": ("return self.norm(hidden_states)",
                                      "return self.norm(hidden_states[self.embed.tp_rank :])",
-                                     "tensor_parallel", ["on rank 1", "floating-point numbers of shape"]),
+                                     "tensor_parallel", ["on rank 1", "returned what it must not"]),
+    "a product that no adapter can change": (
+        "output, _ = self.out(self.attn(q, k, v))",
+        "output = nn.functional.linear(self.attn(q, k, v), self.out.weight, self.out.bias)", "lora",
+        ["an adapter does not equal", "never its weight"]),
+    "a layer called with other rows": ("self.out(self.attn(q, k, v))",
+                                       "self.out(self.attn(q, k, v).repeat(2, 1))[0][: len(q)], None", "lora",
+                                       ["layers.0.out computes 252 rows where the step has 126"]),
     "a number too narrow": ("return hidden_states + output", "return (hidden_states + output).half().float()", "logits",
                             ["layers.0 "]),
 }  # fmt: skip
@@ -254,6 +261,25 @@ def test_other_names_are_loaded(contract):
     assert outcomes(contract(LOAD, renaming, **stated), "weights_renamed") == {"weights_renamed": None}
     found = failures(contract(other_names={"none": ("^transformer", "")}), "weights_renamed")
     assert "fits no tensor" in found["weights_renamed"]
+
+
+class Whole(nn.Module):
+    """The reference below a name that only an own loader knows."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.model = Reference(config)
+
+    def forward(self, input_ids):
+        return self.model(input_ids)
+
+
+def test_layers_whose_names_only_an_own_loader_knows_are_found(contract):
+    renaming = LOAD.replace("(weights)", "((name.removeprefix('model.'), weight) for name, weight in weights)")
+    found = failures(contract(LOAD, renaming, reference=lambda self, config: Whole(config)), "logits", "lora")
+    assert set(found) == {"lora"}
+    assert "8 layer(s) have no weight in the checkpoint by whose name" in found["lora"]
+    assert "an own load_weights renames tensors" in found["lora"]
 
 
 def test_a_tensor_may_be_declared_optional(contract):

@@ -114,6 +114,7 @@ class EngineBuilder:
             with use_groups(None if team is None else team.groups):
                 model = build_model(model_class, config)
                 check_eplb(model, config)
+                check_lora(model, config)
                 bind_attention(model, config, self.hooks.all("attention_backends"))
                 if team is not None:
                     self.on_built()
@@ -143,7 +144,8 @@ class EngineBuilder:
         slots: AdapterSlots | None,
     ) -> LLMEngine:
         local = 1 if team is None else team.seat.local_size
-        reserved = 0 if slots is None or config.device_config.device != "cpu" else slots.nbytes  # taken when written
+        on_cpu = config.device_config.device == "cpu"  # where the slots' memory is taken when it is written
+        reserved = slots.nbytes * local if slots is not None and on_cpu else 0
         num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config, reserved, sharers=local)
         if team is not None:
             num_blocks = team.smallest(num_blocks)
@@ -178,23 +180,27 @@ class EngineBuilder:
         return engine
 
 
-def adapter_slots(
-    model: nn.Module, config: VllmConfig, alias: AppliedAlias | None, device: str | None = None
-) -> AdapterSlots | None:
-    """Slots for adapters in a finished model, on its device or on `device`; None where none are wanted. The renames of
-    an `alias` hold for adapters too.
+def check_lora(model: nn.Module, config: VllmConfig) -> None:
+    """Refuse adapters where they cannot be. For models just built.
 
     Raises:
         ModelError: the class does not claim that adapters fit it.
     """
-    if config.lora_config is None:
-        return None
-    if not supports_lora(model):
+    if config.lora_config is not None and not supports_lora(model):
         raise ModelError(
             f"{type(model).__name__} does not say that adapters fit it", code="LORA_UNSUPPORTED",
             field=config.model_config.architecture, limit="a class that claims SupportsLoRA",
             fix="without enable_lora and --lora; or its author: claim SupportsLoRA",
         )  # fmt: skip
+
+
+def adapter_slots(
+    model: nn.Module, config: VllmConfig, alias: AppliedAlias | None, device: str | None = None
+) -> AdapterSlots | None:
+    """Slots for adapters in a finished model, on its device or on `device`; None where none are wanted. The renames of
+    an `alias` hold for adapters too."""
+    if config.lora_config is None:
+        return None
     mappers = [] if alias is None else [alias.mapper()]
     return attach(model, config.lora_config, torch.device(device or config.device_config.device), mappers)
 

@@ -15,6 +15,7 @@ from torch import nn
 from bestiary.api.config import VllmConfig
 from bestiary.nn.embedding import ParallelLMHead, VocabParallelEmbedding
 from bestiary.nn.linear_base import LinearBase
+from bestiary.nn.lora import attach
 from bestiary.nn.moe import FusedMoE
 from bestiary.nn.quant.base import UnquantizedLinearMethod
 from bestiary.nn.quant.packed import is_packed_later
@@ -40,7 +41,7 @@ class Footprint:
 
     Attributes:
         parameters: how many. weights: theirs, by dtype. packed: copies made after loading, for faster products.
-        buffers: tables and the like.
+        buffers: tables and the like. adapters: slots for them, however many are taken.
         layers: decoder layers ``[first, end)`` of this stage; None where the model keeps no list of layers.
         experts: physical experts of all layers here, spare copies included, and their part of `weights`.
         kv_bytes_per_token: of all layers here. activations: see `ACTIVATIONS`.
@@ -50,6 +51,7 @@ class Footprint:
     weights: dict[str, int]
     packed: int
     buffers: int
+    adapters: int
     layers: tuple[int, int] | None
     experts: int
     expert_bytes: int
@@ -63,22 +65,25 @@ class Footprint:
     @property
     def held(self) -> int:
         """What is there before the first request: all but KV cache and activations."""
-        return self.weight_bytes + self.buffers
+        return self.weight_bytes + self.buffers + self.adapters
 
 
 def footprint(model: nn.Module, config: VllmConfig) -> Footprint:
-    """Of a model built under a rank's groups. The ops that will run must be in force: they say what is packed."""
+    """Of a model built under a rank's groups. The ops that will run must be in force: they say what is packed. Where
+    adapters are wanted, the model has slots without memory afterwards."""
+    activations = _activations(model, config)
     mixtures = [module for module in model.modules() if isinstance(module, FusedMoE)]
     return Footprint(
         parameters=sum(num_weights(each) for each in model.parameters()),
         weights=weights_by_dtype(model),
         packed=_packed(model, config.device_config.device),
         buffers=sum(_nbytes(each) for each in model.buffers()),
+        adapters=0 if config.lora_config is None else attach(model, config.lora_config, torch.device("meta")).nbytes,
         layers=_layers(model),
         experts=sum(each.placement.num_local for each in mixtures),
         expert_bytes=sum(_nbytes(param) for each in mixtures for param in each.parameters(recurse=False)),
         kv_bytes_per_token=bytes_per_block(kv_cache_specs(model).values(), 1),
-        activations=_activations(model, config),
+        activations=activations,
     )
 
 

@@ -39,7 +39,10 @@ class Reply(NamedTuple):
 
 
 def respond(llm: LLM, name: str, method: str, path: str, body: bytes, gone: threading.Event) -> Reply:
-    """Answer one request to the model called `name`; never raises. Once `gone` is set nobody waits for the answer, and it is not finished."""
+    """Answer one request to the model called `name`; never raises.
+
+    Once `gone` is set nobody waits for the answer, and it is not finished.
+    """
     try:
         wanted = _ROUTES.get(path)
         if wanted is None:

@@ -20,11 +20,11 @@ from bestiary.api.errors import EngineError
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.batch import ForwardBatch
-from bestiary.engine.build import EngineBuilder, bind_attention, target_of, vocab_size
+from bestiary.engine.build import EngineBuilder, adapter_slots, bind_attention, target_of, vocab_size
 from bestiary.engine.loader.load import build_model, load_model
 from bestiary.engine.parallel.executor import run_stage
 from bestiary.engine.parallel.places import connected_groups, groups_of
-from bestiary.engine.plan import NewRequest, ScheduledItem, StepPlan, StepResult
+from bestiary.engine.plan import LoRALoad, NewRequest, ScheduledItem, StepPlan, StepResult
 from bestiary.engine.runner import ModelRunner
 from bestiary.nn.ops.registry import ChosenOps, choose_ops
 from bestiary.nn.parallel import use_groups
@@ -84,14 +84,26 @@ class Ranks:
                 runner.record(own, result)
         return result
 
-    def prompt_logits(self, token_ids: Sequence[int], ends: Sequence[int] = ()) -> torch.Tensor:
-        """Logits ``[len(token_ids), vocabulary]`` of every position, the prompt computed in pieces up to `ends`."""
+    def add_adapter(self, name: str, path: str) -> str:
+        """Every rank reads its part of an adapter, whose id comes back: the engine's `enable_lora` is wanted for it.
+
+        Raises:
+            BadAdapter: it does not fit one of them.
+        """
+        return self.together(lambda runner, _: runner.add_adapter(name, path))[0].lora_id
+
+    def prompt_logits(
+        self, token_ids: Sequence[int], ends: Sequence[int] = (), lora_id: str | None = None
+    ) -> torch.Tensor:
+        """Logits ``[len(token_ids), vocabulary]`` of every position, the prompt computed in pieces up to `ends`, and
+        with an adapter, which is put into slot 0."""
         rows, start, total = [], 0, len(token_ids)
-        new = NewRequest(_ID, tuple(token_ids), SamplingParams(prompt_logprobs=0), seed=0)
+        new = NewRequest(_ID, tuple(token_ids), SamplingParams(prompt_logprobs=0), seed=0, lora_name=lora_id)
+        loads = () if lora_id is None else (LoRALoad(0, lora_id),)
         blocks = tuple(range(-(-total // self.runners[0].block_size)))
         for end in (*ends, total):
             item = ScheduledItem(_ID, start, end - start, blocks, samples=end == total)
-            rows.append(self.logits(StepPlan(0, (item,), (new,) if start == 0 else ())))
+            rows.append(self.logits(StepPlan(0, (item,), (new,) if start == 0 else (), lora_loads=loads)))
             start = end
         self.execute(StepPlan(0, (), finished=(_ID,)))
         return torch.cat(rows)
@@ -120,7 +132,8 @@ class Ranks:
             load_model(model, config, self._builder.description, hooks.all("weight_formats"))
             with self._ops.active():
                 finish(model)
-        return ModelRunner(model, config, blocks, _InForce({}), vocab_size(model, config), groups)
+            slots = adapter_slots(model, config, self._builder.description.alias)
+        return ModelRunner(model, config, blocks, _InForce({}), vocab_size(model, config), groups, slots)
 
     def _connect(self, runner: ModelRunner, rank: int, store: Store) -> None:
         for name, group in connected_groups(replace(self._builder.parallel, rank=rank), runner.groups):

@@ -66,6 +66,9 @@ def _give_experts(name: str, layer: FusedMoE, config: LoRAConfig, device: torch.
         layer.keep_with_experts(made[-1].a, 1)
         layer.keep_with_experts(made[-1].b, 1)
     layer.adapter_slots = ExpertSlots(*made)
+    for each in made:
+        layer.keep_with_experts(each.a, 1)
+        layer.keep_with_experts(each.b, 1)
     return dict(zip(("w13", "w2"), made, strict=True))
 
 

@@ -24,6 +24,9 @@ class LoRAMethod(QuantizeMethodBase):
         self.base = base
         self.slots = slots
 
+    def __str__(self) -> str:
+        return str(self.base)
+
     def create_weights(self, layer: nn.Module, *sizes: Any, **attributes: Any) -> None:
         raise EngineError("slots for adapters are given to finished layers: their weights are made before")
 

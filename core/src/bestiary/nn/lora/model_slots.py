@@ -84,11 +84,7 @@ class AdapterSlots:
     def load(self, slot: int, adapter: Prepared) -> None:
         """Put a prepared adapter into `slot`, in place of what was there."""
         for key, each in self.slots.items():
-            factors, layer = adapter.get(key), self.layers[key[0]]
-            if factors is not None and isinstance(layer, FusedMoE) and layer.experts_move:
-                held = list(layer.placement.on_rank(layer.ep_rank))
-                factors = Factors(factors.a[held], factors.b[held])
-            each.load(slot, factors)
+            each.load(slot, _held(self.layers[key[0]], adapter.get(key)))
 
     def target(self, module: str) -> nn.Module | None:
         """The layer that an adapter's `module` is on this rank, if it is one."""
@@ -175,14 +171,19 @@ class AdapterSlots:
 
 def _make(layer: Any, parts: Sequence[tuple[Target, Piece]]) -> Factors:
     if isinstance(layer, FusedMoE):
-        stack = _stack(layer, parts[0][0])
-        held = range(layer.num_experts) if layer.experts_move else layer.placement.on_rank(layer.ep_rank)
-        return expert_factors(
-            stack.layers[0], held, [(target.expert, target.shard, piece) for target, piece in parts], layer.num_experts
-        )
+        one = _stack(layer, parts[0][0]).layers[0]
+        return expert_factors(one, [(target.expert, target.shard, piece) for target, piece in parts], layer.num_experts)
     if is_embedding(layer):
         return embedding_factors(layer, parts[0][1])
     return linear_factors(layer, [(target.shard, piece) for target, piece in parts])
+
+
+def _held(layer: nn.Module, factors: Factors | None) -> Factors | None:
+    """Of experts those that lie on this rank now; balancing may have moved them since the adapter was prepared."""
+    if factors is None or not isinstance(layer, FusedMoE):
+        return factors
+    held = list(layer.placement.on_rank(layer.ep_rank))
+    return Factors(factors.a[held], factors.b[held])
 
 
 def _stack(layer: FusedMoE, target: Target) -> ExpertStack:

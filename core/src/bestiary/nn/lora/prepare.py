@@ -59,30 +59,26 @@ def embedding_factors(layer: VocabParallelEmbedding, piece: Piece) -> Factors:
     return Factors(table, second)
 
 
-def expert_factors(
-    layer: LinearBase, held: Sequence[int], parts: Sequence[tuple[int | None, ShardId, Piece]], experts: int
-) -> Factors:
-    """Of the gate-and-up layers of experts, or of the down layers.
+def expert_factors(layer: LinearBase, parts: Sequence[tuple[int | None, ShardId, Piece]], experts: int) -> Factors:
+    """Of the gate-and-up layers of the model's `experts`, or of their down layers: all, wherever they lie.
 
     Args:
-        layer: one of them. held: which of the model's `experts` factors are wanted of, in their order.
-        parts: (expert or None for all, shard, piece).
+        layer: one of them, which stands for all. parts: (expert or None for all, shard, piece).
     """
     by_expert: dict[int, list[tuple[ShardId, Piece]]] = {}
     for expert, shard, piece in parts:
         pieces = _unstacked(piece, experts) if expert is None else {expert: piece}
         for number, each in pieces.items():
             by_expert.setdefault(number, []).append((shard, each))
-    made = {number: linear_factors(layer, found) for number, found in by_expert.items() if number in held}
+    made = {number: linear_factors(layer, found) for number, found in by_expert.items()}
     rank = max((each.b.shape[-1] for each in made.values()), default=1)
-    sizes, count = shard_sizes(layer), len(held)
-    a = torch.zeros(count, len(sizes), rank, width(layer), dtype=layer.params_dtype)
-    b = torch.zeros(count, sum(sizes), rank, dtype=layer.params_dtype)
-    for place, number in enumerate(held):
-        if number in made:
-            own = made[number].b.shape[-1]
-            a[place, :, :own] = made[number].a
-            b[place, :, :own] = made[number].b
+    sizes = shard_sizes(layer)
+    a = torch.zeros(experts, len(sizes), rank, width(layer), dtype=layer.params_dtype)
+    b = torch.zeros(experts, sum(sizes), rank, dtype=layer.params_dtype)
+    for number, factors in made.items():
+        own = factors.b.shape[-1]
+        a[number, :, :own] = factors.a
+        b[number, :, :own] = factors.b
     return Factors(a, b)
 
 

@@ -162,11 +162,12 @@ def _adapters(builder: EngineBuilder, model: nn.Module, config: VllmConfig) -> d
     """Slots for adapters, as they are or as the defaults would make them; None where the class has none."""
     from bestiary.api.config import LoRAConfig
     from bestiary.api.conformance import supports_lora
-    from bestiary.engine.build import adapter_slots
+    from bestiary.engine.build import adapter_slots, check_lora
     from bestiary.engine.loader.lora_config import read_adapter_config
     from bestiary.engine.loader.lora_files import adapter_directory
 
-    if not supports_lora(model) and config.lora_config is None:
+    check_lora(model, config)
+    if not supports_lora(model):
         return None
     wanted = config.lora_config or LoRAConfig()
     slots = adapter_slots(model, replace(config, lora_config=wanted), builder.description.alias, "meta")

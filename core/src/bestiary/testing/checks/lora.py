@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from bestiary.api.conformance import claims
+from bestiary.api.errors import UsageError
 from bestiary.api.lora import LoRARequest
 from bestiary.api.registry import ModelRegistry
 from bestiary.nn.lora import AdapterSlots
@@ -19,8 +20,13 @@ from bestiary.testing.base import ContractBase
 from bestiary.testing.check import check
 from bestiary.testing.compare import ATOL, require_close, require_same_answers
 from bestiary.testing.failures import ContractFailure
+from bestiary.testing.ranks import Ranks
 
 _NAME = "kit"
+_LAYOUTS: Mapping[str, Mapping[str, int]] = {
+    "TP 2": {"tensor_parallel_size": 2},
+    "PP 2": {"pipeline_parallel_size": 2},
+}
 _STACKED = ("gate_up_proj", "down_proj")
 _CAUSES = [
     "a product made past the layer: call the linear layer, never its weight",
@@ -40,7 +46,7 @@ class LoraChecks(ContractBase):
 
     @check()
     def test_lora(self) -> None:
-        """An adapter on every layer equals its weights merged into the checkpoint, also beside other requests."""
+        """An adapter on every layer equals its weights merged into the checkpoint, in a batch and among ranks."""
         llm = self.bench.fresh_llm(enable_lora=True, max_loras=1, max_lora_rank=2 * RANK)
         slots = _slots(self.bench.runner(llm).adapters)
         stored = self.bench.tensors()
@@ -54,8 +60,9 @@ class LoraChecks(ContractBase):
         both = [each for ids in prompts for each in (ids, ids)]
         got = self.bench.generate(both, llm, adapters=[None, _NAME] * len(prompts))
         ids = prompts[-1]
+        want = self.bench.logits(ids, oracle)
         require_close(
-            self.bench.logits(ids, llm, lora_id=known.lora_id), self.bench.logits(ids, oracle), ATOL,
+            self.bench.logits(ids, llm, lora_id=known.lora_id), want, ATOL,
             "an adapter does not equal its weights merged into the checkpoint",
             where=f"prompt of {len(ids)} tokens", likely=_CAUSES,
         )  # fmt: skip
@@ -63,8 +70,26 @@ class LoraChecks(ContractBase):
         require_same_answers(got[1::2], self.bench.generate(prompts, oracle), what, _CAUSES)
         what = "requests without an adapter are changed by others that have one"
         require_same_answers(got[::2], self.bench.generate(prompts), what, _CAUSES)
-        self.bench.drop(merged)
         llm.close()
+        for layout, options in _LAYOUTS.items():
+            got_by_ranks = self._by_ranks(ids, known.path, options)
+            if got_by_ranks is not None:
+                what = f"an adapter among ranks ({layout}) does not equal its weights merged into the checkpoint"
+                require_close(got_by_ranks, want, ATOL, what, where=f"prompt of {len(ids)} tokens", likely=_CAUSES)
+        self.bench.drop(merged)
+
+    def _by_ranks(self, ids: Sequence[int], path: str, options: Mapping[str, int]) -> torch.Tensor | None:
+        """Logits with the adapter, of a model divided among ranks; None where it cannot be divided like this."""
+        if "pipeline_parallel_size" in options and not claims(
+            ModelRegistry.resolve([self.architecture]), "supports_pp"
+        ):
+            return None
+        try:
+            ranks = Ranks(self.bench.checkpoint(), enable_lora=True, max_lora_rank=2 * RANK, **options)
+        except UsageError:  # `tensor_parallel` and `pipeline` say it
+            return None
+        with ranks:
+            return ranks.prompt_logits(ids, lora_id=ranks.add_adapter(_NAME, path))
 
 
 def _slots(adapters: object) -> AdapterSlots:
