@@ -207,7 +207,7 @@ MISTAKES = {
                                            "reduce_results=False)", "tensor_parallel", ["do not equal one process"]),
     "a rank that goes its own way": ("return self.norm(hidden_states)",
                                      "return self.norm(hidden_states[self.embed.tp_rank :])",
-                                     "tensor_parallel", ["ranks that failed by themselves", "returned what it must not"]),
+                                     "tensor_parallel", ["that failed by themselves", "returned what it must not"]),
     "a product that no adapter can change": (
         "output, _ = self.out(self.attn(q, k, v))",
         "output = nn.functional.linear(self.attn(q, k, v), self.out.weight, self.out.bias)", "lora",
