@@ -93,9 +93,8 @@ def test_while_loading_ranks_round_as_one_would(method, weights, vllm_config):
     one, two = (Ranks(lambda: method.from_config({}), plain, size, vllm_config).answers(x, wide) for size in (1, 2))
     for name, got in two.items():
         want = F.linear(wide if name == "down_proj" else x, weights[name])
-        assert 0 < float((one[name] - want).abs().max() / want.abs().max()) < 0.1, name
-        if name != "down_proj" or method is not Int4Config:  # whose groups are those that fit a rank's share
-            torch.testing.assert_close(got, one[name], atol=1e-5, rtol=1e-5)
+        assert 0 < float((one[name] - want).abs().max() / want.abs().max()) < 0.2, name
+        torch.testing.assert_close(got, one[name], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("block", [(16, 16), (16, 64)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,8 @@ from .at_load import is_left_plain, quantizing_loader
 from .base import QuantizationConfig, QuantizeMethodBase
 from .params import add_parameter, refuse_cut_groups
 
-GROUPS = (128, 64, 32)
-"""Sizes of groups that int4 takes while loading: the first that divides a rank's share of the inputs."""
+AT_LOAD_GROUP = 32
+"""Inputs of a group that int4 makes while loading; the same however many ranks there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +118,9 @@ def int4_groups(weight: torch.Tensor, group: int) -> dict[str, torch.Tensor]:
 
 
 class Int4Config(QuantizationConfig):
-    """Quantizes every linear layer while loading, in groups of 128 inputs; of 64 or 32 where these do not fit.
+    """Quantizes every linear layer while loading, in groups of 32 inputs, the last one perhaps of fewer.
 
-    Embeddings, heads and routers stay as they are. Where no size fits, groups have 32, and the last one what is left.
+    Embeddings, heads and routers stay as they are.
     """
 
     name = "int4"
@@ -130,11 +130,7 @@ class Int4Config(QuantizationConfig):
         return cls()
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        if is_left_plain(layer):
-            return None
-        width = int(layer.input_size_per_partition)  # type: ignore[arg-type]
-        group = next((each for each in GROUPS if width % each == 0), GROUPS[-1])
-        return replace(_AT_LOAD, group_size=group)
+        return None if is_left_plain(layer) else _AT_LOAD
 
 
-_AT_LOAD = GroupedLinearMethod(at_load=True)
+_AT_LOAD = GroupedLinearMethod(at_load=True, group_size=AT_LOAD_GROUP)
