@@ -38,6 +38,7 @@ from bestiary.engine.parallel.messages import (
     decode_tick,
     encode,
 )  # fmt: skip
+from bestiary.engine.parallel.seat import Seat, device_index
 from bestiary.engine.parallel.workers import LocalWorkers
 from bestiary.engine.plan import SampledToken, ScheduledItem, StepPlan, StepResult
 from bestiary.nn.parallel import pipeline_range
@@ -190,3 +191,12 @@ def test_machines_started_otherwise_are_told_in_what():
         refuse_other_settings({"seed": "0", "dtype": "a"}, {"seed": "1", "dtype": "a"}, 3)
     assert caught.value.error_code == "RANKS_DISAGREE"
     assert caught.value.details == ("seed: 0 on rank 0, 1 here",)
+
+
+def test_every_rank_of_a_machine_has_a_device_of_its_own():
+    ranks = [Seat(rank=rank, local_size=4) for rank in range(4, 8)]  # those of a second machine
+    assert [device_index(seat, 4) for seat in ranks] == [0, 1, 2, 3]
+    assert [device_index(seat, 8) for seat in ranks] == [0, 1, 2, 3]
+    assert [device_index(seat, 1) for seat in ranks] == [0, 0, 0, 0]
+    with pytest.raises(UsageError, match="need a device each"):
+        device_index(ranks[0], 3)

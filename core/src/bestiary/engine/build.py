@@ -40,7 +40,7 @@ from .notices import notice
 from .parallel.assembly import assemble
 from .parallel.eplb import check_eplb
 from .parallel.executor import RankExecutor
-from .parallel.seat import Seat, take_seat
+from .parallel.seat import Seat, device_index, take_seat
 from .parallel.team import Team
 from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt
 from .scheduler import Scheduler
@@ -109,6 +109,8 @@ class EngineBuilder:
         """Load everything. `eos_token_ids` are added to those the model's files name."""
         model_class, config = self.configure()
         team = None if self.seat is None else Team(self.parallel, self.seat, config.device_config.device)
+        if team is not None and team.device == "cuda":
+            torch.cuda.set_device(device_index(team.seat, torch.cuda.device_count()))
         ops = choose_ops(target_of(config), config.op_config.implementations, self.hooks.all("op_implementations"))
         try:
             with use_groups(None if team is None else team.groups):

@@ -72,6 +72,23 @@ class Seat:
         }  # fmt: skip
 
 
+def device_index(seat: Seat, visible: int) -> int:
+    """Which of the `visible` CUDA devices is this rank's: the only one, or that of its place on its machine.
+
+    Raises:
+        UsageError: there are several, and fewer than ranks on this machine.
+    """
+    if visible == 1:  # whoever started the rank has shown it its own
+        return 0
+    if visible < seat.local_size:
+        raise UsageError(
+            f"{seat.local_size} ranks of this machine need a device each", field="tensor_parallel_size",
+            value=seat.local_size, limit=f"at most the CUDA devices that can be seen, {visible}",
+            fix="fewer ranks, more machines (nnodes), or other CUDA_VISIBLE_DEVICES",
+        )  # fmt: skip
+    return seat.rank % seat.local_size
+
+
 def take_seat(parallel: ParallelConfig, environ: Mapping[str, str] = os.environ) -> Seat | None:
     """This process's seat; None where it is alone.
 
