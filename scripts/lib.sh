@@ -94,9 +94,9 @@ install() {
   say "installing the build backend"
   pip_install hatchling editables
   case $1 in
-    demo) packages=(-e "$core" -e "$ROOT/plugins/llama_plugin") ;;
+    demo) packages=(-e "$core[serve]" -e "$ROOT/plugins/llama_plugin") ;;
     test)
-      packages=(-r "$ROOT/tests/requirements.txt" -e "$core[testing]")
+      packages=(-r "$ROOT/tests/requirements.txt" -e "$core[serve,testing]")
       for plugin in "$ROOT"/plugins/*/; do packages+=(-e "${plugin%/}"); done
       ;;
     *) die "unknown profile: $1" ;;
