@@ -39,6 +39,8 @@ class Limits:
                 limit=f"max_num_batched_tokens {self.max_prompt} without chunked prefill",
                 fix=f"set max_num_batched_tokens to at least {prompt}, or enable_chunked_prefill",
             )
+        if sequence.pooling is not None:
+            return self._check_whole(prompt)
         asked = sequence.sampling.max_tokens
         answer = self.max_model_len - prompt if asked is None else asked
         needed = max(answer, sequence.sampling.min_tokens, 1)
@@ -49,6 +51,17 @@ class Limits:
                 sequence, needed, self.cache_tokens + 1, "KV_CACHE_EXCEEDED", "what the KV cache can hold"
             )
         return prompt + answer
+
+    def _check_whole(self, prompt: int) -> int:
+        """The same for a prompt after which nothing is drawn."""
+        limit = min(self.max_model_len, self.cache_tokens)
+        if prompt > limit:
+            code = "CONTEXT_LENGTH_EXCEEDED" if prompt > self.max_model_len else "KV_CACHE_EXCEEDED"
+            raise RequestError(
+                f"the prompt has {prompt} tokens, more than {limit}", code=code, field="prompt", value=prompt,
+                limit=f"{limit} tokens", fix=f"shorten the prompt by at least {prompt - limit} tokens",
+            )  # fmt: skip
+        return prompt
 
     @staticmethod
     def _too_long(sequence: Sequence, answer: int, limit: int, code: str, name: str) -> RequestError:

@@ -21,6 +21,7 @@ from bestiary.api.config import VllmConfig
 from bestiary.api.errors import BadAdapter, EngineError, RequestError
 from bestiary.api.hooks import StepObserver
 from bestiary.api.lora import LoRAInfo, LoRARequest
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 
 from .adapters import Adapters
@@ -32,6 +33,7 @@ from .parallel.agreement import plan_settings, refuse_other_settings
 from .parallel.interrupts import uninterrupted
 from .parallel.messages import AddAdapter, AddRequest, EndRequest, Event, PinAdapter, RemoveAdapter, Settings
 from .plan import StepPlan
+from .pooling import PoolingOffer, check_kind
 from .scheduler import Scheduler, SchedulerStats
 from .sequence import Sequence, SequenceUpdate
 
@@ -48,6 +50,7 @@ class LLMEngine:
         vocab_size: width of the logits; token ids in requests must lie below it.
         eos_token_ids: what ends an answer unless `ignore_eos`.
         observers: told of every step. ops: which implementation of each op was chosen, for `doctor`.
+        pooling: what requests may ask of a model that makes vectors; None where it generates text.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class LLMEngine:
         eos_token_ids: frozenset[int] = frozenset(),
         observers: SequenceOf[StepObserver] = (),
         ops: Mapping[str, str] = MappingProxyType({}),
+        pooling: PoolingOffer | None = None,
     ) -> None:
         self.vllm_config = vllm_config
         self.lanes = Lanes(schedulers)
@@ -76,6 +80,7 @@ class LLMEngine:
         self.eos_token_ids = eos_token_ids
         self.observers = tuple(observers)
         self.ops = ops
+        self.pooling = pooling
 
     @property
     def scheduler(self) -> Scheduler:
@@ -86,7 +91,7 @@ class LLMEngine:
         self,
         request_id: str,
         prompt_token_ids: SequenceOf[int],
-        sampling: SamplingParams,
+        params: SamplingParams | PoolingParams,
         *,
         priority: int = 0,
         cache_salt: str | None = None,
@@ -95,6 +100,7 @@ class LLMEngine:
         """Admit one request, all its `n` answers or none.
 
         Args:
+            params: how tokens are drawn, or what vector is made of the prompt: as the engine's model does.
             lora_request: the adapter that answers; one that is not known is read and checked first.
 
         Returns:
@@ -105,6 +111,9 @@ class LLMEngine:
                 rank was lost, and with it the engine.
         """
         self._refuse_if_dead()
+        check_kind(params, self.pooling)
+        pooling = params if isinstance(params, PoolingParams) else None
+        sampling = SamplingParams(max_tokens=1) if isinstance(params, PoolingParams) else params
         if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 2**63:
             raise RequestError(
                 "a priority is a whole number", field="priority", value=priority, limit="a 64-bit integer"
@@ -115,7 +124,7 @@ class LLMEngine:
         self._check_ids("logit_bias", tuple(sampling.logit_bias))
         self._check_drawable(sampling)
         adapter = None if lora_request is None else lora_request.lora_name
-        request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, adapter)
+        request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, adapter, pooling)
         if self.team is not None and not self.team.leads:
             self._expected[request_id] = request  # admitted when rank 0 says so
             return _answers(request)
@@ -143,6 +152,7 @@ class LLMEngine:
                     cache_salt=request.cache_salt,
                     lora_name=lora_id,
                     leader=sequences[0] if sequences else None,
+                    pooling=request.pooling,
                 )
             )
         self.lanes.add(*sequences)
