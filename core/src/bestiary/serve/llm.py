@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,6 +15,7 @@ from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.build import EngineBuilder
 
 from .outputs import OutputProcessor
+from .text.loading import tokenizer_of
 from .text.prompts import Prompt, as_prompts, prompt_ids
 from .text.template_process import TemplateProcess
 
@@ -44,7 +44,7 @@ class LLM:
     def __init__(self, model: str, **options: Any) -> None:
         self.args = EngineArgs.make(model, options)
         builder = EngineBuilder(self.args)
-        self.tokenizer: Tokenizer | None = _tokenizer(self.args, builder)
+        self.tokenizer: Tokenizer | None = tokenizer_of(self.args, builder.description, builder.hooks)
         self.engine = builder.build(self.tokenizer.eos_token_ids if self.tokenizer else frozenset())
         self.vllm_config = self.engine.vllm_config
         self._outputs = OutputProcessor(self.engine, self.tokenizer)
@@ -250,7 +250,7 @@ class LLM:
 
     def _step(self) -> list[RequestOutput]:
         with self._lock:
-            return self._outputs.step()
+            return self._outputs.process(self.engine.step())
 
     def _submit_one(
         self, index: int, prompt: Prompt, params: SamplingParams, priority: int, lora_request: LoRARequest | None
@@ -274,24 +274,6 @@ class LLM:
             self._abort(requests)
         if self.engine.dead is not None:
             raise self.engine.dead
-
-
-def _tokenizer(args: EngineArgs, builder: EngineBuilder) -> Tokenizer | None:
-    """The model's own tokenizer, or the one in the directory `args.tokenizer`."""
-    if args.skip_tokenizer_init:
-        return None
-    from .text.tokenizer import load_tokenizer
-
-    if args.tokenizer is not None:
-        path = Path(args.tokenizer).expanduser()
-        if not path.exists():
-            raise UsageError(
-                "there is no such tokenizer directory", field="tokenizer", value=args.tokenizer,
-                limit="a directory with tokenizer.json",
-            )  # fmt: skip
-        return load_tokenizer(path, hooks=builder.hooks)
-    description = builder.description
-    return load_tokenizer(description.source.root, metadata=description.metadata, hooks=builder.hooks)
 
 
 def _one_each(given: Any, count: int, name: str) -> list[Any]:

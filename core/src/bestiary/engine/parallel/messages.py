@@ -30,6 +30,12 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     cache_salt: str | None = None
     lora_name: str | None = None
 
+    @property
+    def answers(self) -> list[str]:
+        """The ids under which its answers are spoken of: its own, or that and a number each."""
+        count = self.sampling.n
+        return [self.request_id] if count == 1 else [f"{self.request_id}/{index}" for index in range(count)]
+
 
 class AddAdapter(msgspec.Struct, frozen=True, tag="add_adapter"):
     """Every rank reads its part of an adapter and says whether it fits, before anything else happens."""
