@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from functools import cache
-from types import SimpleNamespace
 
 from bestiary.api.errors import EngineError, RequestError
 from bestiary.api.lora import LoRAInfo
 from bestiary.api.outputs import CompletionOutput, Logprob, RequestOutput
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.process.messages import EngineStats, ModelInfo
 from bestiary.serve.text.chat_template import render_chat
 from bestiary.serve.text.tokenizer import Tokenizer
 
@@ -35,6 +35,15 @@ def tokenizer() -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken("<s>"), AddedToken("</s>")])
     return Tokenizer(backend, bos_token_id=0, eos_token_id=1, chat_template=TEMPLATE)
+
+
+MODEL = ModelInfo(
+    name="tiny", architecture="TinyForCausalLM", model_class="tiny:TinyForCausalLM", distribution="bestiary-tiny",
+    version="1.0", dtype="float32", quantization=None, device="cpu", parameters=1000, weight_bytes=4000,
+    max_model_len=CONTEXT, vocab_size=260, eos_token_ids=(1,), cache_tokens=1024, max_prompt=None, max_num_seqs=8,
+    num_kv_blocks=64, block_size=16, attention_backend="reference", ops={"rms_norm": "torch"},
+    capabilities=("SupportsLoRA",), lora=True,
+)  # fmt: skip
 
 
 @dataclass
@@ -87,8 +96,8 @@ class FakeLLM:
     def __init__(self, name: str = "tiny") -> None:
         self.args = EngineArgs(model=name)
         self.tokenizer = tokenizer()
-        self.info = SimpleNamespace(max_model_len=CONTEXT)
-        self.status = SimpleNamespace(state="ready", error=None, pids=(), restarts=0)
+        self.info = MODEL
+        self.state, self.error, self.restarts, self.phases = "ready", None, 0, {"load the model": 0.5}
         self.script = Script()
         self.refuse: Exception | None = None
         self.submitted: list[dict] = []
@@ -118,27 +127,7 @@ class FakeLLM:
         return generation
 
     def _check(self, ids, sampling) -> None:
-        if not ids:
-            raise RequestError("the prompt is empty", code="EMPTY_PROMPT", field="prompt", limit="at least 1 token")
-        for index, token in enumerate(ids):
-            if not 0 <= token < self.tokenizer.vocab_size:
-                raise RequestError(
-                    "no token of this model",
-                    code="TOKEN_OUT_OF_RANGE",
-                    field=f"prompt_token_ids[{index}]",
-                    value=token,
-                    limit=f"0 to {self.tokenizer.vocab_size - 1}",
-                )
-        answer = sampling.max_tokens or 1
-        if len(ids) + answer > CONTEXT:
-            raise RequestError(
-                f"{len(ids)} prompt tokens and {answer} to generate are more than the context length",
-                code="CONTEXT_LENGTH_EXCEEDED",
-                field="max_tokens",
-                limit=f"{CONTEXT} tokens",
-                value=answer,
-                fix=f"set max_tokens to at most {CONTEXT - len(ids)}",
-            )
+        self.info.checks.check(ids, sampling)
 
     async def _run(self, generation: FakeGeneration, script: Script) -> None:
         sampling, output = generation.sampling, generation.output
@@ -168,16 +157,10 @@ class FakeLLM:
             entry[each] = Logprob(-1.0 * rank, rank, self.tokenizer.token_text(each))
         return entry
 
-    async def render(self, messages, *, tools=None, chat_template=None, chat_template_kwargs=None, **options) -> str:
-        self.rendered.append({"messages": messages, "tools": tools, "kwargs": chat_template_kwargs, **options})
+    async def render(self, messages, *, chat_template=None, **variables) -> str:
+        self.rendered.append({"messages": messages, **variables})
         return render_chat(
-            chat_template or self.tokenizer.chat_template,
-            messages,
-            tools=tools,
-            add_generation_prompt=options["add_generation_prompt"],
-            bos_token="<s>",
-            eos_token="</s>",
-            **(chat_template_kwargs or {}),
+            chat_template or self.tokenizer.chat_template, messages, bos_token="<s>", eos_token="</s>", **variables
         )
 
     async def encode(self, text, add_special_tokens=True):
@@ -196,15 +179,13 @@ class FakeLLM:
         return list(self.loras.values())
 
     def stats(self):
-        return SimpleNamespace(
+        return EngineStats(
             running=len(self.live),
-            waiting=0,
-            kv_blocks_used=3,
-            kv_blocks=64,
-            block_size=16,
+            blocks=64,
+            used_blocks=3,
             prefix_queries=10,
             prefix_hits=4,
             preemptions=1,
-            restarts=0,
-            step_seconds=0.01,
+            steps=5,
+            step_seconds=0.5,
         )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from .interface import AsyncLLM
+    from bestiary.serve.async_llm import AsyncLLM
 
 _CLIENT_CLOSED_REQUEST = 499
 """The status of an answer that nobody receives, as servers write it to their logs."""

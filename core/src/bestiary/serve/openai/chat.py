@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bestiary.api.errors import RequestError
 from bestiary.api.hooks import TextDelta, TextParser
 from bestiary.api.outputs import CompletionOutput
 
@@ -14,6 +13,7 @@ from .documents import answer, usage
 from .generations import changes, failure, finished
 from .logprobs import chat_logprobs, prompt_logprobs
 from .parsing import PlainText, answer_parser
+from .prompting import render
 from .schemas.chat import ChatCompletionRequest
 from .schemas.messages import plain_messages
 from .sse import DONE
@@ -21,9 +21,10 @@ from .streaming import Chunks, stream
 from .structured import structured_outputs
 
 if TYPE_CHECKING:
-    from .interface import Generation
+    from bestiary.serve.generation import Generation
+
     from .metrics import Clock
-    from .service import Call, Target
+    from .service import Call, Service, Target
 
 
 @dataclass(slots=True)
@@ -70,35 +71,19 @@ def wants_logprobs(request: ChatCompletionRequest) -> bool:
     return bool(request.logprobs or request.top_logprobs)
 
 
-async def render(call: Call, request: ChatCompletionRequest) -> str:
-    """The conversation as a prompt. Raises `NOT_ALLOWED` for a template that the request brings."""
-    options = call.service.options
-    if request.chat_template is not None and not options.allow_request_template:
-        raise RequestError(
-            "requests may not bring a chat template", code="NOT_ALLOWED", field="chat_template",
-            fix="start with --allow-request-template",
-        )  # fmt: skip
-    variables = dict(request.chat_template_kwargs or {})
-    if request.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", request.reasoning_effort)
+async def render_chat(service: Service, request: ChatCompletionRequest) -> str:
+    """The conversation as a prompt."""
     tools = None
     if request.tools and request.tool_choice != "none":
         tools = [tool.model_dump(exclude_unset=True) for tool in request.tools]
-    continued = bool(request.continue_final_message)
-    return await call.service.llm.render(
-        plain_messages(request.messages),
-        tools=tools,
-        chat_template=request.chat_template or options.chat_template,
-        chat_template_kwargs=variables or None,
-        add_generation_prompt=not continued if request.add_generation_prompt is None else request.add_generation_prompt,
-        continue_final_message=continued,
-    )
+    effort = request.reasoning_effort
+    return await render(service, request, plain_messages(request.messages), tools=tools, reasoning_effort=effort)
 
 
 async def _accept(call: Call, request: ChatCompletionRequest, target: Target) -> Chat:
     """Render, check and submit. Raises `RequestError`, or `EngineError` where the engine takes nothing now."""
     llm = call.service.llm
-    prompt = await render(call, request)
+    prompt = await render_chat(call.service, request)
     token_ids = await llm.encode(prompt, add_special_tokens=False)
     limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if request.top_logprobs and not request.logprobs:

@@ -17,7 +17,8 @@ from .streaming import Chunks, stream
 from .structured import structured_outputs
 
 if TYPE_CHECKING:
-    from .interface import Generation
+    from bestiary.serve.generation import Generation
+
     from .metrics import Clock
     from .service import Call, Target
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bestiary.api.errors import BestiaryError, RequestError, UsageError, shorten
+from bestiary.api.errors import BestiaryError, EngineError, RequestError, UsageError, shorten
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -26,6 +26,7 @@ STATUS: Mapping[str, int] = {
     "LORA_PATH": 403,
     "LORA_DISABLED": 403,
     "MODEL_NOT_FOUND": 404,
+    "UNKNOWN_ADAPTER": 404,
     "NOT_FOUND": 404,
     "METHOD_NOT_ALLOWED": 405,
     "REQUEST_TIMEOUT": 408,
@@ -35,13 +36,26 @@ STATUS: Mapping[str, int] = {
     "ENGINE_NOT_READY": 503,
     "ENGINE_DEAD": 503,
     "ENGINE_FAILED": 503,
+    "ENGINE_STALLED": 503,
+    "BAD_MESSAGE": 503,
     "MODEL_FAILED": 503,
-    "DRAINING": 503,
+    "RANK_DIED": 503,
+    "CLOSED": 503,
     "SERVER_SHUTDOWN": 503,
 }
 """Codes whose status is neither 400 (a request's error) nor 500."""
 
-_RETRY_AFTER = {"QUEUE_FULL": 1, "ENGINE_NOT_READY": 5, "ENGINE_DEAD": 5, "DRAINING": 10, "SERVER_SHUTDOWN": 10}
+_RETRY_AFTER = {"QUEUE_FULL": 1, "SERVER_SHUTDOWN": 30}
+_RETRY_AFTER_RESTART = 5
+_FAILURES: Mapping[str, str] = {
+    "INTERNAL": "the server failed; its log says why, under this request's id",
+    "NUMERICAL": "the model computed what is no number, and the answer was ended",
+    "MODEL_FAILED": "the model failed on this request",
+    "SERVER_SHUTDOWN": "the server is shutting down",
+    "ENGINE_STALLED": "the engine did not finish a step in time, and was ended",
+}
+"""What a client is told of failures that are not its own; the log has the details."""
+_FAILURE = "the engine failed, and the answer with it"
 _LOWER = {
     "INVALID_API_KEY", "MODEL_NOT_FOUND", "CONTEXT_LENGTH_EXCEEDED", "ENGINE_DEAD", "NUMERICAL", "SERVER_SHUTDOWN",
 }  # fmt: skip
@@ -54,18 +68,18 @@ _MAX_LOGGED = 64
 
 def internal_error() -> BestiaryError:
     """What a defect of ours looks like from outside."""
-    return BestiaryError("the server failed; its log says why, under this request's id", code="INTERNAL")
+    return BestiaryError(_FAILURES["INTERNAL"], code="INTERNAL")
 
 
 def from_answer(stop_reason: object) -> BestiaryError:
-    """The error of an answer that ended with one: ``"NUMERICAL: no number …"``."""
-    code, separator, message = str(stop_reason).partition(": ")
-    if separator and re.fullmatch(r"[A-Z][A-Z_]+", code):
-        return BestiaryError(message, code=code)
-    return BestiaryError(str(stop_reason), code="ENGINE")
+    """The error of an answer that ended with one: ``"MODEL_FAILED: …"``, or a word: ``"numerical"``."""
+    code, _, message = str(stop_reason).partition(": ")
+    known = re.fullmatch(r"[A-Za-z_]+", code) is not None
+    return EngineError(message or code, code=code.upper() if known else "ENGINE")
 
 
 def status_of(error: BestiaryError) -> int:
+    """The HTTP status; 500 is for defects alone."""
     usual = 400 if isinstance(error, RequestError | UsageError) else 500
     return STATUS.get(error.error_code, usual)
 
@@ -75,6 +89,8 @@ def document(error: BestiaryError, request_id: str) -> dict[str, Any]:
     status = status_of(error)
     code = error.error_code.lower() if error.error_code in _LOWER else error.error_code
     usual = "invalid_request_error" if status < 500 else "server_error"
+    if not isinstance(error, RequestError | UsageError):
+        error = BestiaryError(_FAILURES.get(error.error_code, _FAILURE), code=error.error_code)
     shown = error.as_dict()
     body = {"message": _sentence(error), "type": _TYPES.get(status, usual), "param": shown["field"], "code": code}
     body |= {name: shown[given] for name, given in _EXTRAS if shown[given] not in (None, [])}
@@ -95,8 +111,8 @@ def refusal(error: BestiaryError, request_id: str, *, method: str, path: str) ->
         extra={"request_id": request_id, "code": error.error_code, "status": status, "field": error.field},
     )  # fmt: skip
     headers = {}
-    if (seconds := _RETRY_AFTER.get(error.error_code)) is not None:
-        headers["retry-after"] = str(seconds)
+    if status == 503:
+        headers["retry-after"] = str(_RETRY_AFTER.get(error.error_code, _RETRY_AFTER_RESTART))
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     if error.error_code == "METHOD_NOT_ALLOWED":
@@ -112,7 +128,7 @@ def _sentence(error: BestiaryError) -> str:
         text = f"{error.field}: {text}"
     if error.limit is not None and str(error.limit) not in text:
         text += f"; allowed: {error.limit}"
-    if error.value is not None and error.error_code != "INTERNAL":
+    if error.value is not None:
         text += f"; given: {shorten(error.value)}"
     return text
 

@@ -15,7 +15,8 @@ from .errors import from_answer
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from .interface import Generation
+    from bestiary.serve.generation import Generation
+
     from .metrics import Clock
 
 

@@ -20,10 +20,10 @@ async def ready(call: Call) -> Any:
     """200 when requests are taken; otherwise 503 and the state."""
     from starlette.responses import Response
 
-    status = call.service.llm.status
-    document: dict[str, Any] = {"status": "ok" if status.state == "ready" else status.state}
-    if status.error is not None:
-        document["code"] = status.error.error_code
-    good = status.state == "ready"
+    llm = call.service.llm
+    good = llm.state == "ready"
+    document: dict[str, Any] = {"status": "ok" if good else llm.state}
+    if not good and llm.error is not None:
+        document["code"] = llm.error.error_code
     headers = {} if good else {"retry-after": "1"}
     return Response(encode(document), 200 if good else 503, headers, "application/json")

@@ -13,7 +13,8 @@ from bestiary.api.outputs import RequestOutput
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-    from .interface import AsyncLLM
+    from bestiary.serve.async_llm import AsyncLLM
+
     from .service import Call
 
 STATES = ("starting", "ready", "stalled", "restarting", "failed", "draining", "closed")
@@ -25,7 +26,7 @@ class Row(NamedTuple):
     """A metric. `stat` is the field of `EngineStats` that a counter or gauge of the engine shows."""
 
     name: str
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Literal["counter", "gauge", "histogram", "summary"]
     help: str
     unit: str
     labels: tuple[str, ...] = ()
@@ -48,17 +49,17 @@ METRICS: Sequence[Row] = (
     Row("bestiary_requests_shed_total", "counter", "Requests refused because the queue was full.", ""),
     Row("bestiary_requests_running", "gauge", "Sequences being computed.", "", stat="running"),
     Row("bestiary_requests_waiting", "gauge", "Sequences in the queue.", "", stat="waiting"),
-    Row("bestiary_kv_cache_blocks_used", "gauge", "Blocks of the KV cache in use.", "", stat="kv_blocks_used"),
-    Row("bestiary_kv_cache_blocks", "gauge", "Blocks of the KV cache.", "", stat="kv_blocks"),
+    Row("bestiary_kv_cache_blocks_used", "gauge", "Blocks of the KV cache in use.", "", stat="used_blocks"),
+    Row("bestiary_kv_cache_blocks", "gauge", "Blocks of the KV cache.", "", stat="blocks"),
     Row("bestiary_prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache.", "",
         stat="prefix_queries"),
     Row("bestiary_prefix_cache_hits_total", "counter", "Prompt tokens found there.", "", stat="prefix_hits"),
     Row("bestiary_preemptions_total", "counter", "Sequences that lost their blocks for a while.", "",
         stat="preemptions"),
-    Row("bestiary_engine_restarts_total", "counter", "Times the engine process was started again.", "",
-        stat="restarts"),
-    Row("bestiary_step_seconds", "gauge", "Mean time of the engine's latest steps.", "seconds", stat="step_seconds"),
-    Row("bestiary_numerical_errors_total", "counter", "Answers that ended because no number came out.", ""),
+    Row("bestiary_engine_restarts_total", "counter", "Times the engine process was started again.", ""),
+    Row("bestiary_step_seconds", "summary", "Steps of the engine, and the time they took together.", "seconds"),
+    Row("bestiary_numerical_errors_total", "counter", "Tokens that could not be drawn, for there was no number.", "",
+        stat="numerical_errors"),
     Row("bestiary_engine_state", "gauge", "1 for the state the engine is in.", "", ("state",)),
 )  # fmt: skip
 
@@ -77,7 +78,7 @@ class Metrics:
                 self._own[row.name] = Histogram(
                     row.name, row.help, row.labels, registry=self.registry, buckets=row.buckets
                 )
-            elif row.kind == "counter" and row.stat is None:
+            elif row.kind == "counter" and row.stat is None and row.name != "bestiary_engine_restarts_total":
                 self._own[row.name] = Counter(row.name, row.help, row.labels, registry=self.registry)
         self.registry.register(self)
         self.latency = {name: Window() for name in ("ttft", "itl", "e2e")}
@@ -86,15 +87,19 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """What the engine last said, when Prometheus asks."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 
-        stats, state = self._llm.stats(), self._llm.status.state
+        llm, stats = self._llm, self._llm.stats()
         for row in METRICS:
             if row.name == "bestiary_engine_state":
                 family = GaugeMetricFamily(row.name, row.help, labels=row.labels)
                 for name in STATES:
-                    family.add_metric([name], float(name == state))
+                    family.add_metric([name], float(name == llm.state))
                 yield family
+            elif row.name == "bestiary_engine_restarts_total":
+                yield CounterMetricFamily(row.name, row.help, value=llm.restarts)
+            elif row.kind == "summary":
+                yield SummaryMetricFamily(row.name, row.help, count_value=stats.steps, sum_value=stats.step_seconds)
             elif row.stat is not None:
                 kind = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
                 yield kind(row.name, row.help, value=getattr(stats, row.stat))
@@ -110,9 +115,6 @@ class Metrics:
         self.outcomes[outcome] += 1
         if outcome == "shed":
             self._own["bestiary_requests_shed_total"].inc()
-
-    def numerical_error(self) -> None:
-        self._own["bestiary_numerical_errors_total"].inc()
 
     def accepted(self, prompt_tokens: int) -> Clock:
         """A generation was accepted; the clock is to see its output grow."""

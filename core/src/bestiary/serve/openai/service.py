@@ -24,9 +24,8 @@ from .validation import validated
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from bestiary.serve.async_llm import AsyncLLM
     from bestiary.serve.text.tokenizer import Tokenizer
-
-    from .interface import AsyncLLM
 
 Wanted = TypeVar("Wanted", bound=RequestModel)
 

@@ -15,7 +15,8 @@ from .schemas.sampling import StreamOptions
 from .sse import EventStream, event
 
 if TYPE_CHECKING:
-    from .interface import Generation
+    from bestiary.serve.generation import Generation
+
     from .service import Call
 
 
