@@ -13,6 +13,7 @@ from torch import nn
 
 from bestiary.api.config import VllmConfig
 from bestiary.api.conformance import supports_lora
+from bestiary.api.entries import Resolution
 from bestiary.api.errors import ModelError, UsageError
 from bestiary.api.hook_manager import HookManager
 from bestiary.api.hooks import KINDS
@@ -80,6 +81,7 @@ class EngineBuilder:
         self.hooks = HookManager(registry.installation, args.plugin).load()
         self._check_choices()
         self.description: ModelDescription = describe(args, self.hooks, registry)
+        self.found: Resolution | None = None
 
     def _check_choices(self) -> None:
         """A choice among plugins must name something that is there to be chosen."""
@@ -99,6 +101,7 @@ class EngineBuilder:
     def configure(self) -> tuple[type, VllmConfig]:
         """Resolve the architecture, which imports its plugin, and settle every option."""
         found = self.registry.find(self.description.architectures, self.args.plugin, guarded=True)
+        self.found = found
         self.description = self.description.resolved(found, self.hooks)
         hf_config, misspelt = self.description.hf_config(self.hooks)
         for text in (*self.description.notices, *misspelt):

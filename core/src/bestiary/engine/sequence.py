@@ -33,8 +33,8 @@ class SequenceUpdate(NamedTuple):
         finish_reason: set in a request's last update and in no other.
         stop_reason: the stop id or stop string that ended it; None for an end-of-sequence id.
         error: why `finish_reason` is ``"error"``.
-        cached_tokens, preemptions: in the last update: prompt tokens taken from the prefix cache, and how often the
-            request lost its blocks.
+        cached_tokens: prompt tokens taken from the prefix cache; in every update with a token, and in the last.
+        preemptions: in the last update: how often the request lost its blocks.
         pooled: in the last update of a request that wanted a vector: its numbers in float32.
     """
 
