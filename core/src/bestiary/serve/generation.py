@@ -1,18 +1,18 @@
-"""One accepted request, as whoever waits for it sees it."""
+"""`Generation`: one accepted request, as whoever waits for it sees it; `Pooling`, where it is for a vector."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from bestiary.api.errors import EngineError
 from bestiary.api.outputs import PoolingRequestOutput, RequestOutput
 
-Output = TypeVar("Output", bound="RequestOutput | PoolingRequestOutput[Any]")
+Output = TypeVar("Output", RequestOutput, PoolingRequestOutput[Any])
 
 
-class Accepted(Generic[Output]):
+class _Accepted(Generic[Output]):
     """Iterate over it: its one growing output, after every change, until the change that finished it.
 
     Changes that come while nobody looks count as one, so a slow reader makes nothing grow but the output itself.
@@ -21,8 +21,8 @@ class Accepted(Generic[Output]):
         output: what there is so far. error: why the engine ended it, where it did.
     """
 
-    def __init__(self, output: Output, abort: Callable[[], None]) -> None:
-        self.output = output
+    def __init__(self, output: Output, abort: Callable[[Any], None]) -> None:
+        self.output: Output = output
         self.error: EngineError | None = None
         self._changed = asyncio.Event()
         self._abort = abort
@@ -49,12 +49,15 @@ class Accepted(Generic[Output]):
     def abort(self) -> None:
         """Nobody wants it any more. May be called at any time, also twice."""
         if not self.output.finished:
-            self._abort()
+            self._abort(self)
 
 
-class Generation(Accepted[RequestOutput]):
+class Generation(_Accepted[RequestOutput]):
     """A request for text."""
 
 
-class PoolingGeneration(Accepted[PoolingRequestOutput[Any]]):
-    """A request for a vector."""
+class Pooling(_Accepted[PoolingRequestOutput[Any]]):
+    """A request for a vector. It has one change, its last."""
+
+
+Accepted: TypeAlias = Generation | Pooling

@@ -128,7 +128,7 @@ _UNSET = {
     "kv_cache_memory_bytes": "half of the free memory (4 GiB of it on a CPU), at most what can be used",
     "max_tokens": "as many as the context allows",
     "attention_backend": "the best that can run",
-    "pooling_type": "the model's own, or LAST",
+    "pooling_type": "as the model says, or LAST",
     "pipeline_layers": "evenly",
 }
 """What the default None means, for the help text."""
