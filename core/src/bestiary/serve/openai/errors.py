@@ -100,16 +100,22 @@ def document(error: BestiaryError, request_id: str) -> dict[str, Any]:
 _EXTRAS = (("limit", "rule"), ("value", "value"), ("details", "details"), ("fix", "fix"))
 
 
-def refusal(error: BestiaryError, request_id: str, *, method: str, path: str) -> Response:
-    """The response that says `error`; it is also written to the log, in one line without anything of the body."""
-    from starlette.responses import Response
-
+def refused(error: BestiaryError, request_id: str, *, method: str, path: str) -> None:
+    """Write to the log that a request was refused: one line, without anything of its body."""
     status = status_of(error)
     logger.warning(
         "refused %s %s: %d %s field=%s request=%s",
         _plain(method), _plain(path), status, error.error_code, _plain(error.field or "-"), request_id,
-        extra={"request_id": request_id, "code": error.error_code, "status": status, "field": error.field},
+        extra={"request_id": request_id, "code": error.error_code, "status": status},
     )  # fmt: skip
+
+
+def refusal(error: BestiaryError, request_id: str, *, method: str, path: str) -> Response:
+    """The response that says `error`; the log says so too."""
+    from starlette.responses import Response
+
+    refused(error, request_id, method=method, path=path)
+    status = status_of(error)
     headers = {}
     if status == 503:
         headers["retry-after"] = str(_RETRY_AFTER.get(error.error_code, _RETRY_AFTER_RESTART))
