@@ -28,10 +28,10 @@ class Limits:
         """The most tokens, prompt and answer together, that the sequence may reach; `RequestError` if it cannot run."""
         if sequence.status is not Status.NEW or sequence.sampling.n != 1:
             raise EngineError(f"{sequence.request_id}: only a new sequence with n = 1 can be queued")
-        return self.most(sequence.num_prompt, sequence.sampling)
+        return self.most(sequence.num_prompt, sequence.sampling if sequence.pooling is None else None)
 
-    def most(self, prompt: int, sampling: SamplingParams) -> int:
-        """The same for a prompt of so many tokens."""
+    def most(self, prompt: int, sampling: SamplingParams | None) -> int:
+        """The same for a prompt of so many tokens; without `sampling`, nothing is drawn after it."""
         if prompt == 0:
             raise RequestError("the prompt is empty", code="EMPTY_PROMPT", field="prompt", limit="at least 1 token")
         if self.max_prompt is not None and prompt > self.max_prompt:
@@ -43,6 +43,8 @@ class Limits:
                 limit=f"max_num_batched_tokens {self.max_prompt} without chunked prefill",
                 fix=f"set max_num_batched_tokens to at least {prompt}, or enable_chunked_prefill",
             )
+        if sampling is None:
+            return self._most_computed(prompt)
         asked = sampling.max_tokens
         answer = self.max_model_len - prompt if asked is None else asked
         needed = max(answer, sampling.min_tokens, 1)
@@ -55,6 +57,17 @@ class Limits:
                 prompt, sampling, needed, self.cache_tokens + 1, "KV_CACHE_EXCEEDED", "what the KV cache can hold"
             )
         return prompt + answer
+
+    def _most_computed(self, prompt: int) -> int:
+        """The same for a prompt after which nothing is drawn."""
+        limit = min(self.max_model_len, self.cache_tokens)
+        if prompt > limit:
+            code = "CONTEXT_LENGTH_EXCEEDED" if prompt > self.max_model_len else "KV_CACHE_EXCEEDED"
+            raise RequestError(
+                f"the prompt has {prompt} tokens, more than {limit}", code=code, field="prompt", value=prompt,
+                limit=f"{limit} tokens", fix=f"shorten the prompt by at least {prompt - limit} tokens",
+            )  # fmt: skip
+        return prompt
 
 
 def _too_long(prompt: int, sampling: SamplingParams, answer: int, limit: int, code: str, name: str) -> RequestError:

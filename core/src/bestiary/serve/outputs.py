@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from bestiary.api.lora import LoRARequest
 from bestiary.api.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprobs
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.sequence import SequenceUpdate
 
@@ -35,7 +36,7 @@ class Requests(Protocol):
         self,
         request_id: str,
         prompt_token_ids: Sequence[int],
-        sampling: SamplingParams,
+        params: SamplingParams | PoolingParams,
         *,
         priority: int = 0,
         cache_salt: str | None = None,

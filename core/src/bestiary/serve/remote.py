@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bestiary.api.errors import EngineError
 from bestiary.api.lora import LoRARequest
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.parallel.messages import AddRequest, EndRequest
 from bestiary.engine.process.supervisor import Supervisor
@@ -22,7 +23,7 @@ class RemoteEngine:
         self,
         request_id: str,
         prompt_token_ids: Sequence[int],
-        sampling: SamplingParams,
+        params: SamplingParams | PoolingParams,
         *,
         priority: int = 0,
         cache_salt: str | None = None,
@@ -32,9 +33,11 @@ class RemoteEngine:
         info = self._supervisor.info
         if info is None:
             raise EngineError(f"the engine is {self._supervisor.state}", code="ENGINE_NOT_READY")
-        info.checks.check(prompt_token_ids, sampling, priority)
+        info.checks.check(prompt_token_ids, params, priority)
         lora_name = None if lora_request is None else lora_request.lora_name
-        request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, lora_name)
+        pooling = params if isinstance(params, PoolingParams) else None
+        sampling = SamplingParams(max_tokens=1) if isinstance(params, PoolingParams) else params
+        request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, lora_name, pooling)
         self._supervisor.send(request)
         return request.answers
 

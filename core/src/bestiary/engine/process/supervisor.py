@@ -140,6 +140,7 @@ class Supervisor:
             self._deaths.popleft()
         self.error = error
         again = self._restart == "on-failure" and len(self._deaths) <= MOST_RESTARTS and not self._is_lasting(error)
+        self.info = None
         self._change("restarting" if again else "failed")
         self._on_lost(error)
         if again:
