@@ -27,7 +27,10 @@ async def load_adapter(call: Call) -> Any:
     root = _directory(call)
     if request.lora_name in service.ids():
         raise RequestError(
-            "a model of this name is served already", code="ADAPTER_EXISTS", field="lora_name", value=request.lora_name
+            "a model of this name is served already",
+            code="ADAPTER_NAME_TAKEN",
+            field="lora_name",
+            value=request.lora_name,
         )
     path = await asyncio.to_thread(below, root, request.lora_path)
     await service.llm.add_lora(request.lora_name, str(path))
@@ -64,7 +67,7 @@ def _directory(call: Call) -> Path:
     root = call.service.options.lora_dir
     if root is None:
         raise RequestError(
-            "adapters are not loaded at run time here", code="LORA_DISABLED", field="lora_name",
+            "adapters are not loaded at run time here", code="RUNTIME_LORA_OFF", field="lora_name",
             fix="start with --enable-runtime-lora --lora-dir DIRECTORY",
         )  # fmt: skip
     return root
