@@ -1,15 +1,18 @@
-"""`Generation`: one accepted request, as whoever waits for it sees it."""
+"""One accepted request, as whoever waits for it sees it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any, Generic, TypeVar
 
 from bestiary.api.errors import EngineError
-from bestiary.api.outputs import RequestOutput
+from bestiary.api.outputs import PoolingRequestOutput, RequestOutput
+
+Output = TypeVar("Output", bound="RequestOutput | PoolingRequestOutput[Any]")
 
 
-class Generation:
+class Accepted(Generic[Output]):
     """Iterate over it: its one growing output, after every change, until the change that finished it.
 
     Changes that come while nobody looks count as one, so a slow reader makes nothing grow but the output itself.
@@ -18,13 +21,13 @@ class Generation:
         output: what there is so far. error: why the engine ended it, where it did.
     """
 
-    def __init__(self, output: RequestOutput, abort: Callable[[Generation], None]) -> None:
+    def __init__(self, output: Output, abort: Callable[[], None]) -> None:
         self.output = output
         self.error: EngineError | None = None
         self._changed = asyncio.Event()
         self._abort = abort
 
-    async def __aiter__(self) -> AsyncIterator[RequestOutput]:
+    async def __aiter__(self) -> AsyncIterator[Output]:
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -33,7 +36,7 @@ class Generation:
             if finished:
                 return
 
-    async def wait(self) -> RequestOutput:
+    async def wait(self) -> Output:
         """The finished output."""
         async for _ in self:
             pass
@@ -46,4 +49,12 @@ class Generation:
     def abort(self) -> None:
         """Nobody wants it any more. May be called at any time, also twice."""
         if not self.output.finished:
-            self._abort(self)
+            self._abort()
+
+
+class Generation(Accepted[RequestOutput]):
+    """A request for text."""
+
+
+class PoolingGeneration(Accepted[PoolingRequestOutput[Any]]):
+    """A request for a vector."""
