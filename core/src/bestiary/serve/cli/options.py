@@ -162,9 +162,14 @@ class SectionedCommand(click.Command):
                 formatter.write_dl(sections[title])
 
 
+def engine_options_with(**defaults: Any) -> Callable[[Command], Command]:
+    """Add an option for every field of `EngineArgs` that `ENGINE_HELP` describes, with `defaults` of its own."""
+    return lambda command: _add(command, EngineArgs, ENGINE_HELP, EngineOption, defaults)
+
+
 def engine_options(command: Command) -> Command:
-    """Add an option for every field of `EngineArgs` that `ENGINE_HELP` describes."""
-    return _add(command, EngineArgs, ENGINE_HELP, EngineOption, {})
+    """The same, with the defaults of `EngineArgs`."""
+    return engine_options_with()(command)
 
 
 def sampling_options(*, leave_out: Sequence[str] = (), **defaults: Any) -> Callable[[Command], Command]:
