@@ -3,6 +3,8 @@
 import { byId, h } from "./dom.js";
 import { bytes, count, plural, seconds, short } from "./format.js";
 
+const TONES = 5; // colours of the bar, in style.css
+
 /** Show the card of `info`, or that there is none yet. */
 export function showCard(info, state) {
   const model = info?.model;
@@ -53,13 +55,13 @@ function phases(times) {
   if (entries.length === 0) return null;
   const total = entries.reduce((sum, [, time]) => sum + time, 0);
   const parts = entries.map(([name, time], index) => {
-    const part = h("i", { class: `tone-${index % 4}`, title: `${name}: ${seconds(time)}` });
+    const part = h("i", { class: `tone-${index % TONES}`, title: `${name}: ${seconds(time)}` });
     part.style.flexGrow = String(time / total);
     return part;
   });
   return h("section", { class: "phases" }, h("h4", {}, "Start ", h("span", { class: "quiet" }, seconds(total))),
     h("div", { class: "bar", "aria-hidden": "true" }, ...parts),
-    h("ul", {}, ...entries.map(([name, time], index) => h("li", {}, h("i", { class: `tone-${index % 4}`, "aria-hidden": "true" }), name, h("span", {}, seconds(time))))));
+    h("ul", {}, ...entries.map(([name, time], index) => h("li", {}, h("i", { class: `tone-${index % TONES}`, "aria-hidden": "true" }), name, h("span", {}, seconds(time))))));
 }
 
 function adapters(all) {

@@ -2,7 +2,7 @@
 
 import { h, s } from "./dom.js";
 
-const WIDTH = 120; // one unit a sample
+const LEAST = 30; // samples that a chart has room for; with more it grows, one unit a sample
 const HEIGHT = 40;
 
 /** Lines over the last two minutes. `lines`: [{ name, style: "area" | "line" | "faint" }]; `say(number)`: with its unit. */
@@ -13,7 +13,7 @@ export class LineChart {
     this.title = title;
     this.now = h("output", {}, "–");
     this.top = h("span", { class: "top" });
-    this.svg = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
+    this.svg = s("svg", { preserveAspectRatio: "none", role: "img" });
     const key = lines.length > 1 && h("p", { class: "key" }, ...lines.map(({ name, style }) => h("span", { class: style }, name)));
     this.element = h("figure", { class: "chart" },
       h("figcaption", {}, title, this.now), h("div", { class: "plot" }, this.svg, this.top), key);
@@ -24,7 +24,9 @@ export class LineChart {
     const values = series.flat().filter((value) => value !== null);
     const top = max ?? roundUp(Math.max(1, ...values));
     this.top.textContent = this.say(top);
-    this.svg.replaceChildren(...this.lines.flatMap(({ style }, index) => draw(series[index], style, top)).reverse());
+    const width = Math.max(LEAST, series[0].length - 1);
+    this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+    this.svg.replaceChildren(...this.lines.flatMap(({ style }, index) => draw(series[index], style, top, width)).reverse());
     const latest = series.map((each) => each.at(-1) ?? null);
     this.now.textContent = latest[0] === null ? "–" : this.say(latest[0]);
     this.svg.setAttribute("aria-label", this.#words(series, latest));
@@ -61,15 +63,17 @@ export class Meter {
   }
 }
 
-/** 1, 2 or 5 times a power of ten: the least of them that is not below the value. */
+const STEPS = [1, 1.5, 2, 3, 4, 5, 6, 8, 10];
+
+/** The least round number that is not below the value. */
 export function roundUp(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value);
+  return STEPS.map((step) => step * power).find((step) => step >= value);
 }
 
-function draw(values, style, top) {
-  const right = WIDTH - values.length + 1;
-  const points = values.map((value, index) => value === null ? null : [right + index, HEIGHT - 1 - (Math.min(value, top) / top) * (HEIGHT - 3)]);
+function draw(values, style, top, width) {
+  const left = width - values.length + 1;
+  const points = values.map((value, index) => value === null ? null : [left + index, HEIGHT - 1 - (Math.min(value, top) / top) * (HEIGHT - 3)]);
   const runs = [[]];
   for (const point of points) {
     if (point) runs.at(-1).push(point);

@@ -5,8 +5,8 @@ import { byId, h, s } from "./dom.js";
 import { count, digits, percent, plural, seconds } from "./format.js";
 
 const LATENCIES = [["ttft", "First token"], ["itl", "Between tokens"], ["e2e", "Whole answer"]];
-const QUANTILES = [["p50", "half"], ["p90", "90 %"], ["p99", "99 %"]];
-const DECADES = [-4, 3]; // the scale of latencies, 0.1 ms to 1000 s, as powers of ten
+const QUANTILES = ["p50", "p90", "p99"];
+const DECADES = [-3, 2]; // the scale of latencies, 1 ms to 100 s, as powers of ten
 
 export class Live {
   constructor(server) {
@@ -36,7 +36,7 @@ export class Live {
     this.cache.update(total ? used / total : null, total ? percent(used / total) : "–",
       `${count(used)} of ${count(total)} blocks of ${plural(size, "token")}`);
     this.#prefix(stats.prefix, history.hitRate);
-    this.latencies.replaceChildren(...LATENCIES.map(([name, label]) => latencyRow(label, stats.latency?.[name])));
+    this.latencies.replaceChildren(...LATENCIES.flatMap(([name, label]) => latencyRow(label, stats.latency?.[name])));
     this.#totals(stats);
   }
 
@@ -60,22 +60,25 @@ export class Live {
 
 function latencyTable(body) {
   return h("table", { class: "latency" },
-    h("caption", {}, "Latency", h("span", { class: "quiet" }, " within which a share of the last five minutes' requests were served")),
-    h("thead", {}, h("tr", {}, h("td"), ...QUANTILES.map(([, share]) => h("th", { scope: "col" }, share)))), body);
+    h("caption", {}, "Latency ", h("span", { class: "quiet" }, "of the last five minutes")),
+    h("thead", {}, h("tr", {}, h("td"), ...QUANTILES.map((name) => h("th", { scope: "col" }, name)))), body);
 }
 
+/** The numbers, and below them the span from p50 to p99 on a logarithmic scale, which says nothing more. */
 function latencyRow(label, quantiles) {
-  const known = quantiles && quantiles.p50 !== null && quantiles.p50 !== undefined;
-  return h("tr", {}, h("th", { scope: "row" }, label, known && span(quantiles)),
-    ...QUANTILES.map(([name]) => h("td", {}, known ? seconds(quantiles[name]) : "–")));
+  const known = typeof quantiles?.p50 === "number";
+  const numbers = QUANTILES.map((name) => h("td", {}, known ? seconds(quantiles[name]) : "–"));
+  const picture = h("tr", { "aria-hidden": "true" }, h("td", { class: "span", colspan: 1 + QUANTILES.length }, span(known ? quantiles : {})));
+  return [h("tr", {}, h("th", { scope: "row" }, label), ...numbers), picture];
 }
 
-/** From p50 to p99 on a logarithmic scale. The numbers stand beside it, so it is hidden from screen readers. */
-function span({ p50, p90, p99 }) {
+function span(quantiles) {
   const [least, most] = DECADES;
-  const place = (value) => 100 * Math.min(1, Math.max(0, (Math.log10(Math.max(value, 1e-9)) - least) / (most - least)));
-  return s("svg", { viewBox: "0 0 100 6", preserveAspectRatio: "none", "aria-hidden": "true" },
-    s("rect", { class: "track", width: 100, height: 1, y: 2.5 }),
-    s("rect", { class: "range", x: place(p50), width: Math.max(1, place(p99) - place(p50)), height: 2, y: 2 }),
-    ...[p50, p90, p99].map((value) => s("rect", { class: "mark", x: place(value) - 0.5, width: 1, height: 6 })));
+  const places = Object.values(quantiles).map((value) =>
+    100 * Math.min(1, Math.max(0, (Math.log10(Math.max(value, 1e-9)) - least) / (most - least))));
+  const [from, to] = [Math.min(...places), Math.max(...places)];
+  return s("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none" },
+    s("rect", { class: "track", width: 100, height: 2, y: 4 }),
+    places.length > 0 && s("rect", { class: "range", x: from, width: Math.max(0.5, to - from), height: 10 }),
+    ...places.map((place) => s("rect", { class: "quantile", x: place - 0.35, width: 0.7, height: 10 })));
 }

@@ -34,6 +34,8 @@ export class Log {
   }
 
   show() {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
     const { messages, id } = this.chat.conversation;
     const before = this.#views;
     const switched = this.shownId !== id;
@@ -48,7 +50,8 @@ export class Log {
       view.update({ live: live && latest, last: !live && (latest || index === asked) });
     }
     this.#place(this.#views.length > 0 ? this.#views.map(({ element }) => element) : [this.#welcome()]);
-    if (atEnd) this.scrollToEnd();
+    if (messages.length === 0) this.root.scrollTop = 0;
+    else if (atEnd) this.scrollToEnd();
     this.#follow();
   }
 

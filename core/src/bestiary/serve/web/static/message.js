@@ -110,7 +110,7 @@ export function errorCard({ code, message, fix, retryAfter }, again = null) {
       h("p", {}, message),
       fix && h("p", {}, fix),
       retryAfter && h("p", {}, `The server asks to wait ${seconds(Number(retryAfter))}.`),
-      h("p", { class: "code" }, h("code", {}, code)),
+      h("p", { class: "error-code" }, h("code", {}, code)),
       again && h("button", { type: "button", class: "button", onclick: () => again() }, "Try again")));
 }
 
