@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from bestiary.api.lora import LoRARequest
 from bestiary.api.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprobs
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.sequence import SequenceUpdate
 
 from .text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
-    from bestiary.engine.engine import LLMEngine
-
     from .text.tokenizer import Tokenizer
 
 
@@ -30,6 +29,31 @@ class _Answer:
     shows_stop: bool
 
 
+class Requests(Protocol):
+    """What takes requests: an engine, or the way to one in another process."""
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams | PoolingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        lora_request: LoRARequest | None = None,
+    ) -> list[str]:
+        """The ids of its answers. Raises `RequestError`."""
+        ...
+
+    def finish(self, request_id: str, stop: str) -> SequenceUpdate | None:
+        """End an answer whose text holds `stop`; its last update, None where that comes later or has come."""
+        ...
+
+    def abort(self, request_id: str) -> SequenceUpdate | None:
+        """Forget an answer; the same."""
+        ...
+
+
 @dataclass(slots=True)
 class OutputProcessor:
     """Keeps the outputs of every live request; owned by whoever drives the engine.
@@ -37,7 +61,7 @@ class OutputProcessor:
     `engine` is told of stop strings; `tokenizer` may be None where requests do not detokenize.
     """
 
-    engine: LLMEngine
+    engine: Requests
     tokenizer: Tokenizer | None
     _answers: dict[str, _Answer] = field(default_factory=dict)
 
@@ -49,12 +73,18 @@ class OutputProcessor:
         sampling: SamplingParams,
         *,
         priority: int = 0,
+        cache_salt: str | None = None,
         lora_request: LoRARequest | None = None,
     ) -> RequestOutput:
         """Admit a request to the engine; its output object is returned now and filled in place by `process`."""
         detokenizers = [self._detokenizer(prompt_token_ids, sampling) for _ in range(sampling.n)]
         children = self.engine.add_request(
-            request_id, prompt_token_ids, sampling, priority=priority, lora_request=lora_request
+            request_id,
+            prompt_token_ids,
+            sampling,
+            priority=priority,
+            cache_salt=cache_salt,
+            lora_request=lora_request,
         )
         outputs = [
             CompletionOutput(index, logprobs=None if sampling.logprobs is None else []) for index in range(sampling.n)
@@ -71,9 +101,14 @@ class OutputProcessor:
             self._answers[child] = _Answer(request, output, detokenizer, sampling.include_stop_str_in_output)
         return request
 
-    def step(self) -> list[RequestOutput]:
-        """One engine step; returns the requests that changed, each once."""
-        return self.process(self.engine.step())
+    @property
+    def num_live(self) -> int:
+        """Answers that have not ended."""
+        return len(self._answers)
+
+    def live(self) -> list[str]:
+        """Their ids."""
+        return list(self._answers)
 
     def process(self, updates: Iterable[SequenceUpdate]) -> list[RequestOutput]:
         """Apply updates; an answer whose text holds a stop string is ended in the engine as well."""

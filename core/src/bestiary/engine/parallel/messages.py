@@ -1,8 +1,8 @@
 """What ranks say to each other: typed, encoded by msgspec, never pickled.
 
 Two kinds. A `Tick` goes from rank 0 to all, before each step: what users asked for since the last one. `Drawn` goes
-from the rank that drew a plan's tokens to all. Between a machine's first rank and those that it started, `Start` goes
-one way and `Beat`, `Ready` and `Failed` the other.
+from the rank that drew a plan's tokens, or made its vectors, to all. Between a machine's first rank and those that it
+started, `Start` goes one way and `Beat`, `Ready` and `Failed` the other.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import msgspec
 
 from bestiary.api.errors import BestiaryError, EngineError
 from bestiary.api.outputs import TokenLogprobs
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
-from bestiary.engine.plan import SampledToken, StepPlan, StepResult
+from bestiary.engine.plan import PooledVector, SampledToken, StepPlan, StepResult
 
 T = TypeVar("T")
 
@@ -29,6 +30,13 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     priority: int = 0
     cache_salt: str | None = None
     lora_name: str | None = None
+    pooling: PoolingParams | None = None
+
+    @property
+    def answers(self) -> list[str]:
+        """The ids under which its answers are spoken of: its own, or that and a number each."""
+        count = self.sampling.n
+        return [self.request_id] if count == 1 else [f"{self.request_id}/{index}" for index in range(count)]
 
 
 class AddAdapter(msgspec.Struct, frozen=True, tag="add_adapter"):
@@ -87,14 +95,15 @@ class Drawn(msgspec.Struct, frozen=True):
     check: int
     sampled: dict[str, SampledToken]
     prompt_logprobs: dict[str, list[TokenLogprobs]]
+    pooled: dict[str, PooledVector] = msgspec.field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: StepPlan, result: StepResult) -> Drawn:
-        return cls(result.step, checksum(plan), result.sampled, result.prompt_logprobs)
+        return cls(result.step, checksum(plan), result.sampled, result.prompt_logprobs, result.pooled)
 
     @property
     def result(self) -> StepResult:
-        return StepResult(self.step, self.sampled, self.prompt_logprobs)
+        return StepResult(self.step, self.sampled, self.prompt_logprobs, self.pooled)
 
 
 def checksum(plan: StepPlan) -> int:

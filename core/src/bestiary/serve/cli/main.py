@@ -28,6 +28,7 @@ COMMANDS = {
     "models": ("bestiary.serve.cli.models:models", "List architectures, short names, and what can be installed."),
     "inspect": ("bestiary.serve.cli.inspect:inspect", "Say what a model is and needs, before loading it."),
     "doctor": ("bestiary.serve.cli.doctor:doctor", "Check this installation and this machine."),
+    "explain": ("bestiary.serve.cli.explain:explain", "Say what an error code means, and what to do."),
     "new": ("bestiary.serve.cli.new:new", "Start a plugin project that passes its own contract."),
     "certify": ("bestiary.serve.cli.certify:certify", "Check that a plugin does what its contract says."),
     "bench": ("bestiary.bench.cli:bench", "Measure latency, throughput and perplexity."),

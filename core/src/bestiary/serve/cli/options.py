@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from bestiary.api.pooling import POOLING_TYPES
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 
@@ -53,6 +54,8 @@ ENGINE_HELP = {
     "max_lora_rank": "Largest rank of an adapter.",
     "max_cpu_loras": "Most adapters in memory.",
     "plugin": "Which distribution provides an architecture, where several do; repeatable.",
+    "runner": "Generate text, or make a vector of each prompt; auto: what the model is made for.",
+    "pooling_type": "Of which hidden states vectors are made: the last token's, the first one's, all of them.",
     "tensor_parallel_size": "Processes that share each tensor.",
     "pipeline_parallel_size": "Stages that share the layers.",
     "data_parallel_size": "Copies of the model, for different requests.",
@@ -106,6 +109,8 @@ _KINDS: dict[str, Kind] = {
     "hf_overrides": JSON_OBJECT,
     "eplb_config": JSON_OBJECT,
     "pipeline_layers": NUMBERS,
+    "runner": click.Choice(["auto", "generate", "pooling"]),
+    "pooling_type": click.Choice(POOLING_TYPES),
     "distributed_executor_backend": click.Choice(["mp", "external_launcher", "ray"]),
 }
 _REPEATED: dict[str, tuple[Kind, str]] = {
@@ -123,6 +128,7 @@ _UNSET = {
     "kv_cache_memory_bytes": "half of the free memory (4 GiB of it on a CPU), at most what can be used",
     "max_tokens": "as many as the context allows",
     "attention_backend": "the best that can run",
+    "pooling_type": "the model's own, or LAST",
     "pipeline_layers": "evenly",
 }
 """What the default None means, for the help text."""
