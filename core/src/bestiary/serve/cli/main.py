@@ -17,6 +17,7 @@ import click
 
 from bestiary import __version__
 
+from .configured import config_option, note_file
 from .failures import INTERRUPTED, report
 from .groups import LazyGroup
 from .streams import open_streams
@@ -31,6 +32,7 @@ COMMANDS = {
     "inspect": ("bestiary.serve.cli.inspect:inspect", "Say what a model is and needs, before loading it."),
     "doctor": ("bestiary.serve.cli.doctor:doctor", "Check this installation and this machine."),
     "explain": ("bestiary.serve.cli.explain:explain", "Say what an error code means, and what to do."),
+    "config": ("bestiary.serve.cli.config:config", "Show every option's value, and where it comes from."),
     "new": ("bestiary.serve.cli.new:new", "Start a plugin project that passes its own contract."),
     "certify": ("bestiary.serve.cli.certify:certify", "Check that a plugin does what its contract says."),
     "bench": ("bestiary.bench.cli:bench", "Measure latency, throughput and perplexity."),
@@ -61,6 +63,7 @@ Exit codes:
     lazy=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
+    params=[config_option(note_file)],
 )
 @click.version_option(__version__, prog_name="bestiary")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
