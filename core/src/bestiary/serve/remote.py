@@ -35,9 +35,7 @@ class RemoteEngine:
             raise EngineError(f"the engine is {self._supervisor.state}", code="ENGINE_NOT_READY")
         info.checks.check(prompt_token_ids, params, priority)
         lora_name = None if lora_request is None else lora_request.lora_name
-        pooling = params if isinstance(params, PoolingParams) else None
-        sampling = SamplingParams(max_tokens=1) if isinstance(params, PoolingParams) else params
-        request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, lora_name, pooling)
+        request = AddRequest.of(request_id, prompt_token_ids, params, priority, cache_salt, lora_name)
         self._supervisor.send(request)
         return request.answers
 

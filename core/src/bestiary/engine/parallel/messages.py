@@ -8,6 +8,7 @@ started, `Start` goes one way and `Beat`, `Ready` and `Failed` the other.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -21,8 +22,11 @@ from bestiary.engine.plan import PooledVector, SampledToken, StepPlan, StepResul
 T = TypeVar("T")
 
 
+_NOTHING_DRAWN = SamplingParams(max_tokens=1)
+
+
 class AddRequest(msgspec.Struct, frozen=True, tag="add"):
-    """The arguments of `LLMEngine.add_request`."""
+    """The arguments of `LLMEngine.add_request`; where `pooling` is given, `sampling` says nothing."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -31,6 +35,25 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     cache_salt: str | None = None
     lora_name: str | None = None
     pooling: PoolingParams | None = None
+
+    @classmethod
+    def of(
+        cls,
+        request_id: str,
+        prompt_token_ids: Iterable[int],
+        params: SamplingParams | PoolingParams,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        lora_name: str | None = None,
+    ) -> AddRequest:
+        """A request for text or for a vector, as `params` are of either."""
+        pooling = params if isinstance(params, PoolingParams) else None
+        sampling = _NOTHING_DRAWN if isinstance(params, PoolingParams) else params
+        return cls(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, lora_name, pooling)
+
+    @property
+    def params(self) -> SamplingParams | PoolingParams:
+        return self.pooling or self.sampling
 
     @property
     def answers(self) -> list[str]:

@@ -68,7 +68,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
         max_num_seqs: answers computed at once, over all copies. num_kv_blocks, block_size: the KV cache.
         attention_backend, ops: what was chosen. capabilities: what the class claims, by its protocols' names.
         adapters: those added at the start. lora: whether others can be added.
-        pooling: what requests may ask of a model that makes vectors; None where it generates text.
+        pooling: what may be asked of it where it makes vectors; None where it generates text.
     """
 
     name: str

@@ -25,6 +25,8 @@ from .streams import open_streams
 COMMANDS = {
     "generate": ("bestiary.serve.cli.generate:generate", "Complete a prompt, streaming the text."),
     "chat": ("bestiary.serve.cli.chat:chat", "Talk with a model, turn by turn."),
+    "embed": ("bestiary.serve.cli.embed:embed", "Make a vector of each text."),
+    "serve": ("bestiary.serve.cli.serve:serve", "Serve a model over HTTP, with a page to chat."),
     "ray": ("bestiary.serve.cli.ray:ray", "Serve a model over HTTP: replicas and their ranks placed by Ray."),
     "models": ("bestiary.serve.cli.models:models", "List architectures, short names, and what can be installed."),
     "inspect": ("bestiary.serve.cli.inspect:inspect", "Say what a model is and needs, before loading it."),
@@ -38,7 +40,7 @@ COMMANDS = {
 }
 """Name → where it is, and its line in `bestiary --help`."""
 
-JSON_LINES_COMMANDS = frozenset({"chat"})
+JSON_LINES_COMMANDS = frozenset({"chat", "embed"})
 """Those whose --json is one object a line."""
 
 EPILOG = """\

@@ -129,7 +129,7 @@ _UNSET = {
     "kv_cache_memory_bytes": "half of the free memory (4 GiB of it on a CPU), at most what can be used",
     "max_tokens": "as many as the context allows",
     "attention_backend": "the best that can run",
-    "pooling_type": "the model's own, or LAST",
+    "pooling_type": "as the model says, or LAST",
     "pipeline_layers": "evenly",
 }
 """What the default None means, for the help text."""
@@ -163,9 +163,14 @@ class SectionedCommand(click.Command):
                 formatter.write_dl(sections[title])
 
 
+def engine_options_with(**defaults: Any) -> Callable[[Command], Command]:
+    """Add an option for every field of `EngineArgs` that `ENGINE_HELP` describes, with `defaults` of its own."""
+    return lambda command: _add(command, EngineArgs, ENGINE_HELP, EngineOption, defaults)
+
+
 def engine_options(command: Command) -> Command:
-    """Add an option for every field of `EngineArgs` that `ENGINE_HELP` describes."""
-    return _add(command, EngineArgs, ENGINE_HELP, EngineOption, {})
+    """The same, with the defaults of `EngineArgs`."""
+    return engine_options_with()(command)
 
 
 def sampling_options(*, leave_out: Sequence[str] = (), **defaults: Any) -> Callable[[Command], Command]:

@@ -74,7 +74,7 @@ async def _accept(call: Call, request: CompletionRequest, target: Target) -> Bat
         (each, await llm.encode(each, add_special_tokens=special)) if isinstance(each, str) else (None, each)
         for each in request.prompt
     ]
-    batch = Batch(call, request, target, call.new_id("cmpl"), [], [])
+    batch = Batch(call, request, target, call.new_id("cmpl-"), [], [])
     try:
         for index, (text, token_ids) in enumerate(prompts):
             generation = llm.submit(

@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 class Conversation(Protocol):
     """The fields of a request that decide about its prompt."""
 
-    chat_template: str | None
-    chat_template_kwargs: JsonObject | None
-    add_generation_prompt: bool | None
-    continue_final_message: bool | None
+    @property
+    def chat_template(self) -> str | None: ...
+
+    @property
+    def chat_template_kwargs(self) -> JsonObject | None: ...
+
+    @property
+    def add_generation_prompt(self) -> bool | None: ...
+
+    @property
+    def continue_final_message(self) -> bool | None: ...
 
 
 async def render(

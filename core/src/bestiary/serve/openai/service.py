@@ -116,7 +116,7 @@ class Call:
 
     def new_id(self, prefix: str) -> str:
         """An id for what is made; a client's own request id is no such thing, for it may come twice."""
-        return f"{prefix}-{uuid.uuid4().hex}"
+        return prefix + uuid.uuid4().hex
 
     async def body(self, model: type[Wanted]) -> Wanted:
         """The request's body as `model`; what is ignored of it becomes a warning."""

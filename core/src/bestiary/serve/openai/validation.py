@@ -49,12 +49,16 @@ def _refusal(errors: Sequence[ErrorDetails], given: dict[str, Any], model: type[
     here = [each for where, each in placed if where == place]
     rules = list(dict.fromkeys(_rule(each) for each in here))
     others = list(dict.fromkeys(f"{where}: {_rule(each)}" for where, each in placed if where != place))
-    missing = here[0]["type"] == "missing"
+    missing, root = here[0]["type"] == "missing", _root(place)
+    bad = "BAD_MESSAGES" if root == "messages" else "BAD_REQUEST"
+    code = "UNSUPPORTED_PARAMETER" if root in model.UNSUPPORTED else bad
+    if _PART_TYPE.fullmatch(place):
+        code = "UNSUPPORTED_INPUT"
     return RequestError(
         f"{place} is missing" if missing else f"{place} must be {' or '.join(rules)}",
-        code=_code(place, model), field=place, value=None if missing else here[0]["input"],
+        code=code, field=place, value=None if missing else here[0]["input"],
         limit="required" if missing else " or ".join(rules), details=others,
-        fix=model.UNSUPPORTED.get(_root(place)),
+        fix=model.UNSUPPORTED.get(root),
     )  # fmt: skip
 
 
@@ -86,14 +90,6 @@ def _rule(error: ErrorDetails) -> str:
     if error["type"] == "union_tag_invalid":
         return f"one of {error['ctx']['expected_tags']}"
     return error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("must be ")
-
-
-def _code(place: str, model: type[Request]) -> str:
-    if _root(place) in model.UNSUPPORTED:
-        return "UNSUPPORTED_PARAMETER"
-    if _PART_TYPE.fullmatch(place):
-        return "UNSUPPORTED_INPUT"
-    return "BAD_MESSAGES" if _root(place) == "messages" else "BAD_REQUEST"
 
 
 def _unknown(names: Sequence[str], model: type[Request]) -> RequestError:
