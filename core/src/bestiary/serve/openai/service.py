@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from bestiary.serve.async_llm import AsyncLLM
     from bestiary.serve.text.tokenizer import Tokenizer
 
+    from .routes import Endpoint
+
 Wanted = TypeVar("Wanted", bound=RequestModel)
 
 
@@ -100,7 +102,7 @@ class Call:
 
     service: Service
     http: Request
-    endpoint: str
+    endpoint: Endpoint
     warnings: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
