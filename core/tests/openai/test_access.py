@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 
 import pytest
 
@@ -69,7 +68,6 @@ def test_keys_are_compared_without_telling_how_far_they_agree(monkeypatch, ask):
         ask("GET", "/v1/models", headers=bearer(key), **KEYS)
     assert len(compared) == 6  # each key with each, also after one has matched
     assert {(len(given), len(known)) for given, known in compared} == {(32, 32)}
-    assert hmac.compare_digest is not None
 
 
 @pytest.mark.parametrize("key", ["", "two words", "kläger", "tab\there", "new\nline"])
