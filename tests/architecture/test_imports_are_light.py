@@ -38,6 +38,13 @@ def test_bookkeeping_of_the_engine_works_without_torch(module: str) -> None:
     assert sorted(loaded_by(f"import {module}") & {"torch", "transformers", "numpy"}) == []
 
 
+def test_who_serves_a_model_leaves_torch_to_the_engine_process() -> None:
+    read = "from bestiary.serve.text.loading import read_tokenizer; read_tokenizer(EngineArgs(model='smollm2'))"
+    loaded = loaded_by(f"import bestiary.serve.async_llm; from bestiary.engine.arguments import EngineArgs; {read}")
+    assert "tokenizers" in loaded
+    assert sorted(loaded & {"torch", "transformers", "rich"}) == []
+
+
 def test_the_measurement_sees_a_heavy_import() -> None:
     assert "numpy" in loaded_by("import numpy")
 

@@ -17,7 +17,7 @@ import bestiary.api
 import bestiary.nn
 from bestiary.engine.lanes import Lane
 
-from . import reference_page
+from . import errors_page, reference_page
 from .run_document import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,6 +122,10 @@ def test_the_reference_is_what_the_docstrings_say() -> None:
     assert text == reference_page.page(), "scripts/reference writes it anew"
     for name in (*bestiary.api.__all__, *bestiary.nn.__all__):
         assert len(re.findall(rf"^### `{name}`$", text, re.MULTILINE)) == 1
+
+
+def test_the_page_of_errors_is_what_the_catalogue_says() -> None:
+    assert (DOCS / "errors.md").read_text(encoding="utf-8") == errors_page.page(), "scripts/reference writes it anew"
 
 
 def test_the_loop_in_the_architecture_is_the_engines_own() -> None:

@@ -8,8 +8,8 @@ from gguf import GGMLQuantizationType, GGUFWriter
 
 from bestiary import LLM
 from bestiary.api.errors import ConfigError, WeightsMismatch
+from bestiary.api.ggml_types import GgmlType
 from bestiary.engine.arguments import EngineArgs
-from bestiary.nn.gguf.types import GgmlType
 from bestiary.serve.cli.examine import examine
 from bestiary.testing.gguf_file import tensor_names, write_metadata
 from bestiary.testing.logits import prompt_logits

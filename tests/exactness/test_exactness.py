@@ -120,13 +120,13 @@ def program(llm, alone, plan, rng):
         live.append(request)
         whole.append((request, ids, each))
         for _ in range(action):
-            outputs.step()
+            llm._step()
         if action == 3 and live:
             victim = live.pop(rng.randrange(len(live)))
             if not victim.finished:
                 outputs.abort(victim)
     while any(not request.finished for request in live):
-        outputs.step()
+        llm._step()
     for request, ids, each in whole:
         assert request.finished
         if request.outputs[0].finish_reason == "length":

@@ -20,13 +20,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, LlamaC
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from bestiary.api.errors import ConfigError, WeightsMismatch
+from bestiary.api.ggml_types import GgmlType
 from bestiary.api.gguf import GgufArchitecture
 from bestiary.engine.loader.gguf_config import gguf_config
 from bestiary.engine.loader.gguf_names import STANDARD_NAMES, GgufNames, checkpoint_names
 from bestiary.engine.loader.gguf_reader import GgufFile, GgufTensor
 from bestiary.engine.loader.gguf_weights import by_head, gguf_block_tensors, gguf_tensors, half_split
 from bestiary.nn.gguf.dequant import dequantize
-from bestiary.nn.gguf.types import GgmlType
 from bestiary.nn.linear import QKVParallelLinear
 
 sys.path.insert(0, str(Path(__file__).parent))

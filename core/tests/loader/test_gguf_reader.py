@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bestiary.api.errors import CorruptGguf, LoadError
+from bestiary.api.ggml_types import GgmlType
 from bestiary.engine.loader import gguf_header
 from bestiary.engine.loader.gguf_reader import GgufFile
-from bestiary.nn.gguf.types import GgmlType
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gguf_forge import ARRAY, BOOL, F32, I32, STRING, U8, U16, U32, U64, Tensor, array, entry, forge, small_file, string

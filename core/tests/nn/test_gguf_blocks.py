@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from bestiary.api.errors import ConfigError, UsageError, WeightsMismatch
+from bestiary.api.ggml_types import GgmlType
 from bestiary.nn import FusedMoE
 from bestiary.nn.embedding import ParallelLMHead, VocabParallelEmbedding
 from bestiary.nn.gguf import finite
 from bestiary.nn.gguf.dequant import FLOATS, SUPPORTED, dequantize
 from bestiary.nn.gguf.tensor import BlockTensor
-from bestiary.nn.gguf.types import GgmlType
 from bestiary.nn.linear import ColumnParallelLinear, MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from bestiary.nn.parallel import Group, use_groups
 from bestiary.nn.placement import finish, materialize, place

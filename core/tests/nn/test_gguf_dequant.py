@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bestiary.api.errors import LoadError
+from bestiary.api.ggml_types import GgmlType, type_of
 from bestiary.nn.gguf import dequant
 from bestiary.nn.gguf.dequant import SUPPORTED, dequantize
-from bestiary.nn.gguf.types import GgmlType, type_of
 
 NOT_IN_REFERENCE = {GgmlType.F64, GgmlType.Q1_0, GgmlType.Q2_0}
 COMPARED = sorted(SUPPORTED - NOT_IN_REFERENCE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bestiary.api.errors import EngineError, RequestError
+from bestiary.api.pooling import PoolingParams
+from bestiary.api.sampling import SamplingParams
 
 from .sequence import Sequence, Status
 
@@ -27,7 +29,10 @@ class Limits:
         """The most tokens, prompt and answer together, that the sequence may reach; `RequestError` if it cannot run."""
         if sequence.status is not Status.NEW or sequence.sampling.n != 1:
             raise EngineError(f"{sequence.request_id}: only a new sequence with n = 1 can be queued")
-        prompt = sequence.num_prompt
+        return self.most(sequence.num_prompt, sequence.pooling or sequence.sampling)
+
+    def most(self, prompt: int, params: SamplingParams | PoolingParams) -> int:
+        """The same for a prompt of so many tokens."""
         if prompt == 0:
             raise RequestError("the prompt is empty", code="EMPTY_PROMPT", field="prompt", limit="at least 1 token")
         if self.max_prompt is not None and prompt > self.max_prompt:
@@ -39,31 +44,44 @@ class Limits:
                 limit=f"max_num_batched_tokens {self.max_prompt} without chunked prefill",
                 fix=f"set max_num_batched_tokens to at least {prompt}, or enable_chunked_prefill",
             )
-        asked = sequence.sampling.max_tokens
+        if isinstance(params, PoolingParams):
+            return self._prompt_alone(prompt)
+        asked = params.max_tokens
         answer = self.max_model_len - prompt if asked is None else asked
-        needed = max(answer, sequence.sampling.min_tokens, 1)
+        needed = max(answer, params.min_tokens, 1)
         if prompt + needed > self.max_model_len:
-            raise self._too_long(sequence, needed, self.max_model_len, "CONTEXT_LENGTH_EXCEEDED", "the context length")
+            raise _too_long(prompt, params, needed, self.max_model_len, "CONTEXT_LENGTH_EXCEEDED", "the context length")
         if prompt + needed - 1 > self.cache_tokens:
-            raise self._too_long(
-                sequence, needed, self.cache_tokens + 1, "KV_CACHE_EXCEEDED", "what the KV cache can hold"
+            raise _too_long(
+                prompt, params, needed, self.cache_tokens + 1, "KV_CACHE_EXCEEDED", "what the KV cache can hold"
             )
         return prompt + answer
 
-    @staticmethod
-    def _too_long(sequence: Sequence, answer: int, limit: int, code: str, name: str) -> RequestError:
-        prompt, fitting = sequence.num_prompt, limit - sequence.num_prompt
-        if fitting < 1:
-            fix = f"shorten the prompt by at least {1 - fitting} tokens"
-        elif sequence.sampling.min_tokens > fitting:
-            fix = f"set min_tokens and max_tokens to at most {fitting}, or shorten the prompt"
-        else:
-            fix = f"set max_tokens to at most {fitting}, or shorten the prompt"
-        return RequestError(
-            f"{prompt} prompt tokens and {answer} to generate are {prompt + answer}, more than {name} of {limit}",
-            code=code,
-            field="max_tokens" if fitting >= 1 else "prompt",
-            value=answer if fitting >= 1 else prompt,
-            limit=f"{limit} tokens, prompt and answer together",
-            fix=fix,
-        )
+    def _prompt_alone(self, prompt: int) -> int:
+        """For a prompt after which nothing is drawn."""
+        limit = min(self.max_model_len, self.cache_tokens)
+        if prompt > limit:
+            code = "CONTEXT_LENGTH_EXCEEDED" if prompt > self.max_model_len else "KV_CACHE_EXCEEDED"
+            raise RequestError(
+                f"the prompt has {prompt} tokens, more than {limit}", code=code, field="prompt", value=prompt,
+                limit=f"{limit} tokens", fix=f"shorten the prompt by at least {prompt - limit} tokens",
+            )  # fmt: skip
+        return prompt
+
+
+def _too_long(prompt: int, sampling: SamplingParams, answer: int, limit: int, code: str, name: str) -> RequestError:
+    fitting = limit - prompt
+    if fitting < 1:
+        fix = f"shorten the prompt by at least {1 - fitting} tokens"
+    elif sampling.min_tokens > fitting:
+        fix = f"set min_tokens and max_tokens to at most {fitting}, or shorten the prompt"
+    else:
+        fix = f"set max_tokens to at most {fitting}, or shorten the prompt"
+    return RequestError(
+        f"{prompt} prompt tokens and {answer} to generate are {prompt + answer}, more than {name} of {limit}",
+        code=code,
+        field="max_tokens" if fitting >= 1 else "prompt",
+        value=answer if fitting >= 1 else prompt,
+        limit=f"{limit} tokens, prompt and answer together",
+        fix=fix,
+    )

@@ -11,19 +11,22 @@ others, before each step; schedulers are functions of that, so all derive the sa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from collections.abc import Sequence as SequenceOf
 from contextlib import suppress
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bestiary.api.config import VllmConfig
-from bestiary.api.errors import BadAdapter, EngineError, RequestError
+from bestiary.api.errors import BadAdapter, EngineError
 from bestiary.api.hooks import StepObserver
 from bestiary.api.lora import LoRAInfo, LoRARequest
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 
 from .adapters import Adapters
+from .checks import RequestChecks
 from .executor import Executor
 from .lanes import Lanes, PlanFailed
 from .library import AdapterLibrary
@@ -32,11 +35,19 @@ from .parallel.agreement import plan_settings, refuse_other_settings
 from .parallel.interrupts import uninterrupted
 from .parallel.messages import AddAdapter, AddRequest, EndRequest, Event, PinAdapter, RemoveAdapter, Settings
 from .plan import StepPlan
+from .pooling import PoolingOffer
 from .scheduler import Scheduler, SchedulerStats
 from .sequence import Sequence, SequenceUpdate
 
 if TYPE_CHECKING:
     from .parallel.team import Team
+
+
+class ModelFailed(EngineError):
+    """The model raised in a step about the answers `request_ids`."""
+
+    code = "MODEL_FAILED"
+    request_ids: frozenset[str] = frozenset()
 
 
 class LLMEngine:
@@ -48,6 +59,7 @@ class LLMEngine:
         vocab_size: width of the logits; token ids in requests must lie below it.
         eos_token_ids: what ends an answer unless `ignore_eos`.
         observers: told of every step. ops: which implementation of each op was chosen, for `doctor`.
+        pooling: what requests may ask of a model that makes vectors; None where it generates text.
     """
 
     def __init__(
@@ -62,6 +74,7 @@ class LLMEngine:
         eos_token_ids: frozenset[int] = frozenset(),
         observers: SequenceOf[StepObserver] = (),
         ops: Mapping[str, str] = MappingProxyType({}),
+        pooling: PoolingOffer | None = None,
     ) -> None:
         self.vllm_config = vllm_config
         self.lanes = Lanes(schedulers)
@@ -72,10 +85,17 @@ class LLMEngine:
         self._expected: dict[str, AddRequest] = {}
         if team is not None and team.leads:
             team.note(Settings(tuple(sorted(eos_token_ids)), plan_settings(vllm_config)))
-        self.vocab_size = vocab_size
-        self.eos_token_ids = eos_token_ids
+        self.checks = RequestChecks(vocab_size, eos_token_ids, schedulers[0].limits, pooling)
         self.observers = tuple(observers)
         self.ops = ops
+
+    @property
+    def vocab_size(self) -> int:
+        return self.checks.vocab_size
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        return self.checks.eos_token_ids
 
     @property
     def scheduler(self) -> Scheduler:
@@ -86,7 +106,7 @@ class LLMEngine:
         self,
         request_id: str,
         prompt_token_ids: SequenceOf[int],
-        sampling: SamplingParams,
+        params: SamplingParams | PoolingParams,
         *,
         priority: int = 0,
         cache_salt: str | None = None,
@@ -95,6 +115,7 @@ class LLMEngine:
         """Admit one request, all its `n` answers or none.
 
         Args:
+            params: how tokens are drawn, or what vector is made of the prompt, as the model does either.
             lora_request: the adapter that answers; one that is not known is read and checked first.
 
         Returns:
@@ -105,20 +126,12 @@ class LLMEngine:
                 rank was lost, and with it the engine.
         """
         self._refuse_if_dead()
-        if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 2**63:
-            raise RequestError(
-                "a priority is a whole number", field="priority", value=priority, limit="a 64-bit integer"
-            )
-        self._check_ids("prompt_token_ids", prompt_token_ids)
-        for name in ("stop_token_ids", "bad_token_ids", "allowed_token_ids"):
-            self._check_ids(name, getattr(sampling, name) or ())
-        self._check_ids("logit_bias", tuple(sampling.logit_bias))
-        self._check_drawable(sampling)
+        self.checks.check(prompt_token_ids, params, priority)
         adapter = None if lora_request is None else lora_request.lora_name
-        request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, adapter)
+        request = AddRequest.of(request_id, prompt_token_ids, params, priority, cache_salt, adapter)
         if self.team is not None and not self.team.leads:
             self._expected[request_id] = request  # admitted when rank 0 says so
-            return _answers(request)
+            return request.answers
         if lora_request is not None:
             self.add_lora(lora_request, pinned=False)
         children = self._admit(request)
@@ -129,7 +142,7 @@ class LLMEngine:
     def _admit(self, request: AddRequest) -> list[str]:
         sampling, sequences = request.sampling, list[Sequence]()
         lora_id = self.library.id_of(request.lora_name)
-        children = _answers(request)
+        children = request.answers
         for index, child in enumerate(children):
             own = sampling if sampling.n == 1 else sampling.child(index)
             sequences.append(
@@ -139,10 +152,11 @@ class LLMEngine:
                     own,
                     seed=self._seed(child, own),
                     priority=request.priority,
-                    eos_token_ids=self.eos_token_ids,
+                    eos_token_ids=self.checks.eos_token_ids,
                     cache_salt=request.cache_salt,
                     lora_name=lora_id,
                     leader=sequences[0] if sequences else None,
+                    pooling=request.pooling,
                 )
             )
         self.lanes.add(*sequences)
@@ -192,25 +206,28 @@ class LLMEngine:
         """The adapters that are known, by name."""
         return self.library.infos()
 
-    def step(self) -> list[SequenceUpdate]:
+    def step(self, only: Set[str] | None = None) -> list[SequenceUpdate]:
         """Compute one step; every accepted request ends in exactly one terminal update.
 
+        Args:
+            only: the ids of answers that it may be about, to find out which of them fails; None is all of them. For
+                an engine without other ranks.
+
         Raises:
-            EngineError: the model raised (code MODEL_FAILED, the cause chained). Nothing was computed and nothing is
-                lost: the next step repeats it.
+            ModelFailed: the model raised. Nothing was computed and nothing is lost: the next step repeats it.
         """
         self._refuse_if_dead()
         if self.team is not None:
             with uninterrupted():
                 return self._step_together(self.team)
         try:
-            return self._step()
+            return self._step(only)
         except PlanFailed as failed:
             raise self._model_failed(failed) from failed.__cause__
 
-    def _step(self) -> list[SequenceUpdate]:
+    def _step(self, only: Set[str] | None = None) -> list[SequenceUpdate]:
         updates: list[SequenceUpdate] = []
-        for plan, seconds, changed in self.lanes.step(self.executor):
+        for plan, seconds, changed in self.lanes.step(self.executor, only):
             updates += changed
             for observer in self.observers:
                 self._tell(observer, plan, seconds)
@@ -256,7 +273,7 @@ class LLMEngine:
                 )  # fmt: skip
             self._admit(event)
         elif isinstance(event, Settings):
-            self.eos_token_ids = frozenset(event.eos_token_ids)
+            self.checks = replace(self.checks, eos_token_ids=frozenset(event.eos_token_ids))
             refuse_other_settings(event.values, plan_settings(self.vllm_config), team.rank)
         elif isinstance(event, EndRequest):
             self.lanes.finish(event.request_id, event.reason, event.stop_reason)
@@ -291,13 +308,18 @@ class LLMEngine:
 
     def finish(self, request_id: str, stop: str) -> SequenceUpdate | None:
         """End an answer because its text holds the stop string `stop`; None if it had ended already."""
-        return self._end(EndRequest(request_id, "stop", stop))
+        return self.end(EndRequest(request_id, "stop", stop))
+
+    def fail(self, request_id: str, error: str) -> SequenceUpdate | None:
+        """End an answer with `error`; None if it had ended already. For an engine without other ranks."""
+        return self.lanes.fail(request_id, error)
 
     def abort(self, request_id: str) -> SequenceUpdate | None:
         """Forget an answer; None if it had ended already."""
-        return self._end(EndRequest(request_id, "abort"))
+        return self.end(EndRequest(request_id, "abort"))
 
-    def _end(self, event: EndRequest) -> SequenceUpdate | None:
+    def end(self, event: EndRequest) -> SequenceUpdate | None:
+        """End an answer as `event` says; None if it had ended already."""
         ended = self.lanes.finish(event.request_id, event.reason, event.stop_reason)
         if ended is not None and self.team is not None and self.team.leads:
             self.team.note(event)
@@ -319,53 +341,21 @@ class LLMEngine:
     def shutdown(self) -> None:
         self.executor.shutdown()
 
-    def _model_failed(self, failed: PlanFailed) -> EngineError:
+    def _model_failed(self, failed: PlanFailed) -> ModelFailed:
         model, plan, cause = self.vllm_config.model_config.architecture, failed.plan, failed.__cause__
         after = "the engine can still be used" if self.team is None else "all ranks were ended; make a new LLM"
-        error = EngineError(
+        error = ModelFailed(
             f"{model} failed in step {plan.step}: {type(cause).__name__}: {cause}",
-            code="MODEL_FAILED",
             field=model,
             details=[f"{item.request_id}: tokens {item.start} to {item.start + item.count - 1}" for item in plan.items],
             fix=f"look at the chained traceback (--debug on the command line); {after}",
         )
+        error.request_ids = frozenset(item.request_id for item in plan.items)
         error.__cause__ = cause
         return error
-
-    def _check_ids(self, field: str, ids: SequenceOf[int]) -> None:
-        for index, token in enumerate(ids):
-            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self.vocab_size:
-                raise RequestError(
-                    f"{field}[{index}] is not a token of this model",
-                    code="TOKEN_OUT_OF_RANGE",
-                    field=f"{field}[{index}]",
-                    value=token,
-                    limit=f"an integer from 0 to {self.vocab_size - 1}",
-                )
-
-    def _check_drawable(self, sampling: SamplingParams) -> None:
-        """Some token must be left to draw, also while fewer than `min_tokens` were."""
-        banned = set(sampling.bad_token_ids)
-        if sampling.min_tokens:
-            banned |= {*sampling.stop_token_ids, *(() if sampling.ignore_eos else self.eos_token_ids)}
-        allowed = sampling.allowed_token_ids
-        left = len(set(allowed) - banned) if allowed is not None else self.vocab_size - len(banned)
-        if left < 1:
-            raise RequestError(
-                "no token is left to draw",
-                code="NOTHING_TO_DRAW",
-                field="bad_token_ids" if allowed is None else "allowed_token_ids",
-                limit="an id that is neither bad nor, while min_tokens are due, one that ends the answer",
-            )
 
     def _seed(self, request_id: str, sampling: SamplingParams) -> int:
         if sampling.seed is not None:
             return sampling.seed
         key = f"{self.vllm_config.model_config.seed}/{request_id}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
-
-
-def _answers(request: AddRequest) -> list[str]:
-    """The ids of a request's answers."""
-    name, count = request.request_id, request.sampling.n
-    return [name] if count == 1 else [f"{name}/{index}" for index in range(count)]

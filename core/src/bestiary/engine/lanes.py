@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from collections.abc import Sequence as SequenceOf
 from dataclasses import astuple
 
@@ -38,9 +38,9 @@ class Lane:
         self.copy, self.scheduler = copy, scheduler
         self.flying: deque[tuple[StepPlan, float]] = deque()
 
-    def launch(self, executor: Executor) -> bool:
-        """Plan a step and begin it; False where there is nothing to begin."""
-        plan, started = self.scheduler.schedule(), time.perf_counter()
+    def launch(self, executor: Executor, only: Set[str] | None = None) -> bool:
+        """Plan a step, of all requests or `only` of some, and begin it; False where there is nothing to begin."""
+        plan, started = self.scheduler.schedule(only), time.perf_counter()
         if plan is None:
             return False
         try:
@@ -80,6 +80,13 @@ class Lanes:
                 return lane.scheduler.finish(request_id, reason, stop_reason)
         return None
 
+    def fail(self, request_id: str, error: str) -> SequenceUpdate | None:
+        """End one request with `error`; None where it is not live."""
+        for lane in self.lanes:
+            if lane.scheduler.is_live(request_id):
+                return lane.scheduler.finish(request_id, "error", error=error)
+        return None
+
     def fail_all(self, error: str) -> list[SequenceUpdate]:
         """End every request with `error`."""
         return [update for lane in self.lanes for update in lane.scheduler.fail_all(error)]
@@ -87,9 +94,11 @@ class Lanes:
     def has_unfinished(self) -> bool:
         return any(lane.scheduler.has_unfinished() for lane in self.lanes)
 
-    def step(self, executor: Executor) -> Iterator[tuple[StepPlan, float, list[SequenceUpdate]]]:
-        """One step of every copy; yields what `Lane.collect` gives."""
-        launched = [lane.launch(executor) for lane in self.lanes]
+    def step(
+        self, executor: Executor, only: Set[str] | None = None
+    ) -> Iterator[tuple[StepPlan, float, list[SequenceUpdate]]]:
+        """One step of every copy, of all requests or `only` of some; yields what `Lane.collect` gives."""
+        launched = [lane.launch(executor, only) for lane in self.lanes]
         for lane, began in zip(self.lanes, launched, strict=True):
             if lane.flying and (lane.scheduler.is_full or not began):
                 yield lane.collect(executor)

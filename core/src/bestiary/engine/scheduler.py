@@ -19,6 +19,7 @@ The rules, all of them:
   place, only running ones of a strictly worse priority give way. The best-ranked running request is never preempted for
   another, and one alone always fits (`admission.py`); so it ends, and then the next one does.
 * **Failure.** A token that could not be drawn ends its request alone, and what it computed leaves the prefix cache.
+* **Pooling.** A request that wants a vector ends when its prompt is computed, with the vector in place of a token.
 
 * **Flight.** Up to `depth` plans are in flight, as many as a pipeline has stages, with different requests in each;
   their results come back in order. Each takes its share of the requests, so that no stage idles. What is in flight is
@@ -35,7 +36,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ from bestiary.api.outputs import FinishReason, TokenLogprobs
 from .adapters import Adapters, SlotTable
 from .admission import Limits
 from .kv_cache import KVCacheManager, KVCacheUsage
-from .plan import NewRequest, SampledToken, ScheduledItem, StepPlan, StepResult
+from .plan import NewRequest, PooledVector, SampledToken, ScheduledItem, StepPlan, StepResult
 from .sequence import Sequence, SequenceUpdate, Status
 
 
@@ -94,7 +95,7 @@ class Scheduler:
         self._kv = KVCacheManager(
             num_blocks, cache_config.block_size, prefix_caching=cache_config.enable_prefix_caching
         )
-        self._limits = Limits(
+        self.limits = Limits(
             max_model_len=max_model_len,
             cache_tokens=num_blocks * cache_config.block_size,
             max_prompt=None if scheduler_config.enable_chunked_prefill else scheduler_config.max_num_batched_tokens,
@@ -107,6 +108,7 @@ class Scheduler:
         self._steps = 0
         self._unreported: list[str] = []  # ended, and the executor does not know
         self._flights: deque[_Flight] = deque()  # oldest first
+        self._left_out: Set[str] = frozenset()  # of the step that is being chosen
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -119,7 +121,7 @@ class Scheduler:
         room = self._config.max_queue
         if room is not None and len(self._waiting) + len(sequences) > room:
             raise RequestError("too many requests are waiting", code="QUEUE_FULL", field="max_queue", limit=room)
-        limits = [self._limits.check(sequence) for sequence in sequences]
+        limits = [self.limits.check(sequence) for sequence in sequences]
         ids: set[str] = set()
         for name in [sequence.request_id for sequence in sequences]:
             if name in self._live or name in ids:
@@ -192,13 +194,17 @@ class Scheduler:
         """Whether as many plans are in flight as there may be."""
         return len(self._flights) >= self._depth
 
-    def schedule(self) -> StepPlan | None:
+    def schedule(self, only: Set[str] | None = None) -> StepPlan | None:
         """The next step. It must come back through `update` or `abandon`, as one of at most `depth` in flight.
+
+        Args:
+            only: the requests that it may be about; None is all of them.
 
         None where others are in flight and nothing can be added to them.
         """
         if self.is_full:
             raise EngineError(f"step {self._flights[-1].plan.step} is still in flight")
+        self._left_out = frozenset() if only is None else self._live.keys() - only
         scheduled = self._choose()
         if self._flights and not scheduled:
             return None
@@ -231,16 +237,18 @@ class Scheduler:
                 if not sequence.add_prompt_logprobs(start, count, entries):
                     updates.append(self._fail(sequence, "prompt log-probabilities are missing"))
                     continue
-            token: SampledToken | None = None
+            token: SampledToken | PooledVector | None = None
             if start + count == len(sequence.token_ids):
-                token = result.sampled.get(request_id)
+                token = result.last(request_id)
                 error = "no token was drawn" if token is None else token.error
                 if error is not None:
                     updates.append(self._fail(sequence, error))
                     continue
             sequence.num_computed = start + count
             self._kv.register_computed(sequence)
-            if token is not None:
+            if isinstance(token, PooledVector):
+                updates.append(self._pooled(sequence, token))
+            elif token is not None:
                 updates.append(self._append(sequence, token))
         return updates
 
@@ -268,7 +276,7 @@ class Scheduler:
         candidate = self._candidate()
         index, share = 0, self._share()
         while budget and len(scheduled) < share:
-            if index < len(running) and running[index].num_scheduled:  # in flight
+            if index < len(running) and self._stays(running[index]):
                 index += 1
                 continue
             if index < len(running) and (candidate is None or running[index].priority <= candidate.priority):
@@ -298,6 +306,10 @@ class Scheduler:
             index += 1
         return scheduled
 
+    def _stays(self, sequence: Sequence) -> bool:
+        """Whether a running sequence is in flight, or left out of this step."""
+        return sequence.num_scheduled > 0 or sequence.request_id in self._left_out
+
     def _share(self) -> int:
         """The most sequences of one plan: what leaves as many for each of the others in flight."""
         return -(-min(len(self._live), self._config.max_num_seqs) // self._depth)
@@ -307,7 +319,7 @@ class Scheduler:
         is ranked behind `after`."""
         short_of_slots = False
         for sequence in self._waiting:
-            if self._defers(sequence):
+            if sequence.request_id in self._left_out or self._defers(sequence):
                 continue
             if sequence.lora_name is None:
                 return sequence
@@ -402,11 +414,17 @@ class Scheduler:
         if sequence.prompt_logprobs is not None:
             prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
         finish_reason, stop_reason = sequence.finish_of(token_id)
-        update = SequenceUpdate(sequence.request_id, token_id, token.logprobs, prompt_logprobs)
+        update = SequenceUpdate(
+            sequence.request_id, token_id, token.logprobs, prompt_logprobs, cached_tokens=sequence.cached_tokens
+        )
         if finish_reason is None:
             return update
         self._end(sequence)
         return _last(sequence, finish_reason, stop_reason, update=update)
+
+    def _pooled(self, sequence: Sequence, vector: PooledVector) -> SequenceUpdate:
+        self._end(sequence)
+        return _last(sequence, "stop", update=SequenceUpdate(sequence.request_id, pooled=vector.data))
 
     def _fail(self, sequence: Sequence, error: str) -> SequenceUpdate:
         self._end(sequence, forget=True)
@@ -455,6 +473,7 @@ def _introduce(sequence: Sequence) -> NewRequest:
         sequence.seed,
         sequence.eos_token_ids,
         sequence.lora_name,
+        sequence.pooling,
     )
 
 

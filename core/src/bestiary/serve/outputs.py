@@ -1,23 +1,26 @@
-"""From sequence updates to `RequestOutput`s: text, stop strings, and the `n` answers of one request put together."""
+"""From sequence updates to outputs: text, stop strings, the `n` answers of one request put together; or a vector."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from bestiary.api.lora import LoRARequest
-from bestiary.api.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprobs
+from bestiary.api.outputs import CompletionOutput, PoolingRequestOutput, RequestMetrics, RequestOutput, TokenLogprobs
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.sequence import SequenceUpdate
 
+from .pooled import end_pooled, new_pooled
 from .text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
-    from bestiary.engine.engine import LLMEngine
-
     from .text.tokenizer import Tokenizer
+
+
+AnyOutput: TypeAlias = RequestOutput | PoolingRequestOutput[Any]
 
 
 @dataclass(slots=True)
@@ -30,6 +33,31 @@ class _Answer:
     shows_stop: bool
 
 
+class Requests(Protocol):
+    """What takes requests: an engine, or the way to one in another process."""
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams | PoolingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        lora_request: LoRARequest | None = None,
+    ) -> list[str]:
+        """The ids of its answers. Raises `RequestError`."""
+        ...
+
+    def finish(self, request_id: str, stop: str) -> SequenceUpdate | None:
+        """End an answer whose text holds `stop`; its last update, None where that comes later or has come."""
+        ...
+
+    def abort(self, request_id: str) -> SequenceUpdate | None:
+        """Forget an answer; the same."""
+        ...
+
+
 @dataclass(slots=True)
 class OutputProcessor:
     """Keeps the outputs of every live request; owned by whoever drives the engine.
@@ -37,9 +65,10 @@ class OutputProcessor:
     `engine` is told of stop strings; `tokenizer` may be None where requests do not detokenize.
     """
 
-    engine: LLMEngine
+    engine: Requests
     tokenizer: Tokenizer | None
     _answers: dict[str, _Answer] = field(default_factory=dict)
+    _pooled: dict[str, PoolingRequestOutput[Any]] = field(default_factory=dict)
 
     def add(
         self,
@@ -49,12 +78,18 @@ class OutputProcessor:
         sampling: SamplingParams,
         *,
         priority: int = 0,
+        cache_salt: str | None = None,
         lora_request: LoRARequest | None = None,
     ) -> RequestOutput:
         """Admit a request to the engine; its output object is returned now and filled in place by `process`."""
         detokenizers = [self._detokenizer(prompt_token_ids, sampling) for _ in range(sampling.n)]
         children = self.engine.add_request(
-            request_id, prompt_token_ids, sampling, priority=priority, lora_request=lora_request
+            request_id,
+            prompt_token_ids,
+            sampling,
+            priority=priority,
+            cache_salt=cache_salt,
+            lora_request=lora_request,
         )
         outputs = [
             CompletionOutput(index, logprobs=None if sampling.logprobs is None else []) for index in range(sampling.n)
@@ -71,24 +106,50 @@ class OutputProcessor:
             self._answers[child] = _Answer(request, output, detokenizer, sampling.include_stop_str_in_output)
         return request
 
-    def step(self) -> list[RequestOutput]:
-        """One engine step; returns the requests that changed, each once."""
-        return self.process(self.engine.step())
+    def add_pooling(
+        self,
+        request_id: str,
+        prompt: str | None,
+        prompt_token_ids: Sequence[int],
+        params: PoolingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        lora_request: LoRARequest | None = None,
+    ) -> PoolingRequestOutput[Any]:
+        """The same for a request for a vector."""
+        self.engine.add_request(
+            request_id, prompt_token_ids, params, priority=priority, cache_salt=cache_salt, lora_request=lora_request
+        )
+        lora_name = None if lora_request is None else lora_request.lora_name
+        self._pooled[request_id] = new_pooled(request_id, prompt, prompt_token_ids, params, lora_name)
+        return self._pooled[request_id]
 
-    def process(self, updates: Iterable[SequenceUpdate]) -> list[RequestOutput]:
+    @property
+    def num_live(self) -> int:
+        """Answers that have not ended."""
+        return len(self._answers) + len(self._pooled)
+
+    def live(self) -> list[str]:
+        """Their ids."""
+        return [*self._answers, *self._pooled]
+
+    def process(self, updates: Iterable[SequenceUpdate]) -> list[AnyOutput]:
         """Apply updates; an answer whose text holds a stop string is ended in the engine as well."""
-        changed: dict[str, RequestOutput] = {}
+        changed: dict[str, AnyOutput] = {}
         for update in updates:
             answer = self._answers.get(update.request_id)
-            if answer is None:
-                continue
-            self._apply(answer, update)
-            changed[answer.request.request_id] = answer.request
+            if answer is not None:
+                self._apply(answer, update)
+                changed[answer.request.request_id] = answer.request
+            elif update.request_id in self._pooled:
+                changed[update.request_id] = end_pooled(self._pooled.pop(update.request_id), update)
         return list(changed.values())
 
-    def abort(self, request: RequestOutput) -> None:
+    def abort(self, request: AnyOutput) -> None:
         """End what is left of a request."""
-        for child in [name for name, answer in self._answers.items() if answer.request is request]:
+        names = [name for name, answer in self._answers.items() if answer.request is request]
+        for child in names or [name for name, pooled in self._pooled.items() if pooled is request]:
             update = self.engine.abort(child)
             if update is not None:
                 self.process([update])

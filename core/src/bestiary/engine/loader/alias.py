@@ -9,15 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bestiary.api.alias import Alias
 from bestiary.api.entries import Resolution
 from bestiary.api.errors import BrokenPlugin, ConfigError, shorten
-from bestiary.nn.weights import WeightsMapper
 
 from .config_check import CheckedConfig, nearest
 from .hf_config import AttributeConfig, known_fields
+
+if TYPE_CHECKING:
+    from bestiary.nn.weights import WeightsMapper
 
 _ABSENT = object()
 
@@ -116,6 +118,8 @@ class AppliedAlias:
     def mapper(self) -> WeightsMapper:
         """The renames of tensors, as the loader takes them."""
         tables = self.alias.weights
+        from bestiary.nn.weights import WeightsMapper  # brings in torch, which reading a description does not need
+
         return WeightsMapper(
             orig_to_new_regex=dict[str | re.Pattern[str], str | None](tables.get("regex", {}).items()),
             orig_to_new_substr=tables.get("substr", {}),

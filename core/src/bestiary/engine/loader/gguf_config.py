@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from bestiary.api.errors import ConfigError
+from bestiary.api.ggml_types import GgmlType
 from bestiary.api.gguf import GgufArchitecture
 from bestiary.engine.loader.gguf_reader import GgufFile
-from bestiary.nn.gguf.types import GgmlType
 
 REQUIRED_FIELDS = {
     "hidden_size": "embedding_length",

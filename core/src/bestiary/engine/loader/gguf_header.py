@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bestiary.api.errors import CorruptGguf
-from bestiary.nn.gguf.types import GgmlType, type_of
+from bestiary.api.ggml_types import GgmlType, type_of
 
 MAX_HEADER_BYTES = 64 << 20
 """Metadata and tensor descriptions together; the largest vocabularies in use take about 20 MiB."""

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bestiary.api.errors import CorruptGguf, LoadError
+from bestiary.api.ggml_types import GgmlType
 from bestiary.engine.loader.gguf_header import HEADER_START, Header, TensorInfo
-from bestiary.nn.gguf.types import GgmlType
 
 _SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 

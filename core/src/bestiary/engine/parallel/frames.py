@@ -31,8 +31,13 @@ class Frames:
             yield frame
 
 
+def pack(frame: bytes) -> bytes:
+    """A frame as it goes over the wire."""
+    return _LENGTH.pack(len(frame)) + frame
+
+
 def send_frame(channel: socket.socket, frame: bytes) -> None:
-    channel.sendall(_LENGTH.pack(len(frame)) + frame)
+    channel.sendall(pack(frame))
 
 
 def receive_frame(channel: socket.socket) -> bytes | None:

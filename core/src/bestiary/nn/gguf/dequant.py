@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from bestiary.api.errors import LoadError
+from bestiary.api.ggml_types import GgmlType
 
 from . import codebooks
 from . import decoders as blocks
-from .types import GgmlType
 
 Decoder = Callable[[torch.Tensor, torch.Tensor], None]
 """Takes uint8 blocks (n, type_size) and float32 (n, block_size) to be written."""

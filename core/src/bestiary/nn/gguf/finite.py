@@ -7,8 +7,9 @@ from types import MappingProxyType
 
 import torch
 
+from bestiary.api.ggml_types import GgmlType
+
 from .dequant import FLOATS, decode_rows
-from .types import GgmlType
 
 Bits = tuple[tuple[int, int], ...]
 """(byte of a block, mask): a scale may be too large where all these bits are set, its exponent's."""

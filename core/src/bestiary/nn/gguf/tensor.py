@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .types import GgmlType
+from bestiary.api.ggml_types import GgmlType
 
 _TAKE_ROWS: frozenset[Callable[..., Any]] = frozenset(
     (

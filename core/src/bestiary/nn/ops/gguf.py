@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bestiary.api.ggml_types import GgmlType
 from bestiary.nn.gguf.dequant import decode_rows
-from bestiary.nn.gguf.types import GgmlType
 
 from .linear import linear
 from .registry import op

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from bestiary.api.errors import ConfigError, UsageError, WeightsMismatch
+from bestiary.api.ggml_types import GgmlType
 from bestiary.nn.embedding import VocabParallelEmbedding
 from bestiary.nn.gguf.dequant import FLOATS
 from bestiary.nn.gguf.tensor import BlockTensor
-from bestiary.nn.gguf.types import GgmlType
 from bestiary.nn.linear_base import LinearBase, refuse_other_rows
 from bestiary.nn.moe.names import FUSED, merged_name
 from bestiary.nn.ops.gguf import embedding_gguf, linear_gguf

@@ -12,6 +12,7 @@ import click
 from bestiary.api.errors import BestiaryError, UsageError
 
 from .output import clean, say, write_json, write_json_line
+from .settings import COMMAND_LINE, origin_of
 from .streams import abandon, flush, give_up_stdout, is_lost
 
 INTERRUPTED, INTERNAL = 130, 70
@@ -40,9 +41,18 @@ def report(error: BaseException, *, debug: bool, as_json: bool, on_one_line: boo
         message = f"{type(error).__name__}: {clean(str(error)).partition(chr(10))[0]}"
         document = {**BestiaryError(message).as_dict(), "code": "INTERNAL"}
         text, code = f"internal error: {message}" + ("" if debug else "; --debug shows the traceback"), INTERNAL
-    say(text)
+    say(text + _where_to_read_on(document["code"]))
     write = write_json_line if on_one_line else write_json
     return _last_words(partial(write, {"error": document}) if as_json else None, code)
+
+
+def _where_to_read_on(code: object) -> str:
+    """A person at a terminal is told where more is written; a log is not."""
+    if code in (UsageError.code, "INTERNAL") or not sys.stderr.isatty():
+        return ""
+    from bestiary.api.catalogue import find
+
+    return "" if find(str(code)) is None else f"\n  more:  bestiary explain {code}"
 
 
 def _last_words(write: Callable[[], None] | None, code: int) -> int:
@@ -66,4 +76,7 @@ def _as_bestiary_error(error: BaseException) -> BestiaryError | None:
         return None
     context = getattr(error, "ctx", None)
     fix = None if context is None else f"{context.command_path} --help"
-    return UsageError(error.format_message(), fix=fix)
+    parameter = getattr(error, "param", None)
+    origin = None if context is None or parameter is None else origin_of(context, parameter)
+    where = "" if origin in (None, COMMAND_LINE) else f" (from {origin})"
+    return UsageError(error.format_message() + where, fix=fix)

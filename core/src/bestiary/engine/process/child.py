@@ -1,0 +1,258 @@
+"""The engine process: read what users want, step, say what became of it; end with the parent.
+
+Three threads. One reads messages and puts them into a queue; one writes, so that a parent which is slow to read never
+holds up a step, and beats; the main thread owns the engine.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from bestiary.api.errors import BestiaryError, EngineError, RequestError
+from bestiary.api.lora import LoRARequest
+from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.parallel.frames import receive_frame, send_frame
+from bestiary.engine.parallel.messages import AddRequest, EndRequest
+from bestiary.engine.sequence import SequenceUpdate
+
+from .messages import (
+    Answer,
+    Beat,
+    DropAdapter,
+    EngineStats,
+    Failed,
+    FromEngine,
+    Launch,
+    LoadAdapter,
+    Loaded,
+    Phase,
+    Quit,
+    Stepped,
+    ToEngine,
+    decode_to_engine,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from bestiary.engine.engine import LLMEngine
+
+BEAT_SECONDS = 0.5
+_LAST_WORDS_SECONDS = 5.0
+
+
+class Parent:
+    """The way to the process that started this one."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._outbox: queue.SimpleQueue[FromEngine | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="bestiary-writer", daemon=True)
+        self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+        self.steps = 0
+        self.busy = True
+
+    def start(self) -> None:
+        threading.Thread(target=self._read, name="bestiary-reader", daemon=True).start()
+        self._writer.start()
+
+    def say(self, message: FromEngine) -> None:
+        self._outbox.put(message)
+
+    def finish(self) -> None:
+        """Wait until all that was said is sent, or nobody takes it."""
+        self._outbox.put(None)
+        self._writer.join(_LAST_WORDS_SECONDS)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Tell how long the block took."""
+        started = time.perf_counter()
+        yield
+        self.say(Phase(name, time.perf_counter() - started))
+
+    def _read(self) -> None:
+        """Until the parent is gone, or speaks nonsense: then this process ends, whatever its other threads do."""
+        try:
+            while (frame := receive_frame(self._channel)) is not None:
+                self.inbox.put(decode_to_engine(frame))
+        except (OSError, EngineError) as error:
+            print(f"bestiary: the engine process ends: {error}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(0)
+
+    def _write(self) -> None:
+        with suppress(OSError):  # the parent is gone, and the reader ends this process
+            while True:
+                try:
+                    message = self._outbox.get(timeout=BEAT_SECONDS)
+                except queue.Empty:
+                    message = Beat(self.steps, self.busy)
+                if message is None:
+                    return
+                send_frame(self._channel, encode(message))
+
+
+class Worker:
+    """The main thread: an engine, and what it is asked."""
+
+    def __init__(self, engine: LLMEngine, parent: Parent) -> None:
+        self._engine, self._parent = engine, parent
+        self._seconds, self._tokens, self._numerical = 0.0, 0, 0
+        engine.observers = (*engine.observers, self)
+
+    def on_step(self, plan: object, seconds: float) -> None:
+        """As a `StepObserver`."""
+        self._tokens += getattr(plan, "num_tokens", 0)
+        self._seconds += seconds
+
+    def run(self) -> None:
+        """Until the parent says `Quit`. Raises what the engine died of."""
+        while self._take():
+            if not self._engine.has_unfinished_requests:
+                continue
+            self._parent.busy = True
+            self._parent.steps += 1
+            updates = self._step()
+            self._parent.busy = False
+            self._numerical += sum(update.error == "numerical" for update in updates)
+            self._tell(updates)
+            if self._engine.dead is not None:
+                raise self._engine.dead
+
+    def _step(self) -> list[SequenceUpdate]:
+        from bestiary.engine import recovery
+
+        return recovery.step(self._engine)
+
+    def _take(self) -> bool:
+        """Do what was asked since the last step, and wait where there is nothing to compute; False when to end."""
+        inbox = self._parent.inbox
+        while not (inbox.empty() and self._engine.has_unfinished_requests):
+            message = inbox.get()
+            if isinstance(message, Quit):
+                return False
+            self._apply(message)
+        return True
+
+    def _apply(self, message: ToEngine) -> None:
+        engine = self._engine
+        if isinstance(message, AddRequest):
+            self._add(message)
+        elif isinstance(message, EndRequest):
+            ended = engine.end(message)
+            if ended is not None:
+                self._tell([ended])
+        elif isinstance(message, LoadAdapter | DropAdapter):
+            self._answer(message)
+        else:
+            raise EngineError(f"{type(message).__name__} comes first, or not at all", code="BAD_MESSAGE")
+
+    def _add(self, request: AddRequest) -> None:
+        lora = None if request.lora_name is None else LoRARequest(request.lora_name)
+        try:
+            self._engine.add_request(
+                request.request_id,
+                request.prompt_token_ids,
+                request.params,
+                priority=request.priority,
+                cache_salt=request.cache_salt,
+                lora_request=lora,
+            )
+        except RequestError as error:
+            words = f"{error.error_code}: {error.message}"
+            self._tell([SequenceUpdate(name, finish_reason="error", error=words) for name in request.answers])
+
+    def _answer(self, message: LoadAdapter | DropAdapter) -> None:
+        try:
+            if isinstance(message, LoadAdapter):
+                info = self._engine.add_lora(LoRARequest(message.name, lora_path=message.path))
+            else:
+                info = self._engine.remove_lora(message.name)
+        except RequestError as error:
+            self._parent.say(Answer(message.number, error=error.as_dict()))
+        else:
+            self._parent.say(Answer(message.number, info))
+
+    def _tell(self, updates: list[SequenceUpdate]) -> None:
+        self._parent.say(Stepped(tuple(updates), self.stats()))
+
+    def stats(self) -> EngineStats:
+        found = self._engine.stats()
+        cache = found.kv_cache
+        return EngineStats(
+            running=found.running,
+            waiting=found.waiting,
+            blocks=cache.num_blocks,
+            used_blocks=cache.used_blocks,
+            cached_blocks=cache.cached_blocks,
+            prefix_queries=cache.prefix_queries,
+            prefix_hits=cache.prefix_hits,
+            steps=self._parent.steps,
+            tokens=self._tokens,
+            step_seconds=self._seconds,
+            preemptions=found.preemptions,
+            numerical_errors=self._numerical,
+        )
+
+
+def main(descriptor: int) -> None:
+    """The whole life of an engine process, at the other end of socket `descriptor`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = socket.socket(fileno=descriptor)
+    first = receive_frame(channel)
+    launch = None if first is None else decode_to_engine(first)
+    if not isinstance(launch, Launch):
+        sys.exit(0)
+    parent = Parent(channel)
+    parent.start()
+    os._exit(live(launch, parent))  # neither torch's threads nor a plugin's may keep it alive
+
+
+def live(launch: Launch, parent: Parent) -> int:
+    """Be the engine that `launch` describes. Returns the exit status: 0 after a peace."""
+    engine: LLMEngine | None = None
+    try:
+        engine = _start(launch, parent)
+        Worker(engine, parent).run()
+    except BestiaryError as error:
+        return _fail(parent, error, error)
+    except BaseException as cause:
+        return _fail(parent, EngineError(f"{type(cause).__name__}: {cause}", code="ENGINE_FAILED"), cause)
+    finally:
+        if engine is not None:
+            engine.shutdown()
+    return 0
+
+
+def _start(launch: Launch, parent: Parent) -> LLMEngine:
+    with parent.phase("import torch"):
+        from bestiary.engine.build import EngineBuilder
+
+        from .facts import model_info
+    args = EngineArgs(**launch.arguments)
+    with parent.phase("read the model's description"):
+        builder = EngineBuilder(args)
+    with parent.phase("load the model"):
+        engine = builder.build(frozenset(launch.eos_token_ids))
+    parent.busy = False
+    parent.say(Loaded(model_info(engine, builder)))
+    return engine
+
+
+def _fail(parent: Parent, error: BestiaryError, cause: BaseException) -> int:
+    """Tell the parent, and, where it is nobody's input, whoever reads the standard error."""
+    if isinstance(error, EngineError):
+        traceback.print_exception(cause, file=sys.stderr)
+    parent.say(Failed(type(error).__name__, error.as_dict()))
+    parent.finish()
+    return error.exit_code

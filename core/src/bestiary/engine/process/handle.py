@@ -1,0 +1,160 @@
+"""`EngineProcess`: the parent's end of one engine process. It belongs to an event loop, and nothing here blocks it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from bestiary.api.errors import EngineError, UsageError
+from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.parallel.frames import LONGEST, Frames, pack
+
+from .messages import Failed, FromEngine, Launch, Quit, ToEngine, decode_from_engine, encode
+
+_COMMAND = "from bestiary.engine.process.child import main; main({descriptor})"
+_EXIT_SECONDS = 5.0
+
+
+class EngineProcess(asyncio.Protocol):
+    """A fresh interpreter at the other end of a socket pair, so nobody else can speak to it.
+
+    If this process ends, the other reads the end of the socket and ends too, whatever it was doing.
+
+    Attributes:
+        pid: its process id. heard: when it last said anything, on the monotonic clock. error: its last word.
+
+    Args:
+        take: called with every message. gone: called once, with the reason why no message comes any more.
+    """
+
+    def __init__(self, take: Callable[[FromEngine], None], gone: Callable[[EngineError], None]) -> None:
+        self._take, self._gone = take, gone
+        self._frames = Frames()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._transport: asyncio.WriteTransport | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._leaving = False
+        self.error: Failed | None = None
+        self.heard = time.monotonic()
+
+    async def start(self, args: EngineArgs, eos_token_ids: frozenset[int]) -> None:
+        """Raises UsageError: the arguments cannot be sent to another process."""
+        launch = encode(Launch(dict(_plain(args)), tuple(sorted(eos_token_ids))))
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, *_flags(), "-c", _COMMAND.format(descriptor=theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=sys.__stderr__.fileno() if sys.__stderr__ is not None else subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,  # Ctrl-C is this process's to handle
+            )
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
+        self._write(launch)
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def send(self, message: ToEngine) -> None:
+        """Say something; where the process is gone, `gone` tells."""
+        self._write(encode(message))
+
+    def _write(self, frame: bytes) -> None:
+        if len(frame) > LONGEST:
+            raise EngineError(f"a message of {len(frame)} bytes; at most {LONGEST} are sent", code="BAD_MESSAGE")
+        if self._transport is not None:
+            self._transport.write(pack(frame))
+
+    def kill(self) -> None:
+        """End it now, also one that is stopped."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGKILL)
+
+    async def close(self) -> None:
+        """End it: in peace where it ends by itself in a few seconds, otherwise by force. Returns when it is gone."""
+        self._leaving = True
+        process = self._process
+        if process is None:
+            return
+        self.send(Quit())
+        try:
+            await asyncio.to_thread(process.wait, _EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            await asyncio.to_thread(process.wait)
+        if self._transport is not None:
+            self._transport.close()
+
+    # --- asyncio.Protocol -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.WriteTransport):
+            self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = time.monotonic()
+        try:
+            for frame in self._frames.feed(data):
+                message = decode_from_engine(frame)
+                if isinstance(message, Failed):
+                    self.error = message
+                self._take(message)
+        except (EngineError, ValueError) as error:
+            self.lost(EngineError(f"the engine process spoke nonsense: {error}", code="BAD_MESSAGE"))
+            self.kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._ending = asyncio.get_running_loop().create_task(self._explain())
+
+    async def _explain(self) -> None:
+        """Wait a moment for the exit status, and tell why it is gone."""
+        code: int | None = None
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                code = await asyncio.to_thread(self._process.wait, 1.0)
+        if not self._leaving:
+            self.lost(_death(self.pid, code, self.error))
+
+    def lost(self, error: EngineError) -> None:
+        """Give it up: nothing it says counts any more, and `gone` is told why, once."""
+        if not self._leaving:
+            self._leaving = True
+            self._gone(error)
+
+
+def _death(pid: int | None, code: int | None, last: Failed | None) -> EngineError:
+    if last is not None:
+        said = last.error
+        return EngineError(
+            said["message"], code=said["code"], field=said["field"], limit=said["rule"], value=said["value"],
+            details=said["details"], fix=said["fix"],
+        )  # fmt: skip
+    how = "was lost" if code is None else f"ended with exit status {code}"
+    if code is not None and code < 0:
+        how = f"was killed by {signal.Signals(-code).name}"
+    return EngineError(
+        f"the engine process {pid} {how}", code="ENGINE_DEAD", value=code,
+        fix="its last words, if any, stand above; without them, look for the kernel's out-of-memory killer",
+    )  # fmt: skip
+
+
+def _plain(args: EngineArgs) -> Mapping[str, Any]:
+    if callable(args.hf_overrides):
+        raise UsageError("a function cannot be sent to the engine process", field="hf_overrides", limit="a mapping")
+    return vars(args)
+
+
+def _flags() -> list[str]:
+    return ["-O"] * sys.flags.optimize + [f"-W{option}" for option in sys.warnoptions]

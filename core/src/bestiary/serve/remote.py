@@ -1,0 +1,54 @@
+"""`RemoteEngine`: the engine in another process, as an `OutputProcessor` wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bestiary.api.errors import EngineError
+from bestiary.api.lora import LoRARequest
+from bestiary.api.pooling import PoolingParams
+from bestiary.api.sampling import SamplingParams
+from bestiary.engine.parallel.messages import AddRequest, EndRequest
+from bestiary.engine.process.supervisor import Supervisor
+from bestiary.engine.sequence import SequenceUpdate
+
+
+class RemoteEngine:
+    """What would be refused there is refused here, by the same checks."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams | PoolingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        lora_request: LoRARequest | None = None,
+    ) -> list[str]:
+        """Send a request. Raises `RequestError`: it can never run. `EngineError`: there is no engine."""
+        info = self._supervisor.info
+        if info is None:
+            raise EngineError(f"the engine is {self._supervisor.state}", code="ENGINE_NOT_READY")
+        info.checks.check(prompt_token_ids, params, priority)
+        lora_name = None if lora_request is None else lora_request.lora_name
+        request = AddRequest.of(request_id, prompt_token_ids, params, priority, cache_salt, lora_name)
+        self._supervisor.send(request)
+        return request.answers
+
+    def finish(self, request_id: str, stop: str) -> SequenceUpdate | None:
+        """Its text holds the stop string `stop`."""
+        self._end(EndRequest(request_id, "stop", stop))
+        return None  # what is known of it here says as much
+
+    def abort(self, request_id: str) -> SequenceUpdate | None:
+        """Nobody wants it any more."""
+        self._end(EndRequest(request_id, "abort"))
+        return SequenceUpdate(request_id, finish_reason="abort")
+
+    def _end(self, event: EndRequest) -> None:
+        if self._supervisor.info is not None and self._supervisor.state in ("ready", "stalled"):
+            self._supervisor.send(event)
