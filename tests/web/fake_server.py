@@ -93,7 +93,11 @@ class Fake:
             return Response("bad gateway", status_code=502)
         if self.key is None or request.headers.get("authorization") == f"Bearer {self.key}":
             return None
-        error = {"message": "The API key is missing or wrong.", "type": "invalid_request_error", "code": "invalid_api_key"}
+        error = {
+            "message": "The API key is missing or wrong.",
+            "type": "invalid_request_error",
+            "code": "invalid_api_key",
+        }
         return JSONResponse({"error": error}, status_code=401)
 
     async def _chat(self, request: Request) -> Response:
@@ -118,7 +122,11 @@ class Fake:
         if script.finish is None:
             return
         yield event({"choices": [{"index": 0, "delta": {}, "finish_reason": script.finish}]})
-        usage = {"prompt_tokens": 12, "completion_tokens": len(script.deltas), "prompt_tokens_details": {"cached_tokens": 8}}
+        usage = {
+            "prompt_tokens": 12,
+            "completion_tokens": len(script.deltas),
+            "prompt_tokens_details": {"cached_tokens": 8},
+        }
         yield event({"choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
 
@@ -171,7 +179,9 @@ def stats(t: float, *, running: int = 0, waiting: int = 0, generated: int = 0, p
 def served(fake: Fake) -> Iterator[str]:
     """The address of a server with what `fake` says, while the block runs."""
     server = uvicorn.Server(
-        uvicorn.Config(fake.app(), port=0, log_level="error", http="h11", ws="none", lifespan="off", timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            fake.app(), port=0, log_level="error", http="h11", ws="none", lifespan="off", timeout_graceful_shutdown=1
+        )
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
