@@ -145,7 +145,9 @@ def _tools_of(template: str, facts: TemplateFacts, forms: Mapping[str, ToolForma
     for name, form in forms.items():
         read = [text for text, count in facts.written if reads(form, text, count)]
         if read:
-            ranked.append((-len(read), sum(left_over(form, text) for text in read), -len(form.signs), name))
+            left = sum(left_over(form, text) for text in read)
+            absent = sum(mark not in template for mark in form.opening)
+            ranked.append((-len(read), left, not _is_signed(form, template), absent, name))
     if ranked:
         name = min(ranked)[-1]
         return name, forms[name], "so the chat template writes them"
@@ -159,13 +161,17 @@ def _tools_of(template: str, facts: TemplateFacts, forms: Mapping[str, ToolForma
 def _by_signs(template: str, forms: Mapping[str, ToolFormat] | Mapping[str, ReasoningFormat]) -> Choice | None:
     ranked = []
     for name, form in forms.items():
-        signs = _signs(form)
-        if signs and all(sign in template for sign in signs):
+        if _is_signed(form, template):
+            signs = _signs(form)
             ranked.append((len(signs), sum(map(len, signs)), name))
     if not ranked:
         return None
     name = max(ranked)[-1]
     return name, forms[name], "its marks are in the chat template"
+
+
+def _is_signed(form: ToolFormat | ReasoningFormat, template: str) -> bool:
+    return bool(_signs(form)) and all(sign in template for sign in _signs(form))
 
 
 def _signs(form: ToolFormat | ReasoningFormat) -> tuple[str, ...]:

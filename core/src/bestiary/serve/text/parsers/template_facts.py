@@ -34,6 +34,7 @@ _SCHEMAS = dict.fromkeys(_NAMES, _SCHEMA)
 _OBJECT = re.compile(
     r'\{\s*"(?P<name>\w+)":\s*"(?P<called>\w+)",\s*"(?P<arguments>\w+)":\s*\{[^{}]*\}(?:,\s*"\w+":\s*"[^"]*")?\s*\}'
 )
+_FINISHED = re.compile(r"(?:.*[\s>\])}])?", re.DOTALL)
 _COUNTERPARTS = (("<|", "<|/"), ("<", "</"), ("[", "[/"))
 
 
@@ -138,8 +139,9 @@ def _rendered(render: Render, messages: list[Mapping[str, Any]], **variables: An
 
 
 def _behind(prompt: str, text: str) -> str:
-    """`text` without the beginning that it has in common with `prompt`."""
-    length = next(
-        (at for at, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), min(len(prompt), len(text))
-    )
-    return text[length:]
+    """`text` without the beginning that it has in common with `prompt`, and which ends where a word or mark does."""
+    if text.startswith(prompt):
+        return text[len(prompt) :]
+    length = next((at for at, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), len(text))
+    common = text[:length]
+    return text[len(_FINISHED.match(common)[0]) :]  # type: ignore[index]
