@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
-from . import chat, completions, health, lora, metrics, models, responses, server, tokenize
+from . import chat, completions, embeddings, health, lora, metrics, models, responses, server, tokenize
 from .schemas.chat import ChatCompletion, ChatCompletionRequest
 from .schemas.completions import Completion, CompletionRequest
+from .schemas.embeddings import Embeddings, EmbeddingsRequest
 from .schemas.lora import LoadAdapterRequest, UnloadAdapterRequest
 from .schemas.responses import ResponseDocument, ResponsesRequest
 from .schemas.tokenize import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
@@ -47,6 +48,8 @@ ENDPOINTS = (
              takes=CompletionRequest, gives=Completion, streams=True, loads=True),
     Endpoint("POST", "/v1/responses", responses.responses, "Answer an input.",
              takes=ResponsesRequest, gives=ResponseDocument, streams=True, loads=True),
+    Endpoint("POST", "/v1/embeddings", embeddings.embeddings, "A vector for each text.",
+             takes=EmbeddingsRequest, gives=Embeddings, loads=True),
     Endpoint("POST", "/tokenize", tokenize.tokenize, "The token ids of a text or conversation.",
              takes=TokenizeRequest, gives=Tokenized),
     Endpoint("POST", "/detokenize", tokenize.detokenize, "The text of token ids.",
