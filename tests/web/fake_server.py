@@ -131,12 +131,16 @@ class Fake:
         yield "data: [DONE]\n\n"
 
     async def _held(self, request: Request) -> None:
+        """Starlette cancels the stream of a client that has gone away, or the request says so: by version of ASGI."""
         deadline = time.monotonic() + PATIENCE
-        while not self.go_on.is_set() and time.monotonic() < deadline:
-            if await request.is_disconnected():
-                self.left.set()
-                return
-            await asyncio.sleep(0.01)
+        try:
+            while not self.go_on.is_set() and time.monotonic() < deadline:
+                if await request.is_disconnected():
+                    raise asyncio.CancelledError
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
 
 
 def event(data: dict[str, Any]) -> str:

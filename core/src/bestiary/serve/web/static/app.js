@@ -50,7 +50,8 @@ byId("state").addEventListener("click", () => showTab("tab-model"));
 byId("theme").addEventListener("click", changeTheme);
 byId("help").addEventListener("click", () => byId("help-dialog").showModal());
 byId("tab-live").addEventListener("click", () => live.update());
-addEventListener("pagehide", () => chat.keepAll());
+addEventListener("pagehide", () => chat.leave());
+addEventListener("pageshow", () => chat.comeBack());
 
 prepareDialogs();
 prepareShortcuts([

@@ -1,6 +1,7 @@
 // The state of the server: a word beside the model's name, and a banner where the state needs explaining.
 
 import { byId, h, icon } from "./dom.js";
+import { seconds } from "./format.js";
 
 // state → [word, kind, what it means and what to do]
 const STATES = {
@@ -47,6 +48,6 @@ export class Banner {
 }
 
 function progressOf(info) {
-  const { phase } = info?.server ?? {};
-  return phase ? ` Now: ${phase}.` : "";
+  const done = Object.entries(info?.server?.phases ?? {}).map(([name, time]) => `${name} ${seconds(time)}`);
+  return done.length > 0 ? ` Done so far: ${done.join(", ")}.` : "";
 }

@@ -12,6 +12,7 @@ const FULL = "There is no room left in this browser: the conversation is not kep
 export class Chat extends EventTarget {
   conversation = newConversation();
   #answering = new Map(); // conversation id → { conversation, controller }
+  #leaving = false;
 
   /** request(): the fields of a request that are chosen elsewhere (model, sampling). */
   constructor({ api, server, store, request }) {
@@ -99,12 +100,18 @@ export class Chat extends EventTarget {
     this.#answering.get(id)?.controller.abort();
   }
 
-  /** Keep what there is: the page is going away. */
-  keepAll() {
+  /** The page is going away, and with it what is on its way: keep what there is, and not the error that follows. */
+  leave() {
     for (const { conversation } of this.#answering.values()) {
       const messages = conversation.messages.map((message) => ({ ...message, finish: message.finish ?? "stopped" }));
       this.store.save({ ...conversation, messages });
     }
+    this.#leaving = true;
+  }
+
+  /** The browser has brought the page back as it was. */
+  comeBack() {
+    this.#leaving = false;
   }
 
   #ask(messages) {
@@ -147,6 +154,7 @@ export class Chat extends EventTarget {
 
   /** What is kept of a conversation that is being answered lacks the answer. */
   #keep(conversation) {
+    if (this.#leaving) return;
     const messages = conversation.messages.filter(({ finish }) => finish !== null);
     if (messages.length === 0) this.store.remove(conversation.id);
     else if (!this.store.save({ ...conversation, messages })) this.#notice(FULL);
