@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ from bestiary.api.errors import BadAdapter, EngineError, RequestError
 from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.notices import notice
 from bestiary.engine.process.messages import (
     Answer,
     DropAdapter,
@@ -80,6 +82,8 @@ class AsyncLLM:
         self._templates = TemplateProcess()
         self._stats = EngineStats()
         self._commands: dict[int, asyncio.Future[LoRAInfo]] = {}
+        self._numbers = itertools.count(1)
+        self._again: dict[int, str] = {}  # adapters that a new process was told to read
         self._adapters: dict[str, LoRAInfo] = {}
         self._change = asyncio.Condition()
 
@@ -249,7 +253,7 @@ class AsyncLLM:
         return info
 
     async def _command(self, make: Callable[[int], LoadAdapter | DropAdapter]) -> LoRAInfo:
-        number = max(self._commands, default=0) + 1
+        number = next(self._numbers)
         answer: asyncio.Future[LoRAInfo] = asyncio.get_running_loop().create_future()
         self._supervisor.send(make(number))
         self._commands[number] = answer
@@ -259,20 +263,18 @@ class AsyncLLM:
             del self._commands[number]
 
     def _answered(self, answer: Answer) -> None:
+        name = self._again.pop(answer.number, None)
+        if name is not None and answer.error is not None:
+            self._adapters.pop(name, None)
+            notice(f"adapter {name} is gone, since the new engine process refused it: {answer.error.message}")
         waiting = self._commands.get(answer.number)
         if waiting is None or waiting.done():
             return
         if answer.info is not None:
             waiting.set_result(answer.info)
-            return
-        said = answer.error or {}
-        kind = BadAdapter if said.get("code") == BadAdapter.code else RequestError
-        waiting.set_exception(
-            kind(
-                str(said.get("message")), code=said.get("code"), field=said.get("field"), limit=said.get("rule"),
-                value=said.get("value"), details=said.get("details", ()), fix=said.get("fix"),
-            )
-        )  # fmt: skip
+        elif answer.error is not None:
+            kind = BadAdapter if answer.error.code == BadAdapter.code else RequestError
+            waiting.set_exception(answer.error.raised_as(kind))
 
     # --- what the engine says ---------------------------------------------------------------------------------------
 
@@ -289,7 +291,9 @@ class AsyncLLM:
         """The first engine, or another after the first was lost: adapters that were added meanwhile are read again."""
         known = {each.name for each in info.adapters}
         for each in [each for name, each in self._adapters.items() if name not in known]:
-            self._supervisor.send(LoadAdapter(0, each.name, each.path))
+            number = next(self._numbers)
+            self._again[number] = each.name
+            self._supervisor.send(LoadAdapter(number, each.name, each.path))
         self._adapters.update({each.name: each for each in info.adapters})
 
     def _lost(self, error: EngineError) -> None:
@@ -300,6 +304,8 @@ class AsyncLLM:
         for waiting in self._commands.values():
             if not waiting.done():
                 waiting.set_exception(error)
+        self._again.clear()
+        self._stats = EngineStats()
 
     def _apply(self, updates: Sequence[SequenceUpdate]) -> None:
         self._tell([output.request_id for output in self._outputs.process(updates)])
@@ -309,11 +315,17 @@ class AsyncLLM:
             generation = self._live.get(request_id)
             if generation is None:
                 continue
+            generation.changed()
             if generation.output.finished:
                 del self._live[request_id]
-                self._on_finish(generation)
-            generation.changed()
+                self._finished(generation)
         self._answers = self._outputs.num_live
+
+    def _finished(self, generation: Generation) -> None:
+        try:
+            self._on_finish(generation)
+        except Exception as cause:  # a listener's mistake is not the engine's
+            notice(f"who listens for finished requests raised {type(cause).__name__}: {cause}")
 
     def _changed(self, state: State) -> None:
         async def tell() -> None:

@@ -25,13 +25,13 @@ class Generation:
         self._abort = abort
 
     async def __aiter__(self) -> AsyncIterator[RequestOutput]:
-        while True:
-            await self._changed.wait()
+        finished = False
+        while not finished:
+            if not self.output.finished:
+                await self._changed.wait()
             self._changed.clear()
             finished = self.output.finished
             yield self.output
-            if finished:
-                return
 
     async def wait(self) -> RequestOutput:
         """The finished output."""
