@@ -223,7 +223,9 @@ def test_what_is_no_sampling_params_is_refused(llm):
         ({"max_queue": -1}, "at least 0"),
         ({"plugin": {"LamaForCausalLM": "x"}}, "did you mean LlamaForCausalLM"),
         ({"gpu_memory_utilization": 0.5}, "kv_cache_memory_bytes"),
-        ({"runner": "pooling"}, "'auto' or 'generate'"),
+        ({"runner": "draft"}, "auto or generate or pooling"),
+        ({"pooling_type": "MEAN"}, "nothing is pooled"),
+        ({"pooling_type": "ALL"}, "LAST or CLS or MEAN"),
         ({"tokenizer": "nowhere", "skip_tokenizer_init": False}, "no such tokenizer directory"),
     ],
 )

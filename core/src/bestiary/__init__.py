@@ -13,14 +13,25 @@ from bestiary.api.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bestiary.api.lora import LoRARequest
-    from bestiary.api.outputs import CompletionOutput, RequestOutput
+    from bestiary.api.outputs import CompletionOutput, PoolingRequestOutput, RequestOutput
+    from bestiary.api.pooling import PoolingParams
     from bestiary.api.registry import ModelRegistry
     from bestiary.api.sampling import SamplingParams
     from bestiary.serve.llm import LLM
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "CompletionOutput", "LoRARequest", "ModelRegistry", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "LoRARequest",
+    "ModelRegistry",
+    "PoolingParams",
+    "PoolingRequestOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -30,6 +41,8 @@ __getattr__, __dir__ = lazy_names(
         "CompletionOutput": "bestiary.api.outputs",
         "RequestOutput": "bestiary.api.outputs",
         "ModelRegistry": "bestiary.api.registry",
+        "PoolingParams": "bestiary.api.pooling",
+        "PoolingRequestOutput": "bestiary.api.outputs",
         "SamplingParams": "bestiary.api.sampling",
     },
 )

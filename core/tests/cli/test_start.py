@@ -38,7 +38,8 @@ def started(*arguments: str, site: Path | None = None, code: str = CODE) -> subp
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["models"], ["models", "--json"], ["generate", "--help"], ["chat", "--help"],
-     ["inspect", "--help"], ["doctor", "--help"], ["certify", "--help"], ["new", "--help"], ["completion", "fish"], ["explain"]],
+     ["inspect", "--help"], ["doctor", "--help"], ["certify", "--help"], ["new", "--help"], ["completion", "fish"],
+     ["explain"]],
     ids=" ".join,
 )  # fmt: skip
 def test_nothing_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .gguf import GgufArchitecture
     from .intermediate import IntermediateTensors
     from .lora import LoRARequest
+    from .pooling import PoolerConfig, PoolingParams
     from .protocols import (
         EagleModelMixin,
         HasInnerState,
@@ -45,6 +46,7 @@ _OWNERS = {
     "gguf": ("GgufArchitecture",),
     "intermediate": ("IntermediateTensors",),
     "lora": ("LoRARequest",),
+    "pooling": ("PoolerConfig", "PoolingParams"),
     "protocols": (
         "EagleModelMixin",
         "HasInnerState",
@@ -81,6 +83,8 @@ __all__ = [
     "ModelConfig",
     "ModelRegistry",
     "ParallelConfig",
+    "PoolerConfig",
+    "PoolingParams",
     "SamplingParams",
     "SchedulerConfig",
     "SupportsCrossEncoding",

@@ -11,9 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UsageError
+from .pooling import PoolerConfig
 
 if TYPE_CHECKING:
     import torch
+
+
+Runner = Literal["generate", "pooling"]
+"""What a model is run for: text, or a vector a prompt."""
 
 
 def _at_least(owner: object, low: int, *names: str) -> None:
@@ -34,6 +39,7 @@ class ModelConfig:
         hf_text_config: its text part; `hf_config` itself where there is none.
         dtype: of the weights and activations. max_model_len: prompt and answer together, in tokens.
         seed: of everything drawn at random. deterministic: logprobs bitwise independent of batch and schedule.
+        runner_type: whether it generates text or pools hidden states. pooler_config: how, where it pools.
     """
 
     model: str
@@ -45,7 +51,8 @@ class ModelConfig:
     seed: int = 0
     deterministic: bool = False
     revision: str | None = None
-    pooler_config: Any = None
+    runner_type: Runner = "generate"
+    pooler_config: PoolerConfig | None = None
     use_mla: bool = False
 
     def __post_init__(self) -> None:
@@ -245,9 +252,6 @@ class OpConfig:
 
     attention_backend: str | None = None
     implementations: Mapping[str, str] = field(default_factory=dict)
-
-
-Runner = Literal["generate", "pooling"]
 
 
 @dataclass(frozen=True, kw_only=True)

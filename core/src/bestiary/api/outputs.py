@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -79,3 +79,73 @@ class RequestOutput:
     finished: bool = False
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     lora_name: str | None = None
+
+
+@dataclass(slots=True)
+class PoolingOutput:
+    """What was made of one prompt: a vector. `finish_reason` is None until it is there.
+
+    `stop_reason` says what went wrong where `finish_reason` is "error"; `data` is empty then.
+    """
+
+    data: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+class EmbeddingOutput(PoolingOutput):
+    """An embedding."""
+
+    __slots__ = ()
+
+    @property
+    def embedding(self) -> list[float]:
+        return self.data
+
+    @property
+    def hidden_size(self) -> int:
+        """How many numbers it has."""
+        return len(self.data)
+
+
+class ClassificationOutput(PoolingOutput):
+    """A number for each class: probabilities, unless scores were asked for."""
+
+    __slots__ = ()
+
+    @property
+    def probs(self) -> list[float]:
+        return self.data
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.data)
+
+
+Vector = TypeVar("Vector", bound=PoolingOutput)
+
+
+@dataclass(slots=True, eq=False)
+class PoolingRequestOutput(Generic[Vector]):
+    """A request for a vector. `lora_name`: the adapter that helped to make it; None for the model alone."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: Vector
+    finished: bool = False
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    lora_name: str | None = None
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens taken from the prefix cache."""
+        return self.metrics.cached_tokens
+
+
+EmbeddingRequestOutput = PoolingRequestOutput[EmbeddingOutput]
+ClassificationRequestOutput = PoolingRequestOutput[ClassificationOutput]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bestiary.api.errors import EngineError, RequestError
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 
 from .sequence import Sequence, Status
@@ -28,9 +29,9 @@ class Limits:
         """The most tokens, prompt and answer together, that the sequence may reach; `RequestError` if it cannot run."""
         if sequence.status is not Status.NEW or sequence.sampling.n != 1:
             raise EngineError(f"{sequence.request_id}: only a new sequence with n = 1 can be queued")
-        return self.most(sequence.num_prompt, sequence.sampling)
+        return self.most(sequence.num_prompt, sequence.pooling or sequence.sampling)
 
-    def most(self, prompt: int, sampling: SamplingParams) -> int:
+    def most(self, prompt: int, params: SamplingParams | PoolingParams) -> int:
         """The same for a prompt of so many tokens."""
         if prompt == 0:
             raise RequestError("the prompt is empty", code="EMPTY_PROMPT", field="prompt", limit="at least 1 token")
@@ -43,18 +44,29 @@ class Limits:
                 limit=f"max_num_batched_tokens {self.max_prompt} without chunked prefill",
                 fix=f"set max_num_batched_tokens to at least {prompt}, or enable_chunked_prefill",
             )
-        asked = sampling.max_tokens
+        if isinstance(params, PoolingParams):
+            return self._prompt_alone(prompt)
+        asked = params.max_tokens
         answer = self.max_model_len - prompt if asked is None else asked
-        needed = max(answer, sampling.min_tokens, 1)
+        needed = max(answer, params.min_tokens, 1)
         if prompt + needed > self.max_model_len:
-            raise _too_long(
-                prompt, sampling, needed, self.max_model_len, "CONTEXT_LENGTH_EXCEEDED", "the context length"
-            )
+            raise _too_long(prompt, params, needed, self.max_model_len, "CONTEXT_LENGTH_EXCEEDED", "the context length")
         if prompt + needed - 1 > self.cache_tokens:
             raise _too_long(
-                prompt, sampling, needed, self.cache_tokens + 1, "KV_CACHE_EXCEEDED", "what the KV cache can hold"
+                prompt, params, needed, self.cache_tokens + 1, "KV_CACHE_EXCEEDED", "what the KV cache can hold"
             )
         return prompt + answer
+
+    def _prompt_alone(self, prompt: int) -> int:
+        """For a prompt after which nothing is drawn."""
+        limit = min(self.max_model_len, self.cache_tokens)
+        if prompt > limit:
+            code = "CONTEXT_LENGTH_EXCEEDED" if prompt > self.max_model_len else "KV_CACHE_EXCEEDED"
+            raise RequestError(
+                f"the prompt has {prompt} tokens, more than {limit}", code=code, field="prompt", value=prompt,
+                limit=f"{limit} tokens", fix=f"shorten the prompt by at least {prompt - limit} tokens",
+            )  # fmt: skip
+        return prompt
 
 
 def _too_long(prompt: int, sampling: SamplingParams, answer: int, limit: int, code: str, name: str) -> RequestError:

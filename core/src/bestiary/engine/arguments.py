@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from bestiary.api.errors import UsageError
+from bestiary.api.pooling import POOLING_TYPES
 
 _KNOWN: dict[str, tuple[object, ...]] = {
     "trust_remote_code": (False,),
@@ -19,7 +20,6 @@ _KNOWN: dict[str, tuple[object, ...]] = {
     "cpu_offload_gb": (0,),
     "tokenizer_mode": ("auto",),
     "generation_config": ("vllm",),
-    "runner": ("auto", "generate"),
 }
 """vLLM's arguments that this version has no choice for → the values that ask for what happens anyway; others are
 errors."""
@@ -51,6 +51,9 @@ class EngineArgs:
         enable_lora: make room for adapters; `lora_modules` (name → directory), which are added at the start, imply it.
         max_loras, max_lora_rank, max_cpu_loras: see `LoRAConfig`.
         plugin: architecture → distribution, where several provide one.
+        runner: "generate" text, or "pooling": a vector of each prompt; "auto" is what the model's class is made for.
+            pooling_type: of which hidden states: "LAST", "CLS" (the first) or "MEAN"; None: as the model's
+            files say, else its class, else "LAST".
         quantization: quantize while loading, by a method's name. attention_backend, ops: implementations by name,
             instead of the best one.
         tensor_parallel_size, pipeline_parallel_size, data_parallel_size: ranks that share each tensor; stages that
@@ -98,6 +101,8 @@ class EngineArgs:
     max_lora_rank: int = 64
     max_cpu_loras: int = 64
     plugin: Mapping[str, str] = field(default_factory=dict)
+    runner: str = "auto"
+    pooling_type: str | None = None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
@@ -143,11 +148,18 @@ def _check_types(cls: type, given: Mapping[str, Any]) -> None:
         if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
             shown = " or ".join("None" if kind is type(None) else kind.__name__ for kind in plain)
             raise UsageError(f"{name} is of the wrong kind", field=name, value=value, limit=shown)
+        choices = _CHOICES.get(name)
+        if choices is not None and value is not None and value not in choices:
+            raise UsageError(f"there is no such {name}", field=name, value=value, limit=" or ".join(choices))
         low = _AT_LEAST.get(name)
         if low is not None and value is not None and value < low:
             raise UsageError(f"{name} is too small", field=name, value=value, limit=f"at least {low}")
 
 
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "runner": ("auto", "generate", "pooling"),
+    "pooling_type": POOLING_TYPES,
+}
 _AT_LEAST: Mapping[str, float] = {
     "max_model_len": 1,
     "max_queue": 0,

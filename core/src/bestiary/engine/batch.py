@@ -11,6 +11,7 @@ import torch
 
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.lora.rows import SlotRows
+from bestiary.nn.pooling import PoolingItem, PoolingMetadata
 
 from .plan import ScheduledItem, StepPlan
 from .request_state import RequestState
@@ -26,8 +27,11 @@ class ForwardBatch:
         input_ids, positions: int64 ``[tokens]``.
         logits_rows: int64 ``[rows]``, the token rows whose logits are wanted; None where they are all rows, in order.
         sampled: the requests that draw a token, with the row of `logits_rows` each draws from.
+        pooled, pooling: the requests that get a vector, in order, and how their prompts lie in the batch; None in an
+            engine that generates.
         prompt_rows: for requests that want prompt log-probabilities: (request, rows of `logits_rows`, first position).
-        lora, logits_lora: the adapter slots of the tokens, and of the rows of `logits_rows`; None where nobody has one.
+        lora, logits_lora: the adapter slots of the tokens, and of the rows of `logits_rows`, or of prompts that end
+            where they are pooled; None where nobody has one.
     """
 
     input_ids: torch.Tensor
@@ -38,6 +42,8 @@ class ForwardBatch:
     prompt_rows: tuple[tuple[RequestState, range, int], ...]
     lora: SlotRows | None = None
     logits_lora: SlotRows | None = None
+    pooled: tuple[RequestState, ...] = ()
+    pooling: PoolingMetadata | None = None
 
 
 def make_batch(
@@ -61,6 +67,7 @@ def make_batch(
     blocks = tables[np.repeat(np.arange(len(items)), counts), positions // block_size]
     slots = blocks.astype(np.int64) * block_size + positions % block_size
     rows, sampled, prompt_rows = _wanted_logits(items, states, ends)
+    pooling = _pooling(items, states, ends)
 
     lora, logits_lora = _adapters(items, states, lora_slots, counts, rows, device)
 
@@ -89,6 +96,8 @@ def make_batch(
         prompt_rows=prompt_rows,
         lora=lora,
         logits_lora=logits_lora,
+        pooled=tuple([states[item.request_id] for item in items if item.samples]) if pooling else (),
+        pooling=pooling,
     )
 
 
@@ -131,6 +140,19 @@ def _wanted_logits(
             prompts.append((state, range(len(rows), len(rows) + count), item.start + 1))
             rows += range(first, first + count)
         if item.samples:
-            sampled.append((state, len(rows)))
+            if state.pooling is None:
+                sampled.append((state, len(rows)))
             rows.append(end - 1)
     return rows, tuple(sampled), tuple(prompts)
+
+
+def _pooling(
+    items: Sequence[ScheduledItem], states: Mapping[str, RequestState], ends: np.ndarray
+) -> PoolingMetadata | None:
+    found = []
+    for item, end in zip(items, ends.tolist(), strict=True):
+        state = states[item.request_id]
+        if state.pooling is not None:
+            first = end - item.count
+            found.append(PoolingItem(first, item.count, item.start, state.prompt_len, state.pooling, state.partial))
+    return PoolingMetadata(tuple(found)) if found else None

@@ -26,6 +26,7 @@ from bestiary.nn.lora import AdapterSlots, attach
 from bestiary.nn.ops.registry import ChosenOps, Target, choose_ops
 from bestiary.nn.parallel import use_groups
 from bestiary.nn.placement import finish
+from bestiary.nn.pooling import Pooler
 
 from .adapters import Adapters
 from .arguments import EngineArgs
@@ -43,6 +44,8 @@ from .parallel.eplb import check_eplb
 from .parallel.executor import RankExecutor
 from .parallel.seat import Seat, device_index, take_seat
 from .parallel.team import Team
+from .pooler import offer_of, pooler_of, with_pooler
+from .pooling import with_runner
 from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt
 from .scheduler import Scheduler
 
@@ -105,8 +108,8 @@ class EngineBuilder:
             notice(text)
         quantization = choose_quantization(self.args, self.description, self.hooks)
         config = make_vllm_config(self.args, self.description, found.architecture, hf_config, quantization)
-        config = replace(config, parallel_config=self.parallel)
-        return found.model_class, config
+        config = with_runner(config, self.args, found.model_class, lambda: self.description.pooling_type)
+        return found.model_class, replace(config, parallel_config=self.parallel)
 
     def build(self, eos_token_ids: frozenset[int] = frozenset()) -> LLMEngine:
         """Load everything. `eos_token_ids` are added to those the model's files name."""
@@ -120,6 +123,8 @@ class EngineBuilder:
                 model = build_model(model_class, config)
                 check_eplb(model, config)
                 check_lora(model, config)
+                pooler = pooler_of(model, config)
+                config = with_pooler(config, model, pooler)
                 bind_attention(model, config, self.hooks.all("attention_backends"))
                 if team is not None:
                     self.on_built()
@@ -128,7 +133,7 @@ class EngineBuilder:
                 with ops.active():
                     finish(model)
                 slots = adapter_slots(model, config, self.description.alias)
-            engine = self._engine(model, config, ops, team, eos_token_ids, slots)
+            engine = self._engine(model, config, ops, team, eos_token_ids, slots, pooler)
             if team is None or team.leads:
                 for name, path in self.args.lora_modules.items():
                     engine.add_lora(LoRARequest(name, lora_path=path))
@@ -147,6 +152,7 @@ class EngineBuilder:
         team: Team | None,
         eos_token_ids: frozenset[int],
         slots: AdapterSlots | None,
+        pooler: Pooler | None,
     ) -> LLMEngine:
         local = 1 if team is None else team.seat.local_size
         on_cpu = config.device_config.device == "cpu"  # where the slots' memory is taken when it is written
@@ -155,7 +161,8 @@ class EngineBuilder:
         if team is not None:
             num_blocks = team.smallest(num_blocks)
         width = vocab_size(model, config)
-        runner = ModelRunner(model, config, num_blocks, ops, width, None if team is None else team.groups, slots)
+        groups = None if team is None else team.groups
+        runner = ModelRunner(model, config, num_blocks, ops, width, groups, slots, pooler)
         adapters = Adapters(config.lora_config)
         schedulers = [
             Scheduler(
@@ -179,6 +186,7 @@ class EngineBuilder:
             eos_token_ids=_within(self.description.eos_token_ids | eos_token_ids, width),
             observers=[make() for make in self.hooks.all("step_observers").values()],
             ops=ops.names,
+            pooling=offer_of(pooler, model, config),
         )
         if team is not None:
             weakref.finalize(engine, team.close)  # an engine that nobody closed ends its processes all the same

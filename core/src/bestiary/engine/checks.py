@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bestiary.api.errors import RequestError
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 
 from .admission import Limits
+from .pooling import PoolingOffer, check_kind
 
 _ID_LISTS = ("stop_token_ids", "bad_token_ids", "allowed_token_ids")
 
@@ -23,24 +25,28 @@ class RequestChecks:
     vocab_size: width of the logits; every token id lies below it.
     eos_token_ids: what ends an answer unless `ignore_eos`.
     limits: how long requests may be.
+    pooling: what may be asked of a model that makes vectors; None where it generates text.
     """
 
     vocab_size: int
     eos_token_ids: frozenset[int]
     limits: Limits
+    pooling: PoolingOffer | None = None
 
-    def check(self, prompt_token_ids: Sequence[int], sampling: SamplingParams, priority: int = 0) -> None:
+    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams | PoolingParams, priority: int = 0) -> None:
         """Raises `RequestError`: the engine would never run it, and why."""
+        check_kind(params, self.pooling)
         if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 2**63:
             raise RequestError(
                 "a priority is a whole number", field="priority", value=priority, limit="a 64-bit integer"
             )
         self._check_ids("prompt_token_ids", prompt_token_ids)
-        for name in _ID_LISTS:
-            self._check_ids(name, getattr(sampling, name) or ())
-        self._check_ids("logit_bias", tuple(sampling.logit_bias))
-        self._check_drawable(sampling)
-        self.limits.most(len(prompt_token_ids), sampling)
+        if isinstance(params, SamplingParams):
+            for name in _ID_LISTS:
+                self._check_ids(name, getattr(params, name) or ())
+            self._check_ids("logit_bias", tuple(params.logit_bias))
+            self._check_drawable(params)
+        self.limits.most(len(prompt_token_ids), params)
 
     def _check_ids(self, field: str, ids: Sequence[int]) -> None:
         for index, token in enumerate(ids):

@@ -22,6 +22,7 @@ from bestiary.api.config import VllmConfig
 from bestiary.api.errors import BadAdapter, EngineError
 from bestiary.api.hooks import StepObserver
 from bestiary.api.lora import LoRAInfo, LoRARequest
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 
 from .adapters import Adapters
@@ -34,6 +35,7 @@ from .parallel.agreement import plan_settings, refuse_other_settings
 from .parallel.interrupts import uninterrupted
 from .parallel.messages import AddAdapter, AddRequest, EndRequest, Event, PinAdapter, RemoveAdapter, Settings
 from .plan import StepPlan
+from .pooling import PoolingOffer
 from .scheduler import Scheduler, SchedulerStats
 from .sequence import Sequence, SequenceUpdate
 
@@ -57,6 +59,7 @@ class LLMEngine:
         vocab_size: width of the logits; token ids in requests must lie below it.
         eos_token_ids: what ends an answer unless `ignore_eos`.
         observers: told of every step. ops: which implementation of each op was chosen, for `doctor`.
+        pooling: what requests may ask of a model that makes vectors; None where it generates text.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class LLMEngine:
         eos_token_ids: frozenset[int] = frozenset(),
         observers: SequenceOf[StepObserver] = (),
         ops: Mapping[str, str] = MappingProxyType({}),
+        pooling: PoolingOffer | None = None,
     ) -> None:
         self.vllm_config = vllm_config
         self.lanes = Lanes(schedulers)
@@ -81,7 +85,7 @@ class LLMEngine:
         self._expected: dict[str, AddRequest] = {}
         if team is not None and team.leads:
             team.note(Settings(tuple(sorted(eos_token_ids)), plan_settings(vllm_config)))
-        self.checks = RequestChecks(vocab_size, eos_token_ids, schedulers[0].limits)
+        self.checks = RequestChecks(vocab_size, eos_token_ids, schedulers[0].limits, pooling)
         self.observers = tuple(observers)
         self.ops = ops
 
@@ -102,7 +106,7 @@ class LLMEngine:
         self,
         request_id: str,
         prompt_token_ids: SequenceOf[int],
-        sampling: SamplingParams,
+        params: SamplingParams | PoolingParams,
         *,
         priority: int = 0,
         cache_salt: str | None = None,
@@ -111,6 +115,7 @@ class LLMEngine:
         """Admit one request, all its `n` answers or none.
 
         Args:
+            params: how tokens are drawn, or what vector is made of the prompt, as the model does either.
             lora_request: the adapter that answers; one that is not known is read and checked first.
 
         Returns:
@@ -121,9 +126,9 @@ class LLMEngine:
                 rank was lost, and with it the engine.
         """
         self._refuse_if_dead()
-        self.checks.check(prompt_token_ids, sampling, priority)
+        self.checks.check(prompt_token_ids, params, priority)
         adapter = None if lora_request is None else lora_request.lora_name
-        request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, adapter)
+        request = AddRequest.of(request_id, prompt_token_ids, params, priority, cache_salt, adapter)
         if self.team is not None and not self.team.leads:
             self._expected[request_id] = request  # admitted when rank 0 says so
             return request.answers
@@ -151,6 +156,7 @@ class LLMEngine:
                     cache_salt=request.cache_salt,
                     lora_name=lora_id,
                     leader=sequences[0] if sequences else None,
+                    pooling=request.pooling,
                 )
             )
         self.lanes.add(*sequences)

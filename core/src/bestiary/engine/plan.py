@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bestiary.api.outputs import TokenLogprobs
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 
 
@@ -21,7 +22,8 @@ class NewRequest:
     """A request the executor has not seen. `seed` is final: draws are keyed by it and the token's position.
 
     `eos_token_ids` are banned while fewer than `sampling.min_tokens` tokens were drawn. `lora_name` is the id of its
-    adapter, which is in a slot whenever the request is among a plan's items.
+    adapter, which is in a slot whenever the request is among a plan's items. Where `pooling` is given, a vector is made
+    of the prompt, and nothing is drawn.
     """
 
     request_id: str
@@ -30,6 +32,7 @@ class NewRequest:
     seed: int
     eos_token_ids: tuple[int, ...] = ()
     lora_name: str | None = None
+    pooling: PoolingParams | None = None
 
 
 class ScheduledItem(NamedTuple):
@@ -37,7 +40,8 @@ class ScheduledItem(NamedTuple):
 
     Attributes:
         block_ids: the request's whole block table; token i lives in block `block_ids[i // block_size]`.
-        samples: whether the last of these tokens is the newest known one, so that a token is drawn after it.
+        samples: whether the last of these tokens is the newest known one, so that a token is drawn after it, or the
+            request's vector is made.
     """
 
     request_id: str
@@ -81,9 +85,17 @@ class SampledToken(NamedTuple):
     error: str | None = None
 
 
+class PooledVector(NamedTuple):
+    """What was made of a prompt: numbers in float32, in this machine's byte order. `error` says why there are none."""
+
+    data: bytes
+    error: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step produced: one token for every item that samples; prompt log-probabilities as they become known.
+    """What a step produced: one token, or one vector, for every item that samples; prompt log-probabilities as they
+    become known.
 
     `prompt_logprobs[request_id]` follows from the item alone: computing tokens ``start … start + count - 1`` gives one
     entry for each prompt token from ``start + 1`` to ``start + count``, as far as the prompt goes (its first token has
@@ -93,3 +105,8 @@ class StepResult:
     step: int
     sampled: dict[str, SampledToken]
     prompt_logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
+    pooled: dict[str, PooledVector] = field(default_factory=dict)
+
+    def last(self, request_id: str) -> SampledToken | PooledVector | None:
+        """What came of a request's newest token."""
+        return self.sampled.get(request_id) or self.pooled.get(request_id)

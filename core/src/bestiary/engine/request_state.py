@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from bestiary.nn.pooling import Partial
+
 from .plan import NewRequest
 
 
@@ -15,16 +17,19 @@ class RequestState:
         output_counts: how often each token was drawn.
         banned_until_min: ids not to be drawn while fewer than `min_tokens` tokens were.
         lora_id: its adapter's.
+        pooling, partial: what vector is made of the prompt, if any, and what the pooler keeps of it between steps.
     """
 
-    __slots__ = ("banned_until_min", "lora_id", "output_counts", "prompt_len", "request_id", "sampling", "seed",
-                 "tokens")  # fmt: skip
+    __slots__ = ("banned_until_min", "lora_id", "output_counts", "partial", "pooling", "prompt_len", "request_id",
+                 "sampling", "seed", "tokens")  # fmt: skip
 
     def __init__(self, new: NewRequest) -> None:
         self.request_id = new.request_id
         self.sampling = new.sampling
         self.seed = new.seed
         self.lora_id = new.lora_name
+        self.pooling = new.pooling
+        self.partial = Partial()
         self.tokens: list[int] = list(new.prompt_token_ids)
         self.prompt_len = len(self.tokens)
         self.output_counts: Counter[int] = Counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -21,14 +21,19 @@ from bestiary.nn.lora import AdapterSlots
 from bestiary.nn.ops.by_value import by_value
 from bestiary.nn.ops.registry import ChosenOps
 from bestiary.nn.parallel import Groups, use_groups
+from bestiary.nn.pooling import Pooler
 from bestiary.nn.prompt import PromptDependent
 from bestiary.nn.zeros import untouched_zeros
 
 from .batch import ForwardBatch, make_batch
 from .loaded_adapters import LoadedAdapters
 from .plan import StepPlan, StepResult
+from .pooler import checked_vectors, pooled
 from .request_state import RequestState
 from .sampler import sample, token_logprobs
+
+Made: TypeAlias = torch.Tensor | list[torch.Tensor] | None
+"""What a model's last stage makes in a step: logits, or the vectors of prompts that end; None where neither is due."""
 
 
 def attention_layers(model: nn.Module) -> dict[str, Attention]:
@@ -57,6 +62,7 @@ class ModelRunner:
         vocab_size: the width that its logits must have.
         groups: among whom the model is divided; the step runs under them.
         slots: the model's adapter slots; None where it has none.
+        pooler: makes vectors of its hidden states, where no logits are wanted.
     """
 
     def __init__(
@@ -68,7 +74,9 @@ class ModelRunner:
         vocab_size: int,
         groups: Groups | None = None,
         slots: AdapterSlots | None = None,
+        pooler: Pooler | None = None,
     ) -> None:
+        self.pooler = pooler
         self.adapters = None if slots is None else LoadedAdapters(slots)
         self.model: Any = model
         self.groups = groups or Groups()
@@ -98,7 +106,7 @@ class ModelRunner:
         batch = self.prepare(plan)
         if batch is None:
             return StepResult(plan.step, {})
-        result = self.draw(plan, batch, self._logits_of(batch))
+        result = self.draw(plan, batch, self._made_of(batch))
         self.record(batch, result)
         return result
 
@@ -106,8 +114,8 @@ class ModelRunner:
     def logits(self, plan: StepPlan) -> torch.Tensor:
         """The logits `execute` would sample from, without sampling: ``[rows wanted by the plan, vocabulary]``."""
         batch = self.prepare(plan)
-        logits = None if batch is None else self._logits_of(batch)
-        if logits is None:
+        logits = None if batch is None else self._made_of(batch)
+        if not isinstance(logits, torch.Tensor):
             raise ValueError("this plan wants no logits")
         return logits
 
@@ -142,10 +150,8 @@ class ModelRunner:
         return made
 
     @torch.inference_mode()
-    def compute(
-        self, batch: ForwardBatch, received: IntermediateTensors | None = None
-    ) -> torch.Tensor | IntermediateTensors | None:
-        """This stage's part: what the next one receives, or, from the last, logits (None where none are wanted)."""
+    def compute(self, batch: ForwardBatch, received: IntermediateTensors | None = None) -> Made | IntermediateTensors:
+        """This stage's part: what the next one receives, or, from the last, logits or vectors."""
         elementwise = by_value() if self.deterministic else nullcontext()  # type: ignore[no-untyped-call]
         more = {} if received is None else {"intermediate_tensors": received}
         with use_groups(self.groups), self.ops.active(), elementwise:
@@ -154,6 +160,8 @@ class ModelRunner:
             if not self.groups.pipeline.is_last_rank:
                 return _checked_intermediates(hidden)
             _check_shape("forward", hidden, len(batch.input_ids), None)
+            if self.pooler is not None:
+                return self._pool(self.pooler, batch, hidden)
             if batch.logits_rows is not None:
                 if not len(batch.logits_rows):
                     return None
@@ -164,10 +172,12 @@ class ModelRunner:
         return logits
 
     @torch.inference_mode()
-    def draw(self, plan: StepPlan, batch: ForwardBatch, logits: torch.Tensor | None) -> StepResult:
-        """The tokens after a step's last logits; requests are left as they were."""
+    def draw(self, plan: StepPlan, batch: ForwardBatch, logits: Made) -> StepResult:
+        """The tokens after a step's last logits, or the vectors; requests are left as they were."""
         if logits is None:
             return StepResult(plan.step, {})
+        if isinstance(logits, list):
+            return StepResult(plan.step, {}, pooled=pooled(batch.pooled, logits))
         prompts = _prompt_logprobs(batch, logits)
         states = [state for state, _ in batch.sampled]
         rows = [row for _, row in batch.sampled]
@@ -183,11 +193,17 @@ class ModelRunner:
             if token.error is None:
                 state.append(token.token_id)
 
-    def _logits_of(self, batch: ForwardBatch) -> torch.Tensor | None:
-        logits = self.compute(batch)
-        if isinstance(logits, IntermediateTensors):
-            raise EngineError("this is not the last stage of a pipeline: it has no logits")
-        return logits
+    def _pool(self, pooler: Pooler, batch: ForwardBatch, hidden: torch.Tensor) -> list[torch.Tensor]:
+        if batch.pooling is None:
+            raise EngineError("a request that generates has come to a runner that pools")
+        with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.logits_lora)):
+            return checked_vectors(pooler, pooler(hidden, batch.pooling), batch.pooling)
+
+    def _made_of(self, batch: ForwardBatch) -> Made:
+        made = self.compute(batch)
+        if isinstance(made, IntermediateTensors):
+            raise EngineError("this is not the last stage of a pipeline: it makes nothing")
+        return made
 
 
 def _checked_intermediates(found: object) -> IntermediateTensors:

@@ -19,6 +19,7 @@ The rules, all of them:
   place, only running ones of a strictly worse priority give way. The best-ranked running request is never preempted for
   another, and one alone always fits (`admission.py`); so it ends, and then the next one does.
 * **Failure.** A token that could not be drawn ends its request alone, and what it computed leaves the prefix cache.
+* **Pooling.** A request that wants a vector ends when its prompt is computed, with the vector in place of a token.
 
 * **Flight.** Up to `depth` plans are in flight, as many as a pipeline has stages, with different requests in each;
   their results come back in order. Each takes its share of the requests, so that no stage idles. What is in flight is
@@ -46,7 +47,7 @@ from bestiary.api.outputs import FinishReason, TokenLogprobs
 from .adapters import Adapters, SlotTable
 from .admission import Limits
 from .kv_cache import KVCacheManager, KVCacheUsage
-from .plan import NewRequest, SampledToken, ScheduledItem, StepPlan, StepResult
+from .plan import NewRequest, PooledVector, SampledToken, ScheduledItem, StepPlan, StepResult
 from .sequence import Sequence, SequenceUpdate, Status
 
 
@@ -236,16 +237,18 @@ class Scheduler:
                 if not sequence.add_prompt_logprobs(start, count, entries):
                     updates.append(self._fail(sequence, "prompt log-probabilities are missing"))
                     continue
-            token: SampledToken | None = None
+            token: SampledToken | PooledVector | None = None
             if start + count == len(sequence.token_ids):
-                token = result.sampled.get(request_id)
+                token = result.last(request_id)
                 error = "no token was drawn" if token is None else token.error
                 if error is not None:
                     updates.append(self._fail(sequence, error))
                     continue
             sequence.num_computed = start + count
             self._kv.register_computed(sequence)
-            if token is not None:
+            if isinstance(token, PooledVector):
+                updates.append(self._pooled(sequence, token))
+            elif token is not None:
                 updates.append(self._append(sequence, token))
         return updates
 
@@ -419,6 +422,10 @@ class Scheduler:
         self._end(sequence)
         return _last(sequence, finish_reason, stop_reason, update=update)
 
+    def _pooled(self, sequence: Sequence, vector: PooledVector) -> SequenceUpdate:
+        self._end(sequence)
+        return _last(sequence, "stop", update=SequenceUpdate(sequence.request_id, pooled=vector.data))
+
     def _fail(self, sequence: Sequence, error: str) -> SequenceUpdate:
         self._end(sequence, forget=True)
         return _last(sequence, "error", error=error)
@@ -466,6 +473,7 @@ def _introduce(sequence: Sequence) -> NewRequest:
         sequence.seed,
         sequence.eos_token_ids,
         sequence.lora_name,
+        sequence.pooling,
     )
 
 

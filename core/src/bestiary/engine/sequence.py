@@ -10,6 +10,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from bestiary.api.outputs import FinishReason, TokenLogprobs
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 
 
@@ -23,7 +24,7 @@ class Status(Enum):
 
 
 class SequenceUpdate(NamedTuple):
-    """One event of one request: a token, the end, or both.
+    """One event of one request: a token, a vector, the end, or several of these.
 
     Attributes:
         token_id: the new token; None where the request ended without one (abort, error, stop string).
@@ -34,6 +35,7 @@ class SequenceUpdate(NamedTuple):
         error: why `finish_reason` is ``"error"``.
         cached_tokens: prompt tokens taken from the prefix cache; in every update with a token, and in the last.
         preemptions: in the last update: how often the request lost its blocks.
+        pooled: in the last update of a request that wanted a vector: its numbers in float32.
     """
 
     request_id: str
@@ -45,6 +47,7 @@ class SequenceUpdate(NamedTuple):
     error: str | None = None
     cached_tokens: int = 0
     preemptions: int = 0
+    pooled: bytes | None = None
 
 
 class Sequence:
@@ -56,6 +59,7 @@ class Sequence:
     Attributes:
         token_ids: the prompt (the first `num_prompt`), then what was drawn.
         seed: final; draws are keyed by it and the position.
+        pooling: what vector is made of the prompt, after which the request ends; None where text is generated.
         priority: lower is served first; ties in order of arrival. `rank` is (priority, arrival).
         eos_token_ids: end-of-sequence ids of the model. stop_ids: all ids that end this answer.
         lora_name, cache_salt, prompt_salt: cached blocks are shared only where all agree. The first is the id of an
@@ -88,6 +92,7 @@ class Sequence:
         "num_prompt",
         "num_registered",
         "num_scheduled",
+        "pooling",
         "preemptions",
         "priority",
         "prompt_logprobs",
@@ -114,6 +119,7 @@ class Sequence:
         lora_name: str | None = None,
         cache_salt: str | None = None,
         leader: Sequence | None = None,
+        pooling: PoolingParams | None = None,
     ) -> None:
         self.request_id = request_id
         self.token_ids = list(prompt_token_ids)
@@ -130,6 +136,7 @@ class Sequence:
         self.cache_salt = cache_salt
         self.prompt_salt: str | None = None
         self.leader = leader
+        self.pooling = pooling
         self.min_total = self.num_prompt + sampling.min_tokens
         self.max_total = 0
         self.status = Status.NEW

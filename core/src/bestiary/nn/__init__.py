@@ -39,6 +39,16 @@ from .parallel import (
     tensor_model_parallel_all_gather,
     tensor_model_parallel_all_reduce,
 )
+from .pooling import (
+    DispatchPooler,
+    Pooler,
+    PoolingItem,
+    PoolingMetadata,
+    PoolingMethod,
+    SequencePooler,
+    pooler_for_classify,
+    pooler_for_embed,
+)
 from .quant import QuantizationConfig, QuantizeMethodBase, UnquantizedLinearMethod
 from .rotary import RotaryEmbedding, get_rope
 from .scope import build_scope, get_current_vllm_config
@@ -60,6 +70,7 @@ __all__ = [
     "AttentionType",
     "AutoWeightsLoader",
     "ColumnParallelLinear",
+    "DispatchPooler",
     "EncoderOnlyAttention",
     "ExpertPlacement",
     "FatreluAndMul",
@@ -74,6 +85,10 @@ __all__ = [
     "MulAndSilu",
     "PPMissingLayer",
     "ParallelLMHead",
+    "Pooler",
+    "PoolingItem",
+    "PoolingMetadata",
+    "PoolingMethod",
     "QKVParallelLinear",
     "QuantizationConfig",
     "QuantizeMethodBase",
@@ -81,6 +96,7 @@ __all__ = [
     "ReplicatedLinear",
     "RotaryEmbedding",
     "RowParallelLinear",
+    "SequencePooler",
     "SiluAndMul",
     "SiluAndMulWithClamp",
     "SwigluStepAndMul",
@@ -106,6 +122,8 @@ __all__ = [
     "make_empty_intermediate_tensors_factory",
     "make_layers",
     "maybe_prefix",
+    "pooler_for_classify",
+    "pooler_for_embed",
     "set_weight_attrs",
     "split_tensor_along_last_dim",
     "tensor_model_parallel_all_gather",

@@ -28,7 +28,7 @@ class ForwardContext:
         attention: how the flat token batch falls into sequences, and where their KV lies.
         kv_caches: layer name → that layer's cache, whatever form its backend gave it.
         lora: which adapter slot each row belongs to: of the tokens in `forward`, of the rows whose logits are wanted in
-            `compute_logits`. None where no row has an adapter.
+            `compute_logits`, of the prompts that end in a `pooler`. None where no row has an adapter.
     """
 
     attention: AttentionMetadata

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bestiary.api.errors import BestiaryError, RequestError, UsageError
 from bestiary.api.lora import LoRAInfo, LoRARequest
-from bestiary.api.outputs import RequestOutput
+from bestiary.api.outputs import (
+    ClassificationRequestOutput,
+    EmbeddingRequestOutput,
+    PoolingRequestOutput,
+    RequestOutput,
+)
+from bestiary.api.pooling import PoolingParams, PoolingTask
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.build import EngineBuilder
 from bestiary.engine.engine import ModelFailed
 
-from .outputs import OutputProcessor
+from .outputs import AnyOutput, OutputProcessor
 from .text.loading import tokenizer_of
 from .text.prompts import Prompt, as_prompts, prompt_ids
 from .text.template_process import TemplateProcess
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
 
 LoRAChoice: TypeAlias = LoRARequest | str
 """An adapter: where it lies, or the name of one that was added."""
+Params: TypeAlias = SamplingParams | PoolingParams
 
 
 class LLM:
@@ -78,6 +86,42 @@ class LLM:
         requests = self._submit(as_prompts(prompts), sampling_params, priority, lora_request)
         self._drive(requests, show=use_tqdm)
         return requests
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
+        lora_request: LoRAChoice | Sequence[LoRAChoice | None] | None = None,
+    ) -> list[PoolingRequestOutput[Any]]:
+        """Make a vector of each prompt, all together, with a model that was loaded with ``runner="pooling"``.
+
+        Args and errors are those of `generate`. An output whose `finish_reason` is "error" has no numbers.
+        """
+        given = PoolingParams() if pooling_params is None else pooling_params
+        requests = self._submit(as_prompts(prompts), given, priority, lora_request)
+        self._drive(requests, show=use_tqdm)
+        return requests
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        **options: Any,
+    ) -> list[EmbeddingRequestOutput]:
+        """An embedding of each prompt: `encode` for the task "embed"; ``output.outputs.embedding`` are its numbers."""
+        return self.encode(prompts, _for_task("embed", pooling_params), **options)
+
+    def classify(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        **options: Any,
+    ) -> list[ClassificationRequestOutput]:
+        """The classes of each prompt: `encode` for the task "classify"; ``output.outputs.probs`` are its numbers."""
+        return self.encode(prompts, _for_task("classify", pooling_params), **options)
 
     def stream(
         self,
@@ -215,19 +259,18 @@ class LLM:
     def _submit(
         self,
         prompts: Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        given: Params | Sequence[Params] | None,
         priority: Sequence[int] | None,
         lora_request: LoRAChoice | Sequence[LoRAChoice | None] | None = None,
-    ) -> list[RequestOutput]:
-        given = SamplingParams() if sampling_params is None else sampling_params
-        params = _one_each(given, len(prompts), "sampling_params")
+    ) -> list[Any]:
+        params = _one_each(SamplingParams() if given is None else given, len(prompts), "sampling_params")
         priorities = _one_each(0 if priority is None else priority, len(prompts), "priority")
         adapters = _one_each(lora_request, len(prompts), "lora_request")
-        wrong = [each for each in params if not isinstance(each, SamplingParams)]
+        wrong = [each for each in params if not isinstance(each, SamplingParams | PoolingParams)]
         if wrong:
             limit = "SamplingParams, or a list of them"
             raise UsageError("no SamplingParams", field="sampling_params", value=wrong[0], limit=limit)
-        requests: list[RequestOutput] = []
+        requests: list[AnyOutput] = []
         try:
             chosen = [None if each is None else LoRARequest.of(each) for each in adapters]
             asked = zip(prompts, params, priorities, chosen, strict=True)
@@ -243,13 +286,13 @@ class LLM:
             raise
         return requests
 
-    def _abort(self, requests: Sequence[RequestOutput]) -> None:
+    def _abort(self, requests: Sequence[AnyOutput]) -> None:
         with self._lock:
             for request in requests:
                 if not request.finished:
                     self._outputs.abort(request)
 
-    def _step(self) -> list[RequestOutput]:
+    def _step(self) -> list[AnyOutput]:
         with self._lock:
             try:
                 updates = self.engine.step()
@@ -261,17 +304,20 @@ class LLM:
             return self._outputs.process(updates)
 
     def _submit_one(
-        self, index: int, prompt: Prompt, params: SamplingParams, priority: int, lora_request: LoRARequest | None
-    ) -> RequestOutput:
-        if params.detokenize and self.tokenizer is None and params.stop_strings:
+        self, index: int, prompt: Prompt, params: Params, priority: int, lora_request: LoRARequest | None
+    ) -> AnyOutput:
+        if isinstance(params, SamplingParams) and params.stop_strings and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer", field="stop", fix="skip_tokenizer_init=False")
         text, ids = prompt_ids(prompt, self.tokenizer, index)
         with self._lock:
             request_id = str(self._requests)
             self._requests += 1
-            return self._outputs.add(request_id, text, ids, params, priority=priority, lora_request=lora_request)
+            options: dict[str, Any] = {"priority": priority, "lora_request": lora_request}
+            if isinstance(params, PoolingParams):
+                return self._outputs.add_pooling(request_id, text, ids, params, **options)
+            return self._outputs.add(request_id, text, ids, params, **options)
 
-    def _drive(self, requests: Sequence[RequestOutput], *, show: bool) -> None:
+    def _drive(self, requests: Sequence[AnyOutput], *, show: bool) -> None:
         from .progress import generation_progress
 
         try:
@@ -282,6 +328,19 @@ class LLM:
             self._abort(requests)
         if self.engine.dead is not None:
             raise self.engine.dead
+
+
+def _for_task(task: PoolingTask, given: PoolingParams | Sequence[PoolingParams] | None) -> Any:
+    """Parameters that say what is wanted of them; those that say something else are refused."""
+    if isinstance(given, list | tuple):
+        return [_for_task(task, each) for each in given]
+    params = PoolingParams() if given is None else given
+    if not isinstance(params, PoolingParams):
+        limit = "PoolingParams, or a list of them"
+        raise UsageError("no PoolingParams", field="pooling_params", value=params, limit=limit)
+    if params.task not in (None, task):
+        raise RequestError("the parameters are for another task", field="task", value=params.task, limit=task)
+    return replace(params, task=task)
 
 
 def _one_each(given: Any, count: int, name: str) -> list[Any]:

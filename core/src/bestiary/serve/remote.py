@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from bestiary.api.errors import EngineError, RequestError
 from bestiary.api.lora import LoRARequest
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.parallel.messages import AddRequest, EndRequest
 from bestiary.engine.process.supervisor import Supervisor
@@ -27,7 +28,7 @@ class RemoteEngine:
         self,
         request_id: str,
         prompt_token_ids: Sequence[int],
-        sampling: SamplingParams,
+        params: SamplingParams | PoolingParams,
         *,
         priority: int = 0,
         cache_salt: str | None = None,
@@ -37,10 +38,10 @@ class RemoteEngine:
         info = self._supervisor.info
         if info is None:
             raise EngineError(f"the engine is {self._supervisor.state}", code="ENGINE_NOT_READY")
-        info.checks.check(prompt_token_ids, sampling, priority)
+        info.checks.check(prompt_token_ids, params, priority)
         lora_name = None if lora_request is None else lora_request.lora_name
         number = str(next(self._numbers))
-        request = AddRequest(number, tuple(prompt_token_ids), sampling, priority, cache_salt, lora_name)
+        request = AddRequest.of(number, prompt_token_ids, params, priority, cache_salt, lora_name)
         try:
             self._supervisor.send(request)
         except UnicodeEncodeError as error:

@@ -25,7 +25,7 @@ from bestiary.engine.loader.load import build_model, load_model
 from bestiary.engine.parallel.executor import run_stage
 from bestiary.engine.parallel.places import connected_groups, groups_of
 from bestiary.engine.plan import LoRALoad, NewRequest, ScheduledItem, StepPlan, StepResult
-from bestiary.engine.runner import ModelRunner
+from bestiary.engine.runner import Made, ModelRunner
 from bestiary.nn.ops.registry import ChosenOps, choose_ops
 from bestiary.nn.parallel import use_groups
 from bestiary.nn.parallel.distributed import PEER_LOST, PEER_STALLED, Store, TorchGroup, dist
@@ -68,7 +68,7 @@ class Ranks:
         """The logits that `execute` would draw from, as `ModelRunner.logits`."""
         outcomes = self.together(lambda runner, _: _step(runner, plan))
         logits = outcomes[self._sampler][1]
-        if logits is None:
+        if not isinstance(logits, torch.Tensor):
             raise ValueError("this plan wants no logits")
         return logits
 
@@ -174,7 +174,7 @@ class _InForce(ChosenOps):
 _PLAIN = {"dtype": "float32", "device": "cpu", "skip_tokenizer_init": True, "progress": False}
 
 
-def _step(runner: ModelRunner, plan: StepPlan) -> tuple[ForwardBatch | None, torch.Tensor | None]:
+def _step(runner: ModelRunner, plan: StepPlan) -> tuple[ForwardBatch | None, Made]:
     batch = runner.prepare(plan)
     return batch, None if batch is None else run_stage(runner, batch)
 

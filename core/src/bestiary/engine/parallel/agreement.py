@@ -17,6 +17,8 @@ def plan_settings(config: VllmConfig) -> dict[str, str]:
         "architecture": model.architecture,
         "max_model_len": model.max_model_len,
         "seed": model.seed,
+        "runner": model.runner_type,
+        "pooler_config": model.pooler_config,
         "dtype": model.dtype,
         "block_size": cache.block_size,
         "kv_cache_dtype": cache.cache_dtype,

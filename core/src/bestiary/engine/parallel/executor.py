@@ -1,8 +1,8 @@
 """`RankExecutor`: this rank's part of every plan.
 
 The first stage embeds, each stage sends its hidden states to the same place in the next one, the last stage's first
-rank draws the tokens and shows them to all. Sending does not wait, so a stage begins its next plan while the following
-stage computes this one.
+rank draws the tokens, or has the vectors, and shows them to all. Sending does not wait, so a stage begins its next plan
+while the following stage computes this one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bestiary.api.lora import LoRAInfo
 from bestiary.engine.batch import ForwardBatch
 from bestiary.engine.executor import live
 from bestiary.engine.plan import StepPlan, StepResult
-from bestiary.engine.runner import ModelRunner
+from bestiary.engine.runner import Made, ModelRunner
 
 from .eplb import ExpertBalancer
 from .messages import Drawn, checksum
@@ -71,15 +71,15 @@ class RankExecutor:
     def _run(self, runner: ModelRunner, plan: StepPlan, batch: ForwardBatch) -> Drawn | None:
         if self.balancer is not None:
             self.balancer.begin_step()
-        logits = run_stage(runner, batch)
+        made = run_stage(runner, batch)
         if not (runner.groups.pipeline.is_last_rank and runner.groups.tensor.is_first_rank):
             return None
-        return Drawn.of(plan, runner.draw(plan, batch, logits))
+        return Drawn.of(plan, runner.draw(plan, batch, made))
 
 
 @torch.inference_mode()
-def run_stage(runner: ModelRunner, batch: ForwardBatch) -> torch.Tensor | None:
-    """This rank's part of a step: receive, compute, send on. The last stage's logits, None where none are wanted."""
+def run_stage(runner: ModelRunner, batch: ForwardBatch) -> Made:
+    """This rank's part of a step: receive, compute, send on. What the last stage made, None from the others."""
     pipeline: Any = runner.groups.pipeline
     received = None if pipeline.is_first_rank else _received(runner, batch, pipeline)
     out = runner.compute(batch, received)

@@ -1,21 +1,23 @@
 """What ranks say to each other: typed, encoded by msgspec, never pickled.
 
 Two kinds. A `Tick` goes from rank 0 to all, before each step: what users asked for since the last one. `Drawn` goes
-from the rank that drew a plan's tokens to all. Between a machine's first rank and those that it started, `Start` goes
-one way and `Beat`, `Ready` and `Failed` the other.
+from the rank that drew a plan's tokens, or made its vectors, to all. Between a machine's first rank and those that it
+started, `Start` goes one way and `Beat`, `Ready` and `Failed` the other.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from bestiary.api.errors import BestiaryError, EngineError
 from bestiary.api.outputs import TokenLogprobs
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
-from bestiary.engine.plan import SampledToken, StepPlan, StepResult
+from bestiary.engine.plan import PooledVector, SampledToken, StepPlan, StepResult
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BestiaryError)
@@ -23,8 +25,11 @@ _NONSENSE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BestiaryEr
 """What decoding raises; the last for bad sampling parameters."""
 
 
+_NOTHING_DRAWN = SamplingParams(max_tokens=1)
+
+
 class AddRequest(msgspec.Struct, frozen=True, tag="add"):
-    """The arguments of `LLMEngine.add_request`."""
+    """The arguments of `LLMEngine.add_request`; where `pooling` is given, `sampling` says nothing."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -32,6 +37,26 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     priority: int = 0
     cache_salt: str | None = None
     lora_name: str | None = None
+    pooling: PoolingParams | None = None
+
+    @classmethod
+    def of(
+        cls,
+        request_id: str,
+        prompt_token_ids: Iterable[int],
+        params: SamplingParams | PoolingParams,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        lora_name: str | None = None,
+    ) -> AddRequest:
+        """A request for text or for a vector, as `params` are of either."""
+        pooling = params if isinstance(params, PoolingParams) else None
+        sampling = _NOTHING_DRAWN if isinstance(params, PoolingParams) else params
+        return cls(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, lora_name, pooling)
+
+    @property
+    def params(self) -> SamplingParams | PoolingParams:
+        return self.pooling or self.sampling
 
     @property
     def answers(self) -> list[str]:
@@ -96,14 +121,15 @@ class Drawn(msgspec.Struct, frozen=True):
     check: int
     sampled: dict[str, SampledToken]
     prompt_logprobs: dict[str, list[TokenLogprobs]]
+    pooled: dict[str, PooledVector] = msgspec.field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: StepPlan, result: StepResult) -> Drawn:
-        return cls(result.step, checksum(plan), result.sampled, result.prompt_logprobs)
+        return cls(result.step, checksum(plan), result.sampled, result.prompt_logprobs, result.pooled)
 
     @property
     def result(self) -> StepResult:
-        return StepResult(self.step, self.sampled, self.prompt_logprobs)
+        return StepResult(self.step, self.sampled, self.prompt_logprobs, self.pooled)
 
 
 def checksum(plan: StepPlan) -> int:

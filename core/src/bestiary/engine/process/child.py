@@ -195,7 +195,7 @@ class Worker:
             self._engine.add_request(
                 request.request_id,
                 request.prompt_token_ids,
-                request.sampling,
+                request.params,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
                 lora_request=lora,

@@ -16,6 +16,7 @@ from bestiary.api.lora import LoRAInfo
 from bestiary.engine.admission import Limits
 from bestiary.engine.checks import RequestChecks
 from bestiary.engine.parallel.messages import AddRequest, EndRequest, Trouble
+from bestiary.engine.pooling import PoolingOffer
 from bestiary.engine.sequence import SequenceUpdate
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
         max_num_seqs: answers computed at once, over all copies. num_kv_blocks, block_size: the KV cache.
         attention_backend, ops: what was chosen. capabilities: what the class claims, by its protocols' names.
         adapters: those added at the start. lora: whether others can be added.
+        pooling: what may be asked of it where it makes vectors; None where it generates text.
     """
 
     name: str
@@ -94,12 +96,13 @@ class ModelInfo(msgspec.Struct, frozen=True):
     capabilities: tuple[str, ...]
     lora: bool
     adapters: tuple[LoRAInfo, ...] = ()
+    pooling: PoolingOffer | None = None
 
     @property
     def checks(self) -> RequestChecks:
         """What the engine would ask of a request."""
         limits = Limits(self.max_model_len, self.cache_tokens, self.max_prompt)
-        return RequestChecks(self.vocab_size, frozenset(self.eos_token_ids), limits)
+        return RequestChecks(self.vocab_size, frozenset(self.eos_token_ids), limits, self.pooling)
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):

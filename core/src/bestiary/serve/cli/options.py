@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from bestiary.api.pooling import POOLING_TYPES
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 
 from .kinds import JSON_OBJECT, MEMORY, NUMBERS, PAIR, Kind
+from .settings import with_project_plugins
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -53,6 +55,8 @@ ENGINE_HELP = {
     "max_lora_rank": "Largest rank of an adapter.",
     "max_cpu_loras": "Most adapters in memory.",
     "plugin": "Which distribution provides an architecture, where several do; repeatable.",
+    "runner": "Generate text, or make a vector of each prompt; auto: what the model is made for.",
+    "pooling_type": "Of which hidden states vectors are made: the last token's, the first one's, all of them.",
     "tensor_parallel_size": "Processes that share each tensor.",
     "pipeline_parallel_size": "Stages that share the layers.",
     "data_parallel_size": "Copies of the model, for different requests.",
@@ -106,6 +110,8 @@ _KINDS: dict[str, Kind] = {
     "hf_overrides": JSON_OBJECT,
     "eplb_config": JSON_OBJECT,
     "pipeline_layers": NUMBERS,
+    "runner": click.Choice(["auto", "generate", "pooling"]),
+    "pooling_type": click.Choice(POOLING_TYPES),
     "distributed_executor_backend": click.Choice(["mp", "external_launcher", "ray"]),
 }
 _REPEATED: dict[str, tuple[Kind, str]] = {
@@ -123,6 +129,7 @@ _UNSET = {
     "kv_cache_memory_bytes": "half of the free memory (4 GiB of it on a CPU), at most what can be used",
     "max_tokens": "as many as the context allows",
     "attention_backend": "the best that can run",
+    "pooling_type": "as the model says, or LAST",
     "pipeline_layers": "evenly",
 }
 """What the default None means, for the help text."""
@@ -156,9 +163,14 @@ class SectionedCommand(click.Command):
                 formatter.write_dl(sections[title])
 
 
+def engine_options_with(**defaults: Any) -> Callable[[Command], Command]:
+    """Add an option for every field of `EngineArgs` that `ENGINE_HELP` describes, with `defaults` of its own."""
+    return lambda command: _add(command, EngineArgs, ENGINE_HELP, EngineOption, defaults)
+
+
 def engine_options(command: Command) -> Command:
-    """Add an option for every field of `EngineArgs` that `ENGINE_HELP` describes."""
-    return _add(command, EngineArgs, ENGINE_HELP, EngineOption, {})
+    """The same, with the defaults of `EngineArgs`."""
+    return engine_options_with()(command)
 
 
 def sampling_options(*, leave_out: Sequence[str] = (), **defaults: Any) -> Callable[[Command], Command]:
@@ -186,13 +198,14 @@ def json_option(command: Command) -> Command:
 
 def engine_args(model: str, options: Mapping[str, Any]) -> EngineArgs:
     """The engine's arguments among a command's options."""
-    return EngineArgs.make(model, _among(options, ENGINE_HELP))
+    found = _among(options, ENGINE_HELP)
+    return EngineArgs.make(model, found | {"plugin": with_project_plugins(found["plugin"])})
 
 
 def sampling_params(options: Mapping[str, Any]) -> SamplingParams:
-    """The sampling parameters among a command's options; a --seed given on the command line is theirs too."""
+    """The sampling parameters among a command's options; a --seed that somebody has set is theirs too."""
     context = click.get_current_context(silent=True)
-    given = context is not None and context.get_parameter_source("seed") is click.core.ParameterSource.COMMANDLINE
+    given = context is not None and context.get_parameter_source("seed") is not click.core.ParameterSource.DEFAULT
     seed = {"seed": options["seed"]} if given else {}
     return SamplingParams(**_among(options, SAMPLING_HELP), **seed)
 

@@ -94,7 +94,7 @@ class _Pieces(Protocol):
 
 
 def _pieces(tokenizer: Tokenizer, prompt_ids: Sequence[int], skip_special_tokens: bool) -> _Pieces:
-    kinds = set(_decoder_kinds(tokenizer))
+    kinds = set(decoder_kinds(tokenizer))
     if "ByteLevel" not in kinds:
         return _ByteRuns(tokenizer, prompt_ids, skip_special_tokens, fallback="ByteFallback" in kinds)
     if kinds - {"ByteLevel", "Fuse"}:
@@ -104,7 +104,8 @@ def _pieces(tokenizer: Tokenizer, prompt_ids: Sequence[int], skip_special_tokens
     return _ByteLevel(tokenizer, prompt_ids, skip_special_tokens)
 
 
-def _decoder_kinds(tokenizer: Tokenizer) -> Iterator[str]:
+def decoder_kinds(tokenizer: Tokenizer) -> Iterator[str]:
+    """The names of the steps that the tokenizer's decoder consists of."""
     decoder = tokenizer.backend.decoder
     pending = [] if decoder is None else [json.loads(decoder.__getstate__())]
     while pending:

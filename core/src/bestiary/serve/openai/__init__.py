@@ -1,0 +1,1 @@
+"""The HTTP interface that OpenAI's clients speak, over an `AsyncLLM`. Nothing here imports torch or transformers."""

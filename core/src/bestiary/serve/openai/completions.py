@@ -1,0 +1,202 @@
+"""`POST /v1/completions`: prompts as they stand, one or several, each with its `n` answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bestiary.api.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+
+from .documents import answer, usage
+from .generations import aborting, changes, failure, finished
+from .logprobs import LegacyLogprobs, prompt_logprobs
+from .schemas.completions import CompletionRequest
+from .sse import DONE
+from .streaming import Chunks, stream
+from .structured import structured_outputs
+
+if TYPE_CHECKING:
+    from bestiary.serve.generation import Generation
+
+    from .metrics import Clock
+    from .service import Call, Target
+
+_DEFAULT_MAX_TOKENS = 16
+
+
+@dataclass(slots=True)
+class Batch:
+    """The accepted prompts of one request."""
+
+    call: Call
+    request: CompletionRequest
+    target: Target
+    id: str
+    generations: list[Generation]
+    clocks: list[Clock]
+
+    @property
+    def each(self) -> int:
+        """Answers to one prompt."""
+        return self.request.n or 1
+
+
+async def completions(call: Call) -> Any:
+    """Continue prompts, at once or as a stream of events."""
+    request = await call.body(CompletionRequest)
+    target = call.service.target(request)
+    batch = await _accept(call, request, target)
+    if request.stream:
+        return stream(call, batch.generations, _events(batch))
+    outputs = await finished(call.http, batch.generations, batch.clocks)
+    choices = [
+        _choice(batch, index * batch.each + each.index, output, each)
+        for index, output in enumerate(outputs)
+        for each in output.outputs
+    ]
+    fields = call.fields(batch.id, "text_completion", target.name)
+    return answer(call, fields | {"choices": choices, "usage": usage(outputs)})
+
+
+async def _accept(call: Call, request: CompletionRequest, target: Target) -> Batch:
+    """Submit every prompt, or none. Raises `RequestError` or `EngineError`, naming the prompt where it may be."""
+    llm = call.service.llm
+    echoed = request.logprobs if request.echo else None
+    sampling = request.sampling(
+        max_tokens=_DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
+        logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs if echoed is None else max(echoed, request.prompt_logprobs or 0),
+        **structured_outputs(request),
+    )
+    special = True if request.add_special_tokens is None else request.add_special_tokens
+    prompts = [
+        (each, await llm.encode(each, add_special_tokens=special)) if isinstance(each, str) else (None, each)
+        for each in request.prompt
+    ]
+    batch = Batch(call, request, target, call.new_id("cmpl-"), [], [])
+    try:
+        for index, (text, token_ids) in enumerate(prompts):
+            generation = llm.submit(
+                f"{batch.id}-{index}", token_ids, sampling, prompt=text, priority=request.priority or 0,
+                cache_salt=call.salt(request.cache_salt), lora_name=target.lora_name,
+            )  # fmt: skip
+            batch.generations.append(generation)
+            batch.clocks.append(call.service.metrics.accepted(len(token_ids)))
+    except BaseException:
+        with aborting(batch.generations):
+            raise
+    return batch
+
+
+def _choice(batch: Batch, index: int, request: RequestOutput, output: CompletionOutput) -> dict[str, Any]:
+    wanted = batch.request
+    choice = {
+        "index": index,
+        "text": (_prompt_text(batch, request) if wanted.echo else "") + output.text,
+        "logprobs": None,
+        "finish_reason": output.finish_reason,
+        "stop_reason": output.stop_reason,
+    }
+    if wanted.logprobs is not None and output.logprobs is not None:
+        ids, entries = list(output.token_ids), list[TokenLogprobs | None](output.logprobs)
+        if wanted.echo and request.prompt_logprobs is not None:
+            ids, entries = request.prompt_token_ids + ids, request.prompt_logprobs + entries
+        choice["logprobs"] = LegacyLogprobs(batch.call.service.spelling, wanted.logprobs).piece(ids, entries)
+    if wanted.return_token_ids:
+        choice |= {"token_ids": output.token_ids, "prompt_token_ids": request.prompt_token_ids}
+    if wanted.prompt_logprobs is not None:
+        choice["prompt_logprobs"] = prompt_logprobs(request.prompt_logprobs)
+    return choice
+
+
+def _prompt_text(batch: Batch, request: RequestOutput) -> str:
+    if request.prompt is not None:
+        return request.prompt
+    return batch.call.service.tokenizer.decode(request.prompt_token_ids, skip_special_tokens=False)
+
+
+async def _events(batch: Batch) -> AsyncGenerator[bytes, None]:
+    fields = batch.call.fields(batch.id, "text_completion", batch.target.name)
+    chunks = Chunks(fields, batch.request.stream_options)
+    answers = [
+        [Answer(batch, index * batch.each + each.index, generation.output, each, chunks)
+         for each in generation.output.outputs]
+        for index, generation in enumerate(batch.generations)
+    ]  # fmt: skip
+    async for index in changes(batch.generations, batch.clocks):
+        if piece := b"".join([each.news() for each in answers[index]]):
+            yield piece
+        if (error := failure(batch.generations[index])) is not None:
+            raise error
+    if chunks.final_usage:
+        yield chunks.usage(usage([each.output for each in batch.generations]))
+    yield DONE
+
+
+class Answer:
+    """One answer as it is streamed: what of it was sent."""
+
+    def __init__(
+        self, batch: Batch, index: int, request: RequestOutput, output: CompletionOutput, chunks: Chunks
+    ) -> None:
+        self._batch, self._index, self._request, self._output, self._chunks = batch, index, request, output, chunks
+        wanted = batch.request
+        self._chars = self._tokens = 0
+        self._begun = self._over = False
+        self._legacy = None if wanted.logprobs is None else LegacyLogprobs(batch.call.service.spelling, wanted.logprobs)
+        self._simple = self._legacy is None and not (wanted.return_token_ids or chunks.continuous)
+        self._head, self._tail = b'%d,"text":' % index, b',"logprobs":null,"finish_reason":null}]'
+
+    def news(self) -> bytes:
+        """Chunks of what is new; the last holds the reason why the answer ended."""
+        output = self._output
+        if self._over or output.finish_reason == "error":
+            return b""
+        text = output.text[self._chars :]
+        self._chars += len(text)
+        if not self._begun:
+            return self._beginning(text)
+        if self._simple and output.finish_reason is None:
+            return self._chunks.text(self._head, text, self._tail) if text else b""
+        return self._growth(text, {})
+
+    def _beginning(self, text: str) -> bytes:
+        """The first chunk, with the prompt where it is echoed: its log-probabilities are there by the first token."""
+        wanted = self._batch.request
+        if not self._output.token_ids and self._output.finish_reason is None:
+            return b""
+        self._begun = True
+        more: dict[str, Any] = {}
+        if wanted.return_token_ids:
+            more["prompt_token_ids"] = self._request.prompt_token_ids
+        if wanted.prompt_logprobs is not None:
+            more["prompt_logprobs"] = prompt_logprobs(self._request.prompt_logprobs)
+        if not wanted.echo:
+            return self._growth(text, more)
+        prompt: dict[str, Any] = {"text": _prompt_text(self._batch, self._request), "logprobs": None}
+        if self._legacy is not None and self._request.prompt_logprobs is not None:
+            prompt["logprobs"] = self._legacy.piece(self._request.prompt_token_ids, self._request.prompt_logprobs)
+        return self._chunk(prompt | more) + self._growth(text, {})
+
+    def _growth(self, text: str, more: dict[str, Any]) -> bytes:
+        output, start = self._output, self._tokens
+        ended = output.finish_reason is not None
+        shows_tokens = len(output.token_ids) > start and not self._simple
+        if not (text or more or ended or shows_tokens):
+            return b""
+        self._tokens = len(output.token_ids)
+        choice: dict[str, Any] = {"text": text, "logprobs": None} | more
+        if self._legacy is not None and output.logprobs is not None:
+            choice["logprobs"] = self._legacy.piece(output.token_ids[start:], output.logprobs[start:])
+        if self._batch.request.return_token_ids:
+            choice["token_ids"] = output.token_ids[start:]
+        if ended:
+            self._over = True
+            choice |= {"finish_reason": output.finish_reason, "stop_reason": output.stop_reason}
+        return self._chunk(choice)
+
+    def _chunk(self, fields: dict[str, Any]) -> bytes:
+        choice = {"index": self._index, "finish_reason": None} | fields
+        shown = usage([self._request]) if self._chunks.continuous else None
+        return self._chunks.choice(choice, shown)

@@ -1,0 +1,106 @@
+"""A conversation as a prompt: whose template, which variables, and where the answer begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bestiary.api.errors import RequestError
+from bestiary.serve.text.chat_template import check_variables
+
+if TYPE_CHECKING:
+    from .options import ServeOptions
+    from .schemas.base import JsonObject
+    from .service import Service
+
+
+class Conversation(Protocol):
+    """The fields of a request that decide about its prompt."""
+
+    @property
+    def chat_template(self) -> str | None: ...
+
+    @property
+    def chat_template_kwargs(self) -> JsonObject | None: ...
+
+    @property
+    def add_generation_prompt(self) -> bool | None: ...
+
+    @property
+    def continue_final_message(self) -> bool | None: ...
+
+
+async def render(
+    service: Service,
+    request: Conversation,
+    messages: list[dict[str, Any]],
+    *,
+    tools: list[dict[str, Any]] | None = None,
+    **variables: Any,
+) -> str:
+    """The prompt.
+
+    Args:
+        variables: for the template, where the request's own do not say otherwise; None counts as not given.
+
+    Raises:
+        RequestError: NOT_ALLOWED for a template that the request brings, and what rendering raises.
+    """
+    own = dict(request.chat_template_kwargs or {})
+    check_variables(own)
+    options = {name: value for name, value in variables.items() if value is not None} | own
+    if tools is not None:
+        options["tools"] = tools
+    continued = bool(request.continue_final_message)
+    generate = not continued if request.add_generation_prompt is None else request.add_generation_prompt
+    if continued:
+        _check_continued(messages, generate)
+    template = _template(service, request)
+    text = await service.llm.render(
+        _known_roles(messages, template), chat_template=template, add_generation_prompt=generate, **options
+    )
+    return _cut(text, messages[-1]["content"]) if continued else text
+
+
+def _template(service: Service, request: Conversation) -> str | None:
+    options: ServeOptions = service.options
+    if request.chat_template is None:
+        return options.chat_template or service.tokenizer.chat_template
+    if not options.allow_request_template:
+        raise RequestError(
+            "requests may not bring a chat template", code="NOT_ALLOWED", field="chat_template",
+            fix="start with --allow-request-template",
+        )  # fmt: skip
+    return request.chat_template
+
+
+def _known_roles(messages: list[dict[str, Any]], template: str | None) -> list[dict[str, Any]]:
+    """OpenAI's newer name for system messages, as templates know it."""
+    if template is not None and "developer" in template:
+        return messages
+    return [each | {"role": "system"} if each["role"] == "developer" else each for each in messages]
+
+
+def _check_continued(messages: list[dict[str, Any]], generate: bool) -> None:
+    if generate:
+        raise RequestError(
+            "an answer is either begun or continued", field="continue_final_message",
+            limit="not together with add_generation_prompt",
+        )  # fmt: skip
+    last = messages[-1]
+    if last["role"] != "assistant" or not isinstance(last.get("content"), str) or not last["content"].strip():
+        raise RequestError(
+            "there is nothing to continue", code="BAD_MESSAGES", field="continue_final_message",
+            limit="a last message of the assistant with a text",
+        )  # fmt: skip
+
+
+def _cut(text: str, last: str) -> str:
+    """The prompt without what the template puts after the last message."""
+    words = last.strip()
+    at = text.rfind(words)
+    if at < 0:
+        raise RequestError(
+            "the chat template does not write the last message as it is", code="TEMPLATE_ERROR",
+            field="continue_final_message",
+        )  # fmt: skip
+    return text[: at + len(words)] + last[len(last.rstrip()) :]

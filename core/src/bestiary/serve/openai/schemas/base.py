@@ -1,0 +1,46 @@
+"""What all request models share: strict types, fields that are known but do nothing, fields that are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+MAX_BATCH = 256
+"""Most prompts, or texts, in one request."""
+
+JsonObject: TypeAlias = dict[str, Any]
+Absent: TypeAlias = SkipJsonSchema[None]
+"""None as a default that a client cannot send."""
+ModelName: TypeAlias = Annotated[
+    str, Field(description="An id of GET /v1/models; left out, the model without an adapter.")
+]
+
+
+class Strict(BaseModel):
+    """Nothing is converted: "7" and true are no integers. Fields nobody knows are kept aside in `model_extra`."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class Request(Strict):
+    """A request's body.
+
+    Attributes:
+        IGNORED: fields accepted for the sake of clients and without effect; the answer's `warning` header says so.
+        UNSUPPORTED: fields that change answers in a way that is not offered → what to do instead. Their type is the
+            value that asks for what happens anyway.
+    """
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset()
+    UNSUPPORTED: ClassVar[Mapping[str, str | None]] = {}
+
+    model: ModelName | Absent = None
+
+
+class Reply(BaseModel):
+    """A document that is sent. Built by hand where it is sent often; the tests hold it against its model."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)

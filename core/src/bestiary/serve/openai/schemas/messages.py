@@ -1,0 +1,97 @@
+"""A conversation as OpenAI writes it: one model a role."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from .base import Strict
+
+MAX_MESSAGES = 10_000
+MAX_PARTS = 1_000
+MAX_CALLS = 128
+MAX_NAME_CHARS = 256
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+Content = str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)]
+Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+
+
+class SystemMessage(Strict):
+    role: Literal["system"]
+    content: Content
+    name: Name | None = None
+
+
+class DeveloperMessage(Strict):
+    role: Literal["developer"]
+    content: Content
+    name: Name | None = None
+
+
+class UserMessage(Strict):
+    role: Literal["user"]
+    content: Content
+    name: Name | None = None
+
+
+class CalledFunction(Strict):
+    name: Name
+    arguments: str
+
+
+class ToolCall(Strict):
+    id: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class AssistantMessage(Strict):
+    """An earlier answer: a content, or tool calls, or both."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
+                {"required": ["tool_calls"], "properties": {"tool_calls": {"type": "array", "minItems": 1}}},
+            ]
+        }
+    )
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    name: Name | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS)] | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    audio: None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("an assistant's message has a content or tool_calls")
+        return self
+
+
+class ToolMessage(Strict):
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+    name: Name | None = None
+
+
+Message = Annotated[
+    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+def plain_messages(messages: list[Any]) -> list[dict[str, Any]]:
+    """The messages as data for a template: what was left out stays out."""
+    return [message.model_dump(exclude_unset=True) for message in messages]

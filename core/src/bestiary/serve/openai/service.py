@@ -1,0 +1,139 @@
+"""`Service`: what every endpoint works with, and `Call`: one request to one of them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+import uuid
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bestiary.api.errors import EngineError, RequestError
+
+from .body import read_object
+from .logprobs import Spelling
+from .metrics import Metrics
+from .options import ServeOptions
+from .schemas.base import Request as RequestModel
+from .security import ID_KEY, TENANT_KEY
+from .validation import validated
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from bestiary.serve.async_llm import AsyncLLM
+    from bestiary.serve.text.tokenizer import Tokenizer
+
+Wanted = TypeVar("Wanted", bound=RequestModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What answers a request: the id it was asked for by, and the adapter; None is the model alone."""
+
+    name: str
+    lora_name: str | None
+
+
+class Service:
+    """The model behind the endpoints, under its names. Owns the metrics and the secret that salts are made with."""
+
+    def __init__(self, llm: AsyncLLM, options: ServeOptions) -> None:
+        self.llm = llm
+        self.options = options
+        self.metrics = Metrics(llm)
+        self.started = time.time()
+        self._secret = secrets.token_bytes(32)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The ids of the model alone, the first being the one that answers show."""
+        return self.options.served_model_names or (self.llm.args.model,)
+
+    def ids(self) -> list[str]:
+        """Every id that a request may name."""
+        return [*self.names, *(each.name for each in self.llm.list_loras())]
+
+    def target(self, request: RequestModel) -> Target:
+        """What answers `request`. Raises `MODEL_NOT_FOUND`, listing the ids."""
+        name = request.model
+        if name is None and "model" not in request.model_fields_set:
+            return Target(self.names[0], None)
+        if name in self.names:
+            return Target(str(name), None)
+        ids = self.ids()
+        if name not in ids:
+            raise RequestError(
+                "no such model is served here", code="MODEL_NOT_FOUND", field="model", value=name,
+                limit=", ".join(ids),
+            )  # fmt: skip
+        return Target(str(name), str(name))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises `ENGINE_NOT_READY` as long as there is none."""
+        if self.llm.tokenizer is None:
+            raise EngineError("the model is not ready yet", code="ENGINE_NOT_READY", field="model")
+        return self.llm.tokenizer
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        return Spelling(self.tokenizer)
+
+    def salt(self, tenant: str | None, own: str | None) -> str | None:
+        """What keeps one tenant's prefix cache from another's: with several keys, each has a secret salt.
+
+        `own` is the request's `cache_salt`, which divides a tenant's cache further.
+        """
+        if tenant is None or len(self.options.api_keys) < 2:
+            return own
+        message = tenant if own is None else f"{tenant}:{own}"
+        return hmac.new(self._secret, message.encode(), hashlib.sha256).hexdigest()
+
+
+@dataclass(slots=True)
+class Call:
+    """One request: where it came from, and what is to be said of it in the answer's headers."""
+
+    service: Service
+    http: Request
+    endpoint: str
+    warnings: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def id(self) -> str:
+        return str(self.http.scope[ID_KEY])
+
+    @property
+    def tenant(self) -> str | None:
+        tenant: str | None = self.http.scope[TENANT_KEY]
+        return tenant
+
+    def new_id(self, prefix: str) -> str:
+        """An id for what is made; a client's own request id is no such thing, for it may come twice."""
+        return prefix + uuid.uuid4().hex
+
+    async def body(self, model: type[Wanted]) -> Wanted:
+        """The request's body as `model`; what is ignored of it becomes a warning."""
+        given = await read_object(self.http, self.service.options)
+        request, warnings = validated(model, given, strict_fields=self.service.options.strict_fields)
+        self.warnings += warnings
+        return request
+
+    def salt(self, own: str | None) -> str | None:
+        return self.service.salt(self.tenant, own)
+
+    def headers(self) -> dict[str, str]:
+        """The headers of a good answer."""
+        if not self.warnings:
+            return {}
+        return {"warning": ", ".join(f'299 - "{warning}"' for warning in self.warnings)}
+
+    def fields(self, id_: str, kind: str, model: str) -> dict[str, Any]:
+        """What every document of an answer begins with."""
+        return {"id": id_, "object": kind, "created": self.created, "model": model}
