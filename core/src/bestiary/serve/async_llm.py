@@ -12,6 +12,7 @@ from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.notices import notice
 from bestiary.engine.process.messages import (
     Answer,
     EngineStats,
@@ -281,6 +282,7 @@ class AsyncLLM:
             generation.error = error
         self._apply([SequenceUpdate(name, finish_reason="error", error=words) for name in self._outputs.live()])
         self._adapters.lost(error)
+        self._stats = EngineStats()
 
     def _apply(self, updates: Sequence[SequenceUpdate]) -> None:
         self._tell([output.request_id for output in self._outputs.process(updates)])
@@ -290,11 +292,17 @@ class AsyncLLM:
             generation = self._live.get(request_id)
             if generation is None:
                 continue
+            generation.changed()
             if generation.output.finished:
                 del self._live[request_id]
-                self._on_finish(generation)
-            generation.changed()
+                self._finished(generation)
         self._answers = self._outputs.num_live
+
+    def _finished(self, generation: Accepted) -> None:
+        try:
+            self._on_finish(generation)
+        except Exception as cause:  # a listener's mistake is not the engine's
+            notice(f"who listens for finished requests raised {type(cause).__name__}: {cause}")
 
     def _changed(self, state: State) -> None:
         async def tell() -> None:

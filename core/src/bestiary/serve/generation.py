@@ -28,13 +28,13 @@ class _Accepted(Generic[Output]):
         self._abort = abort
 
     async def __aiter__(self) -> AsyncIterator[Output]:
-        while True:
-            await self._changed.wait()
+        finished = False
+        while not finished:
+            if not self.output.finished:
+                await self._changed.wait()
             self._changed.clear()
             finished = self.output.finished
             yield self.output
-            if finished:
-                return
 
     async def wait(self) -> Output:
         """The finished output."""

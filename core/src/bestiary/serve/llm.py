@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bestiary.api.errors import RequestError, UsageError
+from bestiary.api.errors import BestiaryError, RequestError, UsageError
 from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.outputs import (
     ClassificationRequestOutput,
@@ -20,6 +20,7 @@ from bestiary.api.pooling import PoolingParams, PoolingTask
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.build import EngineBuilder
+from bestiary.engine.engine import ModelFailed
 
 from .outputs import AnyOutput, OutputProcessor
 from .text.loading import tokenizer_of
@@ -293,7 +294,14 @@ class LLM:
 
     def _step(self) -> list[AnyOutput]:
         with self._lock:
-            return self._outputs.process(self.engine.step())
+            try:
+                updates = self.engine.step()
+            except ModelFailed as error:
+                cause = error.__cause__
+                if isinstance(cause, BestiaryError):  # it says more
+                    raise cause from cause.__cause__
+                raise
+            return self._outputs.process(updates)
 
     def _submit_one(
         self, index: int, prompt: Prompt, params: Params, priority: int, lora_request: LoRARequest | None
