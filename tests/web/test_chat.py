@@ -134,7 +134,9 @@ def test_a_refusal_is_shown_with_code_fix_and_another_try(page: Page, fake: Fake
         (Script(content("Half"), finish=None), "broke off before its end"),
     ],
 )
-def test_an_answer_that_breaks_off_says_so_and_keeps_its_text(page: Page, fake: Fake, script: Script, shown: str) -> None:
+def test_an_answer_that_breaks_off_says_so_and_keeps_its_text(
+    page: Page, fake: Fake, script: Script, shown: str
+) -> None:
     fake.script = script
     answer = ask(page)
     expect(answer.locator(".error")).to_contain_text(shown)

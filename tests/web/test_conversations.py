@@ -95,7 +95,9 @@ def test_a_file_that_is_none_is_refused_whole(page: Page, text: str, said: str) 
 
 def test_a_full_browser_is_said_and_nothing_is_thrown_away(page: Page, fake: Fake) -> None:
     ask(page, "Old?")
-    page.evaluate("localStorage['bestiary.conversations'] = localStorage['bestiary.conversations'].replace(/(?<=size.:)\\d+/, 3_999_900)")
+    page.evaluate(
+        "localStorage['bestiary.conversations'] = localStorage['bestiary.conversations'].replace(/(?<=size.:)\\d+/, 3_999_900)"
+    )
     page.get_by_role("button", name="New conversation").click()
     answer = ask(page, "One too many?")
     expect(page.locator(".notice")).to_contain_text("no room left in this browser")

@@ -87,7 +87,9 @@ def test_no_file_needs_the_network_or_makes_markup_of_text(name: str) -> None:
 
 
 def test_every_module_is_used_and_every_used_one_is_there() -> None:
-    imports = {name: set(re.findall(r'from "\./([\w.]+)"', text)) for name, text in TEXTS.items() if name.endswith(".js")}
+    imports = {
+        name: set(re.findall(r'from "\./([\w.]+)"', text)) for name, text in TEXTS.items() if name.endswith(".js")
+    }
     reached, waiting = set(), ["app.js"]
     while waiting:
         name = waiting.pop()
@@ -106,5 +108,7 @@ def test_every_symbol_and_element_that_is_named_exists() -> None:
 
 
 def test_files_are_short_enough_to_be_read() -> None:
-    assert {name: text.count("\n") for name, text in TEXTS.items() if name.endswith(".js") and text.count("\n") > 250} == {}
+    assert {
+        name: text.count("\n") for name, text in TEXTS.items() if name.endswith(".js") and text.count("\n") > 250
+    } == {}
     assert max(len(line) for name, text in TEXTS.items() if name.endswith(".js") for line in text.splitlines()) <= 140

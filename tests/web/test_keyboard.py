@@ -32,7 +32,11 @@ def test_tab_goes_through_the_page_in_reading_order(page: Page) -> None:
     expect(page.locator(".skip")).to_be_in_viewport()
     order = focus_order(page, 19)
     assert order[:6] == ["close-list", "new-chat", "import", "theme", "help", "state"]
-    assert order[6:9] == ["open-panel", "log", "Tell me a taleTell me a short tale of a dragon who is afraid of the dark."]
+    assert order[6:9] == [
+        "open-panel",
+        "log",
+        "Tell me a taleTell me a short tale of a dragon who is afraid of the dark.",
+    ]
     assert order[12:] == ["prompt", "tab-live", "close-panel", "tab-live-panel", *order[16:]]
     page.evaluate("document.querySelector('.skip').focus()")
     page.keyboard.press("Enter")
@@ -53,7 +57,9 @@ def test_arrows_change_tabs(page: Page) -> None:
 def test_what_is_focused_can_be_seen(page: Page) -> None:
     page.focus("#tab-live")
     page.keyboard.press("Tab")
-    outline = page.evaluate("() => { const { outlineStyle, outlineWidth } = getComputedStyle(document.activeElement); return [outlineStyle, outlineWidth]; }")
+    outline = page.evaluate(
+        "() => { const { outlineStyle, outlineWidth } = getComputedStyle(document.activeElement); return [outlineStyle, outlineWidth]; }"
+    )
     assert outline == ["solid", "2px"]
 
 

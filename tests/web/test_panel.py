@@ -53,7 +53,9 @@ def test_a_slider_and_its_field_say_the_same(page: Page) -> None:
     expect(slider).to_have_value("1")
 
 
-@pytest.mark.parametrize(("label", "value"), [("Top p", "1.5"), ("Top k", "0.5"), ("More fields of the request, as JSON", "[1]")])
+@pytest.mark.parametrize(
+    ("label", "value"), [("Top p", "1.5"), ("Top k", "0.5"), ("More fields of the request, as JSON", "[1]")]
+)
 def test_a_value_that_cannot_be_sent_is_led_to(page: Page, fake: Fake, label: str, value: str) -> None:
     page.click("#tab-settings")
     page.get_by_text("More fields of the request").click()

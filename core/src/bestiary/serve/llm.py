@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bestiary.api.errors import BestiaryError, RequestError, UsageError
+from bestiary.api.errors import BestiaryError, ModelFailed, RequestError, UsageError
 from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.outputs import (
     ClassificationRequestOutput,
@@ -20,7 +20,6 @@ from bestiary.api.pooling import PoolingParams, PoolingTask
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.build import EngineBuilder
-from bestiary.engine.engine import ModelFailed
 
 from .outputs import AnyOutput, OutputProcessor
 from .text.loading import tokenizer_of
