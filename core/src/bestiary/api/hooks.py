@@ -71,6 +71,10 @@ class HookSpecs:
         """Parser name → a class whose instances, one an answer, are `TextParser`s."""
 
     @hookspec
+    def structured_output_backends(self) -> Offers:  # type: ignore[empty-body]
+        """Backend name → a class of `StructuredOutputBackend`s (`bestiary.api.structured`)."""
+
+    @hookspec
     def model_sources(self) -> Offers:  # type: ignore[empty-body]
         """Source name → a `ModelSource`."""
 

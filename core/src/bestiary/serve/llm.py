@@ -22,6 +22,7 @@ from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.build import EngineBuilder
 from bestiary.engine.pooling import check_kind
 
+from .forms import Forms
 from .outputs import OutputProcessor
 from .pooled import PooledOutputs
 from .text.loading import tokenizer_of
@@ -62,6 +63,7 @@ class LLM:
         self._pooled = PooledOutputs(self.engine)
         self._requests = 0
         self._templates = TemplateProcess()
+        self._forms = Forms(self.args, self.tokenizer, lambda: (self.engine.vocab_size, self.engine.eos_token_ids))
         self._lock = threading.RLock()  # several threads may call; their requests are computed together
 
     def generate(
@@ -249,6 +251,7 @@ class LLM:
     def close(self) -> None:
         """Free the model's memory; the object cannot be used afterwards."""
         self._templates.close()
+        self._forms.close()
         self.engine.shutdown()
 
     def __enter__(self) -> LLM:
@@ -310,6 +313,11 @@ class LLM:
         check_kind(params, self.engine.pooling)
         if isinstance(params, SamplingParams) and params.stop_strings and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer", field="stop", fix="skip_tokenizer_init=False")
+        if isinstance(params, SamplingParams) and params.structured_outputs is not None and self.leads:
+            self._forms.check(params.structured_outputs)
+            with self._lock:
+                if not self.engine.has_tokenizer:
+                    self.engine.use_tokenizer(self._forms.tokenizer_json)
         text, ids = prompt_ids(prompt, self.tokenizer, index)
         with self._lock:
             request_id = str(self._requests)

@@ -8,16 +8,20 @@ from bestiary.api.errors import EngineError
 from bestiary.api.lora import LoRARequest
 from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
-from bestiary.engine.parallel.messages import AddRequest, EndRequest
+from bestiary.api.structured import StructuredOutputsParams
+from bestiary.engine.parallel.messages import AddRequest, EndRequest, UseTokenizer
 from bestiary.engine.process.supervisor import Supervisor
 from bestiary.engine.sequence import SequenceUpdate
+
+from .forms import Forms
 
 
 class RemoteEngine:
     """What would be refused there is refused here, by the same checks."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(self, supervisor: Supervisor, forms: Forms) -> None:
+        self._supervisor, self._forms = supervisor, forms
+        self._told: int | None = None
 
     def add_request(
         self,
@@ -34,12 +38,22 @@ class RemoteEngine:
         if info is None:
             raise EngineError(f"the engine is {self._supervisor.state}", code="ENGINE_NOT_READY")
         info.checks.check(prompt_token_ids, params, priority)
+        if isinstance(params, SamplingParams) and params.structured_outputs is not None:
+            self._prepare(params.structured_outputs)
         lora_name = None if lora_request is None else lora_request.lora_name
         pooling = params if isinstance(params, PoolingParams) else None
         sampling = SamplingParams(max_tokens=1) if isinstance(params, PoolingParams) else params
         request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, lora_name, pooling)
         self._supervisor.send(request)
         return request.answers
+
+    def _prepare(self, wanted: StructuredOutputsParams) -> None:
+        """Each engine process is told of the tokenizer once; and none of a form that was not tried."""
+        if not self._forms.knows(wanted):
+            raise EngineError("the form of this answer was not tried before", fix="await check_structured_outputs")
+        if self._told != self._supervisor.pid:
+            self._supervisor.send(UseTokenizer(self._forms.tokenizer_json))
+            self._told = self._supervisor.pid
 
     def finish(self, request_id: str, stop: str) -> SequenceUpdate | None:
         """Its text holds the stop string `stop`."""
