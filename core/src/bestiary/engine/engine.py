@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bestiary.api.config import VllmConfig
-from bestiary.api.errors import BadAdapter, EngineError
+from bestiary.api.errors import BadAdapter, EngineError, ModelFailed
 from bestiary.api.hooks import StepObserver
 from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.pooling import PoolingParams
@@ -41,13 +41,6 @@ from .sequence import Sequence, SequenceUpdate
 
 if TYPE_CHECKING:
     from .parallel.team import Team
-
-
-class ModelFailed(EngineError):
-    """The model raised in a step about the answers `request_ids`."""
-
-    code = "MODEL_FAILED"
-    request_ids: frozenset[str] = frozenset()
 
 
 class LLMEngine:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bestiary.api.errors import RequestError, UsageError
+from bestiary.api.errors import BestiaryError, ModelFailed, RequestError, UsageError
 from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.outputs import (
     ClassificationRequestOutput,
@@ -293,7 +293,14 @@ class LLM:
 
     def _step(self) -> list[AnyOutput]:
         with self._lock:
-            return self._outputs.process(self.engine.step())
+            try:
+                updates = self.engine.step()
+            except ModelFailed as error:
+                cause = error.__cause__
+                if isinstance(cause, BestiaryError):  # it says more
+                    raise cause from cause.__cause__
+                raise
+            return self._outputs.process(updates)
 
     def _submit_one(
         self, index: int, prompt: Prompt, params: Params, priority: int, lora_request: LoRARequest | None
