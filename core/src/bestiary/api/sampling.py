@@ -37,7 +37,8 @@ class SamplingParams:
             distribution. prompt_logprobs: the same for the prompt's tokens.
         logit_bias: token id → added to its logit, -100…100. allowed_token_ids: nothing else is drawn.
         bad_token_ids: never drawn.
-        detokenize, skip_special_tokens: whether text is made, and whether special tokens appear in it.
+        detokenize, skip_special_tokens: whether text is made, and whether special tokens appear in it. shown_token_ids:
+            special tokens that appear all the same, being marks that somebody looks for.
 
     None stands for an empty list or mapping, as in vLLM.
     """
@@ -64,10 +65,11 @@ class SamplingParams:
     bad_token_ids: Sequence[int] = ()
     detokenize: bool = True
     skip_special_tokens: bool = True
+    shown_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop))
-        for name in ("stop_token_ids", "bad_token_ids"):
+        for name in ("stop_token_ids", "bad_token_ids", "shown_token_ids"):
             object.__setattr__(self, name, _listed(name, getattr(self, name)))
         if self.allowed_token_ids is not None:
             object.__setattr__(self, "allowed_token_ids", _listed("allowed_token_ids", self.allowed_token_ids))
@@ -121,7 +123,7 @@ class SamplingParams:
             raise _refuse("stop", self.stop, f"at most {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters")
         if self.stop and not self.detokenize:
             raise _refuse("stop", self.stop, "stop strings need detokenize=True")
-        for name in ("stop_token_ids", "bad_token_ids", "allowed_token_ids"):
+        for name in ("stop_token_ids", "bad_token_ids", "allowed_token_ids", "shown_token_ids"):
             if len(getattr(self, name) or ()) > MAX_IDS:
                 raise _refuse(name, len(getattr(self, name)), f"at most {MAX_IDS} ids")
             for token in getattr(self, name) or ():
