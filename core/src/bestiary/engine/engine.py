@@ -139,7 +139,7 @@ class LLMEngine:
         if self.team is not None and not self.team.leads:
             self._expected[request_id] = request  # admitted when rank 0 says so
             return request.answers
-        if sampling.structured_outputs is not None and not self.has_tokenizer:
+        if request.sampling.structured_outputs is not None and not self.has_tokenizer:
             raise unavailable()
         if lora_request is not None:
             self.add_lora(lora_request, pinned=False)
