@@ -8,7 +8,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +46,7 @@ def content(text: str) -> list[dict[str, Any]]:
 
 @dataclass
 class Script:
-    """One answer: its deltas in order. `hold`: after that many deltas, wait for `Fake.go_on` or the client's leaving."""
+    """One answer: its deltas in order. `hold`: after so many of them, wait for `Fake.go_on`."""
 
     deltas: list[dict[str, Any]] = field(default_factory=lambda: content("A bestiary is a book of beasts."))
     finish: str | None = "stop"
@@ -60,6 +60,10 @@ class Fake:
     """What the API says. Tests change its attributes while the server runs."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """A server that is ready, open and lively, and has been asked nothing."""
         self.state = "ready"
         self.key: str | None = None
         self.info = copy.deepcopy(INFO)
@@ -68,7 +72,7 @@ class Fake:
         self.requests: list[dict[str, Any]] = []
         self.go_on = threading.Event()
         self.left = threading.Event()  # a client has gone away in the middle of an answer
-        self.stats = lively_stats
+        self.stats: Callable[[], dict[str, Any]] = lively_stats
         self.down = False  # every call of the API fails without an explanation
 
     def app(self) -> Starlette:
@@ -93,7 +97,11 @@ class Fake:
             return Response("bad gateway", status_code=502)
         if self.key is None or request.headers.get("authorization") == f"Bearer {self.key}":
             return None
-        error = {"message": "The API key is missing or wrong.", "type": "invalid_request_error", "code": "invalid_api_key"}
+        error = {
+            "message": "The API key is missing or wrong.",
+            "type": "invalid_request_error",
+            "code": "invalid_api_key",
+        }
         return JSONResponse({"error": error}, status_code=401)
 
     async def _chat(self, request: Request) -> Response:
@@ -118,12 +126,16 @@ class Fake:
         if script.finish is None:
             return
         yield event({"choices": [{"index": 0, "delta": {}, "finish_reason": script.finish}]})
-        usage = {"prompt_tokens": 12, "completion_tokens": len(script.deltas), "prompt_tokens_details": {"cached_tokens": 8}}
+        usage = {
+            "prompt_tokens": 12,
+            "completion_tokens": len(script.deltas),
+            "prompt_tokens_details": {"cached_tokens": 8},
+        }
         yield event({"choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
 
     async def _held(self, request: Request) -> None:
-        """Starlette cancels the stream of a client that has gone away, or the request says so: by version of ASGI."""
+        """Wait for the test. (Starlette cancels a stream whose client has left, or the request tells it.)"""
         deadline = time.monotonic() + PATIENCE
         try:
             while not self.go_on.is_set() and time.monotonic() < deadline:
@@ -175,7 +187,9 @@ def stats(t: float, *, running: int = 0, waiting: int = 0, generated: int = 0, p
 def served(fake: Fake) -> Iterator[str]:
     """The address of a server with what `fake` says, while the block runs."""
     server = uvicorn.Server(
-        uvicorn.Config(fake.app(), port=0, log_level="error", http="h11", ws="none", lifespan="off", timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            fake.app(), port=0, log_level="error", http="h11", ws="none", lifespan="off", timeout_graceful_shutdown=1
+        )
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -128,13 +128,24 @@ def test_live_pictures_follow_the_statistics(fake: Fake, new_page: Callable[...,
     page.click("#tab-live")
     panel = page.locator("#tab-live-panel")
     for t, generated in [(10_000_000, 1000), (10_000_002, 1050)]:
-        fake.stats = lambda t=t, generated=generated: stats(t, running=3, waiting=2, generated=generated, prompt=100, used=1024)
+        fake.stats = lambda t=t, generated=generated: stats(
+            t, running=3, waiting=2, generated=generated, prompt=100, used=1024
+        )
         look_again(page)
-        page.wait_for_function(f"() => document.querySelector('#tab-live-panel dl').textContent.includes('{generated:,}')")
+        page.wait_for_function(
+            f"() => document.querySelector('#tab-live-panel dl').textContent.includes('{generated:,}')"
+        )
     speed, requests = panel.locator("svg[role=img]").nth(0), panel.locator("svg[role=img]").nth(1)
     expect(panel.locator("figure").nth(0).locator("output")).to_have_text("25")
-    expect(speed).to_have_attribute("aria-label", "Tokens per second over the last two minutes. generated: now 25, between 25 and 1,000; read: now 0, between 0 and 100.")
-    expect(requests).to_have_attribute("aria-label", "Requests over the last two minutes. running: now 3, between 0 and 3; waiting: now 2, between 0 and 2.")
+    expect(speed).to_have_attribute(
+        "aria-label",
+        "Tokens per second over the last two minutes. "
+        "generated: now 25, between 25 and 1,000; read: now 0, between 0 and 100.",
+    )
+    expect(requests).to_have_attribute(
+        "aria-label",
+        "Requests over the last two minutes. running: now 3, between 0 and 3; waiting: now 2, between 0 and 2.",
+    )
     expect(panel.get_by_role("img", name="KV cache in use: 25 %. 1,024 of 4,096 blocks of 16 tokens")).to_be_visible()
     expect(panel.get_by_role("img", name="Prefix cache hits: 62 %")).to_be_visible()
     expect(panel.get_by_role("row", name="First token 82 ms 210 ms 640 ms")).to_be_visible()
@@ -147,7 +158,9 @@ def test_no_rate_spans_a_restart_of_the_engine(page: Page, fake: Fake) -> None:
     page.wait_for_function("() => document.querySelector('#tab-live-panel dl').textContent.includes('5,000')")
     fake.stats = lambda: stats(20_000_001, generated=10, restarts=1)
     look_again(page)
-    page.wait_for_function("() => document.querySelector('#tab-live-panel dl').textContent.includes('Restarts of the engine1')")
+    page.wait_for_function(
+        "() => document.querySelector('#tab-live-panel dl').textContent.includes('Restarts of the engine1')"
+    )
     expect(page.locator("#tab-live-panel figure").first.locator("output")).to_have_text("–")
 
 
