@@ -142,7 +142,7 @@ function callCard({ name, arguments: text }, ...more) {
     "section",
     { class: "call", "aria-label": `Call of ${name}` },
     h("p", {}, icon("tool"), h("code", {}, name || "…")),
-    h("pre", { tabindex: "0" }, pretty(text)),
+    h("pre", { tabindex: "0", role: "region", "aria-label": "Arguments" }, pretty(text)),
     ...more,
   );
 }
