@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from bestiary.api.errors import BadAdapter, EngineError, RequestError
+from bestiary.api.errors import EngineError, RequestError
 from bestiary.api.lora import LoRAInfo, LoRARequest
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.notices import notice
 from bestiary.engine.process.messages import (
     Answer,
-    DropAdapter,
     EngineStats,
     FromEngine,
-    LoadAdapter,
     Loaded,
     ModelInfo,
     Stepped,
@@ -24,9 +24,10 @@ from bestiary.engine.process.messages import (
 from bestiary.engine.process.supervisor import Restart, State, Supervisor
 from bestiary.engine.sequence import SequenceUpdate
 
-from .generation import Generation
+from .generation import Accepted, Generation, PoolingGeneration
 from .outputs import OutputProcessor
 from .remote import RemoteEngine
+from .remote_adapters import RemoteAdapters
 from .text.loading import read_tokenizer
 from .text.template_process import TemplateProcess
 
@@ -59,7 +60,7 @@ class AsyncLLM:
         *,
         restart: Restart = "on-failure",
         unready_after: float = 30.0,
-        on_finish: Callable[[Generation], None] = lambda generation: None,
+        on_finish: Callable[[Accepted[Any]], None] = lambda generation: None,
     ) -> None:
         self.args, self.tokenizer = args, tokenizer
         self.draining = False
@@ -75,12 +76,11 @@ class AsyncLLM:
         )
         self._engine = RemoteEngine(self._supervisor)
         self._outputs = OutputProcessor(self._engine, tokenizer)
-        self._live: dict[str, Generation] = {}
+        self._live: dict[str, Accepted[Any]] = {}
         self._answers = 0
         self._templates = TemplateProcess()
         self._stats = EngineStats()
-        self._commands: dict[int, asyncio.Future[LoRAInfo]] = {}
-        self._adapters: dict[str, LoRAInfo] = {}
+        self._adapters = RemoteAdapters(self._supervisor)
         self._change = asyncio.Condition()
 
     @classmethod
@@ -169,14 +169,9 @@ class AsyncLLM:
         Raises:
             RequestError: it can never run, or not now (QUEUE_FULL, ENGINE_NOT_READY, SERVER_SHUTDOWN).
         """
-        self._check_open(sampling.n)
-        if lora_name is not None and lora_name not in self._adapters:
-            raise RequestError("there is no such adapter", code="UNKNOWN_ADAPTER", field="model", value=lora_name)
-        if request_id in self._live:
-            raise RequestError("the request id is in use", code="DUPLICATE_REQUEST", field="request_id")
+        adapter = self._check_open(request_id, sampling.n, lora_name)
         if sampling.stop_strings and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer", field="stop", fix="without --skip-tokenizer-init")
-        adapter = None if lora_name is None else LoRARequest(lora_name)
         output = self._outputs.add(
             request_id, prompt, prompt_token_ids, sampling,
             priority=priority, cache_salt=cache_salt, lora_request=adapter,
@@ -185,6 +180,28 @@ class AsyncLLM:
         self._live[request_id] = generation
         self._answers += sampling.n
         return generation
+
+    def submit_pooling(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        pooling: PoolingParams,
+        *,
+        prompt: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        lora_name: str | None = None,
+    ) -> PoolingGeneration:
+        """The same for a vector of a prompt, of a model that makes them (`ModelInfo.pooling`)."""
+        adapter = self._check_open(request_id, 1, lora_name)
+        output = self._outputs.add_pooling(
+            request_id, prompt, prompt_token_ids, pooling,
+            priority=priority, cache_salt=cache_salt, lora_request=adapter,
+        )  # fmt: skip
+        accepted = PoolingGeneration(output, self._abort)
+        self._live[request_id] = accepted
+        self._answers += 1
+        return accepted
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`."""
@@ -213,7 +230,8 @@ class AsyncLLM:
             self._templates.render, template, messages, bos_token=beginning, eos_token=end, **variables
         )
 
-    def _check_open(self, answers: int) -> None:
+    def _check_open(self, request_id: str, answers: int, lora_name: str | None) -> LoRARequest | None:
+        """Whether a request can be accepted now; returns its adapter."""
         if self.draining or self._supervisor.state == "closed":
             raise RequestError("the server is shutting down", code="SERVER_SHUTDOWN")
         info = self.info
@@ -225,8 +243,11 @@ class AsyncLLM:
                 "too many requests are waiting", code="QUEUE_FULL", field="max_queue",
                 limit=f"{info.max_num_seqs} running and {room} waiting", value=self._answers + answers,
             )  # fmt: skip
+        if request_id in self._live:
+            raise RequestError("the request id is in use", code="DUPLICATE_REQUEST", field="request_id")
+        return self._adapters.request(lora_name)
 
-    def _abort(self, generation: Generation) -> None:
+    def _abort(self, generation: Accepted[Any]) -> None:
         self._outputs.abort(generation.output)
         self._tell([generation.output.request_id])
 
@@ -234,45 +255,15 @@ class AsyncLLM:
 
     def list_loras(self) -> list[LoRAInfo]:
         """The adapters that requests may name."""
-        return [self._adapters[name] for name in sorted(self._adapters)]
+        return self._adapters.infos()
 
     async def add_lora(self, name: str, path: str) -> LoRAInfo:
         """Read an adapter, check that it fits, and keep it. Raises `BadAdapter`, `RequestError`."""
-        info = await self._command(lambda number: LoadAdapter(number, name, path))
-        self._adapters[name] = info
-        return info
+        return await self._adapters.add(name, path)
 
     async def remove_lora(self, name: str) -> LoRAInfo:
         """Forget an adapter. Raises `RequestError`: there is none of this name, or a request wants it."""
-        info = await self._command(lambda number: DropAdapter(number, name))
-        self._adapters.pop(name, None)
-        return info
-
-    async def _command(self, make: Callable[[int], LoadAdapter | DropAdapter]) -> LoRAInfo:
-        number = max(self._commands, default=0) + 1
-        answer: asyncio.Future[LoRAInfo] = asyncio.get_running_loop().create_future()
-        self._supervisor.send(make(number))
-        self._commands[number] = answer
-        try:
-            return await answer
-        finally:
-            del self._commands[number]
-
-    def _answered(self, answer: Answer) -> None:
-        waiting = self._commands.get(answer.number)
-        if waiting is None or waiting.done():
-            return
-        if answer.info is not None:
-            waiting.set_result(answer.info)
-            return
-        said = answer.error or {}
-        kind = BadAdapter if said.get("code") == BadAdapter.code else RequestError
-        waiting.set_exception(
-            kind(
-                str(said.get("message")), code=said.get("code"), field=said.get("field"), limit=said.get("rule"),
-                value=said.get("value"), details=said.get("details", ()), fix=said.get("fix"),
-            )
-        )  # fmt: skip
+        return await self._adapters.remove(name)
 
     # --- what the engine says ---------------------------------------------------------------------------------------
 
@@ -281,25 +272,17 @@ class AsyncLLM:
             self._stats = message.stats
             self._apply(message.updates)
         elif isinstance(message, Answer):
-            self._answered(message)
+            self._adapters.answered(message)
         elif isinstance(message, Loaded):
-            self._loaded(message.info)
-
-    def _loaded(self, info: ModelInfo) -> None:
-        """The first engine, or another after the first was lost: adapters that were added meanwhile are read again."""
-        known = {each.name for each in info.adapters}
-        for each in [each for name, each in self._adapters.items() if name not in known]:
-            self._supervisor.send(LoadAdapter(0, each.name, each.path))
-        self._adapters.update({each.name: each for each in info.adapters})
+            self._adapters.loaded(message.info)
 
     def _lost(self, error: EngineError) -> None:
         words = f"{error.error_code}: {error.message}"
         for generation in self._live.values():
             generation.error = error
         self._apply([SequenceUpdate(name, finish_reason="error", error=words) for name in self._outputs.live()])
-        for waiting in self._commands.values():
-            if not waiting.done():
-                waiting.set_exception(error)
+        self._adapters.lost(error)
+        self._stats = EngineStats()
 
     def _apply(self, updates: Sequence[SequenceUpdate]) -> None:
         self._tell([output.request_id for output in self._outputs.process(updates)])
@@ -309,11 +292,17 @@ class AsyncLLM:
             generation = self._live.get(request_id)
             if generation is None:
                 continue
+            generation.changed()
             if generation.output.finished:
                 del self._live[request_id]
-                self._on_finish(generation)
-            generation.changed()
+                self._finished(generation)
         self._answers = self._outputs.num_live
+
+    def _finished(self, generation: Accepted[Any]) -> None:
+        try:
+            self._on_finish(generation)
+        except Exception as cause:  # a listener's mistake is not the engine's
+            notice(f"who listens for finished requests raised {type(cause).__name__}: {cause}")
 
     def _changed(self, state: State) -> None:
         async def tell() -> None:
@@ -334,7 +323,7 @@ class AsyncLLM:
             task.cancel()
         self._lost(EngineError("the server is shutting down", code="SERVER_SHUTDOWN"))
 
-    async def _ended(self, generation: Generation) -> None:
+    async def _ended(self, generation: Accepted[Any]) -> None:
         while not generation.output.finished:
             await asyncio.sleep(0.05)
 
