@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["scripts/demo", "scripts/test", "scripts/check"]
+COMMANDS = ["scripts/demo", "scripts/test", "scripts/check", "scripts/browser"]
 SHELL = [*COMMANDS, "scripts/lib.sh", ".ci/run"]
 
 STAND_IN = """#!/bin/sh
@@ -57,7 +57,11 @@ class Machine:
         python = folder / "bin/python3.11"
         python.write_text(STAND_IN.format(log=self.log, python=sys.executable, slow=slow, torch=folder / "torch"))
         python.chmod(0o755)
-        self.environment = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "HOME": "/nonexistent"}
+        self.environment = {
+            "PATH": f"{folder / 'bin'}:/usr/bin:/bin",
+            "HOME": "/nonexistent",
+            "BESTIARY_BROWSER": "none",
+        }
 
     def run(self, command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
