@@ -17,7 +17,7 @@ from bestiary.api.sampling import (
     SamplingParams,
 )
 
-from .base import JsonObject, Request, Strict
+from .base import TOKEN_ID, JsonObject, Request, Strict
 
 MAX_SALT_CHARS = 128
 _LOWEST_TEMPERATURE = 1e-3
@@ -25,7 +25,7 @@ _TOKEN = r"^[0-9]{1,10}$"
 _MAX_PRIORITY = 2**31 - 1
 
 Count = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1, json_schema_extra={TOKEN_ID: True})]
 TokenIds = Annotated[list[TokenId], Field(max_length=MAX_IDS)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
