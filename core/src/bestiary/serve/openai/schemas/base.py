@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 MAX_BATCH = 256
@@ -14,6 +14,13 @@ MAX_BATCH = 256
 TOKEN_ID = "x-token-id"
 """Marks the schema of a token id, whose bound is the model's."""
 
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 7.0 is the integer 7."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
 JsonObject: TypeAlias = dict[str, Any]
 Absent: TypeAlias = SkipJsonSchema[None]
 """None as a default that a client cannot send."""

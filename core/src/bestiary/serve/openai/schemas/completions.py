@@ -42,6 +42,8 @@ def _prompt(given: object, field: str) -> str | list[int]:
     if not isinstance(given, list):
         raise RequestError("the prompt has no usable form", field=field, value=given, limit=_RULE)
     for index, token in enumerate(given):
+        if isinstance(token, float) and token.is_integer():
+            token = given[index] = int(token)
         if not isinstance(token, int) or isinstance(token, bool):
             raise RequestError("no token id", field=f"{field}[{index}]", value=token, limit="a whole number from 0")
         if not 0 <= token < 2**31:
