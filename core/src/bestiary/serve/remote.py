@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-from bestiary.api.errors import EngineError
+from bestiary.api.errors import EngineError, RequestError
 from bestiary.api.lora import LoRARequest
 from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
@@ -14,10 +15,14 @@ from bestiary.engine.sequence import SequenceUpdate
 
 
 class RemoteEngine:
-    """What would be refused there is refused here, by the same checks."""
+    """What would be refused there is refused here, by the same checks.
+
+    Requests travel under numbers, so that what is still said of one that was given up is never taken for another's.
+    """
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._numbers = itertools.count()
 
     def add_request(
         self,
@@ -35,10 +40,14 @@ class RemoteEngine:
             raise EngineError(f"the engine is {self._supervisor.state}", code="ENGINE_NOT_READY")
         info.checks.check(prompt_token_ids, params, priority)
         lora_name = None if lora_request is None else lora_request.lora_name
-        pooling = params if isinstance(params, PoolingParams) else None
-        sampling = SamplingParams(max_tokens=1) if isinstance(params, PoolingParams) else params
-        request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, lora_name, pooling)
-        self._supervisor.send(request)
+        number = str(next(self._numbers))
+        request = AddRequest.of(number, prompt_token_ids, params, priority, cache_salt, lora_name)
+        try:
+            self._supervisor.send(request)
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                "the request holds half of a surrogate pair and is not Unicode", value=error.object[error.start]
+            ) from error
         return request.answers
 
     def finish(self, request_id: str, stop: str) -> SequenceUpdate | None:
