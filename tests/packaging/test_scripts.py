@@ -159,7 +159,7 @@ def test_tests_install_every_plugin_and_serve_the_demo_too(machine: Machine) -> 
     (extra / "pyproject.toml").touch()
     assert machine.run("scripts/test", "-k", "architecture").returncode == 0
     calls = machine.calls()
-    assert any("/plugins/another_plugin" in call and "/core[testing]" in call for call in calls)
+    assert any("/plugins/another_plugin" in call and "/core[serve,testing]" in call for call in calls)
     assert calls[-1] == "-m pytest -k architecture"
     machine.run("scripts/demo", "x")
     assert machine.calls() == ["bestiary generate smollm2 --chat -- x"]

@@ -195,6 +195,7 @@ def test_hub_files_that_may_not_be_named(model: str) -> None:
 
 def test_only_what_is_needed_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
 
     snapshot = tmp_path / COMMIT
     snapshot.mkdir()
@@ -213,7 +214,13 @@ def test_only_what_is_needed_is_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     patterns = [pattern for options in asked for pattern in options["allow_patterns"]]
     assert not [pattern for pattern in patterns if pattern.endswith((".py", ".bin", ".pt", "*"))]
     assert [options["revision"] for options in asked] == ["v1", COMMIT]
-    assert all(options["ignore_patterns"] == ["*/*"] and not options["local_files_only"] for options in asked)
+    assert not any(options["local_files_only"] for options in asked)
+    there = ["config.json", "a.tiktoken", "model.safetensors", "1_Pooling/config.json", "2_Dense/config.json",
+             "onnx/config.json", "onnx/a.tiktoken", "onnx/model.safetensors"]  # fmt: skip
+    chosen = [{name: options[name] for name in ("allow_patterns", "ignore_patterns")} for options in asked]
+    chosen.append({"allow_patterns": ["*.safetensors"], "ignore_patterns": hub.kept_at_the_top(["*.safetensors"])})
+    fetched = {name for each in chosen for name in filter_repo_objects(there, **each)}
+    assert fetched == {*there[:4]}
     asked.clear()
     resolve_source("owner/name", weights=False)
     assert len(asked) == 1

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from .discovery import normalise
 from .errors import UsageError
 
 ENVIRONMENT = "BESTIARY_PLUGINS"
 CONFIG = "BESTIARY_CONFIG"
+_MAX_BYTES = 2**20
 
 
 def parse(pairs: Iterable[str], source: str) -> dict[str, str]:
@@ -33,8 +35,12 @@ def current(arguments: Iterable[str] | Mapping[str, str] = ()) -> dict[str, str]
     """All choices in force, the strongest place winning."""
     if isinstance(arguments, Mapping):
         arguments = [f"{name}={distribution}" for name, distribution in arguments.items()]
-    environment = [part for part in os.environ.get(ENVIRONMENT, "").split(",") if part.strip()]
-    return _from_file() | parse(environment, ENVIRONMENT) | parse(arguments, "--plugin")
+    return _from_file() | from_environment() | parse(arguments, "--plugin")
+
+
+def from_environment() -> dict[str, str]:
+    """The choices of ``BESTIARY_PLUGINS``."""
+    return parse((part for part in os.environ.get(ENVIRONMENT, "").split(",") if part.strip()), ENVIRONMENT)
 
 
 def config_path() -> Path:
@@ -45,22 +51,39 @@ def config_path() -> Path:
     return Path(base) / "bestiary" / "config.toml"
 
 
-def _from_file() -> dict[str, str]:
-    path = config_path()
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        if os.environ.get(CONFIG):
-            raise UsageError(f"{CONFIG} names a file that does not exist", field=CONFIG, value=str(path)) from None
-        return {}
-    except OSError as error:
-        raise UsageError(f"the configuration file cannot be read: {error.strerror}", value=str(path)) from error
+def read_toml(path: Path) -> dict[str, Any]:
+    """A configuration file as data.
+
+    Raises:
+        UsageError: it cannot be read, is too large or not TOML; with the line.
+    """
     import tomllib
 
     try:
-        table = tomllib.loads(data.decode()).get("plugins", {})
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(
+            f"the configuration file cannot be read: {error.strerror}", field=CONFIG, value=str(path)
+        ) from error
+    if len(data) > _MAX_BYTES:
+        raise UsageError("the configuration file is too large", value=str(path), limit=f"{_MAX_BYTES} bytes")
+    try:
+        return tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"the configuration file is not TOML: {error}", field=CONFIG, value=str(path)) from error
+
+
+def plugins_of(data: Mapping[str, Any], path: str) -> dict[str, str]:
+    """The table ``[plugins]`` of a configuration file. Raises `UsageError`: it is something else."""
+    table = data.get("plugins", {})
     if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
-        raise UsageError("[plugins] must map names to distributions", field="plugins", value=str(path))
-    return parse((f"{name}={distribution}" for name, distribution in table.items()), str(path))
+        raise UsageError("[plugins] must map names to distributions", field="plugins", value=path)
+    return parse((f"{name}={distribution}" for name, distribution in table.items()), path)
+
+
+def _from_file() -> dict[str, str]:
+    path = config_path()
+    if not os.environ.get(CONFIG) and not path.is_file():
+        return {}
+    return plugins_of(read_toml(path), str(path))

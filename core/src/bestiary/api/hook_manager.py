@@ -33,7 +33,7 @@ IMPORT_TIMEOUT_S = 10.0
 BUILTIN_HOOKS: tuple[str, ...] = (
     "bestiary.engine.builtin_hooks",
     "bestiary.engine.loader.sources",
-    "bestiary.serve.text.parsers",
+    "bestiary.serve.text.parsers.families",
 )
 """Modules of our own with hook implementations, imported when an engine starts; `register_builtin` adds to them."""
 

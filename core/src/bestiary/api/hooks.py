@@ -64,11 +64,13 @@ class HookSpecs:
 
     @hookspec
     def tool_call_parsers(self) -> Offers:  # type: ignore[empty-body]
-        """Parser name → a class whose instances, one an answer, are `TextParser`s."""
+        """Parser name → a `ToolFormat` (`text_formats.py`), or a class of `TextParser`s: ``cls(tools=…)``, one an
+        answer, where `tools` maps the names of the request's tools to their schemas."""
 
     @hookspec
     def reasoning_parsers(self) -> Offers:  # type: ignore[empty-body]
-        """Parser name → a class whose instances, one an answer, are `TextParser`s."""
+        """Parser name → a `ReasoningFormat` (`text_formats.py`), or a class of `TextParser`s: ``cls(prompt=…)``, one
+        an answer to that prompt, whose end may have opened the reasoning."""
 
     @hookspec
     def structured_output_backends(self) -> Offers:  # type: ignore[empty-body]
@@ -125,28 +127,44 @@ class TiktokenVocabulary:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A function the model wants called; `arguments` is a JSON object as text, never evaluated."""
+class ToolCallDelta:
+    """What became certain of one call: its name, in the first delta of its `index`, and more text of its arguments."""
 
-    name: str
-    arguments: str
+    index: int
+    name: str | None = None
+    arguments: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """What became certain since the last delta. Deltas add up: strings concatenate, calls append."""
+    """What became certain since the last delta. Deltas add up: strings concatenate, and calls of one index are one.
+
+    The sum of an answer's deltas holds whole calls. A call is never taken back: what was told of it stays, and if its
+    arguments turn out to be no JSON, the text up to its closing mark follows as it stands.
+    """
 
     content: str = ""
     reasoning: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
     def __add__(self, other: TextDelta) -> TextDelta:
         return TextDelta(
-            self.content + other.content, self.reasoning + other.reasoning, self.tool_calls + other.tool_calls
+            self.content + other.content,
+            self.reasoning + other.reasoning,
+            _joined(self.tool_calls + other.tool_calls),
         )
 
     def __bool__(self) -> bool:
         return bool(self.content or self.reasoning or self.tool_calls)
+
+
+def _joined(deltas: tuple[ToolCallDelta, ...]) -> tuple[ToolCallDelta, ...]:
+    found: dict[int, ToolCallDelta] = {}
+    for each in deltas:
+        before = found.get(each.index, ToolCallDelta(each.index))
+        name = each.name if before.name is None else before.name
+        found[each.index] = ToolCallDelta(each.index, name, before.arguments + each.arguments)
+    return tuple(found.values())
 
 
 @runtime_checkable

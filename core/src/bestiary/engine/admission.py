@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bestiary.api.errors import EngineError, RequestError
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 
 from .sequence import Sequence, Status
@@ -28,10 +29,10 @@ class Limits:
         """The most tokens, prompt and answer together, that the sequence may reach; `RequestError` if it cannot run."""
         if sequence.status is not Status.NEW or sequence.sampling.n != 1:
             raise EngineError(f"{sequence.request_id}: only a new sequence with n = 1 can be queued")
-        return self.most(sequence.num_prompt, sequence.sampling if sequence.pooling is None else None)
+        return self.most(sequence.num_prompt, sequence.pooling or sequence.sampling)
 
-    def most(self, prompt: int, sampling: SamplingParams | None) -> int:
-        """The same for a prompt of so many tokens; without `sampling`, nothing is drawn after it."""
+    def most(self, prompt: int, params: SamplingParams | PoolingParams) -> int:
+        """The same for a prompt of so many tokens."""
         if prompt == 0:
             raise RequestError("the prompt is empty", code="EMPTY_PROMPT", field="prompt", limit="at least 1 token")
         if self.max_prompt is not None and prompt > self.max_prompt:
@@ -43,23 +44,21 @@ class Limits:
                 limit=f"max_num_batched_tokens {self.max_prompt} without chunked prefill",
                 fix=f"set max_num_batched_tokens to at least {prompt}, or enable_chunked_prefill",
             )
-        if sampling is None:
-            return self._most_computed(prompt)
-        asked = sampling.max_tokens
+        if isinstance(params, PoolingParams):
+            return self._prompt_alone(prompt)
+        asked = params.max_tokens
         answer = self.max_model_len - prompt if asked is None else asked
-        needed = max(answer, sampling.min_tokens, 1)
+        needed = max(answer, params.min_tokens, 1)
         if prompt + needed > self.max_model_len:
-            raise _too_long(
-                prompt, sampling, needed, self.max_model_len, "CONTEXT_LENGTH_EXCEEDED", "the context length"
-            )
+            raise _too_long(prompt, params, needed, self.max_model_len, "CONTEXT_LENGTH_EXCEEDED", "the context length")
         if prompt + needed - 1 > self.cache_tokens:
             raise _too_long(
-                prompt, sampling, needed, self.cache_tokens + 1, "KV_CACHE_EXCEEDED", "what the KV cache can hold"
+                prompt, params, needed, self.cache_tokens + 1, "KV_CACHE_EXCEEDED", "what the KV cache can hold"
             )
         return prompt + answer
 
-    def _most_computed(self, prompt: int) -> int:
-        """The same for a prompt after which nothing is drawn."""
+    def _prompt_alone(self, prompt: int) -> int:
+        """For a prompt after which nothing is drawn."""
         limit = min(self.max_model_len, self.cache_tokens)
         if prompt > limit:
             code = "CONTEXT_LENGTH_EXCEEDED" if prompt > self.max_model_len else "KV_CACHE_EXCEEDED"

@@ -52,7 +52,8 @@ class EngineArgs:
         max_loras, max_lora_rank, max_cpu_loras: see `LoRAConfig`.
         plugin: architecture → distribution, where several provide one.
         runner: "generate" text, or "pooling": a vector of each prompt; "auto" is what the model's class is made for.
-            pooling_type: of which hidden states: "LAST", "CLS" (the first) or "MEAN"; None: the class's own, or "LAST".
+            pooling_type: of which hidden states: "LAST", "CLS" (the first) or "MEAN"; None: as the model's
+            files say, else its class, else "LAST".
         quantization: quantize while loading, by a method's name. attention_backend, ops: implementations by name,
             instead of the best one. structured_outputs_backend: what enforces the form of answers, by name.
         tensor_parallel_size, pipeline_parallel_size, data_parallel_size: ranks that share each tensor; stages that

@@ -118,7 +118,7 @@ class EngineBuilder:
             notice(text)
         quantization = choose_quantization(self.args, self.description, self.hooks)
         config = make_vllm_config(self.args, self.description, found.architecture, hf_config, quantization)
-        config = with_runner(config, self.args, found.model_class)
+        config = with_runner(config, self.args, found.model_class, lambda: self.description.pooling_type)
         return found.model_class, replace(config, parallel_config=self.parallel)
 
     def build(self, eos_token_ids: frozenset[int] = frozenset()) -> LLMEngine:

@@ -25,7 +25,7 @@ class RequestChecks:
     vocab_size: width of the logits; every token id lies below it.
     eos_token_ids: what ends an answer unless `ignore_eos`.
     limits: how long requests may be.
-    pooling: what requests may ask of a model that makes vectors; None where it generates text.
+    pooling: what may be asked of a model that makes vectors; None where it generates text.
     """
 
     vocab_size: int
@@ -41,13 +41,11 @@ class RequestChecks:
                 "a priority is a whole number", field="priority", value=priority, limit="a 64-bit integer"
             )
         self._check_ids("prompt_token_ids", prompt_token_ids)
-        if isinstance(params, PoolingParams):
-            self.limits.most(len(prompt_token_ids), None)
-            return
-        for name in _ID_LISTS:
-            self._check_ids(name, getattr(params, name) or ())
-        self._check_ids("logit_bias", tuple(params.logit_bias))
-        self._check_drawable(params)
+        if isinstance(params, SamplingParams):
+            for name in _ID_LISTS:
+                self._check_ids(name, getattr(params, name) or ())
+            self._check_ids("logit_bias", tuple(params.logit_bias))
+            self._check_drawable(params)
         self.limits.most(len(prompt_token_ids), params)
 
     def _check_ids(self, field: str, ids: Sequence[int]) -> None:

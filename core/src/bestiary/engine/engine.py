@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bestiary.api.config import VllmConfig
-from bestiary.api.errors import BadAdapter, EngineError
+from bestiary.api.errors import BadAdapter, EngineError, ModelFailed
 from bestiary.api.hooks import StepObserver
 from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.pooling import PoolingParams
@@ -51,13 +51,6 @@ from .sequence import Sequence, SequenceUpdate
 
 if TYPE_CHECKING:
     from .parallel.team import Team
-
-
-class ModelFailed(EngineError):
-    """The model raised in a step about the answers `request_ids`."""
-
-    code = "MODEL_FAILED"
-    request_ids: frozenset[str] = frozenset()
 
 
 class LLMEngine:
@@ -112,10 +105,6 @@ class LLMEngine:
         return self.checks.eos_token_ids
 
     @property
-    def pooling(self) -> PoolingOffer | None:
-        return self.checks.pooling
-
-    @property
     def scheduler(self) -> Scheduler:
         """The first copy's, which is the only one as a rule."""
         return self.lanes.lanes[0].scheduler
@@ -133,7 +122,7 @@ class LLMEngine:
         """Admit one request, all its `n` answers or none.
 
         Args:
-            params: how tokens are drawn, or what vector is made of the prompt: as the engine's model does.
+            params: how tokens are drawn, or what vector is made of the prompt, as the model does either.
             lora_request: the adapter that answers; one that is not known is read and checked first.
 
         Returns:
@@ -145,14 +134,12 @@ class LLMEngine:
         """
         self._refuse_if_dead()
         self.checks.check(prompt_token_ids, params, priority)
-        pooling = params if isinstance(params, PoolingParams) else None
-        sampling = SamplingParams(max_tokens=1) if isinstance(params, PoolingParams) else params
         adapter = None if lora_request is None else lora_request.lora_name
-        request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, adapter, pooling)
+        request = AddRequest.of(request_id, prompt_token_ids, params, priority, cache_salt, adapter)
         if self.team is not None and not self.team.leads:
             self._expected[request_id] = request  # admitted when rank 0 says so
             return request.answers
-        if sampling.structured_outputs is not None and not self.has_tokenizer:
+        if request.sampling.structured_outputs is not None and not self.has_tokenizer:
             raise unavailable()
         if lora_request is not None:
             self.add_lora(lora_request, pinned=False)

@@ -6,6 +6,7 @@ which the engine's pooler makes embeddings; its language-model head is not used 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -71,8 +72,14 @@ def check_kind(params: SamplingParams | PoolingParams, offer: PoolingOffer | Non
         )  # fmt: skip
 
 
-def with_runner(config: VllmConfig, args: EngineArgs, model_class: type) -> VllmConfig:
-    """The configuration with `runner_type` and `pooler_config` settled: "auto" is what the class is made for.
+def with_runner(
+    config: VllmConfig,
+    args: EngineArgs,
+    model_class: type,
+    stated: Callable[[], PoolingTypeStr | None] = lambda: None,
+) -> VllmConfig:
+    """The configuration with `runner_type` and `pooler_config` settled: "auto" is what the class is made for, and the
+    pooling is what the user asks for, else what the model's files say (`stated`), else the class.
 
     Raises:
         ModelError: the class cannot do what was asked. UsageError: a pooling that is none, or is not wanted.
@@ -81,11 +88,11 @@ def with_runner(config: VllmConfig, args: EngineArgs, model_class: type) -> Vllm
     runner = args.runner if args.runner != "auto" else "pooling" if pools else "generate"
     if runner == "pooling":
         own = getattr(model_class, "default_pooling_type", "LAST") if pools else "LAST"
-        pooler = PoolerConfig(pooling_type=cast(PoolingTypeStr, args.pooling_type or own))
+        pooler = PoolerConfig(pooling_type=cast(PoolingTypeStr, args.pooling_type or stated() or own))
         return replace(config, model_config=replace(config.model_config, runner_type="pooling", pooler_config=pooler))
     if not is_text_generation_model(model_class):
         raise ModelError(
-            f"{model_class.__name__} generates no text", code="WRONG_RUNNER", field="runner", value=args.runner,
+            f"{model_class.__name__} generates no text", code="RUNNER_UNSUPPORTED", field="runner", value=args.runner,
             fix="runner='pooling' (--runner pooling), or leave it out",
         )  # fmt: skip
     if args.pooling_type is not None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bestiary.api.errors import EngineError
+from bestiary.api.errors import EngineError, ModelFailed
+from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 
-from .engine import LLMEngine, ModelFailed
+from .engine import LLMEngine
 from .notices import notice
 from .sequence import SequenceUpdate
 
@@ -34,7 +35,7 @@ def step(engine: LLMEngine) -> list[SequenceUpdate]:
             raise
         notice(f"{error.message}; looking for the requests that cause it among {len(error.request_ids)}")
         found = list(_divide(engine, error))
-        if not any(update.token_id is not None for update in found):
+        if all(update.token_id is None and update.pooled is None for update in found):
             _probe(engine)
         return found
 
@@ -64,7 +65,9 @@ def _words(error: ModelFailed) -> str:
 def _probe(engine: LLMEngine) -> None:
     """Raises `EngineError` where the model fails for a prompt of one token as well."""
     token = min(engine.eos_token_ids, default=0)
-    engine.add_request(_PROBE, [token], SamplingParams(max_tokens=1, temperature=0), priority=_FIRST)
+    generates = engine.checks.pooling is None
+    params = SamplingParams(max_tokens=1, temperature=0) if generates else PoolingParams()
+    engine.add_request(_PROBE, [token], params, priority=_FIRST)
     try:
         engine.step(frozenset([_PROBE]))
     except ModelFailed as error:

@@ -242,7 +242,8 @@ class Scheduler:
             token: SampledToken | PooledVector | None = None
             if start + count == len(sequence.token_ids):
                 token = result.last(request_id)
-                error = "no token was drawn" if token is None else token.error
+                nothing = "no token was drawn" if sequence.pooling is None else "no vector was made"
+                error = nothing if token is None else token.error
                 if error is not None:
                     updates.append(self._fail(sequence, error))
                     continue

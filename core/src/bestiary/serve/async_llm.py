@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from bestiary.api.errors import EngineError, RequestError
 from bestiary.api.lora import LoRAInfo, LoRARequest
-from bestiary.api.outputs import PoolingRequestOutput, RequestOutput
 from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.notices import notice
 from bestiary.engine.process.messages import (
     Answer,
     EngineStats,
@@ -28,7 +27,6 @@ from bestiary.engine.sequence import SequenceUpdate
 from .forms import Facts, Forms
 from .generation import Accepted, Generation, PoolingGeneration
 from .outputs import OutputProcessor
-from .pooled import PooledOutputs
 from .remote import RemoteEngine
 from .remote_adapters import RemoteAdapters
 from .text.loading import read_tokenizer
@@ -80,7 +78,6 @@ class AsyncLLM:
         self._forms = Forms(args, tokenizer, self._facts)
         self._engine = RemoteEngine(self._supervisor, self._forms)
         self._outputs = OutputProcessor(self._engine, tokenizer)
-        self._pooled = PooledOutputs(self._engine)
         self._live: dict[str, Accepted[Any]] = {}
         self._answers = 0
         self._templates = TemplateProcess()
@@ -174,15 +171,14 @@ class AsyncLLM:
         Raises:
             RequestError: it can never run, or not now (QUEUE_FULL, ENGINE_NOT_READY, SERVER_SHUTDOWN).
         """
-        self._check_open(sampling.n)
-        adapter = self._check_names(request_id, lora_name)
+        adapter = self._check_open(request_id, sampling.n, lora_name)
         if sampling.stop_strings and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer", field="stop", fix="without --skip-tokenizer-init")
         output = self._outputs.add(
             request_id, prompt, prompt_token_ids, sampling,
             priority=priority, cache_salt=cache_salt, lora_request=adapter,
         )  # fmt: skip
-        generation = Generation(output, partial(self._abort, output))
+        generation = Generation(output, self._abort)
         self._live[request_id] = generation
         self._answers += sampling.n
         return generation
@@ -191,24 +187,23 @@ class AsyncLLM:
         self,
         request_id: str,
         prompt_token_ids: Sequence[int],
-        params: PoolingParams,
+        pooling: PoolingParams,
         *,
         prompt: str | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
         lora_name: str | None = None,
     ) -> PoolingGeneration:
-        """Accept a request for a vector. Raises as `submit`, also where the model generates text."""
-        self._check_open(1)
-        adapter = self._check_names(request_id, lora_name)
-        output = self._pooled.add(
-            request_id, prompt, prompt_token_ids, params,
+        """The same for a vector of a prompt, of a model that makes them (`ModelInfo.pooling`)."""
+        adapter = self._check_open(request_id, 1, lora_name)
+        output = self._outputs.add_pooling(
+            request_id, prompt, prompt_token_ids, pooling,
             priority=priority, cache_salt=cache_salt, lora_request=adapter,
         )  # fmt: skip
-        generation = PoolingGeneration(output, partial(self._abort, output))
-        self._live[request_id] = generation
+        accepted = PoolingGeneration(output, self._abort)
+        self._live[request_id] = accepted
         self._answers += 1
-        return generation
+        return accepted
 
     async def check_structured_outputs(self, sampling: SamplingParams) -> None:
         """To be awaited before `submit` where the answer has a form. Raises `RequestError`: it cannot be had, or too
@@ -249,7 +244,8 @@ class AsyncLLM:
             self._templates.render, template, messages, bos_token=beginning, eos_token=end, **variables
         )
 
-    def _check_open(self, answers: int) -> None:
+    def _check_open(self, request_id: str, answers: int, lora_name: str | None) -> LoRARequest | None:
+        """Whether a request can be accepted now; returns its adapter."""
         if self.draining or self._supervisor.state == "closed":
             raise RequestError("the server is shutting down", code="SERVER_SHUTDOWN")
         info = self.info
@@ -261,18 +257,13 @@ class AsyncLLM:
                 "too many requests are waiting", code="QUEUE_FULL", field="max_queue",
                 limit=f"{info.max_num_seqs} running and {room} waiting", value=self._answers + answers,
             )  # fmt: skip
-
-    def _check_names(self, request_id: str, lora_name: str | None) -> LoRARequest | None:
         if request_id in self._live:
             raise RequestError("the request id is in use", code="DUPLICATE_REQUEST", field="request_id")
         return self._adapters.request(lora_name)
 
-    def _abort(self, output: RequestOutput | PoolingRequestOutput[Any]) -> None:
-        if isinstance(output, PoolingRequestOutput):
-            self._pooled.abort(output)
-        else:
-            self._outputs.abort(output)
-        self._tell([output.request_id])
+    def _abort(self, generation: Accepted[Any]) -> None:
+        self._outputs.abort(generation.output)
+        self._tell([generation.output.request_id])
 
     # --- adapters ---------------------------------------------------------------------------------------------------
 
@@ -303,25 +294,29 @@ class AsyncLLM:
         words = f"{error.error_code}: {error.message}"
         for generation in self._live.values():
             generation.error = error
-        live = [*self._outputs.live(), *self._pooled.live()]
-        self._apply([SequenceUpdate(name, finish_reason="error", error=words) for name in live])
+        self._apply([SequenceUpdate(name, finish_reason="error", error=words) for name in self._outputs.live()])
         self._adapters.lost(error)
+        self._stats = EngineStats()
 
     def _apply(self, updates: Sequence[SequenceUpdate]) -> None:
-        changed = [output.request_id for output in self._outputs.process(updates)]
-        changed += [output.request_id for output in self._pooled.process(updates)]
-        self._tell(changed)
+        self._tell([output.request_id for output in self._outputs.process(updates)])
 
     def _tell(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:
             generation = self._live.get(request_id)
             if generation is None:
                 continue
+            generation.changed()
             if generation.output.finished:
                 del self._live[request_id]
-                self._on_finish(generation)
-            generation.changed()
-        self._answers = self._outputs.num_live + self._pooled.num_live
+                self._finished(generation)
+        self._answers = self._outputs.num_live
+
+    def _finished(self, generation: Accepted[Any]) -> None:
+        try:
+            self._on_finish(generation)
+        except Exception as cause:  # a listener's mistake is not the engine's
+            notice(f"who listens for finished requests raised {type(cause).__name__}: {cause}")
 
     def _changed(self, state: State) -> None:
         async def tell() -> None:

@@ -1,4 +1,4 @@
-"""One accepted request, as whoever waits for it sees it."""
+"""One accepted request as whoever waits for it sees it: `Generation` for a text, `PoolingGeneration` for a vector."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class Accepted(Generic[Output]):
         output: what there is so far. error: why the engine ended it, where it did.
     """
 
-    def __init__(self, output: Output, abort: Callable[[], None]) -> None:
-        self.output = output
+    def __init__(self, output: Output, abort: Callable[[Any], None]) -> None:
+        self.output: Output = output
         self.error: EngineError | None = None
         self._changed = asyncio.Event()
         self._abort = abort
 
     async def __aiter__(self) -> AsyncIterator[Output]:
-        while True:
-            await self._changed.wait()
+        finished = False
+        while not finished:
+            if not self.output.finished:
+                await self._changed.wait()
             self._changed.clear()
             finished = self.output.finished
             yield self.output
-            if finished:
-                return
 
     async def wait(self) -> Output:
         """The finished output."""
@@ -49,7 +49,7 @@ class Accepted(Generic[Output]):
     def abort(self) -> None:
         """Nobody wants it any more. May be called at any time, also twice."""
         if not self.output.finished:
-            self._abort()
+            self._abort(self)
 
 
 class Generation(Accepted[RequestOutput]):
@@ -57,4 +57,4 @@ class Generation(Accepted[RequestOutput]):
 
 
 class PoolingGeneration(Accepted[PoolingRequestOutput[Any]]):
-    """A request for a vector."""
+    """A request for a vector. It has one change, its last."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bestiary.api.errors import RequestError, UsageError
+from bestiary.api.errors import BestiaryError, ModelFailed, RequestError, UsageError
 from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.outputs import (
     ClassificationRequestOutput,
@@ -20,11 +20,9 @@ from bestiary.api.pooling import PoolingParams, PoolingTask
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.build import EngineBuilder
-from bestiary.engine.pooling import check_kind
 
 from .forms import Forms
-from .outputs import OutputProcessor
-from .pooled import PooledOutputs
+from .outputs import AnyOutput, OutputProcessor
 from .text.loading import tokenizer_of
 from .text.prompts import Prompt, as_prompts, prompt_ids
 from .text.template_process import TemplateProcess
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 LoRAChoice: TypeAlias = LoRARequest | str
 """An adapter: where it lies, or the name of one that was added."""
 Params: TypeAlias = SamplingParams | PoolingParams
-AnyOutput: TypeAlias = RequestOutput | PoolingRequestOutput[Any]
 
 
 class LLM:
@@ -60,7 +57,6 @@ class LLM:
         self.engine = builder.build(self.tokenizer.eos_token_ids if self.tokenizer else frozenset())
         self.vllm_config = self.engine.vllm_config
         self._outputs = OutputProcessor(self.engine, self.tokenizer)
-        self._pooled = PooledOutputs(self.engine)
         self._requests = 0
         self._templates = TemplateProcess()
         self._forms = Forms(self.args, self.tokenizer, lambda: (self.engine.vocab_size, self.engine.eos_token_ids))
@@ -276,7 +272,7 @@ class LLM:
         if wrong:
             limit = "SamplingParams, or a list of them"
             raise UsageError("no SamplingParams", field="sampling_params", value=wrong[0], limit=limit)
-        requests: list[Any] = []
+        requests: list[AnyOutput] = []
         try:
             chosen = [None if each is None else LoRARequest.of(each) for each in adapters]
             asked = zip(prompts, params, priorities, chosen, strict=True)
@@ -295,22 +291,23 @@ class LLM:
     def _abort(self, requests: Sequence[AnyOutput]) -> None:
         with self._lock:
             for request in requests:
-                if request.finished:
-                    continue
-                if isinstance(request, PoolingRequestOutput):
-                    self._pooled.abort(request)
-                else:
+                if not request.finished:
                     self._outputs.abort(request)
 
-    def _step(self) -> Sequence[AnyOutput]:
+    def _step(self) -> list[AnyOutput]:
         with self._lock:
-            updates = self.engine.step()
-            return self._outputs.process(updates) if self.engine.pooling is None else self._pooled.process(updates)
+            try:
+                updates = self.engine.step()
+            except ModelFailed as error:
+                cause = error.__cause__
+                if isinstance(cause, BestiaryError):  # it says more
+                    raise cause from cause.__cause__
+                raise
+            return self._outputs.process(updates)
 
     def _submit_one(
         self, index: int, prompt: Prompt, params: Params, priority: int, lora_request: LoRARequest | None
     ) -> AnyOutput:
-        check_kind(params, self.engine.pooling)
         if isinstance(params, SamplingParams) and params.stop_strings and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer", field="stop", fix="skip_tokenizer_init=False")
         if isinstance(params, SamplingParams) and params.structured_outputs is not None and self.leads:
@@ -324,7 +321,7 @@ class LLM:
             self._requests += 1
             options: dict[str, Any] = {"priority": priority, "lora_request": lora_request}
             if isinstance(params, PoolingParams):
-                return self._pooled.add(request_id, text, ids, params, **options)
+                return self._outputs.add_pooling(request_id, text, ids, params, **options)
             return self._outputs.add(request_id, text, ids, params, **options)
 
     def _drive(self, requests: Sequence[AnyOutput], *, show: bool) -> None:
@@ -342,9 +339,12 @@ class LLM:
 
 def _for_task(task: PoolingTask, given: PoolingParams | Sequence[PoolingParams] | None) -> Any:
     """Parameters that say what is wanted of them; those that say something else are refused."""
-    if given is not None and not isinstance(given, PoolingParams):
+    if isinstance(given, list | tuple):
         return [_for_task(task, each) for each in given]
     params = PoolingParams() if given is None else given
+    if not isinstance(params, PoolingParams):
+        limit = "PoolingParams, or a list of them"
+        raise UsageError("no PoolingParams", field="pooling_params", value=params, limit=limit)
     if params.task not in (None, task):
         raise RequestError("the parameters are for another task", field="task", value=params.task, limit=task)
     return replace(params, task=task)

@@ -1,22 +1,26 @@
-"""From sequence updates to `RequestOutput`s: text, stop strings, and the `n` answers of one request put together."""
+"""From sequence updates to outputs: text, stop strings, the `n` answers of one request put together; or a vector."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from bestiary.api.lora import LoRARequest
-from bestiary.api.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprobs
+from bestiary.api.outputs import CompletionOutput, PoolingRequestOutput, RequestMetrics, RequestOutput, TokenLogprobs
 from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.sequence import SequenceUpdate
 
+from .pooled import end_pooled, new_pooled
 from .text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from .text.tokenizer import Tokenizer
+
+
+AnyOutput: TypeAlias = RequestOutput | PoolingRequestOutput[Any]
 
 
 @dataclass(slots=True)
@@ -64,6 +68,7 @@ class OutputProcessor:
     engine: Requests
     tokenizer: Tokenizer | None
     _answers: dict[str, _Answer] = field(default_factory=dict)
+    _pooled: dict[str, PoolingRequestOutput[Any]] = field(default_factory=dict)
 
     def add(
         self,
@@ -101,29 +106,50 @@ class OutputProcessor:
             self._answers[child] = _Answer(request, output, detokenizer, sampling.include_stop_str_in_output)
         return request
 
+    def add_pooling(
+        self,
+        request_id: str,
+        prompt: str | None,
+        prompt_token_ids: Sequence[int],
+        params: PoolingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        lora_request: LoRARequest | None = None,
+    ) -> PoolingRequestOutput[Any]:
+        """The same for a request for a vector."""
+        self.engine.add_request(
+            request_id, prompt_token_ids, params, priority=priority, cache_salt=cache_salt, lora_request=lora_request
+        )
+        lora_name = None if lora_request is None else lora_request.lora_name
+        self._pooled[request_id] = new_pooled(request_id, prompt, prompt_token_ids, params, lora_name)
+        return self._pooled[request_id]
+
     @property
     def num_live(self) -> int:
         """Answers that have not ended."""
-        return len(self._answers)
+        return len(self._answers) + len(self._pooled)
 
     def live(self) -> list[str]:
         """Their ids."""
-        return list(self._answers)
+        return [*self._answers, *self._pooled]
 
-    def process(self, updates: Iterable[SequenceUpdate]) -> list[RequestOutput]:
+    def process(self, updates: Iterable[SequenceUpdate]) -> list[AnyOutput]:
         """Apply updates; an answer whose text holds a stop string is ended in the engine as well."""
-        changed: dict[str, RequestOutput] = {}
+        changed: dict[str, AnyOutput] = {}
         for update in updates:
             answer = self._answers.get(update.request_id)
-            if answer is None:
-                continue
-            self._apply(answer, update)
-            changed[answer.request.request_id] = answer.request
+            if answer is not None:
+                self._apply(answer, update)
+                changed[answer.request.request_id] = answer.request
+            elif update.request_id in self._pooled:
+                changed[update.request_id] = end_pooled(self._pooled.pop(update.request_id), update)
         return list(changed.values())
 
-    def abort(self, request: RequestOutput) -> None:
+    def abort(self, request: AnyOutput) -> None:
         """End what is left of a request."""
-        for child in [name for name, answer in self._answers.items() if answer.request is request]:
+        names = [name for name, answer in self._answers.items() if answer.request is request]
+        for child in names or [name for name, pooled in self._pooled.items() if pooled is request]:
             update = self.engine.abort(child)
             if update is not None:
                 self.process([update])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from bestiary.api.outputs import PoolingRequestOutput, RequestOutput
 
-AnyOutput = RequestOutput | PoolingRequestOutput[Any]
+from .outputs import AnyOutput
+
 Report = Callable[[Sequence[AnyOutput]], None]
 
 

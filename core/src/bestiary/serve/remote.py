@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-from bestiary.api.errors import EngineError
+from bestiary.api.errors import EngineError, RequestError
 from bestiary.api.lora import LoRARequest
 from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
@@ -17,11 +18,15 @@ from .forms import Forms
 
 
 class RemoteEngine:
-    """What would be refused there is refused here, by the same checks."""
+    """What would be refused there is refused here, by the same checks.
+
+    Requests travel under numbers, so that what is still said of one that was given up is never taken for another's.
+    """
 
     def __init__(self, supervisor: Supervisor, forms: Forms) -> None:
         self._supervisor, self._forms = supervisor, forms
-        self._told: int | None = None
+        self._told: int | None = None  # the number of restarts when the engine was told
+        self._numbers = itertools.count()
 
     def add_request(
         self,
@@ -41,19 +46,23 @@ class RemoteEngine:
         if isinstance(params, SamplingParams) and params.structured_outputs is not None:
             self._prepare(params.structured_outputs)
         lora_name = None if lora_request is None else lora_request.lora_name
-        pooling = params if isinstance(params, PoolingParams) else None
-        sampling = SamplingParams(max_tokens=1) if isinstance(params, PoolingParams) else params
-        request = AddRequest(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, lora_name, pooling)
-        self._supervisor.send(request)
+        number = str(next(self._numbers))
+        request = AddRequest.of(number, prompt_token_ids, params, priority, cache_salt, lora_name)
+        try:
+            self._supervisor.send(request)
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                "the request holds half of a surrogate pair and is not Unicode", value=error.object[error.start]
+            ) from error
         return request.answers
 
     def _prepare(self, wanted: StructuredOutputsParams) -> None:
         """Each engine process is told of the tokenizer once; and none of a form that was not tried."""
         if not self._forms.knows(wanted):
             raise EngineError("the form of this answer was not tried before", fix="await check_structured_outputs")
-        if self._told != self._supervisor.pid:
+        if self._told != self._supervisor.restarts:
             self._supervisor.send(UseTokenizer(self._forms.tokenizer_json))
-            self._told = self._supervisor.pid
+            self._told = self._supervisor.restarts
 
     def finish(self, request_id: str, stop: str) -> SequenceUpdate | None:
         """Its text holds the stop string `stop`."""

@@ -10,6 +10,7 @@ from typing import Any
 from bestiary.api.entries import Resolution
 from bestiary.api.gguf import GgufArchitecture
 from bestiary.api.hook_manager import HookManager
+from bestiary.api.protocols import PoolingTypeStr
 from bestiary.api.registry import ModelRegistry, Registry
 from bestiary.engine.arguments import EngineArgs
 
@@ -22,6 +23,7 @@ from .gguf_names import checkpoint_names
 from .gguf_plugins import gguf_declaration
 from .gguf_reader import GgufFile
 from .hf_config import make_hf_config
+from .pooling import stated_pooling
 from .source import ModelSource, resolve_source
 
 
@@ -83,6 +85,11 @@ class ModelDescription:
         for name in ("eos_token_id", "eot_token_id", "eom_token_id"):
             found |= _ids((self.metadata or {}).get(f"tokenizer.ggml.{name}"))
         return frozenset(found)
+
+    @property
+    def pooling_type(self) -> PoolingTypeStr | None:
+        """How its hidden states are pooled, where its files say so."""
+        return stated_pooling(self.source.root, self.metadata)
 
     def quantization_config(self, method: str) -> Mapping[str, Any]:
         """What a plain checkpoint says to a quantization method: nothing, but to "gguf" the types in a GGUF file."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bestiary.api.errors import LoadError
 
+from .pooling import FILE as POOLING
 from .weight_files import INDEX, PICKLES, SINGLE, read_weight_map
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -32,6 +33,7 @@ SMALL_FILES = (
     "*.tiktoken",
     "preprocessor_config.json",
     "processor_config.json",
+    POOLING,
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT = 10.0
@@ -97,13 +99,18 @@ def _snapshot(repo: str, patterns: Sequence[str], revision: str | None, download
             revision=revision,
             cache_dir=download_dir,
             allow_patterns=list(patterns),
-            ignore_patterns=[] if any("/" in pattern for pattern in patterns) else ["*/*"],
+            ignore_patterns=kept_at_the_top(patterns),
             local_files_only=is_offline(),
             etag_timeout=_TIMEOUT,
         )
     except Exception as cause:
         raise _hub_error(repo, revision, cause) from cause
     return Path(folder)
+
+
+def kept_at_the_top(patterns: Sequence[str]) -> list[str]:
+    """What to ignore, since a star stands for a folder as well."""
+    return [f"*/{each}" for each in patterns if "*" in each and "/" not in each]
 
 
 def _hub_error(repo: str, revision: str | None, cause: Exception) -> LoadError:

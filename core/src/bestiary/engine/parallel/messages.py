@@ -8,6 +8,7 @@ started, `Start` goes one way and `Beat`, `Ready` and `Failed` the other.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -19,10 +20,16 @@ from bestiary.api.sampling import SamplingParams
 from bestiary.engine.plan import PooledVector, SampledToken, StepPlan, StepResult
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BestiaryError)
+_NONSENSE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BestiaryError)
+"""What decoding raises; the last for bad sampling parameters."""
+
+
+_NOTHING_DRAWN = SamplingParams(max_tokens=1)
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag="add"):
-    """The arguments of `LLMEngine.add_request`."""
+    """The arguments of `LLMEngine.add_request`; where `pooling` is given, `sampling` says nothing."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -31,6 +38,25 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     cache_salt: str | None = None
     lora_name: str | None = None
     pooling: PoolingParams | None = None
+
+    @classmethod
+    def of(
+        cls,
+        request_id: str,
+        prompt_token_ids: Iterable[int],
+        params: SamplingParams | PoolingParams,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        lora_name: str | None = None,
+    ) -> AddRequest:
+        """A request for text or for a vector, as `params` are of either."""
+        pooling = params if isinstance(params, PoolingParams) else None
+        sampling = _NOTHING_DRAWN if isinstance(params, PoolingParams) else params
+        return cls(request_id, tuple(prompt_token_ids), sampling, priority, cache_salt, lora_name, pooling)
+
+    @property
+    def params(self) -> SamplingParams | PoolingParams:
+        return self.pooling or self.sampling
 
     @property
     def answers(self) -> list[str]:
@@ -137,10 +163,45 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
     waiting: bool
 
 
-class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """This rank ends with an error, in the form of `BestiaryError.as_dict`."""
+class Trouble(msgspec.Struct, frozen=True):
+    """An error, in the form of `BestiaryError.as_dict`."""
 
-    error: dict[str, Any]
+    code: str
+    message: str
+    field: str | None = None
+    rule: str | None = None
+    value: bool | int | float | str | None = None
+    details: tuple[str, ...] = ()
+    fix: str | None = None
+
+    @classmethod
+    def of(cls, error: BestiaryError) -> Trouble:
+        said = error.as_dict()
+        return msgspec.convert({name: _sendable(value) for name, value in said.items()}, cls)
+
+    def raised_as(self, kind: type[E], prefix: str = "") -> E:
+        """The error again, as one of `kind`; `prefix` goes before its message."""
+        return kind(
+            prefix + self.message,
+            code=self.code, field=self.field, limit=self.rule, value=self.value, details=self.details, fix=self.fix,
+        )  # fmt: skip
+
+
+def sendable(text: str) -> str:
+    """`text` as UTF-8 can have it: an error may quote what is no Unicode, a file's name or a plugin's words."""
+    return text.encode(errors="replace").decode()
+
+
+def _sendable(value: object) -> object:
+    if isinstance(value, list):
+        return [sendable(str(each)) for each in value]
+    return sendable(value) if isinstance(value, str) else value
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """This rank ends with an error."""
+
+    error: Trouble
 
 
 FromWorker = Ready | Beat | Failed
@@ -168,7 +229,7 @@ def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
     """Raises `EngineError` for anything but a message of the right kind; nothing of it is used then."""
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, BestiaryError) as error:  # the last: bad sampling parameters
+    except _NONSENSE as error:
         raise EngineError(f"a rank sent what is no message: {error}", code="BAD_MESSAGE") from error
 
 

@@ -49,5 +49,5 @@ def model_info(engine: LLMEngine, builder: EngineBuilder) -> ModelInfo:
         ),
         lora=config.lora_config is not None,
         adapters=tuple(adapters),
-        pooling=engine.pooling,
+        pooling=engine.checks.pooling,
     )

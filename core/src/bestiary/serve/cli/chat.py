@@ -12,6 +12,7 @@ from bestiary.api.errors import RequestError, UsageError
 
 from .adapters import chosen_adapter, lora_name_option
 from .conversation import Conversation, Face, JsonFace, TextFace
+from .dry_run import dry_run_option, show_plan
 from .options import (
     SectionedCommand,
     debug_option,
@@ -44,10 +45,19 @@ _TOO_LONG = ("CONTEXT_LENGTH_EXCEEDED", "KV_CACHE_EXCEEDED", "PROMPT_EXCEEDS_STE
 @click.option("--quiet", "-q", is_flag=True, help="Neither progress, prompts nor statistics.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line to standard output: each answer.")
 @lora_name_option
+@dry_run_option
 @debug_option
 @sampling_options(leave_out=("n", "logprobs"), temperature=0.7, max_tokens=1024)
 @engine_options
-def chat(model: str, system: str | None, chat_template: Path | None, quiet: bool, as_json: bool, **options: Any) -> int:
+def chat(
+    model: str,
+    system: str | None,
+    chat_template: Path | None,
+    quiet: bool,
+    as_json: bool,
+    dry_run: bool,
+    **options: Any,
+) -> int:
     """Talk with MODEL. Each line is a message; the whole conversation is the context.
 
     /reset, /help and /exit are commands; Ctrl-C stops an answer, Ctrl-D leaves. Standard input that is no terminal is
@@ -55,6 +65,8 @@ def chat(model: str, system: str | None, chat_template: Path | None, quiet: bool
     message, answer, finish_reason, lora_name and stats, or with error.
     """
     args = engine_args(model, options | ({"progress": False} if quiet else {}))
+    if dry_run:
+        return show_plan(args, sampling_params(options), as_json=as_json, on_one_line=True)
     if only_follows(args):
         follow(args)
         return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +11,12 @@ from bestiary.api.registry import ModelRegistry
 from bestiary.api.rows import PluginRow
 
 from . import machine
+from .config_files import PROJECT
 from .kinds import PAIR
 from .models import plugin_table
 from .options import debug_option, json_option
 from .output import Table, collected_notices, pairs, show, write_json
+from .settings import settings_of, with_project_plugins
 
 STRICT_EXIT = 3
 
@@ -33,7 +34,7 @@ def doctor(strict: bool, probe: bool, plugin: tuple[tuple[str, str], ...], devic
     Finding problems is what doctor is for, so it exits with 0 whether or not there are any; --strict exits with 3.
     """
     with collected_notices() as notices:
-        document, rows = examine(dict(plugin), device, probe=probe)
+        document, rows = examine(with_project_plugins(dict(plugin)), device, probe=probe)
     document["problems"] += [text for text in notices if text not in document["problems"]]
     if as_json:
         write_json(document)
@@ -93,13 +94,12 @@ def plugin_choices(arguments: dict[str, str]) -> list[dict[str, str]]:
     """Every choice in force and the place it comes from."""
     from bestiary.api import choices
 
-    environment = choices.parse(
-        [part for part in os.environ.get(choices.ENVIRONMENT, "").split(",") if part.strip()], choices.ENVIRONMENT
-    )
+    environment = choices.from_environment()
+    project = settings_of(click.get_current_context(silent=True)).plugins()
     found = []
     for name, distribution in sorted(choices.current(arguments).items()):
         if name in arguments:
-            place = "--plugin"
+            place = PROJECT if project.get(name) == distribution else "--plugin"
         else:
             place = choices.ENVIRONMENT if name in environment else str(choices.config_path())
         found.append({"name": name, "distribution": distribution, "from": place})

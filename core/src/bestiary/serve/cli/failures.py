@@ -12,6 +12,7 @@ import click
 from bestiary.api.errors import BestiaryError, UsageError
 
 from .output import clean, say, write_json, write_json_line
+from .settings import COMMAND_LINE, origin_of
 from .streams import abandon, flush, give_up_stdout, is_lost
 
 INTERRUPTED, INTERNAL = 130, 70
@@ -75,4 +76,7 @@ def _as_bestiary_error(error: BaseException) -> BestiaryError | None:
         return None
     context = getattr(error, "ctx", None)
     fix = None if context is None else f"{context.command_path} --help"
-    return UsageError(error.format_message(), fix=fix)
+    parameter = getattr(error, "param", None)
+    origin = None if context is None or parameter is None else origin_of(context, parameter)
+    where = "" if origin in (None, COMMAND_LINE) else f" (from {origin})"
+    return UsageError(error.format_message() + where, fix=fix)

@@ -8,6 +8,7 @@ from importlib import import_module
 
 import click
 
+from .configured import ARGUMENTS, configured
 from .output import say
 
 
@@ -19,6 +20,10 @@ class Group(click.Group):
             say(ctx.get_help())
             ctx.exit(1)
         return super().parse_args(ctx, args)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        return None if found is None else configured(found)
 
 
 class LazyGroup(Group):
@@ -36,7 +41,7 @@ class LazyGroup(Group):
             return None
         module, _, name = self.lazy[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), name)
-        return command
+        return configured(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -45,6 +50,7 @@ class LazyGroup(Group):
             near = difflib.get_close_matches(args[0], self.lazy, 1)
             hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(self.lazy)}"
             ctx.fail(f"No such command {args[0]!r}: {hint}")
+        ctx.meta[ARGUMENTS] = tuple(args)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

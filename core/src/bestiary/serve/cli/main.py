@@ -17,6 +17,7 @@ import click
 
 from bestiary import __version__
 
+from .configured import config_option, note_file
 from .failures import INTERRUPTED, report
 from .groups import LazyGroup
 from .streams import open_streams
@@ -24,11 +25,14 @@ from .streams import open_streams
 COMMANDS = {
     "generate": ("bestiary.serve.cli.generate:generate", "Complete a prompt, streaming the text."),
     "chat": ("bestiary.serve.cli.chat:chat", "Talk with a model, turn by turn."),
+    "embed": ("bestiary.serve.cli.embed:embed", "Make a vector of each text."),
+    "serve": ("bestiary.serve.cli.serve:serve", "Serve a model over HTTP, with a page to chat."),
     "ray": ("bestiary.serve.cli.ray:ray", "Serve a model over HTTP: replicas and their ranks placed by Ray."),
     "models": ("bestiary.serve.cli.models:models", "List architectures, short names, and what can be installed."),
     "inspect": ("bestiary.serve.cli.inspect:inspect", "Say what a model is and needs, before loading it."),
     "doctor": ("bestiary.serve.cli.doctor:doctor", "Check this installation and this machine."),
     "explain": ("bestiary.serve.cli.explain:explain", "Say what an error code means, and what to do."),
+    "config": ("bestiary.serve.cli.config:config", "Show every option's value, and where it comes from."),
     "new": ("bestiary.serve.cli.new:new", "Start a plugin project that passes its own contract."),
     "certify": ("bestiary.serve.cli.certify:certify", "Check that a plugin does what its contract says."),
     "bench": ("bestiary.bench.cli:bench", "Measure latency, throughput and perplexity."),
@@ -36,7 +40,7 @@ COMMANDS = {
 }
 """Name → where it is, and its line in `bestiary --help`."""
 
-JSON_LINES_COMMANDS = frozenset({"chat"})
+JSON_LINES_COMMANDS = frozenset({"chat", "embed"})
 """Those whose --json is one object a line."""
 
 EPILOG = """\
@@ -59,6 +63,7 @@ Exit codes:
     lazy=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
+    params=[config_option(note_file)],
 )
 @click.version_option(__version__, prog_name="bestiary")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")

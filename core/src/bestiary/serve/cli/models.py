@@ -14,6 +14,7 @@ from bestiary.api.rows import PluginRow
 from .kinds import PAIR
 from .options import debug_option, json_option
 from .output import Table, show, size, write_json
+from .settings import with_project_plugins
 
 UNKNOWN = "?"
 _CAPABILITIES = (
@@ -41,7 +42,7 @@ def models(installed: bool, inspect: bool, plugin: tuple[tuple[str, str], ...], 
 
     Capabilities are shown where an earlier inspection is still valid, and "?" where nobody has looked (--inspect).
     """
-    rows = ModelRegistry.list("run" if inspect else "cached", plugins=dict(plugin))
+    rows = ModelRegistry.list("run" if inspect else "cached", plugins=with_project_plugins(dict(plugin)))
     names = [] if installed else short_names()
     offers = [] if installed else installable({row.architecture for row in rows})
     if as_json:

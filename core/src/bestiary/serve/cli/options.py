@@ -20,6 +20,7 @@ from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 
 from .kinds import JSON_OBJECT, MEMORY, NUMBERS, PAIR, Kind
+from .settings import with_project_plugins
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -129,7 +130,7 @@ _UNSET = {
     "kv_cache_memory_bytes": "half of the free memory (4 GiB of it on a CPU), at most what can be used",
     "max_tokens": "as many as the context allows",
     "attention_backend": "the best that can run",
-    "pooling_type": "the model's own, or LAST",
+    "pooling_type": "as the model says, or LAST",
     "pipeline_layers": "evenly",
 }
 """What the default None means, for the help text."""
@@ -163,9 +164,14 @@ class SectionedCommand(click.Command):
                 formatter.write_dl(sections[title])
 
 
+def engine_options_with(**defaults: Any) -> Callable[[Command], Command]:
+    """Add an option for every field of `EngineArgs` that `ENGINE_HELP` describes, with `defaults` of its own."""
+    return lambda command: _add(command, EngineArgs, ENGINE_HELP, EngineOption, defaults)
+
+
 def engine_options(command: Command) -> Command:
-    """Add an option for every field of `EngineArgs` that `ENGINE_HELP` describes."""
-    return _add(command, EngineArgs, ENGINE_HELP, EngineOption, {})
+    """The same, with the defaults of `EngineArgs`."""
+    return engine_options_with()(command)
 
 
 def sampling_options(*, leave_out: Sequence[str] = (), **defaults: Any) -> Callable[[Command], Command]:
@@ -193,13 +199,14 @@ def json_option(command: Command) -> Command:
 
 def engine_args(model: str, options: Mapping[str, Any]) -> EngineArgs:
     """The engine's arguments among a command's options."""
-    return EngineArgs.make(model, _among(options, ENGINE_HELP))
+    found = _among(options, ENGINE_HELP)
+    return EngineArgs.make(model, found | {"plugin": with_project_plugins(found["plugin"])})
 
 
 def sampling_params(options: Mapping[str, Any]) -> SamplingParams:
-    """The sampling parameters among a command's options; a --seed given on the command line is theirs too."""
+    """The sampling parameters among a command's options; a --seed that somebody has set is theirs too."""
     context = click.get_current_context(silent=True)
-    given = context is not None and context.get_parameter_source("seed") is click.core.ParameterSource.COMMANDLINE
+    given = context is not None and context.get_parameter_source("seed") is not click.core.ParameterSource.DEFAULT
     seed = {"seed": options["seed"]} if given else {}
     return SamplingParams(**_among(options, SAMPLING_HELP), **seed)
 

@@ -60,7 +60,7 @@ def _handler(endpoint: Endpoint, service: Service) -> Callable[[Request], Awaita
         from starlette.requests import ClientDisconnect
         from starlette.responses import Response
 
-        call = Call(service, http, endpoint.path)
+        call = Call(service, http, endpoint)
         try:
             answer = await endpoint.run(call)
         except BestiaryError as error:

@@ -12,7 +12,7 @@ from bestiary.api.outputs import CompletionOutput
 from .documents import answer, usage
 from .generations import changes, failure, finished
 from .logprobs import chat_logprobs, prompt_logprobs
-from .parsing import PlainText, answer_parser
+from .parsing import CallDelta, PlainText, answer_parser, call_deltas
 from .prompting import render
 from .schemas.chat import ChatCompletionRequest
 from .schemas.messages import plain_messages
@@ -45,7 +45,9 @@ class Chat:
         return self.request.top_logprobs or 0 if wants_logprobs(self.request) else None
 
     def parser(self) -> TextParser:
-        return answer_parser(self.call.service, self.request, self.prompt)
+        return answer_parser(
+            self.call.service, self.prompt, tools=self.request.tool_choice != "none" and bool(self.request.tools)
+        )
 
 
 async def chat_completions(call: Call) -> Any:
@@ -93,7 +95,7 @@ async def _accept(call: Call, request: ChatCompletionRequest, target: Target) ->
         logprobs=request.top_logprobs or 0 if wants_logprobs(request) else None,
         **structured_outputs(request),
     )
-    id_ = call.new_id("chatcmpl")
+    id_ = call.new_id("chatcmpl-")
     generation = llm.submit(
         id_, token_ids, sampling, prompt=prompt, priority=request.priority or 0,
         cache_salt=call.salt(request.cache_salt), lora_name=target.lora_name,
@@ -104,7 +106,7 @@ async def _accept(call: Call, request: ChatCompletionRequest, target: Target) ->
 def _choice(chat: Chat, output: CompletionOutput) -> dict[str, Any]:
     parser = chat.parser()
     delta = parser.feed(output.text) + parser.finish()
-    calls = [_call(chat, number, each) for number, each in enumerate(delta.tool_calls)]
+    calls = [_call(chat, each) for each in call_deltas(delta, 0)]
     message: dict[str, Any] = {
         "role": "assistant",
         "content": delta.content or (None if calls else ""),
@@ -130,12 +132,10 @@ def _finish_reason(output: CompletionOutput, called: bool) -> str | None:
     return "tool_calls" if called and output.finish_reason == "stop" else output.finish_reason
 
 
-def _call(chat: Chat, number: int, call: Any) -> dict[str, Any]:
-    return {
-        "id": chat.call.new_id("call"),
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
+def _call(chat: Chat, call: CallDelta) -> dict[str, Any]:
+    """A call, or its beginning."""
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": chat.call.new_id("call_"), "type": "function", "function": function}
 
 
 def _logprobs(chat: Chat, output: CompletionOutput, start: int) -> dict[str, Any] | None:
@@ -209,16 +209,18 @@ class Answer:
         if delta.reasoning:
             fields["reasoning_content"] = delta.reasoning
         if delta.tool_calls:
-            fields["tool_calls"] = [
-                {"index": self._calls + number} | _call(self._chat, number, each)
-                for number, each in enumerate(delta.tool_calls)
-            ]
-            self._calls += len(delta.tool_calls)
+            fields["tool_calls"] = [self._call(each) for each in call_deltas(delta, self._calls)]
         more: dict[str, Any] = {"logprobs": _logprobs(self._chat, self._output, self._tokens)}
         if self._chat.request.return_token_ids:
             more["token_ids"] = self._output.token_ids[self._tokens :]
         self._tokens += fresh
         return self._chunk(fields, **more)
+
+    def _call(self, delta: CallDelta) -> dict[str, Any]:
+        if delta.name is None:
+            return {"index": delta.index, "function": {"arguments": delta.arguments}}
+        self._calls += 1
+        return {"index": delta.index} | _call(self._chat, delta)
 
     def _chunk(self, delta: dict[str, Any], **more: Any) -> bytes:
         choice = {"index": self._output.index, "delta": delta, "logprobs": None, "finish_reason": None} | more

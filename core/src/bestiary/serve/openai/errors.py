@@ -12,38 +12,13 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bestiary.api import catalogue
 from bestiary.api.errors import BestiaryError, EngineError, RequestError, UsageError, shorten
 
 if TYPE_CHECKING:
     from starlette.responses import Response
 
 logger = logging.getLogger("bestiary.http")
-
-STATUS: Mapping[str, int] = {
-    "INVALID_API_KEY": 401,
-    "HOST_NOT_ALLOWED": 403,
-    "ORIGIN_NOT_ALLOWED": 403,
-    "LORA_PATH": 403,
-    "LORA_DISABLED": 403,
-    "MODEL_NOT_FOUND": 404,
-    "UNKNOWN_ADAPTER": 404,
-    "NOT_FOUND": 404,
-    "METHOD_NOT_ALLOWED": 405,
-    "REQUEST_TIMEOUT": 408,
-    "TOO_LARGE": 413,
-    "UNSUPPORTED_MEDIA_TYPE": 415,
-    "QUEUE_FULL": 503,
-    "ENGINE_NOT_READY": 503,
-    "ENGINE_DEAD": 503,
-    "ENGINE_FAILED": 503,
-    "ENGINE_STALLED": 503,
-    "BAD_MESSAGE": 503,
-    "MODEL_FAILED": 503,
-    "RANK_DIED": 503,
-    "CLOSED": 503,
-    "SERVER_SHUTDOWN": 503,
-}
-"""Codes whose status is neither 400 (a request's error) nor 500."""
 
 _RETRY_AFTER = {"QUEUE_FULL": 1, "SERVER_SHUTDOWN": 30}
 _RETRY_AFTER_RESTART = 5
@@ -63,6 +38,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 _OURS = r"(?!/(?:v1|health|server|metrics|tokenize|detokenize|openapi)\b)"
 _PATH = re.compile(rf"(?<![\w/:.]){_OURS}/(?:[\w.@+~ -]+/)*[\w.@+~-]+")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
+_SAID = re.compile(r"(?P<code>[A-Z][A-Z_]+): (?P<message>.*)", re.DOTALL)
 _MAX_LOGGED = 64
 
 
@@ -73,15 +49,18 @@ def internal_error() -> BestiaryError:
 
 def from_answer(stop_reason: object) -> BestiaryError:
     """The error of an answer that ended with one: ``"MODEL_FAILED: …"``, or a word: ``"numerical"``."""
-    code, _, message = str(stop_reason).partition(": ")
-    known = re.fullmatch(r"[A-Za-z_]+", code) is not None
-    return EngineError(message or code, code=code.upper() if known else "ENGINE")
+    match = _SAID.fullmatch(str(stop_reason))
+    if match is None:
+        return EngineError(_FAILURES["NUMERICAL"], code="NUMERICAL")
+    return EngineError(match["message"], code=match["code"])
 
 
 def status_of(error: BestiaryError) -> int:
-    """The HTTP status; 500 is for defects alone."""
-    usual = 400 if isinstance(error, RequestError | UsageError) else 500
-    return STATUS.get(error.error_code, usual)
+    """The HTTP status."""
+    known = catalogue.find(error.error_code)
+    if known is not None:
+        return known.status
+    return 400 if isinstance(error, RequestError | UsageError) else 500
 
 
 def document(error: BestiaryError, request_id: str) -> dict[str, Any]:
@@ -100,16 +79,22 @@ def document(error: BestiaryError, request_id: str) -> dict[str, Any]:
 _EXTRAS = (("limit", "rule"), ("value", "value"), ("details", "details"), ("fix", "fix"))
 
 
-def refusal(error: BestiaryError, request_id: str, *, method: str, path: str) -> Response:
-    """The response that says `error`; it is also written to the log, in one line without anything of the body."""
-    from starlette.responses import Response
-
+def refused(error: BestiaryError, request_id: str, *, method: str, path: str) -> None:
+    """Write to the log that a request was refused: one line, without anything of its body."""
     status = status_of(error)
     logger.warning(
         "refused %s %s: %d %s field=%s request=%s",
         _plain(method), _plain(path), status, error.error_code, _plain(error.field or "-"), request_id,
-        extra={"request_id": request_id, "code": error.error_code, "status": status, "field": error.field},
+        extra={"request_id": request_id, "code": error.error_code, "status": status},
     )  # fmt: skip
+
+
+def refusal(error: BestiaryError, request_id: str, *, method: str, path: str) -> Response:
+    """The response that says `error`; the log says so too."""
+    from starlette.responses import Response
+
+    refused(error, request_id, method=method, path=path)
+    status = status_of(error)
     headers = {}
     if status == 503:
         headers["retry-after"] = str(_RETRY_AFTER.get(error.error_code, _RETRY_AFTER_RESTART))

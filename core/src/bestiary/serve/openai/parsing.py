@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bestiary.api.hooks import TextDelta, TextParser
 
 if TYPE_CHECKING:
-    from .schemas.chat import ChatCompletionRequest
     from .service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    """What became certain of call number `index`: its name, once, and more text of its arguments."""
+
+    index: int
+    name: str | None
+    arguments: str
 
 
 class PlainText:
@@ -21,6 +30,11 @@ class PlainText:
         return TextDelta()
 
 
-def answer_parser(service: Service, request: ChatCompletionRequest, prompt: str) -> TextParser:
-    """A parser for one answer to `prompt`."""
+def answer_parser(service: Service, prompt: str, *, tools: bool) -> TextParser:
+    """A parser for one answer to `prompt`. tools: the request has some, and did not forbid them."""
     return PlainText()
+
+
+def call_deltas(delta: TextDelta, before: int) -> list[CallDelta]:
+    """The calls in `delta`, when `before` of them were known."""
+    return [CallDelta(before + number, each.name, each.arguments) for number, each in enumerate(delta.tool_calls)]

@@ -31,6 +31,10 @@ def stream(call: Call, generations: Sequence[Generation], events: AsyncGenerator
     )
 
 
+class Told(Exception):
+    """The stream failed, and has said so in its own way."""
+
+
 async def _guarded(
     call: Call, generations: Sequence[Generation], events: AsyncGenerator[bytes, None]
 ) -> AsyncGenerator[bytes, None]:
@@ -40,6 +44,8 @@ async def _guarded(
             async for piece in events:
                 yield piece
             outcome = "finished"
+        except Told:
+            outcome = "failed"
         except BestiaryError as error:
             outcome = "failed"
             logging.getLogger("bestiary.http").warning("an answer failed: %s request=%s", error.error_code, call.id)

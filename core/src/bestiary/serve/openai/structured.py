@@ -9,12 +9,26 @@ from bestiary.api.errors import RequestError
 from bestiary.api.sampling import SamplingParams
 
 from .schemas.chat import GrammarFormat, JsonObjectFormat, JsonSchemaFormat, RegexFormat
+from .schemas.responses import AnyJsonFormat, ResponsesRequest, SchemaFormat
 from .schemas.sampling import SamplingFields
 
 
 def structured_outputs(request: SamplingFields) -> dict[str, Any]:
     """The argument `structured_outputs` of `SamplingParams`, or none. Raises where several things are asked for."""
-    wanted = _wanted(request)
+    return _argument(_wanted(request))
+
+
+def structured_text(request: ResponsesRequest) -> dict[str, Any]:
+    """The same for the field `text.format` of `/v1/responses`."""
+    match None if request.text is None else request.text.format:
+        case AnyJsonFormat():
+            return _argument({"text.format": {"json_object": True}})
+        case SchemaFormat(schema_=schema):
+            return _argument({"text.format": {"json": schema}})
+    return {}
+
+
+def _argument(wanted: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if not wanted:
         return {}
     if len(wanted) > 1:

@@ -19,19 +19,19 @@ _IDS = {"type": "array", "items": _ID, "minItems": 1, "maxItems": MAX_PROMPT_IDS
 _RULE = f"a text, a list of token ids, or a list of at most {MAX_BATCH} of either"
 
 
-def as_prompts(given: object) -> list[str | list[int]]:
+def as_prompts(given: object, field: str = "prompt") -> list[str | list[int]]:
     """One prompt or several, as a list. Raises `RequestError` that names the place."""
     if isinstance(given, str) or _are_integers(given):
-        return [_prompt(given, "prompt")]
+        return [_prompt(given, field)]
     if not isinstance(given, list):
-        raise RequestError("the prompt has no usable form", field="prompt", value=given, limit=_RULE)
+        raise RequestError("the prompt has no usable form", field=field, value=given, limit=_RULE)
     if not given:
-        raise _empty("prompt")
+        raise _empty(field)
     if len(given) > MAX_BATCH:
-        raise RequestError("too many prompts", field="prompt", value=len(given), limit=f"at most {MAX_BATCH}")
+        raise RequestError("too many prompts", field=field, value=len(given), limit=f"at most {MAX_BATCH}")
     if any(isinstance(each, str) for each in given) and not all(isinstance(each, str) for each in given):
-        raise RequestError("texts and token ids are mixed", field="prompt", limit=_RULE)
-    return [_prompt(each, f"prompt[{index}]") for index, each in enumerate(given)]
+        raise RequestError("texts and token ids are mixed", field=field, limit=_RULE)
+    return [_prompt(each, f"{field}[{index}]") for index, each in enumerate(given)]
 
 
 def _prompt(given: object, field: str) -> str | list[int]:
@@ -63,20 +63,15 @@ def _empty(field: str) -> RequestError:
     return RequestError("the prompt is empty", code="EMPTY_PROMPT", field=field, limit="at least 1 token")
 
 
-Prompts = Annotated[
-    list[Any],
-    BeforeValidator(as_prompts),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                _TEXT,
-                _IDS,
-                {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_BATCH},
-                {"type": "array", "items": _IDS, "minItems": 1, "maxItems": MAX_BATCH},
-            ]
-        }
-    ),
-]
+PROMPTS_SCHEMA = {
+    "anyOf": [
+        _TEXT,
+        _IDS,
+        {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_BATCH},
+        {"type": "array", "items": _IDS, "minItems": 1, "maxItems": MAX_BATCH},
+    ]
+}
+Prompts = Annotated[list[Any], BeforeValidator(as_prompts), WithJsonSchema(PROMPTS_SCHEMA)]
 
 
 class CompletionRequest(SamplingFields):

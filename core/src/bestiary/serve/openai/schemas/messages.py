@@ -75,7 +75,7 @@ class AssistantMessage(Strict):
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if self.content is None and not self.tool_calls:
-            raise ValueError("an assistant's message has a content or tool_calls")
+            raise ValueError("have a content or tool_calls")
         return self
 
 

@@ -34,7 +34,7 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 def _temperature(value: float) -> float:
     if 0 < value < _LOWEST_TEMPERATURE:
-        raise ValueError(f"must be 0 (greedy) or at least {_LOWEST_TEMPERATURE}")
+        raise ValueError(f"be 0 (greedy) or at least {_LOWEST_TEMPERATURE}")
     return value
 
 

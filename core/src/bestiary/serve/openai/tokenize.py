@@ -1,0 +1,49 @@
+"""`POST /tokenize` and `POST /detokenize`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from bestiary.api.errors import RequestError
+
+from .documents import answer
+from .prompting import render
+from .schemas.messages import plain_messages
+from .schemas.tokenize import DetokenizeRequest, TokenizeRequest
+
+if TYPE_CHECKING:
+    from .service import Call
+
+
+async def tokenize(call: Call) -> Any:
+    """The ids of a text, or of a conversation as the chat template writes it."""
+    request = await call.body(TokenizeRequest)
+    service = call.service
+    service.target(request)
+    if request.messages is None:
+        text, special = request.prompt or "", True
+    else:
+        tools = None if request.tools is None else [tool.model_dump(exclude_unset=True) for tool in request.tools]
+        text, special = await render(service, request, plain_messages(request.messages), tools=tools), False
+    if request.add_special_tokens is not None:
+        special = request.add_special_tokens
+    tokens = await service.llm.encode(text, add_special_tokens=special)
+    names = [service.tokenizer.token_text(token) for token in tokens] if request.return_token_strs else None
+    longest = None if service.llm.info is None else service.llm.info.max_model_len
+    return answer(call, {"count": len(tokens), "max_model_len": longest, "tokens": tokens, "token_strs": names})
+
+
+async def detokenize(call: Call) -> Any:
+    """The text of ids, special tokens included."""
+    request = await call.body(DetokenizeRequest)
+    service = call.service
+    service.target(request)
+    for index, token in enumerate(request.tokens):
+        if token >= service.tokenizer.vocab_size:
+            raise RequestError(
+                "no token of this model", code="TOKEN_OUT_OF_RANGE", field=f"tokens[{index}]", value=token,
+                limit=f"an integer from 0 to {service.tokenizer.vocab_size - 1}",
+            )  # fmt: skip
+    text = await asyncio.to_thread(service.tokenizer.decode, request.tokens, False)
+    return answer(call, {"prompt": text})

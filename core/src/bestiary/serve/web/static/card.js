@@ -1,0 +1,70 @@
+// The card of the model and of the plugin that brought it, from /server/info.
+
+import { byId, h } from "./dom.js";
+import { bytes, count, plural, seconds, short } from "./format.js";
+
+const TONES = 5; // colours of the bar, in style.css
+
+/** Show the card of `info`, or that there is none yet. */
+export function showCard(info, state) {
+  const model = info?.model;
+  const parts = model ? [title(model), facts(model, info), phases(model.phases), adapters(info.adapters)] : [noModel(state)];
+  byId("tab-model-panel").replaceChildren(...parts.filter(Boolean));
+}
+
+function noModel(state) {
+  return h("p", { class: "quiet" }, state === "starting" ? "The model is being loaded." : "Nothing is known of the model.");
+}
+
+function title({ name, distribution, version, architecture }) {
+  return h("header", { class: "card-title" }, h("h3", {}, name),
+    h("p", { class: "quiet" }, architecture, " · brought by ", h("strong", {}, distribution), ` ${version}`));
+}
+
+function facts(model, { server }) {
+  const { num_kv_blocks: blocks, block_size: size } = model;
+  const rows = [
+    ["Parameters", model.parameters && short(model.parameters)],
+    ["Weights", model.weight_bytes && bytes(model.weight_bytes)],
+    ["Computes in", model.dtype],
+    ["Quantization", model.quantization ?? "none"],
+    ["Context", model.max_model_len && plural(model.max_model_len, "token")],
+    ["At once", model.max_num_seqs && plural(model.max_num_seqs, "request")],
+    ["KV cache", blocks && `${count(blocks)} blocks, ${count(blocks * size)} tokens`],
+    ["Vocabulary", model.vocab_size && count(model.vocab_size)],
+    ["Device", model.device],
+    ["Attention", model.attention_backend],
+    ["Ops", list(model.ops)],
+    ["Can also", list(model.capabilities)],
+    ["Bestiary", server?.version],
+    ["Up for", server?.uptime_s !== undefined && seconds(server.uptime_s)],
+  ];
+  return h("dl", { class: "facts-list" }, ...rows.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+}
+
+/** Names, or names with what was chosen for them. */
+function list(value) {
+  if (!value) return "";
+  const entries = Array.isArray(value) ? value : Object.entries(value).map(([name, chosen]) => (chosen === true ? name : chosen && `${name}: ${chosen}`));
+  return entries.filter(Boolean).join(", ");
+}
+
+/** How long each part of the start took: a bar, and the same in words. */
+function phases(times) {
+  const entries = Object.entries(times ?? {}).filter(([, time]) => time > 0);
+  if (entries.length === 0) return null;
+  const total = entries.reduce((sum, [, time]) => sum + time, 0);
+  const parts = entries.map(([name, time], index) => {
+    const part = h("i", { class: `tone-${index % TONES}`, title: `${name}: ${seconds(time)}` });
+    part.style.flexGrow = String(time / total);
+    return part;
+  });
+  return h("section", { class: "phases" }, h("h4", {}, "Start ", h("span", { class: "quiet" }, seconds(total))),
+    h("div", { class: "bar", "aria-hidden": "true" }, ...parts),
+    h("ul", {}, ...entries.map(([name, time], index) => h("li", {}, h("i", { class: `tone-${index % TONES}`, "aria-hidden": "true" }), name, h("span", {}, seconds(time))))));
+}
+
+function adapters(all) {
+  if (!all?.length) return null;
+  return h("section", {}, h("h4", {}, "Adapters"), h("ul", { class: "plain" }, ...all.map((adapter) => h("li", {}, adapter.name ?? adapter.id ?? String(adapter)))));
+}
