@@ -1,4 +1,4 @@
-"""`Generation`: one accepted request, as whoever waits for it sees it; `PoolingGeneration`, where it is for a vector."""
+"""One accepted request as whoever waits for it sees it: `Generation` for a text, `PoolingGeneration` for a vector."""
 
 from __future__ import annotations
 
