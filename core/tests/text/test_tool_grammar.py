@@ -17,8 +17,8 @@ from bestiary.api.hooks import TextDelta
 from bestiary.api.text_formats import ToolFormat
 from bestiary.engine.arguments import EngineArgs
 from bestiary.serve.text.parsers.answer import parse_text
-from bestiary.serve.text.parsers.choose import AnswerFormats, begins_inside
 from bestiary.serve.text.parsers.families import HERMES, REASONING_FORMATS, TOOL_FORMATS
+from bestiary.serve.text.parsers.formats import AnswerFormats, begins_inside
 from bestiary.serve.text.tool_grammar import forced_calls, free_calls
 from bestiary.serve.text.tools import Tool
 

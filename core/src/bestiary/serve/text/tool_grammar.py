@@ -127,13 +127,14 @@ class _Rules:
         """Reasoning that may come first."""
         if reasoning is None:
             return []
+        begun = started or reasoning.inside
         closed = self.name("thought", f"({self.until_any(reasoning.closing)}) {_BLANK}")
+        if begun and not reasoning.anywhere:
+            return [closed]
         openings = reasoning.opening if reasoning.anywhere else reasoning.opening[:1]
         opened = self.name("opened", " | ".join(" ".join(self.text(mark)) for mark in openings))
-        again = [f"({opened} {closed}){'*' if reasoning.anywhere else '?'}"]
-        if started or reasoning.inside:
-            return [closed, *(again if reasoning.anywhere else [])]
-        return again
+        whole = f"({opened} {closed}){'*' if reasoning.anywhere else '?'}"
+        return [closed, whole] if begun else [whole]
 
     def calls(self, form: ToolFormat, tools: Sequence[Tool], several: bool, openings: Sequence[str]) -> list[str]:
         """Sections of calls, each behind one of `openings`; one section, where what opens it is there already."""
