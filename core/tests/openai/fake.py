@@ -11,7 +11,7 @@ from bestiary.api.lora import LoRAInfo
 from bestiary.api.outputs import CompletionOutput, Logprob, RequestOutput
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.process.messages import EngineStats, ModelInfo
-from bestiary.serve.pooled import new_output
+from bestiary.serve.pooled import new_pooled
 from bestiary.serve.text.chat_template import render_chat
 from bestiary.serve.text.tokenizer import Tokenizer
 
@@ -133,7 +133,7 @@ class FakeLLM:
     def submit_pooling(self, request_id, prompt_token_ids, params, **options):
         self.info.checks.check(prompt_token_ids, params)
         self.submitted.append({"id": request_id, "ids": list(prompt_token_ids), "params": params, **options})
-        output = new_output(request_id, options.get("prompt"), prompt_token_ids, params)
+        output = new_pooled(request_id, options.get("prompt"), prompt_token_ids, params, None)
         generation = FakeGeneration(self, output, params)
         output.outputs.data, output.outputs.finish_reason, output.finished = [0.6, 0.8], "stop", True
         generation._changed.set()
