@@ -21,6 +21,7 @@ from bestiary.serve.loop_watch import LoopWatch
 from .app import make_app
 from .listening import BACKLOG
 from .options import ServeOptions
+from .parsing import read_formats
 from .protocol import Protocol as HttpProtocol
 
 INTERRUPTED = 130
@@ -79,7 +80,8 @@ class Running:
                 await llm.close()
 
     async def _serve(self, llm: AsyncLLM, bound: socket.socket) -> int:
-        server = _Server(_config(make_app(llm, self._options)))
+        formats = await asyncio.to_thread(read_formats, self._args, llm.tokenizer, self._options)
+        server = _Server(_config(make_app(llm, self._options, formats)))
         serving = asyncio.create_task(server.serve([bound]))
         watching = asyncio.create_task(self._watch(llm))
         self._face.listening()
