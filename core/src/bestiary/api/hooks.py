@@ -73,6 +73,10 @@ class HookSpecs:
         an answer to that prompt, whose end may have opened the reasoning."""
 
     @hookspec
+    def structured_output_backends(self) -> Offers:  # type: ignore[empty-body]
+        """Backend name → a class of `StructuredOutputBackend`s (`bestiary.api.structured`)."""
+
+    @hookspec
     def model_sources(self) -> Offers:  # type: ignore[empty-body]
         """Source name → a `ModelSource`."""
 

@@ -24,6 +24,7 @@ from bestiary.engine.process.messages import (
 from bestiary.engine.process.supervisor import Restart, State, Supervisor
 from bestiary.engine.sequence import SequenceUpdate
 
+from .forms import Facts, Forms
 from .generation import Accepted, Generation, PoolingGeneration
 from .outputs import OutputProcessor
 from .remote import RemoteEngine
@@ -74,7 +75,8 @@ class AsyncLLM:
             on_lost=self._lost,
             on_change=self._changed,
         )
-        self._engine = RemoteEngine(self._supervisor)
+        self._forms = Forms(args, tokenizer, self._facts)
+        self._engine = RemoteEngine(self._supervisor, self._forms)
         self._outputs = OutputProcessor(self._engine, tokenizer)
         self._live: dict[str, Accepted[Any]] = {}
         self._answers = 0
@@ -202,6 +204,18 @@ class AsyncLLM:
         self._live[request_id] = accepted
         self._answers += 1
         return accepted
+
+    async def check_structured_outputs(self, sampling: SamplingParams) -> None:
+        """To be awaited before `submit` where the answer has a form. Raises `RequestError`: it cannot be had, or too
+        many others wait to know whether theirs can (QUEUE_FULL)."""
+        if sampling.structured_outputs is not None:
+            await self._forms.check_soon(sampling.structured_outputs)
+
+    def _facts(self) -> Facts:
+        info = self.info
+        if info is None:
+            raise RequestError(f"the engine is {self.state}", code="ENGINE_NOT_READY")
+        return info.vocab_size, frozenset(info.eos_token_ids)
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`."""
@@ -333,3 +347,4 @@ class AsyncLLM:
         self._lost(EngineError("the server is shutting down", code="SERVER_SHUTDOWN"))
         await self._supervisor.close()
         await asyncio.to_thread(self._templates.close)
+        await asyncio.to_thread(self._forms.close)

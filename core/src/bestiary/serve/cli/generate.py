@@ -29,7 +29,7 @@ from .options import (
 from .output import say, write_json
 from .ranks import follow, only_follows
 from .reading import read_all, read_template, refuse_undecoded
-from .streaming import TextWriter, require_template, stats, stats_line, stream, within_context
+from .streaming import TextWriter, ended_by, is_given, require_template, stats, stats_line, stream, within_context
 
 if TYPE_CHECKING:
     from bestiary.serve.llm import LLM
@@ -83,7 +83,7 @@ def generate(
     if as_json:
         write_json({"model": model, **dataclasses.asdict(request), "stats": stats(request)})
     elif not options["quiet"]:
-        say(stats_line(request))
+        say(stats_line(stats(request), ended_by(request)))
     failed = [output for output in request.outputs if output.finish_reason == "error"]
     if failed:
         raise EngineError(f"the answer ended with an error: {failed[0].stop_reason}")
@@ -126,7 +126,8 @@ def _run(
     llm: LLM, text: str, params: SamplingParams, options: Mapping[str, Any], adapter: str | None, *, show: bool
 ) -> RequestOutput:
     ids = _ids(llm, text, options)
-    params = within_context(llm, params, len(ids))
+    default_length = not is_given(click.get_current_context(), "max_tokens")
+    params = within_context(llm, params, len(ids), default_length=default_length)
     writer = TextWriter(sys.stdout) if show else None
     try:
         request = stream(llm, ids, params, writer if params.n == 1 else None, adapter=adapter)
