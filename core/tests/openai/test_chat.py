@@ -133,7 +133,7 @@ def test_a_failure_of_a_whole_answer(ask, llm, code, status, shown):
 
 
 def test_an_answer_ends_when_its_client_leaves(llm):
-    llm.script = Script(pace=asyncio.Event())
+    llm.script = Script(pace=asyncio.Semaphore(0))
 
     async def run(body):
         async with client(llm) as http:
