@@ -1,7 +1,8 @@
 """Which error codes the source can raise, read from it: `raised(root)`.
 
 A code is a constant in capitals that reaches an error: as ``code=``, as an argument that a function calls `code`, as
-the class's own, or as ``"code"`` of an error written as data. Codes that are passed on (``error.error_code``,
+what a function returns that is asked for one, as the class's own, as ``"code"`` of an error written as data, or before
+the colon of an answer's last words (``"OUT_OF_MEMORY: …"``). Codes that are passed on (``error.error_code``,
 ``told["code"]``) were raised elsewhere. Anything else that is given as a code is a problem: it cannot be looked up.
 """
 
@@ -9,11 +10,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 CODE = re.compile(r"[A-Z][A-Z0-9_]{3,}")
+LAST_WORDS = re.compile(r"([A-Z][A-Z0-9_]{3,}): \w")
 _CHECKS = ("isinstance", "issubclass")
 
 
@@ -25,22 +27,22 @@ class Found:
     problems: list[str] = field(default_factory=list)
 
 
-def class_codes(errors: Path) -> dict[str, str]:
+def class_codes(trees: Iterable[ast.Module]) -> dict[str, str]:
     """Error class → the code it has by itself."""
     found = {}
-    for node in ast.parse(errors.read_text("utf-8")).body:
-        for each in node.body if isinstance(node, ast.ClassDef) else []:
+    for node in (each for tree in trees for each in tree.body if isinstance(each, ast.ClassDef)):
+        for each in node.body:
             match each:
                 case ast.Assign(targets=[ast.Name(id="code")], value=ast.Constant(value=str(code))):
-                    found[node.name] = code  # type: ignore[attr-defined]
+                    found[node.name] = code
     return found
 
 
 def raised(root: Path) -> Found:
     """All codes of core and of the plugins beside it."""
-    own = class_codes(root / "core/src/bestiary/api/errors.py")
     sources = {file: ast.parse(file.read_text("utf-8"))
                for file in sorted([*root.glob("core/src/**/*.py"), *root.glob("plugins/*/src/**/*.py")])}  # fmt: skip
+    own = class_codes(sources.values())
     shared = {name: value for tree in sources.values() for name, value in _assigned(tree.body)}
     found = Found()
     for file, tree in sources.items():
@@ -83,6 +85,8 @@ class _Module:
         for name, value in _assigned([node for node in self.nodes if isinstance(node, ast.stmt)]):
             self.values.setdefault(name, []).append(value)
         self.takes = dict(self._takes())
+        self.functions = {node.name: node for node in self.nodes if isinstance(node, ast.FunctionDef)}
+        self.prose = {id(node.value) for node in self.nodes if isinstance(node, ast.Expr)}
 
     def _takes(self) -> Iterator[tuple[str, int]]:
         """Functions that hand a parameter `code` to an error → its place among the arguments, without `self`."""
@@ -95,6 +99,13 @@ class _Module:
     def codes(self) -> Iterator[tuple[int, str | None]]:
         for node in self.nodes:
             match node:
+                case ast.Constant(value=str(text)) if id(node) not in self.prose and (said := LAST_WORDS.match(text)):
+                    yield node.lineno, said[1]
+                case ast.Call(func=ast.Name(id="SampledToken"), keywords=keywords):
+                    for each in keywords:
+                        match each:
+                            case ast.keyword(arg="error", value=ast.Constant(value=str(word))):
+                                yield node.lineno, word.upper()
                 case ast.Call(func=func, args=args, keywords=keywords):
                     called = ast.unparse(func).rpartition(".")[2]
                     if called in self.own or called in self.takes:
@@ -128,6 +139,12 @@ class _Module:
             case ast.Name(id=name) if name in self.values or name in self.shared:
                 for value in self.values.get(name) or [self.shared[name]]:
                     yield from self._read(value)
+            case ast.Call(func=ast.Name(id=name)) if name in self.functions:
+                for each in ast.walk(self.functions[name]):
+                    if isinstance(each, ast.Return) and each.value is not None:
+                        yield from self._read(each.value)
+            case ast.Call(func=ast.Attribute(attr="upper")):
+                return  # the word an answer ended with: read where it is said
             case ast.Name(id="code") if self.takes:
                 return  # a parameter: read where the function is called
             case _:

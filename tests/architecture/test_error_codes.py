@@ -8,25 +8,29 @@ import pytest
 
 from bestiary.api import catalogue
 
-from .error_codes import raised
+from .error_codes import Found, raised
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "core/src/bestiary/api/data/codes"
 STATUSES = {400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 500, 503}
 
 
-def test_every_code_can_be_read_from_the_source() -> None:
-    assert raised(ROOT).problems == []
+@pytest.fixture(scope="module")
+def source() -> Found:
+    return raised(ROOT)
 
 
-def test_no_code_is_raised_that_is_not_explained() -> None:
-    found = raised(ROOT).raised
-    assert len(found) > 50
-    assert {code: where[:2] for code, where in found.items() if code not in catalogue.entries()} == {}
+def test_every_code_can_be_read_from_the_source(source: Found) -> None:
+    assert source.problems == []
 
 
-def test_none_is_explained_that_nothing_raises() -> None:
-    assert sorted(set(catalogue.entries()) - set(raised(ROOT).raised)) == []
+def test_no_code_is_raised_that_is_not_explained(source: Found) -> None:
+    assert len(source.raised) > 50
+    assert {code: where[:2] for code, where in source.raised.items() if code not in catalogue.entries()} == {}
+
+
+def test_none_is_explained_that_nothing_raises(source: Found) -> None:
+    assert sorted(set(catalogue.entries()) - set(source.raised)) == []
 
 
 def test_every_area_is_a_file_and_every_file_an_area() -> None:
@@ -44,7 +48,7 @@ def test_a_code_has_one_entry_which_says_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "codes", "problems"),
+    ("text", "codes", "problems"),
     [
         ('raise UsageError("x")', ["USAGE"], 0),
         ('raise UsageError("x", code="MINE")', ["MINE"], 0),
@@ -55,15 +59,20 @@ def test_a_code_has_one_entry_which_says_everything() -> None:
         ('told = {"error": {"code": "SAID"}}', ["SAID"], 0),
         ('raise UsageError("x", code=error.error_code)', [], 0),
         ('raise UsageError("x", code=told["code"])', [], 0),
+        ('class Mine(UsageError):\n    code = "OWN_CODE"\nraise Mine("x")', ["OWN_CODE"], 0),
+        ('def g(x):\n    return "FIRST" if x else "SECOND"\nraise UsageError("x", code=g(1))', ["FIRST", "SECOND"], 0),
+        ('fail("NO_MEMORY: there is none")', ["NO_MEMORY"], 0),
+        ('"""QUOTED: in prose."""', [], 0),
+        ('SampledToken(-1, error="numerical")', ["NUMERICAL"], 0),
         ("isinstance(x, UsageError)", [], 0),
         ('raise UsageError("x", code=f())', [], 1),
         ('raise UsageError("x", code="lower")', [], 1),
     ],
 )  # fmt: skip
-def test_what_the_collector_sees(source: str, codes: list[str], problems: int, tmp_path: Path) -> None:
+def test_what_the_collector_sees(text: str, codes: list[str], problems: int, tmp_path: Path) -> None:
     api = tmp_path / "core/src/bestiary/api"
     api.mkdir(parents=True)
     (api / "errors.py").write_text('class UsageError(Exception):\n    code = "USAGE"\n')
-    (api / "x.py").write_text(source)
+    (api / "x.py").write_text(text)
     found = raised(tmp_path)
     assert (sorted(found.raised), len(found.problems)) == (codes, problems)

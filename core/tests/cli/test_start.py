@@ -39,7 +39,7 @@ def started(*arguments: str, site: Path | None = None, code: str = CODE) -> subp
     "arguments",
     [["--help"], ["--version"], ["models"], ["models", "--json"], ["generate", "--help"], ["chat", "--help"],
      ["inspect", "--help"], ["doctor", "--help"], ["certify", "--help"], ["new", "--help"], ["completion", "fish"],
-     ["explain"]],
+     ["explain"], ["config"]],
     ids=" ".join,
 )  # fmt: skip
 def test_nothing_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bestiary.api.errors import EngineError
+from bestiary.api.errors import EngineError, ModelFailed
 from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 
-from .engine import LLMEngine, ModelFailed
+from .engine import LLMEngine
 from .notices import notice
 from .sequence import SequenceUpdate
 

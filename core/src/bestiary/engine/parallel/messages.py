@@ -100,11 +100,17 @@ class Settings(msgspec.Struct, frozen=True, tag="settings"):
     values: dict[str, str]
 
 
+class UseTokenizer(msgspec.Struct, frozen=True, tag="use_tokenizer"):
+    """What the forms of answers are enforced with, as the `tokenizers` library writes it; before the first of them."""
+
+    tokenizer_json: str
+
+
 class Close(msgspec.Struct, frozen=True, tag="close"):
     """No step follows."""
 
 
-Event = Settings | AddRequest | EndRequest | AddAdapter | PinAdapter | RemoveAdapter | Close
+Event = Settings | UseTokenizer | AddRequest | EndRequest | AddAdapter | PinAdapter | RemoveAdapter | Close
 
 
 class Tick(msgspec.Struct, frozen=True):

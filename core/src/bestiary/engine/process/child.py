@@ -22,7 +22,7 @@ from bestiary.api.errors import BestiaryError, EngineError, RequestError
 from bestiary.api.lora import LoRARequest
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.parallel.frames import LONGEST, receive_frame, send_frame
-from bestiary.engine.parallel.messages import AddRequest, EndRequest, Trouble, sendable
+from bestiary.engine.parallel.messages import AddRequest, EndRequest, Trouble, UseTokenizer, sendable
 from bestiary.engine.sequence import SequenceUpdate
 
 from .messages import (
@@ -184,6 +184,8 @@ class Worker:
             ended = engine.end(message)
             if ended is not None:
                 self._tell([ended])
+        elif isinstance(message, UseTokenizer):
+            engine.use_tokenizer(message.tokenizer_json)
         elif isinstance(message, LoadAdapter | DropAdapter):
             self._answer(message)
         else:

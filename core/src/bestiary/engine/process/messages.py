@@ -15,7 +15,7 @@ from bestiary.api.errors import BestiaryError, EngineError
 from bestiary.api.lora import LoRAInfo
 from bestiary.engine.admission import Limits
 from bestiary.engine.checks import RequestChecks
-from bestiary.engine.parallel.messages import AddRequest, EndRequest, Trouble
+from bestiary.engine.parallel.messages import AddRequest, EndRequest, Trouble, UseTokenizer
 from bestiary.engine.pooling import PoolingOffer
 from bestiary.engine.sequence import SequenceUpdate
 
@@ -50,7 +50,7 @@ class Quit(msgspec.Struct, frozen=True, tag="quit"):
     """Nothing more is wanted."""
 
 
-ToEngine = Launch | AddRequest | EndRequest | LoadAdapter | DropAdapter | Quit
+ToEngine = Launch | UseTokenizer | AddRequest | EndRequest | LoadAdapter | DropAdapter | Quit
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):

@@ -64,7 +64,13 @@ def _without_download(args: EngineArgs) -> EngineArgs:
 
 def _source(builder: EngineBuilder) -> dict[str, Any]:
     source = builder.description.source
-    return {"kind": source.kind, "path": str(source.root), "files": [path.name for path in source.weight_files]}
+    files = source.weight_files
+    return {
+        "kind": source.kind,
+        "path": str(source.root),
+        "files": [path.name for path in files],
+        "bytes": {path.name: path.stat().st_size for path in files},
+    }
 
 
 def _plugin(builder: EngineBuilder, config: VllmConfig, model_class: type) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from bestiary.api.outputs import RequestOutput
 from bestiary.api.sampling import SamplingParams
 
 from .adapters import chosen_adapter, lora_name_option
+from .dry_run import dry_run_option, show_plan
 from .options import (
     SectionedCommand,
     debug_option,
@@ -28,7 +29,7 @@ from .options import (
 from .output import say, write_json
 from .ranks import follow, only_follows
 from .reading import read_all, read_template, refuse_undecoded
-from .streaming import TextWriter, require_template, stats, stats_line, stream, within_context
+from .streaming import TextWriter, ended_by, is_given, require_template, stats, stats_line, stream, within_context
 
 if TYPE_CHECKING:
     from bestiary.serve.llm import LLM
@@ -52,19 +53,24 @@ MAX_TOKENS = 256
 @click.option("--quiet", "-q", is_flag=True, help="Neither progress nor statistics.")
 @lora_name_option
 @json_option
+@dry_run_option
 @debug_option
 @sampling_options(temperature=0.0, max_tokens=MAX_TOKENS)
 @engine_options
-def generate(model: str, prompt: str | None, prompt_option: str | None, as_json: bool, **options: Any) -> None:
+def generate(
+    model: str, prompt: str | None, prompt_option: str | None, as_json: bool, dry_run: bool, **options: Any
+) -> int:
     """Continue PROMPT with MODEL and stream the text to standard output.
 
     Without PROMPT, or with "-", the prompt is read from standard input. Temperature 0 is the default: the same command
     gives the same text. Where the context holds fewer than the default --max-tokens, it is the limit.
     """
     args = engine_args(model, options | ({"progress": False} if options["quiet"] else {}))
+    if dry_run:
+        return show_plan(args, sampling_params(options), as_json=as_json)
     if only_follows(args):
         follow(args)
-        return
+        return 0
     text = _prompt(prompt, prompt_option)
     params = sampling_params(options)
     _check(params, options, as_json)
@@ -77,10 +83,11 @@ def generate(model: str, prompt: str | None, prompt_option: str | None, as_json:
     if as_json:
         write_json({"model": model, **dataclasses.asdict(request), "stats": stats(request)})
     elif not options["quiet"]:
-        say(stats_line(request))
+        say(stats_line(stats(request), ended_by(request)))
     failed = [output for output in request.outputs if output.finish_reason == "error"]
     if failed:
         raise EngineError(f"the answer ended with an error: {failed[0].stop_reason}")
+    return 0
 
 
 def _prompt(argument: str | None, option: str | None) -> str:
@@ -119,7 +126,8 @@ def _run(
     llm: LLM, text: str, params: SamplingParams, options: Mapping[str, Any], adapter: str | None, *, show: bool
 ) -> RequestOutput:
     ids = _ids(llm, text, options)
-    params = within_context(llm, params, len(ids))
+    default_length = not is_given(click.get_current_context(), "max_tokens")
+    params = within_context(llm, params, len(ids), default_length=default_length)
     writer = TextWriter(sys.stdout) if show else None
     try:
         request = stream(llm, ids, params, writer if params.n == 1 else None, adapter=adapter)

@@ -50,6 +50,7 @@ ENGINE_HELP = {
     "quantization": "Quantize while loading, by this method.",
     "attention_backend": "Attention backend, by name.",
     "ops": "Implementation of an op, by name; repeatable.",
+    "structured_outputs_backend": "What enforces the form of answers, by name.",
     "lora_modules": "An adapter (LoRA): its name and its directory; repeatable.",
     "max_loras": "Most different adapters in one step.",
     "max_lora_rank": "Largest rank of an adapter.",
@@ -183,6 +184,11 @@ def sampling_options(*, leave_out: Sequence[str] = (), **defaults: Any) -> Calla
 def model_argument(command: Command) -> Command:
     """Add MODEL, which shells complete to files and short names."""
     return click.argument("model", shell_complete=_complete_model)(command)
+
+
+def optional_model_argument(command: Command) -> Command:
+    """The same for a command that can do without: the parameter is None then."""
+    return click.argument("model", required=False, shell_complete=_complete_model)(command)
 
 
 def debug_option(command: Command) -> Command:

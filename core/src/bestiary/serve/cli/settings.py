@@ -130,7 +130,11 @@ def origin_of(ctx: click.Context, option: click.Parameter) -> str | None:
     source = None if option.name is None else ctx.get_parameter_source(option.name)
     if source is click.core.ParameterSource.COMMANDLINE:
         return COMMAND_LINE
-    if source is not click.core.ParameterSource.DEFAULT_MAP or not isinstance(option, click.Option):
+    if not isinstance(option, click.Option):
+        return None
+    if source is click.core.ParameterSource.ENVIRONMENT:  # an option that names its variable itself
+        return str(option.envvar)
+    if source is not click.core.ParameterSource.DEFAULT_MAP:
         return None
     found = settings_of(ctx).of(command_path(ctx), option)
     return None if found is None else found.origin

@@ -1,4 +1,4 @@
-"""A conversation as a prompt: whose template, which variables, and where the answer begins."""
+"""Prompts: token ids of texts; a conversation as a text, by whose template and with which variables."""
 
 from __future__ import annotations
 
@@ -27,6 +27,19 @@ class Conversation(Protocol):
 
     @property
     def continue_final_message(self) -> bool | None: ...
+
+
+async def encoded(
+    service: Service, prompts: list[str | list[int]], *, add_special_tokens: bool = True
+) -> list[tuple[str | None, list[int]]]:
+    """Each prompt's text, where it came as one, and its token ids."""
+    found: list[tuple[str | None, list[int]]] = []
+    for each in prompts:
+        if isinstance(each, str):
+            found.append((each, await service.llm.encode(each, add_special_tokens=add_special_tokens)))
+        else:
+            found.append((None, each))
+    return found
 
 
 async def render(

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 from uvicorn import Config, Server
 
-from bestiary.api.errors import BestiaryError, EngineError
+from bestiary.api.errors import BestiaryError, EngineError, ModelFailed
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.process.messages import ModelInfo
 from bestiary.engine.process.supervisor import Restart
 from bestiary.serve.async_llm import AsyncLLM
+from bestiary.serve.loop_watch import LoopWatch
 
 from .app import make_app
 from .listening import BACKLOG
@@ -66,7 +67,7 @@ class Running:
 
     async def run(self, bound: socket.socket) -> int:
         """Serve on `bound`. Raises what the model could not be loaded for, and what its engine died of for good."""
-        with self._handlers():
+        with self._handlers(), LoopWatch():
             start = asyncio.create_task(AsyncLLM.start(self._args, **self._engine_options))
             await self._first(start)
             if not start.done():
@@ -103,7 +104,7 @@ class Running:
     async def _watch(self, llm: AsyncLLM) -> BestiaryError:
         """Tell of the engine's start; returns why it failed for good."""
         await self._starting(llm)
-        while llm.state != "failed":
+        while llm.state != "failed" or (self._was_ready and _is_the_models(llm.error)):
             await llm.changes()
         return llm.error or EngineError("the engine failed", code="ENGINE_FAILED")
 
@@ -149,6 +150,11 @@ class Running:
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+
+
+def _is_the_models(error: EngineError | None) -> bool:
+    """Whether a model that was loaded fails at everything: the server then stays, and says so to everybody."""
+    return error is not None and error.error_code == ModelFailed.code
 
 
 class _Server(Server):

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from .base import Strict
 
-MAX_MESSAGES = 10_000
+MAX_MESSAGES = 2_048
 MAX_PARTS = 1_000
 MAX_CALLS = 128
 MAX_NAME_CHARS = 256
@@ -75,7 +75,7 @@ class AssistantMessage(Strict):
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if self.content is None and not self.tool_calls:
-            raise ValueError("an assistant's message has a content or tool_calls")
+            raise ValueError("have a content or tool_calls")
         return self
 
 
