@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from .mutator import Mutant, mutants
-from .run import calls, contract, replaced
+from .run import calls, contract, label, replaced
 
 FILES = {
     "llama_plugin.llama": ("TestLlama", "TestMistral", "TestPhi3"),
@@ -101,7 +101,7 @@ def noticed_by(module: str, mutant: Mutant, tested: list[Any]) -> str | None:
         with warnings.catch_warnings(action="ignore"), replaced(module, mutant.source):
             for subject, name, arguments in in_order(tested):
                 if not passes(subject, name, arguments):
-                    return name + "".join(f" ({value})" for value in arguments.values() if value != "base")
+                    return label(name, arguments)
     except Exception as error:
         return f"import: {type(error).__name__}"
     finally:

@@ -25,7 +25,8 @@ HEAD = """\
 
 The conformance kit is worth what it notices. Each row is a small mistake made in a model file, one at a time, and the
 first check of `bestiary.testing` that failed for it; those that only ranks show were tried on ranks first. None passes.
-The tests repeat all of them on every change; `python -m tests.mutations.run` writes this page.
+The tests repeat all of them on every change, each against the check of its row, and by hand (`-m full`) that no earlier
+check notices it; `python -m tests.mutations.run` writes this page.
 
 These were thought of. Beside them, `python -m tests.mutations.automatic` makes every small mistake of a few kinds in
 the syntax trees of the eight model files, nearly eight thousand: constants, operators, conditions, arguments, fields of
@@ -86,28 +87,50 @@ def calls(subject: Any, left_out: Collection[str] = LEFT_OUT) -> Iterator[tuple[
             yield from ((name, {parameter: value}) for value in values[parameter])
 
 
+def label(name: str, arguments: dict[str, str]) -> str:
+    """How a call of a check is named, on the page too: ``logits``, ``logits (GELU)``."""
+    return name + "".join(f" ({value})" for value in arguments.values() if value != "base")
+
+
 def noticed_by(mutation: Mutation, only: Collection[str] = ()) -> str | None:
-    """The first check (of `only`, where given) that fails, with its parameter; None where the mistake passes all."""
+    """The label of the first call (of `only`, where given) that fails; None where the mistake passes all.
+
+    The contract's references and checkpoints are kept for the next mistake; `free` drops them.
+    """
     subject = contract(mutation.contract)
     try:
         with mutated(mutation):
             for name, arguments in sorted(calls(subject), key=lambda call: call[0] != mutation.first):
-                if only and name not in only:
+                if only and label(name, arguments) not in only:
                     continue
                 try:
                     getattr(subject, f"test_{name}")(**arguments)
                 except pytest.skip.Exception:
                     continue
                 except ContractFailure:
-                    return name + "".join(f" ({value})" for value in arguments.values() if value != "base")
+                    return label(name, arguments)
     finally:
-        type(subject).teardown_class()
+        subject.bench.drop_all()
     return None
+
+
+def free() -> None:
+    """Drop the references and checkpoints of all contracts."""
+    for mutation in MUTATIONS:
+        type(contract(mutation.contract)).teardown_class()
 
 
 def row(mutation: Mutation, check: str | None) -> str:
     file = mutation.module.rpartition(".")[2]
     return f"| `{file}.py` | {mutation.what} | `{check or 'nothing'}` |\n"
+
+
+def noted(mutation: Mutation) -> str | None:
+    """What the page says noticed it; None where the page has no row of it."""
+    before, _, after = row(mutation, "CHECK").partition("CHECK")
+    lines = PAGE.read_text(encoding="utf-8").splitlines(keepends=True)
+    found = [line for line in lines if line.startswith(before) and line.endswith(after)]
+    return found[0].removeprefix(before).removesuffix(after) if len(found) == 1 else None
 
 
 if __name__ == "__main__":

@@ -70,11 +70,13 @@ def test_each_kind_of_mistake_is_made():
     assert not any("What it is" in each.old or "Config" in each.old for each in made)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("module", FILES)
 def test_a_model_file_has_hundreds(module):
     assert len(of(module)) > 400
 
 
+@pytest.mark.full
 def test_what_is_accepted_can_be_made():
     texts = [f"{each.where}: {each.old} → {each.new}" for module in FILES for each in of(module)]
     assert [pattern for pattern in ACCEPTED if not any(re.search(pattern, text) for text in texts)] == []

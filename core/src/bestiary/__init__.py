@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bestiary.api.pooling import PoolingParams
     from bestiary.api.registry import ModelRegistry
     from bestiary.api.sampling import SamplingParams
+    from bestiary.api.structured import StructuredOutputsParams
     from bestiary.serve.llm import LLM
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "PoolingRequestOutput",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 
@@ -44,5 +46,6 @@ __getattr__, __dir__ = lazy_names(
         "PoolingParams": "bestiary.api.pooling",
         "PoolingRequestOutput": "bestiary.api.outputs",
         "SamplingParams": "bestiary.api.sampling",
+        "StructuredOutputsParams": "bestiary.api.structured",
     },
 )

@@ -31,6 +31,7 @@ from bestiary.engine.parallel.messages import (
     Settings,
     Start,
     Tick,
+    Trouble,
     checksum,
     decode_drawn,
     decode_from_worker,
@@ -63,7 +64,7 @@ def test_messages_arrive_as_they_were():
     assert decode_drawn(encode(Drawn.of(PLAN, result))).result == result
     start = Start({"model": "m", "ops": {}}, None, {"rank": 1}, (2,))
     assert decode_start(encode(start)) == start
-    for message in (Ready(), Beat(3, True), Failed({"code": "X"})):
+    for message in (Ready(), Beat(3, True), Failed(Trouble("X", "what happened", value=3))):
         assert decode_from_worker(encode(message)) == message
 
 

@@ -11,6 +11,7 @@ from bestiary.api.lora import LoRAInfo
 from bestiary.api.outputs import CompletionOutput, Logprob, RequestOutput
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.process.messages import EngineStats, ModelInfo
+from bestiary.serve.pooled import new_pooled
 from bestiary.serve.text.chat_template import render_chat
 from bestiary.serve.text.tokenizer import Tokenizer
 
@@ -50,12 +51,12 @@ MODEL = ModelInfo(
 class Script:
     """How the next requests go.
 
-    pace: awaited before each token. fail: (tokens, code) after which a request dies.
+    pace: acquired before each token. fail: (tokens, code) after which a request dies.
     """
 
     answer: str = ANSWER
     fail: tuple[int, str] | None = None
-    pace: asyncio.Event | None = None
+    pace: asyncio.Semaphore | None = None
     finish: str | None = None
 
 
@@ -129,6 +130,15 @@ class FakeLLM:
     def _check(self, ids, sampling) -> None:
         self.info.checks.check(ids, sampling)
 
+    def submit_pooling(self, request_id, prompt_token_ids, params, **options):
+        self.info.checks.check(prompt_token_ids, params)
+        self.submitted.append({"id": request_id, "ids": list(prompt_token_ids), "params": params, **options})
+        output = new_pooled(request_id, options.get("prompt"), prompt_token_ids, params, None)
+        generation = FakeGeneration(self, output, params)
+        output.outputs.data, output.outputs.finish_reason, output.finished = [0.6, 0.8], "stop", True
+        generation._changed.set()
+        return generation
+
     async def _run(self, generation: FakeGeneration, script: Script) -> None:
         sampling, output = generation.sampling, generation.output
         ids = self.tokenizer.encode(script.answer)
@@ -140,7 +150,7 @@ class FakeLLM:
                     generation.error = EngineError("the engine process ended", code=code)
                 generation.end("error", f"{code}: something happened")
                 return
-            await (asyncio.sleep(0) if script.pace is None else script.pace.wait())
+            await (asyncio.sleep(0) if script.pace is None else script.pace.acquire())
             for each in output.outputs:
                 each.token_ids.append(ids[number])
                 text = self.tokenizer.decode(each.token_ids)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from .registry import ModelRegistry
     from .sampling import SamplingParams
+    from .structured import StructuredOutputsParams
 
 _OWNERS = {
     "alias": ("Alias",),
@@ -66,6 +67,7 @@ _OWNERS = {
     ),
     "registry": ("ModelRegistry",),
     "sampling": ("SamplingParams",),
+    "structured": ("StructuredOutputsParams",),
 }
 
 __all__ = [
@@ -87,6 +89,7 @@ __all__ = [
     "PoolingParams",
     "SamplingParams",
     "SchedulerConfig",
+    "StructuredOutputsParams",
     "SupportsCrossEncoding",
     "SupportsEagle",
     "SupportsEagle3",

@@ -4,6 +4,7 @@
     ├── UsageError                    a wrong argument or option                       exit 1
     ├── BadTarget                     what `certify` was given is no plugin            exit 2
     ├── EngineError                   the runtime itself failed                        exit 1
+    │   └── ModelFailed               the model raised in a step
     ├── RequestError                  one request is refused; others go on             exit 1
     │   └── BadAdapter                the adapter it wants is damaged, or does not fit  exit 2
     ├── ModelError                    the model (directory, file, hub id) is bad       exit 2
@@ -116,6 +117,13 @@ class BadTarget(BestiaryError):
 
 class EngineError(BestiaryError):
     code = "ENGINE"
+
+
+class ModelFailed(EngineError):
+    """The model raised in a step about the answers `request_ids`."""
+
+    code = "MODEL_FAILED"
+    request_ids: frozenset[str] = frozenset()
 
 
 class RequestError(BestiaryError, ValueError):

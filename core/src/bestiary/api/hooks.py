@@ -69,8 +69,12 @@ class HookSpecs:
 
     @hookspec
     def reasoning_parsers(self) -> Offers:  # type: ignore[empty-body]
-        """Parser name → a `ReasoningFormat` (`text_formats.py`), or a class of `TextParser`s: ``cls(started=…)``, one
-        an answer, where `started` says that the prompt already opened the reasoning."""
+        """Parser name → a `ReasoningFormat` (`text_formats.py`), or a class of `TextParser`s: ``cls(prompt=…)``, one
+        an answer to that prompt, whose end may have opened the reasoning."""
+
+    @hookspec
+    def structured_output_backends(self) -> Offers:  # type: ignore[empty-body]
+        """Backend name → a class of `StructuredOutputBackend`s (`bestiary.api.structured`)."""
 
     @hookspec
     def model_sources(self) -> Offers:  # type: ignore[empty-body]

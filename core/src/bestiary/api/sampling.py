@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .errors import RequestError
+from .structured import StructuredOutputsParams
 
 MAX_LOGPROBS = 20
 MAX_N = 64
@@ -37,7 +38,10 @@ class SamplingParams:
             distribution. prompt_logprobs: the same for the prompt's tokens.
         logit_bias: token id → added to its logit, -100…100. allowed_token_ids: nothing else is drawn.
         bad_token_ids: never drawn.
-        detokenize, skip_special_tokens: whether text is made, and whether special tokens appear in it.
+        structured_outputs: the form of the answer; a mapping is taken for a `StructuredOutputsParams`. Where it allows
+            nothing more the answer ends, also before `min_tokens` and under `ignore_eos`.
+        detokenize, skip_special_tokens: whether text is made, and whether special tokens appear in it. shown_token_ids:
+            special tokens that appear all the same, being marks that somebody looks for.
 
     None stands for an empty list or mapping, as in vLLM.
     """
@@ -64,16 +68,20 @@ class SamplingParams:
     bad_token_ids: Sequence[int] = ()
     detokenize: bool = True
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputsParams | None = None
+    shown_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop))
-        for name in ("stop_token_ids", "bad_token_ids"):
+        for name in ("stop_token_ids", "bad_token_ids", "shown_token_ids"):
             object.__setattr__(self, name, _listed(name, getattr(self, name)))
         if self.allowed_token_ids is not None:
             object.__setattr__(self, "allowed_token_ids", _listed("allowed_token_ids", self.allowed_token_ids))
         object.__setattr__(self, "logit_bias", {} if self.logit_bias is None else self.logit_bias)
         object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
         object.__setattr__(self, "seed", None if self.seed == -1 else self.seed)
+        if self.structured_outputs is not None:
+            object.__setattr__(self, "structured_outputs", StructuredOutputsParams.of(self.structured_outputs))
         self._check_numbers()
         self._check_lists()
 
@@ -121,7 +129,7 @@ class SamplingParams:
             raise _refuse("stop", self.stop, f"at most {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters")
         if self.stop and not self.detokenize:
             raise _refuse("stop", self.stop, "stop strings need detokenize=True")
-        for name in ("stop_token_ids", "bad_token_ids", "allowed_token_ids"):
+        for name in ("stop_token_ids", "bad_token_ids", "allowed_token_ids", "shown_token_ids"):
             if len(getattr(self, name) or ()) > MAX_IDS:
                 raise _refuse(name, len(getattr(self, name)), f"at most {MAX_IDS} ids")
             for token in getattr(self, name) or ():

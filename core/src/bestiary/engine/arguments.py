@@ -55,7 +55,7 @@ class EngineArgs:
             pooling_type: of which hidden states: "LAST", "CLS" (the first) or "MEAN"; None: as the model's
             files say, else its class, else "LAST".
         quantization: quantize while loading, by a method's name. attention_backend, ops: implementations by name,
-            instead of the best one.
+            instead of the best one. structured_outputs_backend: what enforces the form of answers, by name.
         tensor_parallel_size, pipeline_parallel_size, data_parallel_size: ranks that share each tensor; stages that
             share the layers (`pipeline_layers`: how many each, None evenly); copies of the model. Their product is
             the number of processes.
@@ -95,6 +95,7 @@ class EngineArgs:
     quantization: str | None = None
     attention_backend: str | None = None
     ops: Mapping[str, str] = field(default_factory=dict)
+    structured_outputs_backend: str = "llguidance"
     enable_lora: bool = False
     lora_modules: Mapping[str, str] = field(default_factory=dict)
     max_loras: int = 4

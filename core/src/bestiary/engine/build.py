@@ -19,6 +19,7 @@ from bestiary.api.hook_manager import HookManager
 from bestiary.api.hooks import KINDS
 from bestiary.api.lora import LoRARequest
 from bestiary.api.registry import ModelRegistry, Registry
+from bestiary.api.structured import StructuredOutputBackend, Vocabulary
 from bestiary.nn.attention.backend import AttentionType
 from bestiary.nn.attention.choice import choose_backend
 from bestiary.nn.logits import LogitsProcessor
@@ -97,6 +98,15 @@ class EngineBuilder:
                     field="plugin", value=name, limit="an installed architecture, or kind.name of a hook",
                     fix=f"did you mean {near[0]}?" if near else "bestiary models",
                 )  # fmt: skip
+
+        backends, wanted = "structured_output_backends", self.args.structured_outputs_backend
+        if wanted not in self.hooks.names(backends):
+            self.hooks.get(backends, wanted)  # raises
+
+    def _structured_backend(self, vocabulary: Vocabulary) -> StructuredOutputBackend:
+        name = self.args.structured_outputs_backend
+        backend: StructuredOutputBackend = self.hooks.get("structured_output_backends", name)(vocabulary)
+        return backend
 
     def configure(self) -> tuple[type, VllmConfig]:
         """Resolve the architecture, which imports its plugin, and settle every option."""
@@ -187,6 +197,7 @@ class EngineBuilder:
             observers=[make() for make in self.hooks.all("step_observers").values()],
             ops=ops.names,
             pooling=offer_of(pooler, model, config),
+            make_backend=self._structured_backend,
         )
         if team is not None:
             weakref.finalize(engine, team.close)  # an engine that nobody closed ends its processes all the same

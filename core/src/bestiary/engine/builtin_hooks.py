@@ -53,5 +53,10 @@ def config_parsers() -> Offers:
 
 
 @hookimpl
+def structured_output_backends() -> Offers:
+    return {"llguidance": "bestiary.engine.structured.llguidance:LLGuidanceBackend"}
+
+
+@hookimpl
 def step_observers() -> Offers:
     return {"counter": "bestiary.engine.observers:StepCounter"}

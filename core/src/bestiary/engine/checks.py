@@ -73,3 +73,11 @@ class RequestChecks:
                 field="bad_token_ids" if allowed is None else "allowed_token_ids",
                 limit="an id that is neither bad nor, while min_tokens are due, one that ends the answer",
             )
+
+
+def unavailable() -> RequestError:
+    """The form of an answer cannot be enforced: nobody has told what text the tokens stand for."""
+    return RequestError(
+        "the form of an answer is enforced with a tokenizer", code="STRUCTURED_OUTPUTS_UNAVAILABLE",
+        field="structured_outputs", fix="without skip_tokenizer_init (--skip-tokenizer-init)",
+    )  # fmt: skip

@@ -11,7 +11,7 @@ others, before each step; schedulers are functions of that, so all derive the sa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from collections.abc import Sequence as SequenceOf
 from contextlib import suppress
 from dataclasses import replace
@@ -19,21 +19,31 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bestiary.api.config import VllmConfig
-from bestiary.api.errors import BadAdapter, EngineError
+from bestiary.api.errors import BadAdapter, EngineError, ModelFailed
 from bestiary.api.hooks import StepObserver
 from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
+from bestiary.api.structured import StructuredOutputBackend, Vocabulary
 
 from .adapters import Adapters
-from .checks import RequestChecks
+from .checks import RequestChecks, unavailable
 from .executor import Executor
 from .lanes import Lanes, PlanFailed
 from .library import AdapterLibrary
 from .notices import notice
 from .parallel.agreement import plan_settings, refuse_other_settings
 from .parallel.interrupts import uninterrupted
-from .parallel.messages import AddAdapter, AddRequest, EndRequest, Event, PinAdapter, RemoveAdapter, Settings
+from .parallel.messages import (
+    AddAdapter,
+    AddRequest,
+    EndRequest,
+    Event,
+    PinAdapter,
+    RemoveAdapter,
+    Settings,
+    UseTokenizer,
+)
 from .plan import StepPlan
 from .pooling import PoolingOffer
 from .scheduler import Scheduler, SchedulerStats
@@ -41,13 +51,6 @@ from .sequence import Sequence, SequenceUpdate
 
 if TYPE_CHECKING:
     from .parallel.team import Team
-
-
-class ModelFailed(EngineError):
-    """The model raised in a step about the answers `request_ids`."""
-
-    code = "MODEL_FAILED"
-    request_ids: frozenset[str] = frozenset()
 
 
 class LLMEngine:
@@ -60,6 +63,7 @@ class LLMEngine:
         eos_token_ids: what ends an answer unless `ignore_eos`.
         observers: told of every step. ops: which implementation of each op was chosen, for `doctor`.
         pooling: what requests may ask of a model that makes vectors; None where it generates text.
+        make_backend: what enforces the forms of answers.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class LLMEngine:
         observers: SequenceOf[StepObserver] = (),
         ops: Mapping[str, str] = MappingProxyType({}),
         pooling: PoolingOffer | None = None,
+        make_backend: Callable[[Vocabulary], StructuredOutputBackend] | None = None,
     ) -> None:
         self.vllm_config = vllm_config
         self.lanes = Lanes(schedulers)
@@ -88,6 +93,8 @@ class LLMEngine:
         self.checks = RequestChecks(vocab_size, eos_token_ids, schedulers[0].limits, pooling)
         self.observers = tuple(observers)
         self.ops = ops
+        self._make_backend = make_backend
+        self.has_tokenizer = False
 
     @property
     def vocab_size(self) -> int:
@@ -132,6 +139,8 @@ class LLMEngine:
         if self.team is not None and not self.team.leads:
             self._expected[request_id] = request  # admitted when rank 0 says so
             return request.answers
+        if request.sampling.structured_outputs is not None and not self.has_tokenizer:
+            raise unavailable()
         if lora_request is not None:
             self.add_lora(lora_request, pinned=False)
         children = self._admit(request)
@@ -161,6 +170,25 @@ class LLMEngine:
             )
         self.lanes.add(*sequences)
         return children
+
+    def use_tokenizer(self, tokenizer_json: str) -> None:
+        """Say what the tokens stand for, as the `tokenizers` library writes it, before the first request whose answer
+        has a form. Such forms are compiled as they are: whoever adds requests has asked a `GrammarProcess` first.
+        """
+        self._refuse_if_dead()
+        if self.team is not None and not self.team.leads:
+            return  # rank 0 says it
+        self._use_tokenizer(tokenizer_json)
+        if self.team is not None:
+            self.team.note(UseTokenizer(tokenizer_json))
+
+    def _use_tokenizer(self, tokenizer_json: str) -> None:
+        make = self._make_backend
+        if make is None:
+            raise unavailable()
+        vocabulary = Vocabulary(tokenizer_json, self.vocab_size, tuple(sorted(self.eos_token_ids)))
+        self.executor.use_backend(lambda: make(vocabulary))
+        self.has_tokenizer = True
 
     def add_lora(self, request: LoRARequest, *, pinned: bool = True) -> LoRAInfo:
         """Make an adapter known: read it and check that it fits. One that is known under its name is only looked up.
@@ -275,6 +303,8 @@ class LLMEngine:
         elif isinstance(event, Settings):
             self.checks = replace(self.checks, eos_token_ids=frozenset(event.eos_token_ids))
             refuse_other_settings(event.values, plan_settings(self.vllm_config), team.rank)
+        elif isinstance(event, UseTokenizer):
+            self._use_tokenizer(event.tokenizer_json)
         elif isinstance(event, EndRequest):
             self.lanes.finish(event.request_id, event.reason, event.stop_reason)
         elif isinstance(event, AddAdapter):

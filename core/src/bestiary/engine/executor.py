@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from bestiary.api.errors import EngineError
 from bestiary.api.lora import LoRAInfo
+from bestiary.api.structured import StructuredOutputBackend
 
 from .plan import StepPlan, StepResult
 from .runner import ModelRunner
@@ -30,6 +32,10 @@ class Executor(Protocol):
 
     def remove_adapter(self, lora_id: str) -> None: ...
 
+    def use_backend(self, make: Callable[[], StructuredOutputBackend]) -> None:
+        """See `ModelRunner.use_backend`."""
+        ...
+
     def shutdown(self) -> None: ...
 
 
@@ -52,7 +58,12 @@ class UniprocExecutor:
     def remove_adapter(self, lora_id: str) -> None:
         live(self.runner).remove_adapter(lora_id)
 
+    def use_backend(self, make: Callable[[], StructuredOutputBackend]) -> None:
+        live(self.runner).use_backend(make)
+
     def shutdown(self) -> None:
+        if self.runner is not None:
+            self.runner.close()
         self.runner = None
 
 

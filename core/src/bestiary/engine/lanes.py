@@ -13,7 +13,7 @@ from collections.abc import Iterator, Set
 from collections.abc import Sequence as SequenceOf
 from dataclasses import astuple
 
-from bestiary.api.errors import BestiaryError, RequestError
+from bestiary.api.errors import EngineError, RequestError
 from bestiary.api.outputs import FinishReason
 
 from .executor import Executor
@@ -47,7 +47,7 @@ class Lane:
             executor.launch(plan, self.copy)
         except BaseException as cause:
             self.scheduler.abandon(plan)
-            if isinstance(cause, BestiaryError | KeyboardInterrupt):
+            if isinstance(cause, EngineError | KeyboardInterrupt):
                 raise
             raise PlanFailed(plan) from cause
         self.flying.append((plan, started))

@@ -10,7 +10,7 @@ The two that are made for every request in every step are named tuples, which co
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from bestiary.api.outputs import TokenLogprobs
 from bestiary.api.pooling import PoolingParams
@@ -78,11 +78,16 @@ class StepPlan:
 
 
 class SampledToken(NamedTuple):
-    """One drawn token. `error` says why none could be drawn (``"numerical"``: NaN or Inf in its logits)."""
+    """One drawn token. `error` says why none could be drawn (``"numerical"``: NaN or Inf in its logits).
+
+    `instead` says what happens in place of a token though nothing went wrong: the answer ends, for its grammar allows
+    nothing more; or its grammar is not ready, and what was computed last is computed once more.
+    """
 
     token_id: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    instead: Literal["end", "wait"] | None = None
 
 
 class PooledVector(NamedTuple):

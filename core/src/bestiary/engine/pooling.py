@@ -92,7 +92,7 @@ def with_runner(
         return replace(config, model_config=replace(config.model_config, runner_type="pooling", pooler_config=pooler))
     if not is_text_generation_model(model_class):
         raise ModelError(
-            f"{model_class.__name__} generates no text", code="WRONG_RUNNER", field="runner", value=args.runner,
+            f"{model_class.__name__} generates no text", code="RUNNER_UNSUPPORTED", field="runner", value=args.runner,
             fix="runner='pooling' (--runner pooling), or leave it out",
         )  # fmt: skip
     if args.pooling_type is not None:

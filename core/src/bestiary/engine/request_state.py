@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from bestiary.nn.pooling import Partial
 
 from .plan import NewRequest
+
+if TYPE_CHECKING:
+    from .structured.follower import Follower
 
 
 class RequestState:
@@ -17,11 +21,12 @@ class RequestState:
         output_counts: how often each token was drawn.
         banned_until_min: ids not to be drawn while fewer than `min_tokens` tokens were.
         lora_id: its adapter's.
+        grammar: what it may draw, where it has a form to keep; made by whoever draws.
         pooling, partial: what vector is made of the prompt, if any, and what the pooler keeps of it between steps.
     """
 
-    __slots__ = ("banned_until_min", "lora_id", "output_counts", "partial", "pooling", "prompt_len", "request_id",
-                 "sampling", "seed", "tokens")  # fmt: skip
+    __slots__ = ("banned_until_min", "eos_token_ids", "grammar", "lora_id", "output_counts", "partial", "pooling",
+                 "prompt_len", "request_id", "sampling", "seed", "tokens")  # fmt: skip
 
     def __init__(self, new: NewRequest) -> None:
         self.request_id = new.request_id
@@ -33,6 +38,8 @@ class RequestState:
         self.tokens: list[int] = list(new.prompt_token_ids)
         self.prompt_len = len(self.tokens)
         self.output_counts: Counter[int] = Counter()
+        self.grammar: Follower | None = None
+        self.eos_token_ids = new.eos_token_ids
         eos = () if new.sampling.ignore_eos else new.eos_token_ids
         self.banned_until_min = tuple({*eos, *new.sampling.stop_token_ids})
 

@@ -14,6 +14,7 @@ from bestiary.api.errors import BrokenPlugin, EngineError
 from bestiary.api.intermediate import IntermediateTensors
 from bestiary.api.lora import LoRAInfo
 from bestiary.api.outputs import TokenLogprobs
+from bestiary.api.structured import StructuredOutputBackend
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.attention.layer import Attention
 from bestiary.nn.context import ForwardContext, forward_context
@@ -31,6 +32,7 @@ from .plan import StepPlan, StepResult
 from .pooler import checked_vectors, pooled
 from .request_state import RequestState
 from .sampler import sample, token_logprobs
+from .structured.follower import Grammars
 
 Made: TypeAlias = torch.Tensor | list[torch.Tensor] | None
 """What a model's last stage makes in a step: logits, or the vectors of prompts that end; None where neither is due."""
@@ -87,6 +89,7 @@ class ModelRunner:
         self.device = torch.device(vllm_config.device_config.device)
         self.block_size = vllm_config.cache_config.block_size
         self.states: dict[str, RequestState] = {}
+        self.grammars: Grammars | None = None
         self.kv_caches = self._allocate(model, num_blocks)
 
     def _allocate(self, model: nn.Module, num_blocks: int) -> dict[str, torch.Tensor]:
@@ -128,7 +131,27 @@ class ModelRunner:
         for new in plan.new:
             self.states[new.request_id] = RequestState(new)
         slots = {} if self.adapters is None else self.adapters.follow(plan)
-        return make_batch(plan, self.states, self.block_size, self.device, slots) if plan.items else None
+        if not plan.items:
+            return None
+        batch = make_batch(plan, self.states, self.block_size, self.device, slots)
+        if self.grammars is not None:
+            self.grammars.begin(state for state, _ in batch.sampled)
+        return batch
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn on this rank."""
+        return self.groups.pipeline.is_last_rank and self.groups.tensor.is_first_rank
+
+    def use_backend(self, make: Callable[[], StructuredOutputBackend]) -> None:
+        """Answers may have a form from now on. `make` is called when one has."""
+        self.close()
+        self.grammars = Grammars(make) if self.draws else None
+
+    def close(self) -> None:
+        """End the threads that work on grammars."""
+        if self.grammars is not None:
+            self.grammars.close()
 
     def add_adapter(self, name: str, path: str) -> LoRAInfo:
         """Read an adapter, check that it fits this rank's part, and keep it for plans. Raises `BadAdapter`."""
@@ -183,14 +206,15 @@ class ModelRunner:
         rows = [row for _, row in batch.sampled]
         if len(rows) != logits.shape[0]:
             logits = logits[rows]
-        drawn = sample(logits, states) if states else []
+        allowed = None if self.grammars is None else self.grammars.allowed(states)
+        drawn = sample(logits, states, allowed) if states else []
         return StepResult(plan.step, dict(zip((state.request_id for state in states), drawn, strict=True)), prompts)
 
     def record(self, batch: ForwardBatch, result: StepResult) -> None:
         """Append what was drawn, here or by another rank, to the requests of `batch`."""
         for state, _ in batch.sampled:
             token = result.sampled[state.request_id]
-            if token.error is None:
+            if token.error is None and token.instead is None:
                 state.append(token.token_id)
 
     def _pool(self, pooler: Pooler, batch: ForwardBatch, hidden: torch.Tensor) -> list[torch.Tensor]:

@@ -4,7 +4,10 @@ Log-probabilities are those of the model's own distribution, before anything a r
 a function of the request's seed and the token's position, so it does not depend on the batch: one uniform number
 selects a token from the cumulative distribution.
 
-Order: allowed and banned ids, bias, penalties, temperature, min-p, top-k, top-p.
+Order: what the grammar allows, allowed and banned ids, bias, penalties, temperature, min-p, top-k, top-p.
+
+An answer with a grammar ends where that allows nothing but the end. The token that says so is drawn where it can be;
+where `ignore_eos`, `min_tokens` or banned ids forbid it, the answer ends without one.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from bestiary.api.outputs import Logprob, TokenLogprobs
@@ -22,25 +26,58 @@ from .request_state import RequestState
 
 _CANDIDATES = 1024
 _NUMERICAL = SampledToken(token_id=-1, error="numerical")
+_NOTHING_LEFT = SampledToken(-1, error="NOTHING_TO_DRAW: the parameters forbid all that the answer's form allows")
+_END = SampledToken(-1, instead="end")
 
 
-def sample(logits: torch.Tensor, states: Sequence[RequestState]) -> list[SampledToken]:
+def sample(
+    logits: torch.Tensor,
+    states: Sequence[RequestState],
+    grammars: Sequence[bytes | SampledToken | None] | None = None,
+) -> list[SampledToken]:
     """Draw one token from each row of logits ``[len(states), vocabulary]``.
 
     A row without a finite maximum (NaN, +Inf, all -Inf) yields an error for that row alone.
+
+    Args:
+        grammars: for each row, the bits of the ids that its grammar allows (`StructuredOutputGrammar`), or what is
+            yielded instead of a draw; None where it has no grammar.
     """
     best, best_ids = logits.max(dim=-1)
     ids: list[int] = best_ids.tolist()
     drawn: list[SampledToken] = []
     for row, (state, peak) in enumerate(zip(states, best.tolist(), strict=True)):
+        grammar = None if grammars is None else grammars[row]
         if not math.isfinite(peak):
             drawn.append(_NUMERICAL)
-            continue
-        token = ids[row] if _plain_greedy(state) else _choose(logits[row], state)
-        wanted = state.sampling.logprobs
-        logprobs = None if wanted is None else token_logprobs(logits[row], token, wanted)
-        drawn.append(SampledToken(token, logprobs) if token >= 0 else _NUMERICAL)
+        elif isinstance(grammar, SampledToken):
+            drawn.append(grammar)
+        elif grammar is not None:
+            drawn.append(_constrained(logits[row], state, grammar))
+        else:
+            token = ids[row] if _plain_greedy(state) else _choose(logits[row], state)
+            drawn.append(_drawn(logits[row], state, token) if token >= 0 else _NUMERICAL)
     return drawn
+
+
+def _drawn(logits: torch.Tensor, state: RequestState, token: int) -> SampledToken:
+    wanted = state.sampling.logprobs
+    return SampledToken(token, None if wanted is None else token_logprobs(logits, token, wanted))
+
+
+def _constrained(logits: torch.Tensor, state: RequestState, grammar: bytes) -> SampledToken:
+    """Draw from one row what its grammar allows."""
+    bits = np.unpackbits(np.frombuffer(grammar, np.uint8), count=logits.shape[-1], bitorder="little").astype(bool)
+    allowed = torch.from_numpy(bits)
+    row = logits.float().masked_fill(~allowed.to(logits.device), -math.inf)
+    ends = _ids(state.eos_token_ids, allowed)
+    if state.sampling.ignore_eos:
+        row[ends.to(row.device)] = -math.inf
+    token = _choose(row, state)
+    if token >= 0:
+        return _drawn(logits, state, token)
+    allowed[ends] = False
+    return _NOTHING_LEFT if bool(allowed.any()) else _END
 
 
 def token_logprobs(logits: torch.Tensor, token_id: int, count: int) -> TokenLogprobs:

@@ -19,6 +19,8 @@ The rules, all of them:
   place, only running ones of a strictly worse priority give way. The best-ranked running request is never preempted for
   another, and one alone always fits (`admission.py`); so it ends, and then the next one does.
 * **Failure.** A token that could not be drawn ends its request alone, and what it computed leaves the prefix cache.
+* **Waiting.** Where a request's grammar is not ready, its newest token is computed again in the next step, and where
+  its grammar allows nothing more it ends without another token.
 * **Pooling.** A request that wants a vector ends when its prompt is computed, with the vector in place of a token.
 
 * **Flight.** Up to `depth` plans are in flight, as many as a pipeline has stages, with different requests in each;
@@ -240,12 +242,16 @@ class Scheduler:
             token: SampledToken | PooledVector | None = None
             if start + count == len(sequence.token_ids):
                 token = result.last(request_id)
-                error = "no token was drawn" if token is None else token.error
+                nothing = "no token was drawn" if sequence.pooling is None else "no vector was made"
+                error = nothing if token is None else token.error
                 if error is not None:
                     updates.append(self._fail(sequence, error))
                     continue
-            sequence.num_computed = start + count
+            waits = isinstance(token, SampledToken) and token.instead == "wait"
+            sequence.num_computed = start + count - waits
             self._kv.register_computed(sequence)
+            if waits:
+                continue
             if isinstance(token, PooledVector):
                 updates.append(self._pooled(sequence, token))
             elif token is not None:
@@ -409,10 +415,14 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, token: SampledToken) -> SequenceUpdate:
         token_id = token.token_id
-        sequence.token_ids.append(token_id)
         prompt_logprobs: list[TokenLogprobs | None] | None = None
         if sequence.prompt_logprobs is not None:
             prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
+        if token.instead == "end":
+            self._end(sequence)
+            last = SequenceUpdate(sequence.request_id, prompt_logprobs=prompt_logprobs)
+            return _last(sequence, "stop", update=last)
+        sequence.token_ids.append(token_id)
         finish_reason, stop_reason = sequence.finish_of(token_id)
         update = SequenceUpdate(
             sequence.request_id, token_id, token.logprobs, prompt_logprobs, cached_tokens=sequence.cached_tokens

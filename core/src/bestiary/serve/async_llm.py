@@ -12,6 +12,7 @@ from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.notices import notice
 from bestiary.engine.process.messages import (
     Answer,
     EngineStats,
@@ -23,7 +24,8 @@ from bestiary.engine.process.messages import (
 from bestiary.engine.process.supervisor import Restart, State, Supervisor
 from bestiary.engine.sequence import SequenceUpdate
 
-from .generation import Accepted, Generation, Pooling
+from .forms import Facts, Forms
+from .generation import Accepted, Generation, PoolingGeneration
 from .outputs import OutputProcessor
 from .remote import RemoteEngine
 from .remote_adapters import RemoteAdapters
@@ -59,7 +61,7 @@ class AsyncLLM:
         *,
         restart: Restart = "on-failure",
         unready_after: float = 30.0,
-        on_finish: Callable[[Accepted], None] = lambda generation: None,
+        on_finish: Callable[[Accepted[Any]], None] = lambda generation: None,
     ) -> None:
         self.args, self.tokenizer = args, tokenizer
         self.draining = False
@@ -73,9 +75,10 @@ class AsyncLLM:
             on_lost=self._lost,
             on_change=self._changed,
         )
-        self._engine = RemoteEngine(self._supervisor)
+        self._forms = Forms(args, tokenizer, self._facts)
+        self._engine = RemoteEngine(self._supervisor, self._forms)
         self._outputs = OutputProcessor(self._engine, tokenizer)
-        self._live: dict[str, Accepted] = {}
+        self._live: dict[str, Accepted[Any]] = {}
         self._answers = 0
         self._templates = TemplateProcess()
         self._stats = EngineStats()
@@ -190,17 +193,29 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str | None = None,
         lora_name: str | None = None,
-    ) -> Pooling:
+    ) -> PoolingGeneration:
         """The same for a vector of a prompt, of a model that makes them (`ModelInfo.pooling`)."""
         adapter = self._check_open(request_id, 1, lora_name)
         output = self._outputs.add_pooling(
             request_id, prompt, prompt_token_ids, pooling,
             priority=priority, cache_salt=cache_salt, lora_request=adapter,
         )  # fmt: skip
-        accepted = Pooling(output, self._abort)
+        accepted = PoolingGeneration(output, self._abort)
         self._live[request_id] = accepted
         self._answers += 1
         return accepted
+
+    async def check_structured_outputs(self, sampling: SamplingParams) -> None:
+        """To be awaited before `submit` where the answer has a form. Raises `RequestError`: it cannot be had, or too
+        many others wait to know whether theirs can (QUEUE_FULL)."""
+        if sampling.structured_outputs is not None:
+            await self._forms.check_soon(sampling.structured_outputs)
+
+    def _facts(self) -> Facts:
+        info = self.info
+        if info is None:
+            raise RequestError(f"the engine is {self.state}", code="ENGINE_NOT_READY")
+        return info.vocab_size, frozenset(info.eos_token_ids)
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`."""
@@ -246,7 +261,7 @@ class AsyncLLM:
             raise RequestError("the request id is in use", code="DUPLICATE_REQUEST", field="request_id")
         return self._adapters.request(lora_name)
 
-    def _abort(self, generation: Accepted) -> None:
+    def _abort(self, generation: Accepted[Any]) -> None:
         self._outputs.abort(generation.output)
         self._tell([generation.output.request_id])
 
@@ -281,6 +296,7 @@ class AsyncLLM:
             generation.error = error
         self._apply([SequenceUpdate(name, finish_reason="error", error=words) for name in self._outputs.live()])
         self._adapters.lost(error)
+        self._stats = EngineStats()
 
     def _apply(self, updates: Sequence[SequenceUpdate]) -> None:
         self._tell([output.request_id for output in self._outputs.process(updates)])
@@ -290,11 +306,17 @@ class AsyncLLM:
             generation = self._live.get(request_id)
             if generation is None:
                 continue
+            generation.changed()
             if generation.output.finished:
                 del self._live[request_id]
-                self._on_finish(generation)
-            generation.changed()
+                self._finished(generation)
         self._answers = self._outputs.num_live
+
+    def _finished(self, generation: Accepted[Any]) -> None:
+        try:
+            self._on_finish(generation)
+        except Exception as cause:  # a listener's mistake is not the engine's
+            notice(f"who listens for finished requests raised {type(cause).__name__}: {cause}")
 
     def _changed(self, state: State) -> None:
         async def tell() -> None:
@@ -315,7 +337,7 @@ class AsyncLLM:
             task.cancel()
         self._lost(EngineError("the server is shutting down", code="SERVER_SHUTDOWN"))
 
-    async def _ended(self, generation: Accepted) -> None:
+    async def _ended(self, generation: Accepted[Any]) -> None:
         while not generation.output.finished:
             await asyncio.sleep(0.05)
 
@@ -325,3 +347,4 @@ class AsyncLLM:
         self._lost(EngineError("the server is shutting down", code="SERVER_SHUTDOWN"))
         await self._supervisor.close()
         await asyncio.to_thread(self._templates.close)
+        await asyncio.to_thread(self._forms.close)

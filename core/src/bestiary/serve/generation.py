@@ -1,18 +1,18 @@
-"""`Generation`: one accepted request, as whoever waits for it sees it; `Pooling`, where it is for a vector."""
+"""One accepted request as whoever waits for it sees it: `Generation` for a text, `PoolingGeneration` for a vector."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 from bestiary.api.errors import EngineError
 from bestiary.api.outputs import PoolingRequestOutput, RequestOutput
 
-Output = TypeVar("Output", RequestOutput, PoolingRequestOutput[Any])
+Output = TypeVar("Output", bound="RequestOutput | PoolingRequestOutput[Any]")
 
 
-class _Accepted(Generic[Output]):
+class Accepted(Generic[Output]):
     """Iterate over it: its one growing output, after every change, until the change that finished it.
 
     Changes that come while nobody looks count as one, so a slow reader makes nothing grow but the output itself.
@@ -28,13 +28,13 @@ class _Accepted(Generic[Output]):
         self._abort = abort
 
     async def __aiter__(self) -> AsyncIterator[Output]:
-        while True:
-            await self._changed.wait()
+        finished = False
+        while not finished:
+            if not self.output.finished:
+                await self._changed.wait()
             self._changed.clear()
             finished = self.output.finished
             yield self.output
-            if finished:
-                return
 
     async def wait(self) -> Output:
         """The finished output."""
@@ -52,12 +52,9 @@ class _Accepted(Generic[Output]):
             self._abort(self)
 
 
-class Generation(_Accepted[RequestOutput]):
+class Generation(Accepted[RequestOutput]):
     """A request for text."""
 
 
-class Pooling(_Accepted[PoolingRequestOutput[Any]]):
+class PoolingGeneration(Accepted[PoolingRequestOutput[Any]]):
     """A request for a vector. It has one change, its last."""
-
-
-Accepted: TypeAlias = Generation | Pooling

@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bestiary.api.errors import RequestError, UsageError
+from bestiary.api.errors import BestiaryError, ModelFailed, RequestError, UsageError
 from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.outputs import (
     ClassificationRequestOutput,
@@ -21,6 +21,7 @@ from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.build import EngineBuilder
 
+from .forms import Forms
 from .outputs import AnyOutput, OutputProcessor
 from .text.loading import tokenizer_of
 from .text.prompts import Prompt, as_prompts, prompt_ids
@@ -58,6 +59,7 @@ class LLM:
         self._outputs = OutputProcessor(self.engine, self.tokenizer)
         self._requests = 0
         self._templates = TemplateProcess()
+        self._forms = Forms(self.args, self.tokenizer, lambda: (self.engine.vocab_size, self.engine.eos_token_ids))
         self._lock = threading.RLock()  # several threads may call; their requests are computed together
 
     def generate(
@@ -245,6 +247,7 @@ class LLM:
     def close(self) -> None:
         """Free the model's memory; the object cannot be used afterwards."""
         self._templates.close()
+        self._forms.close()
         self.engine.shutdown()
 
     def __enter__(self) -> LLM:
@@ -293,13 +296,25 @@ class LLM:
 
     def _step(self) -> list[AnyOutput]:
         with self._lock:
-            return self._outputs.process(self.engine.step())
+            try:
+                updates = self.engine.step()
+            except ModelFailed as error:
+                cause = error.__cause__
+                if isinstance(cause, BestiaryError):  # it says more
+                    raise cause from cause.__cause__
+                raise
+            return self._outputs.process(updates)
 
     def _submit_one(
         self, index: int, prompt: Prompt, params: Params, priority: int, lora_request: LoRARequest | None
     ) -> AnyOutput:
         if isinstance(params, SamplingParams) and params.stop_strings and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer", field="stop", fix="skip_tokenizer_init=False")
+        if isinstance(params, SamplingParams) and params.structured_outputs is not None and self.leads:
+            self._forms.check(params.structured_outputs)
+            with self._lock:
+                if not self.engine.has_tokenizer:
+                    self.engine.use_tokenizer(self._forms.tokenizer_json)
         text, ids = prompt_ids(prompt, self.tokenizer, index)
         with self._lock:
             request_id = str(self._requests)

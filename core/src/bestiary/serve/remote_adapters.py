@@ -4,14 +4,14 @@ again."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 from bestiary.api.errors import BadAdapter, EngineError, RequestError
 from bestiary.api.lora import LoRAInfo, LoRARequest
+from bestiary.engine.notices import notice
 from bestiary.engine.process.messages import Answer, DropAdapter, LoadAdapter, ModelInfo
 from bestiary.engine.process.supervisor import Supervisor
-
-_AGAIN = 0  # the number of commands that nobody waits for
 
 
 class RemoteAdapters:
@@ -21,6 +21,8 @@ class RemoteAdapters:
         self._supervisor = supervisor
         self._known: dict[str, LoRAInfo] = {}
         self._waiting: dict[int, asyncio.Future[LoRAInfo]] = {}
+        self._again: dict[int, str] = {}  # those that another engine was told to read
+        self._numbers = itertools.count()
 
     def infos(self) -> list[LoRAInfo]:
         """Those that requests may name, by name."""
@@ -45,7 +47,7 @@ class RemoteAdapters:
         return info
 
     async def _command(self, make: Callable[[int], LoadAdapter | DropAdapter]) -> LoRAInfo:
-        number = max(self._waiting, default=_AGAIN) + 1
+        number = next(self._numbers)
         answer: asyncio.Future[LoRAInfo] = asyncio.get_running_loop().create_future()
         self._supervisor.send(make(number))
         self._waiting[number] = answer
@@ -61,27 +63,28 @@ class RemoteAdapters:
         own = {each.name: each for each in info.adapters}
         for each in self.infos():
             if each.name not in own:
-                self._supervisor.send(LoadAdapter(_AGAIN, each.name, each.path))
+                number = next(self._numbers)
+                self._again[number] = each.name
+                self._supervisor.send(LoadAdapter(number, each.name, each.path))
         self._known.update(own)
 
     def answered(self, answer: Answer) -> None:
+        name = self._again.pop(answer.number, None)
+        if name is not None and answer.error is not None:
+            self._known.pop(name, None)
+            notice(f"adapter {name} is gone, for the new engine process refused it: {answer.error.message}")
         waiting = self._waiting.get(answer.number)
         if waiting is None or waiting.done():
             return
         if answer.info is not None:
             waiting.set_result(answer.info)
-            return
-        said = answer.error or {}
-        kind = BadAdapter if said.get("code") == BadAdapter.code else RequestError
-        waiting.set_exception(
-            kind(
-                str(said.get("message")), code=said.get("code"), field=said.get("field"), limit=said.get("rule"),
-                value=said.get("value"), details=said.get("details", ()), fix=said.get("fix"),
-            )
-        )  # fmt: skip
+        elif answer.error is not None:
+            kind = BadAdapter if answer.error.code == BadAdapter.code else RequestError
+            waiting.set_exception(answer.error.raised_as(kind))
 
     def lost(self, error: EngineError) -> None:
         """Nobody will answer."""
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(error)
+        self._again.clear()

@@ -5,7 +5,7 @@ depends on every token so far, as keys and values do; the next token is a hash o
 States live in pages, at the slots the block tables name, and are read back through them: a wrong table, a stale prefix
 hit, a block given to two requests or freed too early gives a wrong state, and that raises `PageFault`.
 
-`generate_alone` is the same model without pages, steps or other requests: the oracle.
+`generate_alone` and `pool_alone` are the same model without pages, steps or other requests: the oracle.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from zlib import crc32
 
 from bestiary.api.outputs import FinishReason, Logprob, TokenLogprobs
-from bestiary.engine.plan import NewRequest, SampledToken, ScheduledItem, StepPlan, StepResult
+from bestiary.engine.plan import NewRequest, PooledVector, SampledToken, ScheduledItem, StepPlan, StepResult
 
 _MASK = 2**64 - 1
 
@@ -87,6 +87,7 @@ class PagedModel:
         self._load(plan)
         writers = self._writers(plan)
         sampled: dict[str, SampledToken] = {}
+        pooled: dict[str, PooledVector] = {}
         prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
         for item in plan.items:
             known = self.known[item.request_id]
@@ -94,13 +95,15 @@ class PagedModel:
             self._attend(item, known, writers)
             if known.request.sampling.prompt_logprobs is not None:
                 prompt_logprobs[item.request_id] = self._prompt_logprobs(item, known)
-            if item.samples:
+            if item.samples and known.request.pooling is not None:
+                pooled[item.request_id] = self._pool(item)
+            elif item.samples:
                 sampled[item.request_id] = self._draw(item, known)
         if lose:
             return None
         for request_id, token in sampled.items():
             self.known[request_id].append(token.token_id)
-        return StepResult(plan.step, sampled, prompt_logprobs)
+        return StepResult(plan.step, sampled, prompt_logprobs, pooled)
 
     def generate_alone(self, request: NewRequest, max_model_len: int) -> Answer:
         known = self._know(request)
@@ -172,6 +175,15 @@ class PagedModel:
         if self.numerical_at.get(item.request_id) == drawn:
             return SampledToken(0, error="numerical")
         return SampledToken(self._choose(known.request, self._read(item, item.start + item.count - 1), drawn))
+
+    def _pool(self, item: ScheduledItem) -> PooledVector:
+        """The state at the end of a prompt is its vector."""
+        if self.numerical_at.get(item.request_id) == 0:
+            return PooledVector(b"", "numerical")
+        return PooledVector(self._read(item, item.start + item.count - 1).to_bytes(8, "little"))
+
+    def pool_alone(self, request: NewRequest) -> bytes:
+        return self._know(request).state(len(request.prompt_token_ids) - 1).to_bytes(8, "little")
 
     def _choose(self, request: NewRequest, state: int, drawn: int) -> int:
         token = _mix(_mix(state, request.seed), drawn) % self.vocab_size

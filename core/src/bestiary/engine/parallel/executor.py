@@ -8,6 +8,7 @@ while the following stage computes this one.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from bestiary.api.errors import EngineError
 from bestiary.api.intermediate import IntermediateTensors
 from bestiary.api.lora import LoRAInfo
+from bestiary.api.structured import StructuredOutputBackend
 from bestiary.engine.batch import ForwardBatch
 from bestiary.engine.executor import live
 from bestiary.engine.plan import StepPlan, StepResult
@@ -63,7 +65,12 @@ class RankExecutor:
     def remove_adapter(self, lora_id: str) -> None:
         live(self.runner).remove_adapter(lora_id)
 
+    def use_backend(self, make: Callable[[], StructuredOutputBackend]) -> None:
+        live(self.runner).use_backend(make)
+
     def shutdown(self) -> None:
+        if self.runner is not None:
+            self.runner.close()
         self.runner = None
         self._launched.clear()
         self.team.close()
@@ -72,7 +79,7 @@ class RankExecutor:
         if self.balancer is not None:
             self.balancer.begin_step()
         made = run_stage(runner, batch)
-        if not (runner.groups.pipeline.is_last_rank and runner.groups.tensor.is_first_rank):
+        if not runner.draws:
             return None
         return Drawn.of(plan, runner.draw(plan, batch, made))
 

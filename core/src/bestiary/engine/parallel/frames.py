@@ -20,10 +20,7 @@ class Frames:
         """The frames that `data` completes. Raises ValueError for one that is longer than `LONGEST`."""
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:
-            (size,) = _LENGTH.unpack_from(self._buffer)
-            if size > LONGEST:
-                raise ValueError(f"a frame of {size} bytes; at most {LONGEST} are taken")
-            end = _LENGTH.size + size
+            end = _LENGTH.size + _checked(_LENGTH.unpack_from(self._buffer)[0])
             if len(self._buffer) < end:
                 return
             frame = bytes(self._buffer[_LENGTH.size : end])
@@ -41,9 +38,15 @@ def send_frame(channel: socket.socket, frame: bytes) -> None:
 
 
 def receive_frame(channel: socket.socket) -> bytes | None:
-    """The next frame, waited for; None at the end of the stream."""
+    """The next frame, waited for; None at the end of the stream. Raises ValueError as `Frames.feed` does."""
     head = _exactly(channel, _LENGTH.size)
-    return None if head is None else _exactly(channel, min(_LENGTH.unpack(head)[0], LONGEST))
+    return None if head is None else _exactly(channel, _checked(_LENGTH.unpack(head)[0]))
+
+
+def _checked(size: int) -> int:
+    if size > LONGEST:
+        raise ValueError(f"a frame of {size} bytes; at most {LONGEST} are taken")
+    return size
 
 
 def _exactly(channel: socket.socket, count: int) -> bytes | None:

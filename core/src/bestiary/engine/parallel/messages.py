@@ -20,6 +20,9 @@ from bestiary.api.sampling import SamplingParams
 from bestiary.engine.plan import PooledVector, SampledToken, StepPlan, StepResult
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BestiaryError)
+_NONSENSE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BestiaryError)
+"""What decoding raises; the last for bad sampling parameters."""
 
 
 _NOTHING_DRAWN = SamplingParams(max_tokens=1)
@@ -97,11 +100,17 @@ class Settings(msgspec.Struct, frozen=True, tag="settings"):
     values: dict[str, str]
 
 
+class UseTokenizer(msgspec.Struct, frozen=True, tag="use_tokenizer"):
+    """What the forms of answers are enforced with, as the `tokenizers` library writes it; before the first of them."""
+
+    tokenizer_json: str
+
+
 class Close(msgspec.Struct, frozen=True, tag="close"):
     """No step follows."""
 
 
-Event = Settings | AddRequest | EndRequest | AddAdapter | PinAdapter | RemoveAdapter | Close
+Event = Settings | UseTokenizer | AddRequest | EndRequest | AddAdapter | PinAdapter | RemoveAdapter | Close
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -154,10 +163,45 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
     waiting: bool
 
 
-class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """This rank ends with an error, in the form of `BestiaryError.as_dict`."""
+class Trouble(msgspec.Struct, frozen=True):
+    """An error, in the form of `BestiaryError.as_dict`."""
 
-    error: dict[str, Any]
+    code: str
+    message: str
+    field: str | None = None
+    rule: str | None = None
+    value: bool | int | float | str | None = None
+    details: tuple[str, ...] = ()
+    fix: str | None = None
+
+    @classmethod
+    def of(cls, error: BestiaryError) -> Trouble:
+        said = error.as_dict()
+        return msgspec.convert({name: _sendable(value) for name, value in said.items()}, cls)
+
+    def raised_as(self, kind: type[E], prefix: str = "") -> E:
+        """The error again, as one of `kind`; `prefix` goes before its message."""
+        return kind(
+            prefix + self.message,
+            code=self.code, field=self.field, limit=self.rule, value=self.value, details=self.details, fix=self.fix,
+        )  # fmt: skip
+
+
+def sendable(text: str) -> str:
+    """`text` as UTF-8 can have it: an error may quote what is no Unicode, a file's name or a plugin's words."""
+    return text.encode(errors="replace").decode()
+
+
+def _sendable(value: object) -> object:
+    if isinstance(value, list):
+        return [sendable(str(each)) for each in value]
+    return sendable(value) if isinstance(value, str) else value
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """This rank ends with an error."""
+
+    error: Trouble
 
 
 FromWorker = Ready | Beat | Failed
@@ -185,7 +229,7 @@ def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
     """Raises `EngineError` for anything but a message of the right kind; nothing of it is used then."""
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, BestiaryError) as error:  # the last: bad sampling parameters
+    except _NONSENSE as error:
         raise EngineError(f"a rank sent what is no message: {error}", code="BAD_MESSAGE") from error
 
 

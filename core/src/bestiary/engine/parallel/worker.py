@@ -18,7 +18,7 @@ from bestiary.engine.arguments import EngineArgs
 from bestiary.nn.parallel.distributed import TorchGroup
 
 from .frames import receive_frame, send_frame
-from .messages import Beat, Failed, FromWorker, Ready, Start, decode_start, encode
+from .messages import Beat, Failed, FromWorker, Ready, Start, Trouble, decode_start, encode
 from .seat import Seat
 from .workers import BEAT_SECONDS, SYMPTOMS
 
@@ -104,5 +104,5 @@ def _fail(parent: Parent, error: BestiaryError, cause: BaseException) -> int:
     """Tell the parent, and, unless this rank only lost another, whoever reads the standard error."""
     if error.error_code not in SYMPTOMS:
         traceback.print_exception(cause, file=sys.stderr)
-    parent.say(Failed(error.as_dict()))
+    parent.say(Failed(Trouble.of(error)))
     return 1

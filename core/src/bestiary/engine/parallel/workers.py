@@ -162,7 +162,7 @@ class Workers:
                 worker.ticks, worker.waiting = message.ticks, message.waiting
             self._changed.notify_all()
         if isinstance(message, Failed):
-            error = _reported(worker.rank, message)
+            error = message.error.raised_as(EngineError, f"rank {worker.rank}: ")
             if error.error_code in SYMPTOMS:
                 worker.symptom, worker.heard = error, time.monotonic()
             else:
@@ -243,13 +243,3 @@ def _how_it_ended(code: int | None) -> str:
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"ended with exit status {code}"
-
-
-def _reported(rank: int, message: Failed) -> EngineError:
-    """A worker's error as ours: its code, rule and fix, and which rank it was."""
-    error = message.error
-    return EngineError(
-        f"rank {rank}: {error['message']}",
-        code=error["code"], field=error["field"], limit=error["rule"], value=error["value"],
-        details=error["details"], fix=error["fix"],
-    )  # fmt: skip

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from bestiary.api.errors import BestiaryError, EngineError, RequestError
 from bestiary.api.lora import LoRARequest
 from bestiary.engine.arguments import EngineArgs
-from bestiary.engine.parallel.frames import receive_frame, send_frame
-from bestiary.engine.parallel.messages import AddRequest, EndRequest
+from bestiary.engine.parallel.frames import LONGEST, receive_frame, send_frame
+from bestiary.engine.parallel.messages import AddRequest, EndRequest, Trouble, UseTokenizer, sendable
 from bestiary.engine.sequence import SequenceUpdate
 
 from .messages import (
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 BEAT_SECONDS = 0.5
 _LAST_WORDS_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
 
 
 class Parent:
@@ -58,12 +59,20 @@ class Parent:
         self._outbox: queue.SimpleQueue[FromEngine | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="bestiary-writer", daemon=True)
         self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
-        self.steps = 0
+        self.moves = 0
         self.busy = True
 
     def start(self) -> None:
         threading.Thread(target=self._read, name="bestiary-reader", daemon=True).start()
         self._writer.start()
+
+    def hear(self) -> ToEngine:
+        """The next message, waited for; and whoever waits is not busy."""
+        self.busy = False
+        message = self.inbox.get()
+        self.busy = True
+        self.moves += 1
+        return message
 
     def say(self, message: FromEngine) -> None:
         self._outbox.put(message)
@@ -82,13 +91,15 @@ class Parent:
 
     def _read(self) -> None:
         """Until the parent is gone, or speaks nonsense: then this process ends, whatever its other threads do."""
+        status = 1
         try:
             while (frame := receive_frame(self._channel)) is not None:
                 self.inbox.put(decode_to_engine(frame))
-        except (OSError, EngineError) as error:
+            status = 0
+        except (OSError, EngineError, ValueError) as error:
             print(f"bestiary: the engine process ends: {error}", file=sys.stderr, flush=True)
         finally:
-            os._exit(0)
+            os._exit(status)
 
     def _write(self) -> None:
         with suppress(OSError):  # the parent is gone, and the reader ends this process
@@ -96,10 +107,25 @@ class Parent:
                 try:
                     message = self._outbox.get(timeout=BEAT_SECONDS)
                 except queue.Empty:
-                    message = Beat(self.steps, self.busy)
+                    message = Beat(self.moves, self.busy)
                 if message is None:
                     return
-                send_frame(self._channel, encode(message))
+                for frame in _frames(message):
+                    send_frame(self._channel, frame)
+
+
+def _frames(message: FromEngine) -> Iterator[bytes]:
+    """As one frame; updates that do not fit into one go alone, and one that does not even so is an error instead."""
+    frame = encode(message)
+    if len(frame) <= LONGEST or not isinstance(message, Stepped):
+        yield frame
+    elif len(message.updates) == 1:
+        error = f"TOO_LARGE: a step's log-probabilities took {len(frame)} bytes; at most {LONGEST} can be sent"
+        lost = SequenceUpdate(message.updates[0].request_id, finish_reason="error", error=error)
+        yield encode(Stepped((lost,), message.stats))
+    else:
+        for update in message.updates:
+            yield from _frames(Stepped((update,), message.stats))
 
 
 class Worker:
@@ -107,7 +133,7 @@ class Worker:
 
     def __init__(self, engine: LLMEngine, parent: Parent) -> None:
         self._engine, self._parent = engine, parent
-        self._seconds, self._tokens, self._numerical = 0.0, 0, 0
+        self._seconds, self._steps, self._tokens, self._numerical = 0.0, 0, 0, 0
         engine.observers = (*engine.observers, self)
 
     def on_step(self, plan: object, seconds: float) -> None:
@@ -120,12 +146,10 @@ class Worker:
         while self._take():
             if not self._engine.has_unfinished_requests:
                 continue
-            self._parent.busy = True
-            self._parent.steps += 1
+            self._steps += 1
             updates = self._step()
-            self._parent.busy = False
-            self._numerical += sum(update.error == "numerical" for update in updates)
-            self._tell(updates)
+            self._parent.moves += 1
+            self._tell([self._explained(update) for update in updates])
             if self._engine.dead is not None:
                 raise self._engine.dead
 
@@ -134,11 +158,19 @@ class Worker:
 
         return recovery.step(self._engine)
 
+    def _explained(self, update: SequenceUpdate) -> SequenceUpdate:
+        """Counts what could not be drawn, and says where that was."""
+        if update.error != "numerical":
+            return update
+        self._numerical += 1
+        model = self._engine.vllm_config.model_config.architecture
+        words = f"step {self._steps} of {model} gave logits that hold NaN or Inf, or nothing but -Inf"
+        return update._replace(error=f"NUMERICAL: {words}; --verify tells whether the weights are as published")
+
     def _take(self) -> bool:
         """Do what was asked since the last step, and wait where there is nothing to compute; False when to end."""
-        inbox = self._parent.inbox
-        while not (inbox.empty() and self._engine.has_unfinished_requests):
-            message = inbox.get()
+        while not (self._parent.inbox.empty() and self._engine.has_unfinished_requests):
+            message = self._parent.hear()
             if isinstance(message, Quit):
                 return False
             self._apply(message)
@@ -152,6 +184,8 @@ class Worker:
             ended = engine.end(message)
             if ended is not None:
                 self._tell([ended])
+        elif isinstance(message, UseTokenizer):
+            engine.use_tokenizer(message.tokenizer_json)
         elif isinstance(message, LoadAdapter | DropAdapter):
             self._answer(message)
         else:
@@ -179,12 +213,13 @@ class Worker:
             else:
                 info = self._engine.remove_lora(message.name)
         except RequestError as error:
-            self._parent.say(Answer(message.number, error=error.as_dict()))
+            self._parent.say(Answer(message.number, error=Trouble.of(error)))
         else:
             self._parent.say(Answer(message.number, info))
 
     def _tell(self, updates: list[SequenceUpdate]) -> None:
-        self._parent.say(Stepped(tuple(updates), self.stats()))
+        told = [each if each.error is None else each._replace(error=sendable(each.error)) for each in updates]
+        self._parent.say(Stepped(tuple(told), self.stats()))
 
     def stats(self) -> EngineStats:
         found = self._engine.stats()
@@ -197,7 +232,7 @@ class Worker:
             cached_blocks=cache.cached_blocks,
             prefix_queries=cache.prefix_queries,
             prefix_hits=cache.prefix_hits,
-            steps=self._parent.steps,
+            steps=self._steps,
             tokens=self._tokens,
             step_seconds=self._seconds,
             preemptions=found.preemptions,
@@ -206,9 +241,12 @@ class Worker:
 
 
 def main(descriptor: int) -> None:
-    """The whole life of an engine process, at the other end of socket `descriptor`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The whole life of an engine process, at the other end of socket `descriptor`. When it ends is its parent's
+    business: signals that a service manager sends to both are the parent's to answer."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which the processes of a plugin would inherit
     channel = socket.socket(fileno=descriptor)
+    end_with_parent()
     first = receive_frame(channel)
     launch = None if first is None else decode_to_engine(first)
     if not isinstance(launch, Launch):
@@ -216,6 +254,15 @@ def main(descriptor: int) -> None:
     parent = Parent(channel)
     parent.start()
     os._exit(live(launch, parent))  # neither torch's threads nor a plugin's may keep it alive
+
+
+def end_with_parent() -> None:
+    """Have the system kill this process when its parent ends: also one whose plugin holds the interpreter's lock, and
+    with it the thread that reads the socket. Elsewhere than on Linux that thread alone must do."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def live(launch: Launch, parent: Parent) -> int:
@@ -253,6 +300,6 @@ def _fail(parent: Parent, error: BestiaryError, cause: BaseException) -> int:
     """Tell the parent, and, where it is nobody's input, whoever reads the standard error."""
     if isinstance(error, EngineError):
         traceback.print_exception(cause, file=sys.stderr)
-    parent.say(Failed(type(error).__name__, error.as_dict()))
+    parent.say(Failed(type(error).__name__, Trouble.of(error)))
     parent.finish()
     return error.exit_code

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -21,6 +21,8 @@ from .messages import Failed, FromEngine, Launch, Quit, ToEngine, decode_from_en
 
 _COMMAND = "from bestiary.engine.process.child import main; main({descriptor})"
 _EXIT_SECONDS = 5.0
+_LAST_SECONDS = 1.0
+"""For the exit status of a process whose end of the socket is closed."""
 
 
 class EngineProcess(asyncio.Protocol):
@@ -29,10 +31,11 @@ class EngineProcess(asyncio.Protocol):
     If this process ends, the other reads the end of the socket and ends too, whatever it was doing.
 
     Attributes:
-        pid: its process id. heard: when it last said anything, on the monotonic clock. error: its last word.
+        pid: its process id. error: its last word.
 
     Args:
-        take: called with every message. gone: called once, with the reason why no message comes any more.
+        take: called with every message; what it raises ends the process. gone: called once, with the reason why no
+            message comes any more.
     """
 
     def __init__(self, take: Callable[[FromEngine], None], gone: Callable[[EngineError], None]) -> None:
@@ -43,27 +46,27 @@ class EngineProcess(asyncio.Protocol):
         self._ending: asyncio.Task[None] | None = None
         self._leaving = False
         self.error: Failed | None = None
-        self.heard = time.monotonic()
 
     async def start(self, args: EngineArgs, eos_token_ids: frozenset[int]) -> None:
-        """Raises UsageError: the arguments cannot be sent to another process."""
+        """Raises UsageError: the arguments cannot be sent to another process. OSError: no process can be started."""
         launch = encode(Launch(dict(_plain(args)), tuple(sorted(eos_token_ids))))
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, *_flags(), "-c", _COMMAND.format(descriptor=theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=sys.__stderr__.fileno() if sys.__stderr__ is not None else subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,  # Ctrl-C is this process's to handle
-            )
-        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
+        try:
+            with theirs:
+                self._process = _started(theirs)
+            await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
+        except BaseException:
+            ours.close()
+            raise
         self._write(launch)
 
     @property
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def send(self, message: ToEngine) -> None:
         """Say something; where the process is gone, `gone` tells."""
@@ -83,18 +86,25 @@ class EngineProcess(asyncio.Protocol):
 
     async def close(self) -> None:
         """End it: in peace where it ends by itself in a few seconds, otherwise by force. Returns when it is gone."""
-        self._leaving = True
-        process = self._process
-        if process is None:
-            return
-        self.send(Quit())
-        try:
-            await asyncio.to_thread(process.wait, _EXIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            await asyncio.to_thread(process.wait)
+        if not self._leaving:
+            self._leaving = True
+            self.send(Quit())
+        await self._exit_status(_EXIT_SECONDS)
         if self._transport is not None:
             self._transport.close()
+        if self._ending is not None:
+            await self._ending
+
+    async def _exit_status(self, seconds: float) -> int | None:
+        """Of a process that ends by itself within so many seconds, or is killed then; None where there was none."""
+        process = self._process
+        if process is None:
+            return None
+        try:
+            return await asyncio.to_thread(process.wait, seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return await asyncio.to_thread(process.wait)
 
     # --- asyncio.Protocol -------------------------------------------------------------------------------------------
 
@@ -103,27 +113,29 @@ class EngineProcess(asyncio.Protocol):
             self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self.heard = time.monotonic()
         try:
             for frame in self._frames.feed(data):
                 message = decode_from_engine(frame)
+                if self._leaving:
+                    return
                 if isinstance(message, Failed):
                     self.error = message
                 self._take(message)
-        except (EngineError, ValueError) as error:
-            self.lost(EngineError(f"the engine process spoke nonsense: {error}", code="BAD_MESSAGE"))
+        except Exception as cause:  # whatever comes of what another process says, this one goes on
+            if not isinstance(cause, EngineError | ValueError):
+                traceback.print_exception(cause, file=sys.stderr)
+            self.lost(EngineError(f"what the engine process said is of no use: {cause}", code="BAD_MESSAGE"))
             self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if self._leaving and not self.is_alive:
+            return
         self._ending = asyncio.get_running_loop().create_task(self._explain())
 
     async def _explain(self) -> None:
-        """Wait a moment for the exit status, and tell why it is gone."""
-        code: int | None = None
-        if self._process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                code = await asyncio.to_thread(self._process.wait, 1.0)
+        """Tell why it is gone. One that no longer speaks is of no use, so it ends now."""
+        code = await self._exit_status(_LAST_SECONDS)
         if not self._leaving:
             self.lost(_death(self.pid, code, self.error))
 
@@ -136,11 +148,7 @@ class EngineProcess(asyncio.Protocol):
 
 def _death(pid: int | None, code: int | None, last: Failed | None) -> EngineError:
     if last is not None:
-        said = last.error
-        return EngineError(
-            said["message"], code=said["code"], field=said["field"], limit=said["rule"], value=said["value"],
-            details=said["details"], fix=said["fix"],
-        )  # fmt: skip
+        return last.error.raised_as(EngineError)
     how = "was lost" if code is None else f"ended with exit status {code}"
     if code is not None and code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
@@ -148,6 +156,17 @@ def _death(pid: int | None, code: int | None, last: Failed | None) -> EngineErro
         f"the engine process {pid} {how}", code="ENGINE_DEAD", value=code,
         fix="its last words, if any, stand above; without them, look for the kernel's out-of-memory killer",
     )  # fmt: skip
+
+
+def _started(theirs: socket.socket) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, *_flags(), "-c", _COMMAND.format(descriptor=theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.__stderr__.fileno() if sys.__stderr__ is not None else subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,  # Ctrl-C is this process's to handle
+    )
 
 
 def _plain(args: EngineArgs) -> Mapping[str, Any]:

@@ -15,11 +15,13 @@ from bestiary.api.errors import BestiaryError, EngineError
 from bestiary.api.lora import LoRAInfo
 from bestiary.engine.admission import Limits
 from bestiary.engine.checks import RequestChecks
-from bestiary.engine.parallel.messages import AddRequest, EndRequest
+from bestiary.engine.parallel.messages import AddRequest, EndRequest, Trouble, UseTokenizer
 from bestiary.engine.pooling import PoolingOffer
 from bestiary.engine.sequence import SequenceUpdate
 
 T = TypeVar("T")
+_NONSENSE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BestiaryError)
+"""What decoding raises; the last for bad sampling parameters."""
 
 
 class Launch(msgspec.Struct, frozen=True, tag="launch"):
@@ -48,7 +50,7 @@ class Quit(msgspec.Struct, frozen=True, tag="quit"):
     """Nothing more is wanted."""
 
 
-ToEngine = Launch | AddRequest | EndRequest | LoadAdapter | DropAdapter | Quit
+ToEngine = Launch | UseTokenizer | AddRequest | EndRequest | LoadAdapter | DropAdapter | Quit
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):
@@ -141,25 +143,25 @@ class Stepped(msgspec.Struct, frozen=True, tag="stepped"):
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
-    """The adapter that a command was about, or why it was refused, in the form of `BestiaryError.as_dict`."""
+    """The adapter that a command was about, or why it was refused."""
 
     number: int
     info: LoRAInfo | None = None
-    error: dict[str, Any] | None = None
+    error: Trouble | None = None
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
-    """The process lives; `steps` counts what it has begun or done, and `busy` says that it is in the middle of one."""
+    """The process lives; `moves` counts the messages it took and the steps it did, and it is `busy` with the next."""
 
-    steps: int
+    moves: int
     busy: bool
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The engine ends with an error, in the form of `BestiaryError.as_dict`; `kind` is the name of its class."""
+    """The engine ends with an error; `kind` is the name of its class."""
 
     kind: str
-    error: dict[str, Any]
+    error: Trouble
 
 
 FromEngine = Phase | Loaded | Stepped | Answer | Beat | Failed
@@ -181,5 +183,5 @@ def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
     """Raises `EngineError` for anything but a message of the right kind; nothing of it is used then."""
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, BestiaryError) as error:  # the last: bad sampling parameters
+    except _NONSENSE as error:
         raise EngineError(f"the other process sent what is no message: {error}", code="BAD_MESSAGE") from error

@@ -63,14 +63,16 @@ class Supervisor:
         self._restart, self._unready_after = restart, unready_after
         self._on_message, self._on_lost, self._on_change = on_message, on_lost, on_change
         self._process: EngineProcess | None = None
+        self._ended: set[EngineProcess] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._moved = time.monotonic()
-        self._steps, self._busy = 0, False
+        self._moves = 0
         self._deaths: deque[float] = deque()
         self.state: State = "starting"
         self.error: EngineError | None = None
         self.info: ModelInfo | None = None
         self.restarts = 0
+        self._has_run = False
         self.phases: dict[str, float] = {}
 
     async def start(self) -> None:
@@ -93,48 +95,58 @@ class Supervisor:
         self._change("closed")
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._process is not None:
-            await self._process.close()
+            self._ended.add(self._process)
+        for process in self._ended:
+            await process.close()
 
     # --- one process ------------------------------------------------------------------------------------------------
 
-    async def _launch(self) -> None:
+    async def _launch(self, pause: float = 0.0) -> None:
+        """Start a process, in `pause` seconds: what killed two in a row may need a moment to pass."""
+        await asyncio.sleep(pause)
         started = time.perf_counter()
         self.info, self.phases = None, {}
-        self._steps, self._busy, self._moved = 0, False, time.monotonic()
-        self._process = EngineProcess(self._take, self._lost)
+        self._moves, self._moved = 0, time.monotonic()
+        self._process = process = EngineProcess(self._take, self._lost)
         self._change("starting")
-        await self._process.start(self._args, self._eos)
+        try:
+            await process.start(self._args, self._eos)
+        except OSError as cause:
+            process.lost(EngineError(f"no engine process can be started: {cause}", code="ENGINE_DEAD"))
         self.phases["start the process"] = time.perf_counter() - started
 
     def _take(self, message: FromEngine) -> None:
         if isinstance(message, Phase):
             self.phases[message.name] = message.seconds
         elif isinstance(message, Loaded):
-            self.info = message.info
+            self.info, self._has_run = message.info, True
             self._moved = time.monotonic()
             self._change("ready")
         elif isinstance(message, Beat):
             self._beat(message)
         elif isinstance(message, Stepped):
-            self._stepped()
+            self._has_moved()
         self._on_message(message)
 
     def _beat(self, message: Beat) -> None:
-        if message.steps != self._steps or not message.busy:
-            self._stepped()
-        self._steps, self._busy = message.steps, message.busy
+        if message.moves != self._moves or not message.busy:
+            self._has_moved()
+        self._moves = message.moves
 
-    def _stepped(self) -> None:
+    def _has_moved(self) -> None:
         self._moved = time.monotonic()
         if self.state == "stalled":
             notice("the engine moves again")
             self._change("ready")
 
     def _lost(self, error: EngineError) -> None:
+        if self._process is not None:
+            self._ended = {each for each in self._ended if each.is_alive} | {self._process}
+        self._process = None
         if self.state == "closed":
             return
-        self._process = None
         self._deaths.append(time.monotonic())
         while self._deaths and self._deaths[0] < time.monotonic() - WINDOW_SECONDS:
             self._deaths.popleft()
@@ -146,12 +158,13 @@ class Supervisor:
         if again:
             self.restarts += 1
             notice(f"{error.error_code}: {error.message}; restart {len(self._deaths)} of {MOST_RESTARTS}")
-            self._keep(self._launch())
+            self._keep(self._launch(pause=len(self._deaths) - 1.0))
 
     def _is_lasting(self, error: EngineError) -> bool:
-        """Whether another process would fail in the same way: it never got as far as loading the model, or the model
-        failed at whatever it was asked."""
-        return self.info is None or error.error_code == "MODEL_FAILED"
+        """Whether another process would fail in the same way: no process got as far as loading the model, this one
+        could say why it did not, or the model failed at whatever it was asked."""
+        loaded = self._has_run if error.error_code == "ENGINE_DEAD" else self.info is not None
+        return not loaded or error.error_code == "MODEL_FAILED"
 
     # --- watching ---------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ ENGINE_HELP = {
     "quantization": "Quantize while loading, by this method.",
     "attention_backend": "Attention backend, by name.",
     "ops": "Implementation of an op, by name; repeatable.",
+    "structured_outputs_backend": "What enforces the form of answers, by name.",
     "lora_modules": "An adapter (LoRA): its name and its directory; repeatable.",
     "max_loras": "Most different adapters in one step.",
     "max_lora_rank": "Largest rank of an adapter.",

@@ -11,6 +11,7 @@ from bestiary.api.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from .documents import answer, usage
 from .generations import aborting, changes, failure, finished
 from .logprobs import LegacyLogprobs, prompt_logprobs
+from .prompting import encoded
 from .schemas.completions import CompletionRequest
 from .sse import DONE
 from .streaming import Chunks, stream
@@ -69,11 +70,8 @@ async def _accept(call: Call, request: CompletionRequest, target: Target) -> Bat
         prompt_logprobs=request.prompt_logprobs if echoed is None else max(echoed, request.prompt_logprobs or 0),
         **structured_outputs(request),
     )
-    special = True if request.add_special_tokens is None else request.add_special_tokens
-    prompts = [
-        (each, await llm.encode(each, add_special_tokens=special)) if isinstance(each, str) else (None, each)
-        for each in request.prompt
-    ]
+    special = request.add_special_tokens is not False
+    prompts = await encoded(call.service, request.prompt, add_special_tokens=special)
     batch = Batch(call, request, target, call.new_id("cmpl-"), [], [])
     try:
         for index, (text, token_ids) in enumerate(prompts):

@@ -5,33 +5,36 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bestiary.api.errors import BestiaryError
-from bestiary.api.outputs import RequestOutput
+from bestiary.api.outputs import PoolingRequestOutput, RequestOutput
 
 from .errors import from_answer
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from bestiary.serve.generation import Generation
+    from bestiary.serve.generation import Accepted
 
     from .metrics import Clock
+
+Output = TypeVar("Output", RequestOutput, PoolingRequestOutput[Any])
 
 
 class ClientGone(Exception):
     """Nobody waits for the answer; it is not finished, and none is sent."""
 
 
-async def changes(generations: Sequence[Generation], clocks: Sequence[Clock]) -> AsyncIterator[int]:
-    """The index of a generation, each time its output has changed; ends when all have.
+async def changes(generations: Sequence[Accepted[Any]], clocks: Sequence[Clock] = ()) -> AsyncIterator[int]:
+    """The index of a request, each time its output has changed; ends when all have.
 
     Changes that nobody has looked at yet are one change, so that a slow reader makes nothing grow.
     """
     if len(generations) == 1:
         async for output in generations[0]:
-            clocks[0].see(output)
+            if clocks:
+                clocks[0].see(output)
             yield 0
         return
     changed: dict[int, None] = {}
@@ -39,7 +42,8 @@ async def changes(generations: Sequence[Generation], clocks: Sequence[Clock]) ->
 
     async def watch(index: int) -> None:
         async for output in generations[index]:
-            clocks[index].see(output)
+            if clocks:
+                clocks[index].see(output)
             changed[index] = None
             event.set()
 
@@ -61,7 +65,9 @@ async def changes(generations: Sequence[Generation], clocks: Sequence[Clock]) ->
             task.cancel()
 
 
-async def finished(http: Request, generations: Sequence[Generation], clocks: Sequence[Clock]) -> list[RequestOutput]:
+async def finished(
+    http: Request, generations: Sequence[Accepted[Output]], clocks: Sequence[Clock] = ()
+) -> list[Output]:
     """The complete outputs.
 
     Raises:
@@ -83,18 +89,21 @@ async def finished(http: Request, generations: Sequence[Generation], clocks: Seq
     return [generation.output for generation in generations]
 
 
-def failure(generation: Generation) -> BestiaryError | None:
+def failure(generation: Accepted[Any]) -> BestiaryError | None:
     """What a generation that is over died of."""
     if generation.error is not None:
         return generation.error
-    failed = next((each for each in generation.output.outputs if each.finish_reason == "error"), None)
+    answers = generation.output.outputs
+    failed = next(
+        (each for each in (answers if isinstance(answers, list) else [answers]) if each.finish_reason == "error"), None
+    )
     return None if failed is None else from_answer(failed.stop_reason)
 
 
 class aborting:
     """A context at whose end none of the generations runs any longer."""
 
-    def __init__(self, generations: Sequence[Generation]) -> None:
+    def __init__(self, generations: Sequence[Accepted[Any]]) -> None:
         self._generations = generations
 
     def __enter__(self) -> None:
@@ -106,7 +115,7 @@ class aborting:
                 generation.abort()
 
 
-async def _drain(generations: Sequence[Generation], clocks: Sequence[Clock]) -> None:
+async def _drain(generations: Sequence[Accepted[Any]], clocks: Sequence[Clock]) -> None:
     async for index in changes(generations, clocks):
         if failure(generations[index]) is not None:
             return

@@ -48,10 +48,10 @@ async def unload_adapter(call: Call) -> Any:
 def below(root: Path, given: str) -> Path:
     """The directory that `given` names below `root`. Raises `LORA_PATH` for every other place, and for none."""
     try:
-        found = (root / given).resolve(strict=True)
+        root, found = root.resolve(), (root / given).resolve(strict=True)
     except (OSError, ValueError, RuntimeError):  # no such thing, a NUL, a name too long, a loop of links
         raise _refused(given) from None
-    if not found.is_relative_to(root.resolve()) or not found.is_dir():
+    if Path(given).is_absolute() or found == root or not found.is_relative_to(root) or not found.is_dir():
         raise _refused(given)
     return found
 

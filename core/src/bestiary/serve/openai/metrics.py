@@ -110,17 +110,22 @@ class Metrics:
     def end(self, call: Call, outcome: str) -> None:
         """A request ended: "finished", "refused", "shed", "failed" or "aborted"."""
         seconds = time.monotonic() - call.started
-        self._own["bestiary_requests_total"].labels(call.endpoint, outcome).inc()
-        self._own["bestiary_request_seconds"].labels(call.endpoint).observe(seconds)
-        self.outcomes[outcome] += 1
+        self._own["bestiary_requests_total"].labels(call.endpoint.path, outcome).inc()
+        self._own["bestiary_request_seconds"].labels(call.endpoint.path).observe(seconds)
+        if call.endpoint.loads:
+            self.outcomes[outcome] += 1
         if outcome == "shed":
             self._own["bestiary_requests_shed_total"].inc()
 
     def accepted(self, prompt_tokens: int) -> Clock:
         """A generation was accepted; the clock is to see its output grow."""
-        self._own["bestiary_prompt_tokens_total"].inc(prompt_tokens)
-        self.tokens["prompt"] += prompt_tokens
+        self.prompt(prompt_tokens)
         return Clock(self)
+
+    def prompt(self, tokens: int) -> None:
+        """A prompt was accepted."""
+        self._own["bestiary_prompt_tokens_total"].inc(tokens)
+        self.tokens["prompt"] += tokens
 
     def first_token(self, seconds: float) -> None:
         self._own["bestiary_time_to_first_token_seconds"].observe(seconds)

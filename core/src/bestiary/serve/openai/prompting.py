@@ -1,4 +1,4 @@
-"""A conversation as a prompt: whose template, which variables, and where the answer begins."""
+"""Prompts: token ids of texts; a conversation as a text, by whose template and with which variables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bestiary.api.errors import RequestError
 from bestiary.serve.text.chat_template import check_variables
+from bestiary.serve.text.conversation import check_conversation
 
 if TYPE_CHECKING:
     from .options import ServeOptions
@@ -27,6 +28,19 @@ class Conversation(Protocol):
 
     @property
     def continue_final_message(self) -> bool | None: ...
+
+
+async def encoded(
+    service: Service, prompts: list[str | list[int]], *, add_special_tokens: bool = True
+) -> list[tuple[str | None, list[int]]]:
+    """Each prompt's text, where it came as one, and its token ids."""
+    found: list[tuple[str | None, list[int]]] = []
+    for each in prompts:
+        if isinstance(each, str):
+            found.append((each, await service.llm.encode(each, add_special_tokens=add_special_tokens)))
+        else:
+            found.append((None, each))
+    return found
 
 
 async def render(
@@ -55,9 +69,10 @@ async def render(
     if continued:
         _check_continued(messages, generate)
     template = _template(service, request)
-    text = await service.llm.render(
-        _known_roles(messages, template), chat_template=template, add_generation_prompt=generate, **options
-    )
+    checked = check_conversation(
+        messages, arguments=service.formats.arguments, developer="developer" in (template or "")
+    )  # fmt: skip
+    text = await service.llm.render(checked, chat_template=template, add_generation_prompt=generate, **options)
     return _cut(text, messages[-1]["content"]) if continued else text
 
 
@@ -71,13 +86,6 @@ def _template(service: Service, request: Conversation) -> str | None:
             fix="start with --allow-request-template",
         )  # fmt: skip
     return request.chat_template
-
-
-def _known_roles(messages: list[dict[str, Any]], template: str | None) -> list[dict[str, Any]]:
-    """OpenAI's newer name for system messages, as templates know it."""
-    if template is not None and "developer" in template:
-        return messages
-    return [each | {"role": "system"} if each["role"] == "developer" else each for each in messages]
 
 
 def _check_continued(messages: list[dict[str, Any]], generate: bool) -> None:

@@ -11,15 +11,18 @@ from typing import Any, Protocol
 
 from uvicorn import Config, Server
 
-from bestiary.api.errors import BestiaryError, EngineError
+from bestiary.api import catalogue
+from bestiary.api.errors import BestiaryError, EngineError, ModelError, ModelFailed, PluginError
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.process.messages import ModelInfo
 from bestiary.engine.process.supervisor import Restart
 from bestiary.serve.async_llm import AsyncLLM
+from bestiary.serve.loop_watch import LoopWatch
 
 from .app import make_app
 from .listening import BACKLOG
 from .options import ServeOptions
+from .parsing import read_formats
 from .protocol import Protocol as HttpProtocol
 
 INTERRUPTED = 130
@@ -27,6 +30,7 @@ _FLUSH_SECONDS = 5
 _KEEP_ALIVE_SECONDS = 30
 _LONGEST_HEAD = 64 * 2**10
 _PHASE_SECONDS = 0.1
+_KINDS: Mapping[str, type[BestiaryError]] = {"model": ModelError, "weights": ModelError, "plugin": PluginError}
 
 
 class Face(Protocol):
@@ -66,7 +70,7 @@ class Running:
 
     async def run(self, bound: socket.socket) -> int:
         """Serve on `bound`. Raises what the model could not be loaded for, and what its engine died of for good."""
-        with self._handlers():
+        with self._handlers(), LoopWatch():
             start = asyncio.create_task(AsyncLLM.start(self._args, **self._engine_options))
             await self._first(start)
             if not start.done():
@@ -78,14 +82,15 @@ class Running:
                 await llm.close()
 
     async def _serve(self, llm: AsyncLLM, bound: socket.socket) -> int:
-        server = _Server(_config(make_app(llm, self._options)))
+        formats = await asyncio.to_thread(read_formats, self._args, llm.tokenizer, self._options)
+        server = _Server(_config(make_app(llm, self._options, formats)))
         serving = asyncio.create_task(server.serve([bound]))
         watching = asyncio.create_task(self._watch(llm))
         self._face.listening()
         try:
             await self._first(serving, watching)
             if watching.done():
-                raise watching.result()
+                raise _by_its_area(watching.result())
             if self._signals:
                 await self._end(llm)
         finally:
@@ -103,7 +108,7 @@ class Running:
     async def _watch(self, llm: AsyncLLM) -> BestiaryError:
         """Tell of the engine's start; returns why it failed for good."""
         await self._starting(llm)
-        while llm.state != "failed":
+        while llm.state != "failed" or (self._was_ready and _is_the_models(llm.error)):
             await llm.changes()
         return llm.error or EngineError("the engine failed", code="ENGINE_FAILED")
 
@@ -149,6 +154,23 @@ class Running:
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+
+
+def _is_the_models(error: EngineError | None) -> bool:
+    """Whether a model that was loaded fails at everything: the server then stays, and says so to everybody."""
+    return error is not None and error.error_code == ModelFailed.code
+
+
+def _by_its_area(error: BestiaryError) -> BestiaryError:
+    """An error that the engine process told of, as one of whose fault it is: the exit code says so too."""
+    known = catalogue.find(error.error_code)
+    kind = _KINDS.get("" if known is None else known.area)
+    if kind is None:
+        return error
+    return kind(
+        error.message, code=error.error_code, field=error.field, limit=error.limit, value=error.value,
+        details=error.details, fix=error.fix,
+    )  # fmt: skip
 
 
 class _Server(Server):

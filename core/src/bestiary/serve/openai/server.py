@@ -24,7 +24,7 @@ async def info(call: Call) -> Any:
     service, llm = call.service, call.service.llm
     facts: dict[str, Any] | None = None
     if llm.info is not None:
-        facts = msgspec.to_builtins(llm.info) | {"phases": dict(llm.phases)}
+        facts = msgspec.to_builtins(llm.info) | {"name": service.names[0], "phases": dict(llm.phases)}
         del facts["adapters"]
     adapters = [{"name": each.name, "rank": each.rank, "modules": each.target_modules} for each in llm.list_loras()]
     defaults = SamplingParams(max_tokens=None)

@@ -9,6 +9,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bestiary.api.errors import EngineError, RequestError
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from bestiary.serve.async_llm import AsyncLLM
+    from bestiary.serve.text.parsers.choose import AnswerFormats
     from bestiary.serve.text.tokenizer import Tokenizer
+
+    from .routes import Endpoint
 
 Wanted = TypeVar("Wanted", bound=RequestModel)
 
@@ -39,19 +43,21 @@ class Target:
 
 
 class Service:
-    """The model behind the endpoints, under its names. Owns the metrics and the secret that salts are made with."""
+    """The model behind the endpoints, under its names. Owns the metrics and the secret that salts are made with.
 
-    def __init__(self, llm: AsyncLLM, options: ServeOptions) -> None:
-        self.llm = llm
-        self.options = options
+    Attributes:
+        formats: how the model writes reasoning and calls. endpoints: those that are there.
+        names: the ids of the model alone, the first being the one that answers show.
+    """
+
+    def __init__(
+        self, llm: AsyncLLM, options: ServeOptions, formats: AnswerFormats, endpoints: tuple[Endpoint, ...]
+    ) -> None:
+        self.llm, self.options, self.formats, self.endpoints = llm, options, formats, endpoints
         self.metrics = Metrics(llm)
         self.started = time.time()
+        self.names = options.served_model_names or (public_name(llm.args.model),)
         self._secret = secrets.token_bytes(32)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The ids of the model alone, the first being the one that answers show."""
-        return self.options.served_model_names or (self.llm.args.model,)
 
     def ids(self) -> list[str]:
         """Every id that a request may name."""
@@ -94,13 +100,19 @@ class Service:
         return hmac.new(self._secret, message.encode(), hashlib.sha256).hexdigest()
 
 
+def public_name(model: str) -> str:
+    """What a model is called that was given without a name: of a place on this machine, the last part alone."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else model
+
+
 @dataclass(slots=True)
 class Call:
     """One request: where it came from, and what is to be said of it in the answer's headers."""
 
     service: Service
     http: Request
-    endpoint: str
+    endpoint: Endpoint
     warnings: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))

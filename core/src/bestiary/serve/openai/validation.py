@@ -17,6 +17,7 @@ from .schemas.base import Request
 Wanted = TypeVar("Wanted", bound=Request)
 
 _PART_TYPE = re.compile(r"(?:messages|input)\[\d+\]\.content\[\d+\]\.type")
+_SUBJECT = re.compile(r"(?:Value error, )?(?:\w+ should |must )?")
 _MAX_WARNED = 8
 _MAX_CHARS = 64
 
@@ -48,16 +49,16 @@ def _refusal(errors: Sequence[ErrorDetails], given: dict[str, Any], model: type[
     place = max((place for place, _ in placed), key=_depth)
     here = [each for where, each in placed if where == place]
     rules = list(dict.fromkeys(_rule(each) for each in here))
-    others = list(dict.fromkeys(f"{where}: {_rule(each)}" for where, each in placed if where != place))
+    others = list(dict.fromkeys(f"{where} must {_rule(each)}" for where, each in placed if where != place))
     missing, root = here[0]["type"] == "missing", _root(place)
     bad = "BAD_MESSAGES" if root == "messages" else "BAD_REQUEST"
     code = "UNSUPPORTED_PARAMETER" if root in model.UNSUPPORTED else bad
     if _PART_TYPE.fullmatch(place):
         code = "UNSUPPORTED_INPUT"
     return RequestError(
-        f"{place} is missing" if missing else f"{place} must be {' or '.join(rules)}",
+        f"{place} is missing" if missing else f"{place} must {' or '.join(rules)}",
         code=code, field=place, value=None if missing else here[0]["input"],
-        limit="required" if missing else " or ".join(rules), details=others,
+        limit="required" if missing else " or ".join(rules).removeprefix("be "), details=others,
         fix=model.UNSUPPORTED.get(root),
     )  # fmt: skip
 
@@ -74,7 +75,7 @@ def _place(error: ErrorDetails, given: Any) -> str:
         elif index == last and error["type"] == "missing":
             text = f"{text}.{step}"
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        text += f".{error['ctx']['discriminator'].strip(chr(39))}"
+        text += ".role" if "role" in error["ctx"]["discriminator"] else ".type"
     return text.lstrip(".") or "body"
 
 
@@ -87,9 +88,12 @@ def _root(place: str) -> str:
 
 
 def _rule(error: ErrorDetails) -> str:
+    """What follows "must": "be a valid integer", "have at most 3 items"."""
     if error["type"] == "union_tag_invalid":
-        return f"one of {error['ctx']['expected_tags']}"
-    return error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("must be ")
+        return f"be one of {error['ctx']['expected_tags']}"
+    if error["type"] in ("missing", "union_tag_not_found"):
+        return "be there"
+    return _SUBJECT.sub("", error["msg"])
 
 
 def _unknown(names: Sequence[str], model: type[Request]) -> RequestError:

@@ -37,14 +37,14 @@ def _message(message: object, index: int, join_parts: bool) -> object:
     if content is not None and not isinstance(content, str | list | tuple):
         raise _bad("a message's content is a text or a list of parts", f"{field}.content", content)
     if isinstance(content, list | tuple):
-        texts = [_part(part, f"{field}.content[{number}]") for number, part in enumerate(content)]
+        texts = [part_text(part, f"{field}.content[{number}]") for number, part in enumerate(content)]
         if join_parts:
             message = {**message, "content": "\n".join(texts)}
     return plain(message, field)
 
 
-def _part(part: object, field: str) -> str:
-    """The text of one part of a content."""
+def part_text(part: object, field: str) -> str:
+    """The text of one part of a content. Raises RequestError for what is none."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if not isinstance(part, Mapping) or not isinstance(kind, str):
         raise _bad("a part of a content is an object with a type", field, part, fix='{"type": "text", "text": "…"}')
@@ -79,31 +79,33 @@ class _List(list[object]):
     append = clear = copy = extend = insert = pop = remove = reverse = sort = _immutable
 
 
-def plain(value: object, field: str, depth: int = 0) -> object:
+def plain(value: object, field: str, depth: int = 0, *, code: str = "BAD_MESSAGES") -> object:
     """A copy made of JSON's types only: a template sees no foreign object, and the caller's data stay as they are.
 
     Raises:
-        RequestError: `BAD_MESSAGES`: what is too deep, no plain data, or no Unicode.
+        RequestError: with `code`, for what is too deep, no plain data, or no Unicode.
     """
     if depth > _DEPTH_LIMIT:
-        raise RequestError("too deeply nested", code="BAD_MESSAGES", field=field, limit=f"≤ {_DEPTH_LIMIT} levels")
+        raise RequestError("too deeply nested", code=code, field=field, limit=f"≤ {_DEPTH_LIMIT} levels")
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return _unicode(value, field)
+        return _unicode(value, field, code)
     for kind in (int, float):
         if isinstance(value, kind):
             return kind(value)
     if isinstance(value, Mapping):
-        return _Dict({_unicode(str(name), field): plain(item, field, depth + 1) for name, item in value.items()})
+        items = ((str(name), item) for name, item in value.items())
+        return _Dict({_unicode(name, field, code): plain(item, field, depth + 1, code=code) for name, item in items})
     if isinstance(value, list | tuple):
-        return _List([plain(item, field, depth + 1) for item in value])
-    raise RequestError("not plain data", code="BAD_MESSAGES", field=field, value=type(value).__name__)
+        return _List([plain(item, field, depth + 1, code=code) for item in value])
+    raise RequestError("not plain data", code=code, field=field, value=type(value).__name__)
 
 
-def _unicode(text: str, field: str) -> str:
+def _unicode(text: str, field: str, code: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise _bad("the text holds half of a surrogate pair and is not Unicode", field, text[error.start]) from None
+        message = "the text holds half of a surrogate pair and is not Unicode"
+        raise RequestError(message, code=code, field=field, value=text[error.start]) from None
     return str(text)

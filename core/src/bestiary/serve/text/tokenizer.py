@@ -84,6 +84,34 @@ class Tokenizer:
         """The ids that `skip_special_tokens` leaves out."""
         return frozenset(index for index, token in self.backend.get_added_tokens_decoder().items() if token.special)
 
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Text → id of those."""
+        tokens = self.backend.get_added_tokens_decoder()
+        return {token.content: index for index, token in tokens.items() if token.special}
+
+    @cached_property
+    def as_json(self) -> str:
+        """The tokenizer as its library writes it.
+
+        Raises:
+            RequestError: a part of it is none of the library's.
+        """
+        try:
+            return self.backend.to_str()
+        except Exception as error:  # the library has no narrower one
+            raise RequestError(
+                f"the form of an answer cannot be enforced with this tokenizer: {error}",
+                code="STRUCTURED_OUTPUTS_UNAVAILABLE", field="structured_outputs",
+            ) from error  # fmt: skip
+
+    def special_ids_in(self, marks: Iterable[str]) -> tuple[int, ...]:
+        """The special tokens that `marks` are made of, wholly or in part."""
+        found = tuple(marks)
+        return tuple(
+            sorted(index for text, index in self.special_tokens.items() if any(text in mark for mark in found))
+        )
+
     def token_text(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it (``"Ġthe"``, ``"▁the"``, ``"<0x0A>"``), or None outside it."""
         return self.backend.id_to_token(token_id)

@@ -38,7 +38,7 @@ class TokenizeRequest(Request):
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("an object with either prompt or messages")
+            raise ValueError("be an object with either prompt or messages")
         return self
 
 

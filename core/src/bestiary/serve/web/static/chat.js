@@ -12,6 +12,7 @@ const FULL = "There is no room left in this browser: the conversation is not kep
 export class Chat extends EventTarget {
   conversation = newConversation();
   #answering = new Map(); // conversation id → { conversation, controller }
+  #leaving = false;
 
   /** request(): the fields of a request that are chosen elsewhere (model, sampling). */
   constructor({ api, server, store, request }) {
@@ -40,10 +41,14 @@ export class Chat extends EventTarget {
     if (id === this.conversation.id) this.conversation = newConversation();
     this.#tell("shown");
     this.#tell("list");
-    this.#notice("The conversation was deleted.", removed && (() => {
-      this.#keep(removed);
-      this.open(removed.id);
-    }));
+    this.#notice(
+      "The conversation was deleted.",
+      removed &&
+        (() => {
+          this.#keep(removed);
+          this.open(removed.id);
+        }),
+    );
   }
 
   /** Take everything out of the conversation but its system prompt. */
@@ -84,7 +89,10 @@ export class Chat extends EventTarget {
   answerCalls(results) {
     const { messages } = this.conversation;
     const calls = messages.at(-1)?.tool_calls ?? [];
-    this.#ask([...messages, ...calls.map(({ id, name }, index) => ({ role: "tool", tool_call_id: id, name, content: results[index] }))]);
+    this.#ask([
+      ...messages,
+      ...calls.map(({ id, name }, index) => ({ role: "tool", tool_call_id: id, name, content: results[index] })),
+    ]);
   }
 
   /** Let an answer that met its limit go on where it stopped. */
@@ -99,12 +107,18 @@ export class Chat extends EventTarget {
     this.#answering.get(id)?.controller.abort();
   }
 
-  /** Keep what there is: the page is going away. */
-  keepAll() {
+  /** The page is going away, and with it what is on its way: keep what there is, and not the error that follows. */
+  leave() {
     for (const { conversation } of this.#answering.values()) {
       const messages = conversation.messages.map((message) => ({ ...message, finish: message.finish ?? "stopped" }));
       this.store.save({ ...conversation, messages });
     }
+    this.#leaving = true;
+  }
+
+  /** The browser has brought the page back as it was. */
+  comeBack() {
+    this.#leaving = false;
   }
 
   #ask(messages) {
@@ -114,7 +128,10 @@ export class Chat extends EventTarget {
 
   async #stream(conversation, message, more, messages = conversation.messages) {
     const controller = new AbortController();
-    const said = forRequest({ ...conversation, messages: messages.filter((each) => each !== message || more.continue_final_message) });
+    const said = forRequest({
+      ...conversation,
+      messages: messages.filter((each) => each !== message || more.continue_final_message),
+    });
     Object.assign(message, { finish: null, error: null });
     this.#answering.set(conversation.id, { conversation, controller });
     this.#change(conversation, { messages, title: titleOf({ messages }) });
@@ -147,6 +164,7 @@ export class Chat extends EventTarget {
 
   /** What is kept of a conversation that is being answered lacks the answer. */
   #keep(conversation) {
+    if (this.#leaving) return;
     const messages = conversation.messages.filter(({ finish }) => finish !== null);
     if (messages.length === 0) this.store.remove(conversation.id);
     else if (!this.store.save({ ...conversation, messages })) this.#notice(FULL);
