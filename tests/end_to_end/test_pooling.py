@@ -12,16 +12,17 @@ from torch import nn
 from bestiary import LLM, PoolingParams, SamplingParams
 from bestiary.api import ModelRegistry, VllmConfig, VllmModelForPooling
 from bestiary.api.errors import BrokenPlugin, ConfigError, EngineError, ModelError, RequestError, UsageError
+from bestiary.engine.plan import NewRequest, ScheduledItem, StepPlan
 from bestiary.nn import (
     DispatchPooler,
     EncoderOnlyAttention,
     Pooler,
     QKVParallelLinear,
-    ReplicatedLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
     pooler_for_embed,
 )
+from bestiary.testing.ranks import Ranks
 from bestiary.testing.reference import randomize, save_reference, transformers_reference
 from bloom_plugin.contract import TestBloom as Bloom
 from llama_plugin.contract import TestLlama as Llama
@@ -106,7 +107,7 @@ def test_vectors_are_the_references_hidden_states_pooled(architecture, kind, che
 def test_a_vector_does_not_depend_on_the_batch_or_the_step(kind, llama):
     """Not in its last bit, where the engine is deterministic."""
     asked, found = prompts(), []
-    for options in ({"max_num_seqs": 1}, {}, {"max_num_batched_tokens": 9}, {"max_num_batched_tokens": 16}):
+    for options in ({"max_num_seqs": 1}, {}, {"max_num_batched_tokens": 11}):
         with load(llama[1], pooling_type=kind, deterministic=True, **options) as llm:
             found.append(vectors(llm, asked))
             found.append(vectors(llm, asked[::-1])[::-1])
@@ -236,6 +237,28 @@ def test_what_the_models_files_say_of_pooling_holds(llama, tmp_path):
     assert load(tmp_path, runner="auto").engine.checks.pooling is None
 
 
+LAYOUTS = {
+    "PP 2": {"pipeline_parallel_size": 2},
+    "TP 2": {"tensor_parallel_size": 2},
+    "TP 2, PP 2": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
+    "PP 2, DP 2": {"pipeline_parallel_size": 2, "data_parallel_size": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "layout", ["PP 2", *(pytest.param(name, marks=pytest.mark.full) for name in list(LAYOUTS)[1:])]
+)
+def test_several_ranks_equal_one(layout, llama):
+    options = {"pooling_type": "MEAN", "max_num_batched_tokens": 16, "device": "cpu"} | LAYOUTS[layout]
+    want = [POOLED["MEAN"](hidden_states(llama[0], ids)) for ids in prompts()]
+    with load(llama[1], **options) as llm:
+        for _ in range(2):
+            require_close(vectors(llm, prompts()), want)
+        with pytest.raises(RequestError, match="generates no text"):
+            llm.generate([[4]], use_tqdm=False)
+        require_close(vectors(llm, prompts()[2:4], PoolingParams()), [each / each.norm() for each in want[2:4]])
+
+
 # --- classes with poolers of their own -------------------------------------------------------------------------------
 
 
@@ -248,7 +271,7 @@ class Classifier(nn.Module, VllmModelForPooling):
         super().__init__()
         config = vllm_config.model_config.hf_config
         self.model = LlamaModel(config)
-        self.score = ReplicatedLinear(config.hidden_size, config.num_labels, bias=False)
+        self.score = RowParallelLinear(config.hidden_size, config.num_labels, bias=False, input_is_parallel=False)
         self.pooler = DispatchPooler.for_seq_cls(vllm_config.model_config.pooler_config, classifier=self.score)
 
     def embed_input_ids(self, input_ids):
@@ -283,6 +306,18 @@ def test_a_class_with_a_pooler_of_its_own_classifies(classifier):
         with pytest.raises(RequestError) as caught:
             llm.embed([[4]])
         assert caught.value.error_code == "TASK_UNSUPPORTED"
+
+
+def test_all_ranks_of_a_stage_compute_its_classifier(classifier):
+    model, folder = classifier
+    ids = prompts(lengths=(20,))[0]
+    new = NewRequest("r", tuple(ids), SamplingParams(max_tokens=1), 0, pooling=RAW)
+    with Ranks(folder, tensor_parallel_size=2) as ranks, torch.inference_mode():
+        first = ranks.execute(StepPlan(0, (ScheduledItem("r", 0, 13, (0, 1), False),), (new,)))
+        last = ranks.execute(StepPlan(1, (ScheduledItem("r", 13, 7, (0, 1), True),)))
+        assert (first.pooled, last.sampled, list(last.pooled)) == ({}, {}, ["r"])
+        scores = torch.frombuffer(bytearray(last.pooled["r"].data), dtype=torch.float32)
+        require_close([scores], [model(torch.tensor([ids])).logits[0]])
 
 
 def test_a_class_without_a_head_does_not_generate(classifier):

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["scripts/demo", "scripts/test", "scripts/check"]
+COMMANDS = ["scripts/demo", "scripts/test", "scripts/check", "scripts/browser"]
 SHELL = [*COMMANDS, "scripts/lib.sh", ".ci/run"]
 
 STAND_IN = """#!/bin/sh
@@ -35,7 +35,7 @@ case "$1 $2" in
   "-m pip")
     [ "$3" = --version ] && exit 0
     log "$@"; sleep {slow} ;;
-  "-m pytest") log "$@" ;;
+  "-m pytest") log "$@${{PYTHONDONTWRITEBYTECODE:+, without bytecode}}" ;;
   "-c "*find_spec*torch*) [ -e "{torch}" ] ;;
   *) exec "{python}" "$@" ;;
 esac
@@ -57,7 +57,11 @@ class Machine:
         python = folder / "bin/python3.11"
         python.write_text(STAND_IN.format(log=self.log, python=sys.executable, slow=slow, torch=folder / "torch"))
         python.chmod(0o755)
-        self.environment = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "HOME": "/nonexistent"}
+        self.environment = {
+            "PATH": f"{folder / 'bin'}:/usr/bin:/bin",
+            "HOME": "/nonexistent",
+            "BESTIARY_BROWSER": "none",
+        }
 
     def run(self, command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -163,6 +167,11 @@ def test_tests_install_every_plugin_and_serve_the_demo_too(machine: Machine) -> 
     assert calls[-1] == "-m pytest -k architecture"
     machine.run("scripts/demo", "x")
     assert machine.calls() == ["bestiary generate smollm2 --chat -- x"]
+
+
+def test_bytecode_is_kept_whatever_the_environment_says(machine: Machine) -> None:
+    machine.run("scripts/test", "-k", "x", PYTHONDONTWRITEBYTECODE="1")
+    assert machine.calls()[-1] == "-m pytest -k x"
 
 
 def test_a_change_of_requirements_installs_again(machine: Machine) -> None:

@@ -10,7 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 def ask(page: Page, text: str = "What is a bestiary?", *, wait: bool = True) -> Locator:
     """Send a message; the answer's element, complete unless told not to wait."""
     page.fill("#prompt", text)
-    page.press("#prompt", "Enter")
+    page.click("#send")
     answer = page.locator(".message.assistant").last
     if wait:
         expect(answer).to_have_attribute("aria-busy", "false")

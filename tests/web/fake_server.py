@@ -8,7 +8,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +46,7 @@ def content(text: str) -> list[dict[str, Any]]:
 
 @dataclass
 class Script:
-    """One answer: its deltas in order. `hold`: after that many deltas, wait for `Fake.go_on` or the client's leaving."""
+    """One answer: its deltas in order. `hold`: after so many of them, wait for `Fake.go_on`."""
 
     deltas: list[dict[str, Any]] = field(default_factory=lambda: content("A bestiary is a book of beasts."))
     finish: str | None = "stop"
@@ -60,6 +60,10 @@ class Fake:
     """What the API says. Tests change its attributes while the server runs."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """A server that is ready, open and lively, and has been asked nothing."""
         self.state = "ready"
         self.key: str | None = None
         self.info = copy.deepcopy(INFO)
@@ -68,7 +72,7 @@ class Fake:
         self.requests: list[dict[str, Any]] = []
         self.go_on = threading.Event()
         self.left = threading.Event()  # a client has gone away in the middle of an answer
-        self.stats = lively_stats
+        self.stats: Callable[[], dict[str, Any]] = lively_stats
         self.down = False  # every call of the API fails without an explanation
 
     def app(self) -> Starlette:
@@ -131,7 +135,7 @@ class Fake:
         yield "data: [DONE]\n\n"
 
     async def _held(self, request: Request) -> None:
-        """Starlette cancels the stream of a client that has gone away, or the request says so: by version of ASGI."""
+        """Wait for the test. (Starlette cancels a stream whose client has left, or the request tells it.)"""
         deadline = time.monotonic() + PATIENCE
         try:
             while not self.go_on.is_set() and time.monotonic() < deadline:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from .driving import ask, prose, said
-from .fake_server import Fake, Script, content
+from .fake_server import PATIENCE, Fake, Script, content
 
 
 def test_an_answer_appears_as_it_comes(page: Page, fake: Fake) -> None:
@@ -22,19 +21,18 @@ def test_an_answer_appears_as_it_comes(page: Page, fake: Fake) -> None:
     expect(page.get_by_role("button", name="Send")).to_be_visible()
 
 
-@pytest.mark.parametrize("way", ["button", "key"])
-def test_stopping_ends_the_request_and_keeps_what_came(page: Page, fake: Fake, way: str) -> None:
+def test_stopping_ends_the_request_and_keeps_what_came(page: Page, fake: Fake) -> None:
     fake.script = Script(content("Half an answer"), hold=1)
-    answer = ask(page, wait=False)
-    expect(prose(answer)).to_have_text("Half")
-    if way == "button":
-        page.get_by_role("button", name="Stop the answer").click()
-    else:
-        page.keyboard.press("Escape")
-    expect(answer.locator(".facts")).to_contain_text("stopped")
-    assert fake.left.wait(20)
-    expect(prose(answer)).to_have_text("Half")
-    expect(page.locator("#prompt")).to_be_focused()
+    stop = page.get_by_role("button", name="Stop the answer")
+    for way in (stop.click, lambda: page.keyboard.press("Escape")):
+        answer = ask(page, wait=False)
+        expect(prose(answer)).to_have_text("Half")
+        way()
+        expect(answer.locator(".facts")).to_contain_text("stopped")
+        assert fake.left.wait(PATIENCE)
+        fake.left.clear()
+        expect(prose(answer)).to_have_text("Half")
+        expect(page.locator("#prompt")).to_be_focused()
 
 
 def test_what_is_asked_holds_the_conversation_and_no_default(page: Page, fake: Fake) -> None:
@@ -127,20 +125,16 @@ def test_a_refusal_is_shown_with_code_fix_and_another_try(page: Page, fake: Fake
     assert said(fake.requests[1]) == said(fake.requests[0])
 
 
-@pytest.mark.parametrize(
-    ("script", "shown"),
-    [
-        (Script(content("Half"), error={"code": "engine_dead", "message": "The engine died."}), "engine_dead"),
+def test_an_answer_that_breaks_off_says_so_and_keeps_its_text(page: Page, fake: Fake) -> None:
+    died = {"code": "engine_dead", "message": "The engine died."}
+    for script, shown in [
+        (Script(content("Half"), error=died), "engine_dead"),
         (Script(content("Half"), finish=None), "broke off before its end"),
-    ],
-)
-def test_an_answer_that_breaks_off_says_so_and_keeps_its_text(
-    page: Page, fake: Fake, script: Script, shown: str
-) -> None:
-    fake.script = script
-    answer = ask(page)
-    expect(answer.locator(".error")).to_contain_text(shown)
-    expect(prose(answer)).to_have_text("Half")
+    ]:
+        fake.script = script
+        answer = ask(page)
+        expect(answer.locator(".error")).to_contain_text(shown)
+        expect(prose(answer)).to_have_text("Half")
 
 
 def test_an_answer_at_its_limit_can_go_on(page: Page, fake: Fake) -> None:
@@ -166,12 +160,13 @@ def test_the_first_visit_offers_something_to_ask(page: Page, fake: Fake) -> None
 
 
 def test_nothing_in_an_answer_becomes_markup_or_a_request(page: Page, fake: Fake) -> None:
-    text = '<img src=x onerror="document.title=1"><script>document.title=2</script> ![a](http://127.0.0.1:9/x.png) [b](javascript:document.title=3)'
+    markup = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
+    text = f"{markup} ![a](http://127.0.0.1:9/x.png) [b](javascript:document.title=3)"
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     fake.script = Script(content(text))
     answer = ask(page)
-    expect(prose(answer)).to_contain_text('<img src=x onerror="document.title=1"><script>')
+    expect(prose(answer)).to_contain_text(markup)
     assert prose(answer).locator("img, script").count() == 0
     assert [link.get_attribute("href") for link in prose(answer).locator("a").all()] == ["http://127.0.0.1:9/x.png"]
     assert not [address for address in asked if ":9/" in address]

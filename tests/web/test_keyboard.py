@@ -57,10 +57,8 @@ def test_arrows_change_tabs(page: Page) -> None:
 def test_what_is_focused_can_be_seen(page: Page) -> None:
     page.focus("#tab-live")
     page.keyboard.press("Tab")
-    outline = page.evaluate(
-        "() => { const { outlineStyle, outlineWidth } = getComputedStyle(document.activeElement); return [outlineStyle, outlineWidth]; }"
-    )
-    assert outline == ["solid", "2px"]
+    style = "getComputedStyle(document.activeElement)"
+    assert page.evaluate(f"[{style}.outlineStyle, {style}.outlineWidth]") == ["solid", "2px"]
 
 
 def test_single_keys_do_what_the_list_says(page: Page, fake: Fake) -> None:
@@ -114,7 +112,9 @@ def test_shift_and_composition_do_not_send(page: Page, fake: Fake) -> None:
     page.keyboard.type("two")
     expect(page.locator("#prompt")).to_have_value("One\ntwo")
     page.evaluate(
-        "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter', isComposing: true, bubbles: true }))"
+        """document.activeElement.dispatchEvent(
+          new KeyboardEvent("keydown", { key: "Enter", isComposing: true, bubbles: true }),
+        )"""
     )
     page.keyboard.press("Enter")
     expect(page.locator(".message.assistant")).to_have_attribute("aria-busy", "false")

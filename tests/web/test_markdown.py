@@ -1,4 +1,4 @@
-"""The Markdown renderer, in the browser it is written for: what becomes of a text, and that hostile texts do no harm."""
+"""The Markdown renderer, in a browser: what becomes of a text, and that hostile texts do no harm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ RENDER = """async (text) => {
 CASES = [
     ("One\ntwo\n\nthree", "<p>One<br>two</p><p>three</p>"),
     ("# A ##\n###### B\n#no", "<h3>A</h3><h6>B</h6><p>#no</p>"),
-    ("*a* **b** ***c*** ~~d~~ __e__", "<p><em>a</em> <strong>b</strong> <em><strong>c</strong></em> <s>d</s> <strong>e</strong></p>"),
+    ("*a* **b** ~~c~~ __d__", "<p><em>a</em> <strong>b</strong> <s>c</s> <strong>d</strong></p>"),
+    ("***a*** ***b** c*", "<p><em><strong>a</strong></em> <em><strong>b</strong> c</em></p>"),
     ("snake_case_name 2 * 3 * 4 *", "<p>snake_case_name 2 * 3 * 4 *</p>"),
     ("**open and *nested*", "<p>**open and <em>nested</em></p>"),
     ("*a **b* c**", "<p><em>a <em><em>b</em> c</em></em></p>"),
@@ -34,27 +35,35 @@ CASES = [
     ("a<br>b<br/>c<i>d</i>", "<p>a<br>b<br>c&lt;i&gt;d&lt;/i&gt;</p>"),
     ("[*a*](https://b.c/d_(e) \"t\") [x](y) [z]", '<p><a href="https://b.c/d_(e)"><em>a</em></a> [x](y) [z]</p>'),
     ("![p](http://b.c/d.png)", '<p><a href="http://b.c/d.png">p</a></p>'),
-    ("<https://b.c> see https://b.c/d, (https://e.f).", '<p><a href="https://b.c">https://b.c</a> see <a href="https://b.c/d">https://b.c/d</a>, (<a href="https://e.f">https://e.f</a>).</p>'),
-    ("[a](javascript:alert(1)) [b](data:text/html,x) [c](JaVaScRiPt:x)", "<p>[a](javascript:alert(1)) [b](data:text/html,x) [c](JaVaScRiPt:x)</p>"),
-    ("- a\n- b\n  - c\n- [x] d", '<ul><li>a</li><li>b<ul><li>c</li></ul></li><li><input type="checkbox" disabled="" checked="">d</li></ul>'),
+    ("<https://b.c>", '<p><a href="https://b.c">https://b.c</a></p>'),
+    ("at https://b.c/d, (https://e.f).",
+     '<p>at <a href="https://b.c/d">https://b.c/d</a>, (<a href="https://e.f">https://e.f</a>).</p>'),
+    ("[a](javascript:alert(1)) [b](data:text/html,x)", "<p>[a](javascript:alert(1)) [b](data:text/html,x)</p>"),
+    ("[a](JaVaScRiPt:x) [b](/c) <javascript:x>", "<p>[a](JaVaScRiPt:x) [b](/c) &lt;javascript:x&gt;</p>"),
+    ("- a\n- b\n  - c\n- d", "<ul><li>a</li><li>b<ul><li>c</li></ul></li><li>d</li></ul>"),
+    ("* [x] a\n* [ ]", '<ul><li><input type="checkbox" disabled="" checked="">a</li><li>[ ]</li></ul>'),
     ("3. a\n4. b\n\n5. c", '<ol start="3"><li><p>a</p></li><li><p>b</p></li><li><p>c</p></li></ol>'),
     ("1. a:\n   - b\n\n   p\n2. c", "<ol><li>a:<ul><li>b</li></ul><p>p</p></li><li>c</li></ol>"),
-    ("1. a\n\n   ```sh\n   b\n     c\n   ```\n2. d", "<ol><li>a<figure><pre><code>b\n  c</code></pre></figure></li><li>d</li></ol>"),
+    ("1. a\n\n   ```\n   b\n     c\n   ```\n2. d",
+     "<ol><li>a<figure><pre><code>b\n  c</code></pre></figure></li><li>d</li></ol>"),
     ("It was\n1984. A year\n- of", "<p>It was<br>1984. A year</p><ul><li>of</li></ul>"),
     ("> a\nb\n> > c\n\nd", "<blockquote><p>a<br>b</p><blockquote><p>c</p></blockquote></blockquote><p>d</p>"),
     ("```py\na <b> *c*\n```\nd", "<figure><pre><code>a &lt;b&gt; *c*</code></pre></figure><p>d</p>"),
     ("````\n```\n````", "<figure><pre><code>```</code></pre></figure>"),
     ("~~~\nstill open", "<figure><pre><code>still open</code></pre></figure>"),
     ("a\n***\nb", "<p>a</p><hr><p>b</p>"),
-    ("|a|b|\n|-|-:|\n|`x|y`|\\||\n|1|\n\nc", "<div><table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td><code>x|y</code></td><td>|</td></tr><tr><td>1</td><td></td></tr></tbody></table></div><p>c</p>"),
+    ("|a|b|\n|-|-:|\n|`x|y`|\\||\n|1|\n\nc",
+     "<div><table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td><code>x|y</code></td><td>|</td></tr>"
+     "<tr><td>1</td><td></td></tr></tbody></table></div><p>c</p>"),
     ("a | b\nno table", "<p>a | b<br>no table</p>"),
     ("", ""),
     ("\r\na\r\n", "<p>a</p>"),
 ]  # fmt: skip
 
 PUMPS = [
-    "*a ", "**", "_a_", "a*", "`", "``a`", "[", "![", "](", "[a](", "[a](b", "<", "&", "\\(", "~~", "~~~\n", "> ", "- ", "1. ", "  - a\n", "#", "# ",
-    "|", "a|b\n", "|-", "https://", "http", "(((", "\u202e", "\ud800", "\x00", "* * ", "<https://a", "***a** b*", " ",
+    "*a ", "**", "_a_", "a*", "***a** b*", "~~", "* * ", "`", "``a`", "\\(", "[", "![", "](", "[a](", "[a](b", "<", "&",
+    "https://", "http", "<https://a", "(((", "#", "# ", "> ", "- ", "1. ", "  - a\n", "~~~\n", "|", "a|b\n", "|-", " ",
+    "\u202e", "\ud800", "\x00",
 ]  # fmt: skip
 
 
@@ -75,7 +84,7 @@ def test_text_becomes_what_it_says(blank: Page, text: str, expected: str) -> Non
 
 
 def test_any_text_in_any_length_comes_out_in_time_and_in_bounded_depth(blank: Page) -> None:
-    """Twenty thousand repetitions of each piece. What takes quadratic time takes minutes, and the driver gives up."""
+    """Ten thousand repetitions of each piece. What takes quadratic time takes minutes, and the driver gives up."""
     blank.set_default_timeout(60_000)
     measured = blank.evaluate(
         """async (pumps) => {
@@ -92,7 +101,7 @@ def test_any_text_in_any_length_comes_out_in_time_and_in_bounded_depth(blank: Pa
           };
           return pumps.map((pump) => {
             const root = document.createElement("div");
-            root.append(...markdown(pump.repeat(20_000) + "x"));
+            root.append(...markdown(pump.repeat(10_000) + "x"));
             return [pump, depth(root), root.textContent.length > 0];
           });
         }""",

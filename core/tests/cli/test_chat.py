@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bestiary import LLM, SamplingParams
 from bestiary.api.errors import RequestError
-from bestiary.serve.cli.conversation import Answer, Conversation, JsonFace
+from bestiary.serve.cli.chat.conversation import Conversation
+from bestiary.serve.cli.chat.faces import JsonFace
+from bestiary.serve.cli.chat.local import LocalResponder
+from bestiary.serve.cli.chat.sampling import SamplingChoice
 from bestiary.serve.cli.streaming import TextWriter
 
 from .conftest import CONTEXT, Run
@@ -23,7 +27,8 @@ def llm(tiny: Path) -> LLM:
 
 
 def conversation(llm: LLM, max_tokens: int = 4, system: str | None = None) -> Conversation:
-    return Conversation(llm, SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True), system)
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+    return Conversation(LocalResponder(llm), SamplingChoice(params), system)
 
 
 def test_turns_build_on_each_other(llm: LLM) -> None:
@@ -53,7 +58,7 @@ def test_commands_may_have_words_after_them(bestiary: Run, tiny: Path) -> None:
     lines = "/reset please\n/help me\n/usr is full\n/exi\n/exit now\nnever read\n"
     result = bestiary("chat", tiny, "--max-tokens", 3, stdin=lines)
     assert result.code == 0
-    assert result.err.count("forgotten") == 1 and result.err.count("/help   these lines") == 2
+    assert result.err.count("forgotten") == 1 and result.err.count("these lines") == 1
     assert "no such command: /exi" in result.err
     assert result.err.count("generated") == 1  # what begins with a path is a message
 
@@ -73,8 +78,8 @@ def test_json_is_an_object_a_line_and_nothing_else(bestiary: Run, tiny: Path, ll
 
 
 def test_an_answer_that_ctrl_c_ended_is_aborted(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
-    request = conversation(llm).ask("hi", None).request
-    JsonFace().answered("hi", Answer(request, interrupted=True))
+    answer = replace(conversation(llm).ask("hi", None), finish_reason="abort")
+    JsonFace().answered("hi", answer)
     assert json.loads(capsys.readouterr().out)["finish_reason"] == "abort"
 
 
@@ -146,7 +151,7 @@ def test_what_no_longer_fits_is_an_error_and_nothing_is_left_out(bestiary: Run, 
     assert result.code == 1  # one message was refused
     assert "CONTEXT_LENGTH_EXCEEDED" in result.err
     (fix,) = [line for line in result.err.splitlines() if "fix:" in line]
-    assert "/reset forgets" in fix
+    assert "/reset forgets" in fix and "/undo" in fix
     assert result.err.count("generated") == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_a_stream_says_what_the_whole_answer_says(ask, options):
         assert joined(each["logprobs"] for each in mine) == choice["logprobs"]
         for name in ("token_ids", "prompt_token_ids", "prompt_logprobs"):
             shown = [each[name] for each in mine if name in each]
-            assert (sum(shown, []) if shown else None) == choice.get(name)
+            assert ([*chain(*shown)] if shown else None) == choice.get(name)
 
 
 def test_log_probabilities_of_prompt_and_answer(ask):

@@ -87,7 +87,8 @@ def adapters(tmp_path):
 @pytest.mark.parametrize(
     "path",
     ["../..", "..", "../secret", "sql/../../secret", "out", "up", "up/secret", "loop", "file", "missing", "~", "\0",
-     "sql\0", "x" * 4000, "x/" * 2000, "/", "/etc", "http://evil.example/x", "file:///etc", ".", "sql/..", "{root}", "{root}/sql"],
+     "sql\0", "x" * 4000, "x/" * 2000, "/", "/etc", "http://evil.example/x", "file:///etc", ".", "sql/..",
+     "{root}", "{root}/sql"],
 )  # fmt: skip
 def test_adapters_lie_below_the_directory(ask, llm, adapters, path):
     given = path.replace("{root}", str(adapters))

@@ -225,3 +225,15 @@ def test_cost_per_token_does_not_grow(tokenizer: Tokenizer, monkeypatch: pytest.
     for number in range(1, 6001):
         detokenizer.push((rng.randrange(5, tokenizer.vocab_size),))
         assert counting.decoded <= 6 * number + 20
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+def test_special_tokens_that_are_marks_are_shown(make) -> None:  # type: ignore[no-untyped-def]
+    tokenizer = Tokenizer(make())
+    start, end = tokenizer.special_ids_in(["<|im_start|>call", "a<|im_end|>"])
+    assert tokenizer.special_ids_in(["<tool_call>"]) == ()
+    ids = [tokenizer.backend.token_to_id("</s>"), start, *tokenizer.encode("x", add_special_tokens=False), end]
+    detokenizer = Detokenizer(tokenizer, shown_token_ids=(start, end))
+    text = detokenizer.push(ids).text + detokenizer.finish()
+    assert text.replace(" ", "") == "<|im_start|>x<|im_end|>"
+    assert Detokenizer(tokenizer).push(ids).text.strip() == "x"

@@ -40,7 +40,8 @@ class SamplingParams:
         bad_token_ids: never drawn.
         structured_outputs: the form of the answer; a mapping is taken for a `StructuredOutputsParams`. Where it allows
             nothing more the answer ends, also before `min_tokens` and under `ignore_eos`.
-        detokenize, skip_special_tokens: whether text is made, and whether special tokens appear in it.
+        detokenize, skip_special_tokens: whether text is made, and whether special tokens appear in it. shown_token_ids:
+            special tokens that appear all the same, being marks that somebody looks for.
 
     None stands for an empty list or mapping, as in vLLM.
     """
@@ -68,10 +69,11 @@ class SamplingParams:
     detokenize: bool = True
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputsParams | None = None
+    shown_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop))
-        for name in ("stop_token_ids", "bad_token_ids"):
+        for name in ("stop_token_ids", "bad_token_ids", "shown_token_ids"):
             object.__setattr__(self, name, _listed(name, getattr(self, name)))
         if self.allowed_token_ids is not None:
             object.__setattr__(self, "allowed_token_ids", _listed("allowed_token_ids", self.allowed_token_ids))
@@ -127,7 +129,7 @@ class SamplingParams:
             raise _refuse("stop", self.stop, f"at most {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters")
         if self.stop and not self.detokenize:
             raise _refuse("stop", self.stop, "stop strings need detokenize=True")
-        for name in ("stop_token_ids", "bad_token_ids", "allowed_token_ids"):
+        for name in ("stop_token_ids", "bad_token_ids", "allowed_token_ids", "shown_token_ids"):
             if len(getattr(self, name) or ()) > MAX_IDS:
                 raise _refuse(name, len(getattr(self, name)), f"at most {MAX_IDS} ids")
             for token in getattr(self, name) or ():

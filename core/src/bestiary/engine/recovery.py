@@ -20,6 +20,8 @@ from .sequence import SequenceUpdate
 
 _PROBE = "\0probe"  # no user's request is called so
 _FIRST = -(2**62)
+_SHORT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory")
+"""How torch's allocators and the system say it, in lower case."""
 
 
 def step(engine: LLMEngine) -> list[SequenceUpdate]:
@@ -41,23 +43,21 @@ def step(engine: LLMEngine) -> list[SequenceUpdate]:
 
 
 def _divide(engine: LLMEngine, error: ModelFailed) -> Iterator[SequenceUpdate]:
-    """What becomes of the requests of a step that failed."""
+    """What becomes of the requests of a step that failed. One that was alone in it is tried once more."""
     names = sorted(error.request_ids)
-    if len(names) == 1:
-        ended = engine.fail(names[0], _words(error))
-        if ended is not None:
-            yield ended
-        return
-    for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+    for half in filter(None, (names[: len(names) // 2], names[len(names) // 2 :])):
         try:
             yield from engine.step(frozenset(half))
         except ModelFailed as again:
-            yield from _divide(engine, again)
+            if len(half) > 1:
+                yield from _divide(engine, again)
+            elif (ended := engine.fail(half[0], _words(again))) is not None:
+                yield ended
 
 
 def _words(error: ModelFailed) -> str:
     cause = error.__cause__
-    if isinstance(cause, MemoryError) or "not enough memory" in str(cause) or "out of memory" in str(cause):
+    if isinstance(cause, MemoryError) or any(sign in str(cause).lower() for sign in _SHORT_OF_MEMORY):
         return "OUT_OF_MEMORY: there was not enough memory to compute this request"
     return f"{error.error_code}: {error.message}"
 

@@ -161,6 +161,7 @@ class OutputProcessor:
             self.tokenizer,
             prompt_token_ids,
             skip_special_tokens=sampling.skip_special_tokens,
+            shown_token_ids=sampling.shown_token_ids,
             stop=sampling.stop_strings,
             include_stop_str_in_output=sampling.include_stop_str_in_output,
             min_tokens=sampling.min_tokens,

@@ -25,6 +25,7 @@ from bestiary.engine.loader.load import build_model, load_model
 from bestiary.engine.parallel.executor import run_stage
 from bestiary.engine.parallel.places import connected_groups, groups_of
 from bestiary.engine.plan import LoRALoad, NewRequest, ScheduledItem, StepPlan, StepResult
+from bestiary.engine.pooler import pooler_of
 from bestiary.engine.runner import Made, ModelRunner
 from bestiary.nn.ops.registry import ChosenOps, choose_ops
 from bestiary.nn.parallel import use_groups
@@ -128,12 +129,13 @@ class Ranks:
         config = replace(config, parallel_config=parallel)
         with use_groups(groups):
             model = build_model(self._model_class, config)
+            pooler = pooler_of(model, config)
             bind_attention(model, config, hooks.all("attention_backends"))
             load_model(model, config, self._builder.description, hooks.all("weight_formats"))
             with self._ops.active():
                 finish(model)
             slots = adapter_slots(model, config, self._builder.description.alias)
-        return ModelRunner(model, config, blocks, _InForce({}), vocab_size(model, config), groups, slots)
+        return ModelRunner(model, config, blocks, _InForce({}), vocab_size(model, config), groups, slots, pooler)
 
     def _connect(self, runner: ModelRunner, rank: int, store: Store) -> None:
         for name, group in connected_groups(replace(self._builder.parallel, rank=rank), runner.groups):

@@ -16,6 +16,7 @@ from bestiary.api.sampling import SamplingParams
 
 from .adapters import chosen_adapter, lora_name_option
 from .dry_run import dry_run_option, show_plan
+from .forms import chosen_form, form_options
 from .options import (
     SectionedCommand,
     debug_option,
@@ -29,7 +30,7 @@ from .options import (
 from .output import say, write_json
 from .ranks import follow, only_follows
 from .reading import read_all, read_template, refuse_undecoded
-from .streaming import TextWriter, require_template, stats, stats_line, stream, within_context
+from .streaming import TextWriter, ended_by, is_given, require_template, stats, stats_line, stream, within_context
 
 if TYPE_CHECKING:
     from bestiary.serve.llm import LLM
@@ -55,6 +56,7 @@ MAX_TOKENS = 256
 @json_option
 @dry_run_option
 @debug_option
+@form_options
 @sampling_options(temperature=0.0, max_tokens=MAX_TOKENS)
 @engine_options
 def generate(
@@ -72,7 +74,7 @@ def generate(
         follow(args)
         return 0
     text = _prompt(prompt, prompt_option)
-    params = sampling_params(options)
+    params = dataclasses.replace(sampling_params(options), structured_outputs=chosen_form(options))
     _check(params, options, as_json)
     adapter = chosen_adapter(options)
     options["template"] = read_template(options["chat_template"])
@@ -83,7 +85,7 @@ def generate(
     if as_json:
         write_json({"model": model, **dataclasses.asdict(request), "stats": stats(request)})
     elif not options["quiet"]:
-        say(stats_line(request))
+        say(stats_line(stats(request), ended_by(request)))
     failed = [output for output in request.outputs if output.finish_reason == "error"]
     if failed:
         raise EngineError(f"the answer ended with an error: {failed[0].stop_reason}")
@@ -126,7 +128,8 @@ def _run(
     llm: LLM, text: str, params: SamplingParams, options: Mapping[str, Any], adapter: str | None, *, show: bool
 ) -> RequestOutput:
     ids = _ids(llm, text, options)
-    params = within_context(llm, params, len(ids))
+    default_length = not is_given(click.get_current_context(), "max_tokens")
+    params = within_context(llm, params, len(ids), default_length=default_length)
     writer = TextWriter(sys.stdout) if show else None
     try:
         request = stream(llm, ids, params, writer if params.n == 1 else None, adapter=adapter)

@@ -24,7 +24,7 @@ from .streams import open_streams
 
 COMMANDS = {
     "generate": ("bestiary.serve.cli.generate:generate", "Complete a prompt, streaming the text."),
-    "chat": ("bestiary.serve.cli.chat:chat", "Talk with a model, turn by turn."),
+    "chat": ("bestiary.serve.cli.chat.command:chat", "Talk with a model, turn by turn."),
     "embed": ("bestiary.serve.cli.embed:embed", "Make a vector of each text."),
     "serve": ("bestiary.serve.cli.serve:serve", "Serve a model over HTTP, with a page to chat."),
     "ray": ("bestiary.serve.cli.ray:ray", "Serve a model over HTTP: replicas and their ranks placed by Ray."),

@@ -186,6 +186,11 @@ def model_argument(command: Command) -> Command:
     return click.argument("model", shell_complete=_complete_model)(command)
 
 
+def optional_model_argument(command: Command) -> Command:
+    """The same for a command that can do without: the parameter is None then."""
+    return click.argument("model", required=False, shell_complete=_complete_model)(command)
+
+
 def debug_option(command: Command) -> Command:
     """Add --debug, which `main` looks for itself."""
     option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")

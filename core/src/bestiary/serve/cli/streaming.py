@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import click
 
@@ -20,8 +20,25 @@ if TYPE_CHECKING:
     from bestiary.serve.llm import LLM
 
 
+class Writer(Protocol):
+    """Shows an answer while it grows."""
+
+    def update(self, text: str) -> None:
+        """The text so far: what was shown is a beginning of it."""
+        ...
+
+    def end(self) -> None:
+        """The answer is over, however it ended."""
+        ...
+
+
+def printable(text: str) -> str:
+    """`text` without the control characters that a model may produce, which would move the terminal's cursor."""
+    return "".join(char for char in text if char.isprintable() or char in "\n\t")
+
+
 class TextWriter:
-    """Writes growing text. On a terminal, control characters that a model may produce are left out."""
+    """Writes growing text as it is. On a terminal, control characters are left out."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -39,7 +56,7 @@ class TextWriter:
     def write(self, text: str) -> None:
         self._last = text[-1:] or self._last
         if self._terminal:
-            text = "".join(char for char in text if char.isprintable() or char in "\n\t")
+            text = printable(text)
         self._stream.write(text)
         self._stream.flush()
 
@@ -80,7 +97,7 @@ def stream(
     llm: LLM,
     ids: Sequence[int],
     params: SamplingParams,
-    writer: TextWriter | None,
+    writer: Writer | None,
     interrupt: Interrupt | None = None,
     adapter: str | None = None,
 ) -> RequestOutput:
@@ -103,13 +120,17 @@ def require_template(llm: LLM, given: str | None, fix: str) -> None:
         raise RequestError("this model has no chat template", field="chat_template", fix=fix)
 
 
-def within_context(llm: LLM, params: SamplingParams, prompt_tokens: int) -> SamplingParams:
+def is_given(ctx: click.Context | None, name: str) -> bool:
+    """Whether somebody has set the option of this parameter, in whatever place."""
+    return ctx is not None and ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+
+def within_context(llm: LLM, params: SamplingParams, prompt_tokens: int, *, default_length: bool) -> SamplingParams:
     """`params`, but a `max_tokens` that nobody asked for gives way to what the context has room for."""
-    context = click.get_current_context(silent=True)
-    default = context is not None and context.get_parameter_source("max_tokens") is click.core.ParameterSource.DEFAULT
     room = llm.vllm_config.model_config.max_model_len - prompt_tokens
     tight = params.max_tokens is not None and params.max_tokens > room
-    return replace(params, max_tokens=None) if default and tight and params.min_tokens <= max(room, 0) else params
+    gives_way = default_length and tight and params.min_tokens <= max(room, 0)
+    return replace(params, max_tokens=None) if gives_way else params
 
 
 def stats(request: RequestOutput) -> dict[str, float | int | None]:
@@ -130,15 +151,20 @@ def stats(request: RequestOutput) -> dict[str, float | int | None]:
     }
 
 
-def stats_line(request: RequestOutput) -> str:
-    """The same in one line, with why the answer ended."""
-    found = stats(request)
-    parts = [f"{found['prompt_tokens']} prompt tokens, {found['generated_tokens']} generated"]
+def stats_line(found: Mapping[str, Any], ended_by: str) -> str:
+    """The same in one line, with why the answer ended. What a server does not tell is left out."""
+    parts = []
+    if found["prompt_tokens"] is not None:
+        parts.append(f"{found['prompt_tokens']} prompt tokens, {found['generated_tokens']} generated")
     if found["total_s"] is not None:
         parts.append(f"{found['total_s']:.2f} s")
     if found["time_to_first_token_s"] is not None:
         parts.append(f"first token after {found['time_to_first_token_s']:.2f} s")
     if found["tokens_per_s"] is not None:
         parts.append(f"then {found['tokens_per_s']:.1f} tokens/s")
-    reasons = dict.fromkeys(str(output.finish_reason) for output in request.outputs)
-    return f"[{', '.join(parts)}, ended by {' and '.join(reasons)}]"
+    return f"[{', '.join(parts)}, ended by {ended_by}]"
+
+
+def ended_by(request: RequestOutput) -> str:
+    """Why its answers ended."""
+    return " and ".join(dict.fromkeys(str(output.finish_reason) for output in request.outputs))

@@ -34,8 +34,8 @@ def make_app(llm: AsyncLLM, options: ServeOptions) -> Starlette:
     from starlette.middleware import Middleware
     from starlette.routing import Route
 
-    service = Service(llm, options)
-    endpoints = [each for each in ENDPOINTS if options.metrics or each.path != "/metrics"]
+    endpoints = tuple(each for each in ENDPOINTS if options.metrics or each.path != "/metrics")
+    service = Service(llm, options, endpoints)
     routes = [_route(Route, each, service) for each in endpoints]
     public = {each.path for each in endpoints if each.open}
     public |= {"/metrics"} if options.metrics_without_key else set()

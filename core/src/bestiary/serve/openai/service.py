@@ -45,12 +45,11 @@ class Service:
     """The model behind the endpoints, under its names. Owns the metrics and the secret that salts are made with.
 
     Attributes:
-        names: the ids of the model alone, the first being the one that answers show.
+        endpoints: those that are there. names: the ids of the model alone, the first being the one that answers show.
     """
 
-    def __init__(self, llm: AsyncLLM, options: ServeOptions) -> None:
-        self.llm = llm
-        self.options = options
+    def __init__(self, llm: AsyncLLM, options: ServeOptions, endpoints: tuple[Endpoint, ...]) -> None:
+        self.llm, self.options, self.endpoints = llm, options, endpoints
         self.metrics = Metrics(llm)
         self.started = time.time()
         self.names = options.served_model_names or (public_name(llm.args.model),)

@@ -30,6 +30,7 @@ class Detokenizer:
     Args:
         prompt_ids: what precedes the answer. Its text is never emitted; it decides how the answer begins (a space or
             none, the second half of a character).
+        shown_token_ids: special tokens that are not skipped with the others.
         stop: strings that end the answer. The one that completes first wins, of several that complete together the
             longest; how the text was cut into tokens makes no difference.
         include_stop_str_in_output: whether the stop string itself is emitted.
@@ -42,12 +43,14 @@ class Detokenizer:
         prompt_ids: Sequence[int] = (),
         *,
         skip_special_tokens: bool = True,
+        shown_token_ids: Iterable[int] = (),
         stop: Sequence[str] = (),
         include_stop_str_in_output: bool = False,
         min_tokens: int = 0,
     ) -> None:
         self._due = min_tokens
-        self._pieces = _pieces(tokenizer, prompt_ids, skip_special_tokens)
+        skipped = tokenizer.special_ids - set(shown_token_ids) if skip_special_tokens else frozenset()
+        self._pieces = _pieces(tokenizer, prompt_ids, skipped)
         self._stops = _StopStrings(stop, include_stop_str_in_output)
         self._emitted: list[str] = []
         self._finished = False
@@ -93,15 +96,15 @@ class _Pieces(Protocol):
     def flush(self) -> str: ...
 
 
-def _pieces(tokenizer: Tokenizer, prompt_ids: Sequence[int], skip_special_tokens: bool) -> _Pieces:
+def _pieces(tokenizer: Tokenizer, prompt_ids: Sequence[int], skipped: frozenset[int]) -> _Pieces:
     kinds = set(decoder_kinds(tokenizer))
     if "ByteLevel" not in kinds:
-        return _ByteRuns(tokenizer, prompt_ids, skip_special_tokens, fallback="ByteFallback" in kinds)
+        return _ByteRuns(tokenizer, prompt_ids, skipped, fallback="ByteFallback" in kinds)
     if kinds - {"ByteLevel", "Fuse"}:
         raise ConfigError(
             "no incremental form of this decoder", field="tokenizer.json: decoder", value=", ".join(sorted(kinds))
         )
-    return _ByteLevel(tokenizer, prompt_ids, skip_special_tokens)
+    return _ByteLevel(tokenizer, prompt_ids, skipped)
 
 
 def decoder_kinds(tokenizer: Tokenizer) -> Iterator[str]:
@@ -119,9 +122,9 @@ def decoder_kinds(tokenizer: Tokenizer) -> Iterator[str]:
 class _ByteLevel:
     """A token is bytes, whatever its neighbours: an incremental UTF-8 decoder gives exactly the full decode."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], skipped: frozenset[int]) -> None:
         self._bytes = tokenizer.token_bytes
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = skipped
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._half = self._read_prompt(prompt_ids)
 
@@ -162,10 +165,10 @@ class _ByteRuns:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], skip_special_tokens: bool, *, fallback: bool
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], skipped: frozenset[int], *, fallback: bool
     ) -> None:
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = skipped
         self._fallback = fallback
         self._before: list[int] = []  # the last token that is no byte, the context; empty at the very beginning
         self._before_text = ""

@@ -99,6 +99,12 @@ class Tokenizer:
                 code="STRUCTURED_OUTPUTS_UNAVAILABLE", field="structured_outputs",
             ) from error  # fmt: skip
 
+    def special_ids_in(self, marks: Iterable[str]) -> tuple[int, ...]:
+        """The special tokens that `marks` are made of, wholly or in part."""
+        texts = {index: token.content for index, token in self.backend.get_added_tokens_decoder().items()}
+        found = tuple(marks)
+        return tuple(index for index in sorted(self.special_ids) if any(texts[index] in mark for mark in found))
+
     def token_text(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it (``"Ġthe"``, ``"▁the"``, ``"<0x0A>"``), or None outside it."""
         return self.backend.id_to_token(token_id)

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 MAX_BATCH = 256
 """Most prompts, or texts, in one request."""
 
+TOKEN_ID = "x-token-id"
+"""Marks the schema of a token id, whose bound is the model's."""
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 7.0 is the integer 7."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
 JsonObject: TypeAlias = dict[str, Any]
 Absent: TypeAlias = SkipJsonSchema[None]
 """None as a default that a client cannot send."""
@@ -44,3 +54,21 @@ class Reply(BaseModel):
     """A document that is sent. Built by hand where it is sent often; the tests hold it against its model."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ErrorBody(Reply):
+    """`param` is the field; `limit` the rule; `fix` what to do."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    request_id: str
+    limit: str | None = None
+    value: str | float | bool | None = None
+    details: list[str] | None = None
+    fix: str | None = None
+
+
+class ErrorDocument(Reply):
+    error: ErrorBody

@@ -8,12 +8,12 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from bestiary.api.errors import RequestError
 
-from .base import MAX_BATCH, JsonObject, Reply
+from .base import MAX_BATCH, TOKEN_ID, JsonObject, Reply
 from .chat import ResponseFormat, Usage
 from .sampling import SAMPLING_UNSUPPORTED, Logprobs, SamplingFields
 
 MAX_PROMPT_IDS = 2**20
-_ID = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+_ID = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1, TOKEN_ID: True}
 _TEXT = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "items": _ID, "minItems": 1, "maxItems": MAX_PROMPT_IDS}
 _RULE = f"a text, a list of token ids, or a list of at most {MAX_BATCH} of either"
@@ -42,6 +42,8 @@ def _prompt(given: object, field: str) -> str | list[int]:
     if not isinstance(given, list):
         raise RequestError("the prompt has no usable form", field=field, value=given, limit=_RULE)
     for index, token in enumerate(given):
+        if isinstance(token, float) and token.is_integer():
+            token = given[index] = int(token)
         if not isinstance(token, int) or isinstance(token, bool):
             raise RequestError("no token id", field=f"{field}[{index}]", value=token, limit="a whole number from 0")
         if not 0 <= token < 2**31:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from .base import Reply, Request
+from .base import WHOLE, Reply, Request
 from .completions import PROMPTS_SCHEMA, as_prompts
 
 
@@ -19,9 +19,9 @@ class EmbeddingsRequest(Request):
 
     input: Annotated[list[Any], BeforeValidator(_as_inputs), WithJsonSchema(PROMPTS_SCHEMA)]
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=2**20), WHOLE] | None = None
     normalize: bool | None = None
-    priority: Annotated[int, Field(ge=-(2**31) + 1, le=2**31 - 1)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31) + 1, le=2**31 - 1), WHOLE] | None = None
     user: Any = None
 
 

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from .base import Strict
 
-MAX_MESSAGES = 10_000
+MAX_MESSAGES = 2_048
 MAX_PARTS = 1_000
 MAX_CALLS = 128
 MAX_NAME_CHARS = 256

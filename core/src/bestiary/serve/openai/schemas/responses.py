@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from .base import JsonObject, Reply, Request, Strict
+from .base import WHOLE, JsonObject, Reply, Request, Strict
 from .chat import MAX_TOOLS, FunctionName
 from .messages import MAX_MESSAGES, MAX_NAME_CHARS, MAX_PARTS
 from .sampling import MAX_SALT_CHARS, Count, Logprobs, Temperature
@@ -124,7 +124,7 @@ class ResponsesRequest(Request):
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     stream: bool | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1), WHOLE] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = None
     chat_template_kwargs: JsonObject | None = None
     store: Literal[False] | None = None

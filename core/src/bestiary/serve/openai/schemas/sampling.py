@@ -17,18 +17,18 @@ from bestiary.api.sampling import (
     SamplingParams,
 )
 
-from .base import JsonObject, Request, Strict
+from .base import TOKEN_ID, WHOLE, JsonObject, Request, Strict
 
 MAX_SALT_CHARS = 128
 _LOWEST_TEMPERATURE = 1e-3
 _TOKEN = r"^[0-9]{1,10}$"
 _MAX_PRIORITY = 2**31 - 1
 
-Count = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1, json_schema_extra={TOKEN_ID: True}), WHOLE]
 TokenIds = Annotated[list[TokenId], Field(max_length=MAX_IDS)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -77,17 +77,17 @@ class StructuredOutputs(Strict):
 class SamplingFields(Request):
     """What `/v1/chat/completions` and `/v1/completions` have in common."""
 
-    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] | None = None
     temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1), WHOLE] | None = None
     max_tokens: Count | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS), WHOLE] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOP)] | None = None
     stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
@@ -99,7 +99,7 @@ class SamplingFields(Request):
     skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    priority: Annotated[int, Field(ge=-_MAX_PRIORITY, le=_MAX_PRIORITY)] | None = None
+    priority: Annotated[int, Field(ge=-_MAX_PRIORITY, le=_MAX_PRIORITY), WHOLE] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = None
     return_token_ids: bool | None = None
     structured_outputs: StructuredOutputs | None = None

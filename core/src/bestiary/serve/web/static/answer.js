@@ -1,8 +1,18 @@
 // One answer, put together from the chunks of its stream. The message it writes into is what is kept and sent again.
 
-/** An empty message of the assistant. `finish`: null while it grows, "stop", "length", "tool_calls", "stopped", "error". */
+/** An empty answer. Its `finish` is null while it grows, then what the API says, or "stopped" or "error". */
 export function emptyAnswer() {
-  return { role: "assistant", content: "", reasoning: "", tool_calls: [], model: null, finish: null, error: null, usage: null, timing: {} };
+  return {
+    role: "assistant",
+    content: "",
+    reasoning: "",
+    tool_calls: [],
+    model: null,
+    finish: null,
+    error: null,
+    usage: null,
+    timing: {},
+  };
 }
 
 export class Answer {
@@ -36,7 +46,8 @@ export class Answer {
     const now = performance.now();
     message.timing.total = (now - this.#begun) / 1000;
     const more = (message.usage?.completion ?? 0) - 1;
-    if (this.#first !== null && more > 0 && now > this.#first) message.timing.rate = more / ((now - this.#first) / 1000);
+    if (this.#first !== null && more > 0 && now > this.#first)
+      message.timing.rate = more / ((now - this.#first) / 1000);
   }
 
   fail(error) {
@@ -49,7 +60,8 @@ export class Answer {
 
   #usage(usage) {
     this.message.usage = {
-      prompt: usage.prompt_tokens, completion: usage.completion_tokens,
+      prompt: usage.prompt_tokens,
+      completion: usage.completion_tokens,
       cached: usage.prompt_tokens_details?.cached_tokens ?? null,
     };
   }
@@ -74,7 +86,9 @@ export class Answer {
 
 /** A conversation as the API takes it. What only failed says nothing to the model. */
 export function forRequest({ system, messages }) {
-  const said = messages.filter((message) => message.role !== "assistant" || message.content || message.tool_calls.length > 0);
+  const said = messages.filter(
+    (message) => message.role !== "assistant" || message.content || message.tool_calls.length > 0,
+  );
   return [...(system.trim() ? [{ role: "system", content: system }] : []), ...said.map(plain)];
 }
 
@@ -82,7 +96,12 @@ function plain({ role, content, tool_calls: calls, tool_call_id: id }) {
   if (role === "tool") return { role, content, tool_call_id: id };
   if (role === "user" || calls.length === 0) return { role, content };
   return {
-    role, content: content || null,
-    tool_calls: calls.map((call) => ({ id: call.id, type: "function", function: { name: call.name, arguments: call.arguments } })),
+    role,
+    content: content || null,
+    tool_calls: calls.map((call) => ({
+      id: call.id,
+      type: "function",
+      function: { name: call.name, arguments: call.arguments },
+    })),
   };
 }

@@ -19,15 +19,18 @@ export class ApiError extends Error {
       message: error.message ?? `The server answered with status ${status} and no explanation.`,
       code: error.code ?? error.type ?? `HTTP ${status}`,
       fix: error.fix ?? error.details?.fix ?? null,
-      status, retryAfter,
+      status,
+      retryAfter,
     });
   }
 }
 
-const unreachable = () => new ApiError({
-  message: "The server does not answer.", code: "UNREACHABLE",
-  fix: "See whether `bestiary serve` is still running, then try again.",
-});
+const unreachable = () =>
+  new ApiError({
+    message: "The server does not answer.",
+    code: "UNREACHABLE",
+    fix: "See whether `bestiary serve` is still running, then try again.",
+  });
 
 export class Api {
   #asking = null;
@@ -49,7 +52,8 @@ export class Api {
       for await (const { event, data } of events(response.body)) {
         if (data === "[DONE]") return;
         const chunk = JSON.parse(data);
-        if (event === "error" || chunk.error) throw ApiError.from(chunk.error ? chunk : { error: chunk }, response.status);
+        if (event === "error" || chunk.error)
+          throw ApiError.from(chunk.error ? chunk : { error: chunk }, response.status);
         complete ||= Boolean(chunk.choices?.[0]?.finish_reason);
         yield chunk;
       }
@@ -80,16 +84,30 @@ export class Api {
       const response = await this.#fetch(path, body, signal);
       if (response.ok) return response;
       if (response.status === 401 && ask && (await this.unlock())) continue;
-      throw ApiError.from(await response.json().catch(() => null), response.status, response.headers.get("retry-after"));
+      throw ApiError.from(
+        await response.json().catch(() => null),
+        response.status,
+        response.headers.get("retry-after"),
+      );
     }
   }
 
   async #fetch(path, body, signal) {
     const key = read(KEY, null, "sessionStorage");
     const headers = key ? { authorization: `Bearer ${key}` } : {};
-    const json = body && { method: "POST", body: JSON.stringify(body), headers: { ...headers, "content-type": "application/json" } };
+    const json = body && {
+      method: "POST",
+      body: JSON.stringify(body),
+      headers: { ...headers, "content-type": "application/json" },
+    };
     try {
-      return await fetch(new URL(path, document.baseURI), { headers, ...json, signal, cache: "no-store", credentials: "omit" });
+      return await fetch(new URL(path, document.baseURI), {
+        headers,
+        ...json,
+        signal,
+        cache: "no-store",
+        credentials: "omit",
+      });
     } catch (error) {
       throw error.name === "AbortError" ? error : unreachable();
     }

@@ -30,7 +30,13 @@ const panels = new Panels();
 const select = tabs(byId("tabs"));
 const log = new Log(chat);
 const composer = new Composer(chat, () => leadToWrongSetting());
-const sidebar = new Sidebar({ chat, store, notice, close: () => panels.closeOverlay(), focusComposer: () => composer.focus() });
+const sidebar = new Sidebar({
+  chat,
+  store,
+  notice,
+  close: () => panels.closeOverlay(),
+  focusComposer: () => composer.focus(),
+});
 const live = new Live(server);
 new Banner(server, () => server.unlock());
 
@@ -54,17 +60,20 @@ addEventListener("pagehide", () => chat.leave());
 addEventListener("pageshow", () => chat.comeBack());
 
 prepareDialogs();
-prepareShortcuts([
-  { key: "/", label: "write a message", run: () => composer.focus() },
-  { key: "n", label: "new conversation", run: () => sidebar.startNew() },
-  { key: "e", label: "edit the last message", run: () => log.edit() },
-  { key: "r", label: "answer again", run: () => chat.regenerate() },
-  { key: "c", label: "copy the last answer", run: copyLast },
-  { key: "l", label: "list of conversations", run: () => panels.toggle("list") },
-  { key: "s", label: "settings, model and live pictures", run: () => panels.toggle("panel") },
-  { key: "d", label: "dark or light", run: changeTheme },
-  { key: "?", label: "this list", run: () => byId("help-dialog").showModal() },
-], escape);
+prepareShortcuts(
+  [
+    { key: "/", label: "write a message", run: () => composer.focus() },
+    { key: "n", label: "new conversation", run: () => sidebar.startNew() },
+    { key: "e", label: "edit the last message", run: () => log.edit() },
+    { key: "r", label: "answer again", run: () => chat.regenerate() },
+    { key: "c", label: "copy the last answer", run: copyLast },
+    { key: "l", label: "list of conversations", run: () => panels.toggle("list") },
+    { key: "s", label: "settings, model and live pictures", run: () => panels.toggle("panel") },
+    { key: "d", label: "dark or light", run: changeTheme },
+    { key: "?", label: "this list", run: () => byId("help-dialog").showModal() },
+  ],
+  escape,
+);
 
 log.show();
 chat.dispatchEvent(new Event("shown"));
@@ -92,7 +101,8 @@ function leadToWrongSetting() {
 
 async function copyLast() {
   const answer = chat.conversation.messages.findLast(({ role }) => role === "assistant");
-  if (answer?.content) notice({ text: (await copy(answer.content)) ? "The last answer was copied." : "The browser refused to copy." });
+  if (answer?.content)
+    notice({ text: (await copy(answer.content)) ? "The last answer was copied." : "The browser refused to copy." });
 }
 
 function changeTheme() {

@@ -8,13 +8,33 @@ const STATES = {
   connecting: ["connecting", "wait", null],
   ready: ["ready", "good", null],
   unknown: ["state unknown", "wait", null],
-  starting: ["starting", "wait", "The model is being loaded. Ask already if you like: your message is sent as soon as it is ready."],
-  stalled: ["stalled", "bad", "The engine has made no progress for a while. If it does not recover, the server restarts it; its log says why."],
-  restarting: ["restarting", "wait", "The engine died and is being started again. Answers that were on their way have ended with an error."],
-  failed: ["failed", "bad", "The engine has failed and stays down. The server's log names the cause; start `bestiary serve` again when it is repaired."],
+  starting: [
+    "starting",
+    "wait",
+    "The model is being loaded. Ask already if you like: your message is sent as soon as it is ready.",
+  ],
+  stalled: [
+    "stalled",
+    "bad",
+    "The engine has made no progress for a while. If it does not recover, the server restarts it; its log says why.",
+  ],
+  restarting: [
+    "restarting",
+    "wait",
+    "The engine died and is being started again. Answers that were on their way have ended with an error.",
+  ],
+  failed: [
+    "failed",
+    "bad",
+    "The engine has failed and stays down. The server's log names the cause; start `bestiary serve` again after that.",
+  ],
   draining: ["shutting down", "wait", "The server is shutting down: it finishes what it has and takes nothing new."],
   closed: ["closed", "bad", "The server has shut down. Start `bestiary serve` again to go on."],
-  unreachable: ["no answer", "bad", "The server does not answer. This page tries again by itself; see whether `bestiary serve` is still running."],
+  unreachable: [
+    "no answer",
+    "bad",
+    "The server does not answer. This page tries again by itself; see whether `bestiary serve` is still running.",
+  ],
   locked: ["locked", "bad", "This server asks for an API key."],
 };
 
@@ -39,7 +59,13 @@ export class Banner {
     if (said === this.shown) return;
     this.shown = said;
     byId("banner").className = `banner ${kind}`;
-    byId("banner").replaceChildren(...(said ? [icon(kind === "bad" ? "alert" : "clock"), h("p", {}, said), state === "locked" && this.#key()].filter(Boolean) : []));
+    byId("banner").replaceChildren(
+      ...(said
+        ? [icon(kind === "bad" ? "alert" : "clock"), h("p", {}, said), state === "locked" && this.#key()].filter(
+            Boolean,
+          )
+        : []),
+    );
   }
 
   #key() {

@@ -8,17 +8,27 @@ const TONES = 5; // colours of the bar, in style.css
 /** Show the card of `info`, or that there is none yet. */
 export function showCard(info, state) {
   const model = info?.model;
-  const parts = model ? [title(model), facts(model, info), phases(model.phases), adapters(info.adapters)] : [noModel(state)];
+  const parts = model
+    ? [title(model), facts(model, info), phases(model.phases), adapters(info.adapters)]
+    : [noModel(state)];
   byId("tab-model-panel").replaceChildren(...parts.filter(Boolean));
 }
 
 function noModel(state) {
-  return h("p", { class: "quiet" }, state === "starting" ? "The model is being loaded." : "Nothing is known of the model.");
+  return h(
+    "p",
+    { class: "quiet" },
+    state === "starting" ? "The model is being loaded." : "Nothing is known of the model.",
+  );
 }
 
 function title({ name, distribution, version, architecture }) {
-  return h("header", { class: "card-title" }, h("h3", {}, name),
-    h("p", { class: "quiet" }, architecture, " · brought by ", h("strong", {}, distribution), ` ${version}`));
+  return h(
+    "header",
+    { class: "card-title" },
+    h("h3", {}, name),
+    h("p", { class: "quiet" }, architecture, " · brought by ", h("strong", {}, distribution), ` ${version}`),
+  );
 }
 
 function facts(model, { server }) {
@@ -39,13 +49,19 @@ function facts(model, { server }) {
     ["Bestiary", server?.version],
     ["Up for", server?.uptime_s !== undefined && seconds(server.uptime_s)],
   ];
-  return h("dl", { class: "facts-list" }, ...rows.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  return h(
+    "dl",
+    { class: "facts-list" },
+    ...rows.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+  );
 }
 
 /** Names, or names with what was chosen for them. */
 function list(value) {
   if (!value) return "";
-  const entries = Array.isArray(value) ? value : Object.entries(value).map(([name, chosen]) => (chosen === true ? name : chosen && `${name}: ${chosen}`));
+  const entries = Array.isArray(value)
+    ? value
+    : Object.entries(value).map(([name, chosen]) => (chosen === true ? name : chosen && `${name}: ${chosen}`));
   return entries.filter(Boolean).join(", ");
 }
 
@@ -59,12 +75,33 @@ function phases(times) {
     part.style.flexGrow = String(time / total);
     return part;
   });
-  return h("section", { class: "phases" }, h("h4", {}, "Start ", h("span", { class: "quiet" }, seconds(total))),
+  return h(
+    "section",
+    { class: "phases" },
+    h("h4", {}, "Start ", h("span", { class: "quiet" }, seconds(total))),
     h("div", { class: "bar", "aria-hidden": "true" }, ...parts),
-    h("ul", {}, ...entries.map(([name, time], index) => h("li", {}, h("i", { class: `tone-${index % TONES}`, "aria-hidden": "true" }), name, h("span", {}, seconds(time))))));
+    h(
+      "ul",
+      {},
+      ...entries.map(([name, time], index) =>
+        h(
+          "li",
+          {},
+          h("i", { class: `tone-${index % TONES}`, "aria-hidden": "true" }),
+          name,
+          h("span", {}, seconds(time)),
+        ),
+      ),
+    ),
+  );
 }
 
 function adapters(all) {
   if (!all?.length) return null;
-  return h("section", {}, h("h4", {}, "Adapters"), h("ul", { class: "plain" }, ...all.map((adapter) => h("li", {}, adapter.name ?? adapter.id ?? String(adapter)))));
+  return h(
+    "section",
+    {},
+    h("h4", {}, "Adapters"),
+    h("ul", { class: "plain" }, ...all.map((adapter) => h("li", {}, adapter.name ?? adapter.id ?? String(adapter)))),
+  );
 }

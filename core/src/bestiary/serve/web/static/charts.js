@@ -5,7 +5,7 @@ import { h, s } from "./dom.js";
 const LEAST = 30; // samples that a chart has room for; with more it grows, one unit a sample
 const HEIGHT = 40;
 
-/** Lines over the last two minutes. `lines`: [{ name, style: "area" | "line" | "faint" }]; `say(number)`: with its unit. */
+/** Lines over the last two minutes. `lines`: [{ name, style: "area" | "line" | "faint" }]; `say(number)`: as text. */
 export class LineChart {
   constructor(title, lines, say) {
     this.lines = lines;
@@ -14,19 +14,28 @@ export class LineChart {
     this.now = h("output", {}, "–");
     this.top = h("span", { class: "top" });
     this.svg = s("svg", { preserveAspectRatio: "none", role: "img" });
-    const key = lines.length > 1 && h("p", { class: "key" }, ...lines.map(({ name, style }) => h("span", { class: style }, name)));
-    this.element = h("figure", { class: "chart" },
-      h("figcaption", {}, title, this.now), h("div", { class: "plot" }, this.svg, this.top), key);
+    const key =
+      lines.length > 1 &&
+      h("p", { class: "key" }, ...lines.map(({ name, style }) => h("span", { class: style }, name)));
+    this.element = h(
+      "figure",
+      { class: "chart" },
+      h("figcaption", {}, title, this.now),
+      h("div", { class: "plot" }, this.svg, this.top),
+      key,
+    );
   }
 
-  /** `series`: for each line its values, oldest first, null where nothing is known. `max`: the top, where it is fixed. */
-  update(series, max = null) {
+  /** `series`: for each line its values, oldest first, null where nothing is known. */
+  update(series) {
     const values = series.flat().filter((value) => value !== null);
-    const top = max ?? roundUp(Math.max(1, ...values));
+    const top = roundUp(Math.max(1, ...values));
     this.top.textContent = this.say(top);
     const width = Math.max(LEAST, series[0].length - 1);
     this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-    this.svg.replaceChildren(...this.lines.flatMap(({ style }, index) => draw(series[index], style, top, width)).reverse());
+    this.svg.replaceChildren(
+      ...this.lines.flatMap(({ style }, index) => draw(series[index], style, top, width)).reverse(),
+    );
     const latest = series.map((each) => each.at(-1) ?? null);
     this.now.textContent = latest[0] === null ? "–" : this.say(latest[0]);
     this.svg.setAttribute("aria-label", this.#words(series, latest));
@@ -73,15 +82,21 @@ export function roundUp(value) {
 
 function draw(values, style, top, width) {
   const left = width - values.length + 1;
-  const points = values.map((value, index) => value === null ? null : [left + index, HEIGHT - 1 - (Math.min(value, top) / top) * (HEIGHT - 3)]);
+  const points = values.map((value, index) =>
+    value === null ? null : [left + index, HEIGHT - 1 - (Math.min(value, top) / top) * (HEIGHT - 3)],
+  );
   const runs = [[]];
   for (const point of points) {
     if (point) runs.at(-1).push(point);
     else if (runs.at(-1).length > 0) runs.push([]);
   }
   const line = (run) => run.map((point) => point.join(" ")).join(" L ");
-  return runs.filter((run) => run.length > 0).flatMap((run) => [
-    s("path", { class: `stroke ${style}`, d: `M ${line(run.length > 1 ? run : [run[0], run[0]])}` }),
-    ...(style === "area" ? [s("path", { class: "below", d: `M ${run[0][0]} ${HEIGHT} L ${line(run)} L ${run.at(-1)[0]} ${HEIGHT} Z` })] : []),
-  ]);
+  return runs
+    .filter((run) => run.length > 0)
+    .flatMap((run) => [
+      s("path", { class: `stroke ${style}`, d: `M ${line(run.length > 1 ? run : [run[0], run[0]])}` }),
+      ...(style === "area"
+        ? [s("path", { class: "below", d: `M ${run[0][0]} ${HEIGHT} L ${line(run)} L ${run.at(-1)[0]} ${HEIGHT} Z` })]
+        : []),
+    ]);
 }

@@ -41,10 +41,14 @@ export class Chat extends EventTarget {
     if (id === this.conversation.id) this.conversation = newConversation();
     this.#tell("shown");
     this.#tell("list");
-    this.#notice("The conversation was deleted.", removed && (() => {
-      this.#keep(removed);
-      this.open(removed.id);
-    }));
+    this.#notice(
+      "The conversation was deleted.",
+      removed &&
+        (() => {
+          this.#keep(removed);
+          this.open(removed.id);
+        }),
+    );
   }
 
   /** Take everything out of the conversation but its system prompt. */
@@ -85,7 +89,10 @@ export class Chat extends EventTarget {
   answerCalls(results) {
     const { messages } = this.conversation;
     const calls = messages.at(-1)?.tool_calls ?? [];
-    this.#ask([...messages, ...calls.map(({ id, name }, index) => ({ role: "tool", tool_call_id: id, name, content: results[index] }))]);
+    this.#ask([
+      ...messages,
+      ...calls.map(({ id, name }, index) => ({ role: "tool", tool_call_id: id, name, content: results[index] })),
+    ]);
   }
 
   /** Let an answer that met its limit go on where it stopped. */
@@ -121,7 +128,10 @@ export class Chat extends EventTarget {
 
   async #stream(conversation, message, more, messages = conversation.messages) {
     const controller = new AbortController();
-    const said = forRequest({ ...conversation, messages: messages.filter((each) => each !== message || more.continue_final_message) });
+    const said = forRequest({
+      ...conversation,
+      messages: messages.filter((each) => each !== message || more.continue_final_message),
+    });
     Object.assign(message, { finish: null, error: null });
     this.#answering.set(conversation.id, { conversation, controller });
     this.#change(conversation, { messages, title: titleOf({ messages }) });

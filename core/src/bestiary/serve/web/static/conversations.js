@@ -17,7 +17,9 @@ export function newConversation() {
 export class Conversations {
   /** { id, title, updated, size } of each, the latest first. */
   list() {
-    return read(INDEX, []).filter((entry) => typeof entry?.id === "string").sort((a, b) => b.updated - a.updated);
+    return read(INDEX, [])
+      .filter((entry) => typeof entry?.id === "string")
+      .sort((a, b) => b.updated - a.updated);
   }
 
   /** A kept conversation, or null. */
@@ -36,24 +38,39 @@ export class Conversations {
   }
 
   remove(id) {
-    write(INDEX, this.list().filter((entry) => entry.id !== id));
+    write(
+      INDEX,
+      this.list().filter((entry) => entry.id !== id),
+    );
     forget(ONE + id);
   }
 
   /** All of them as a file's text. */
   exported() {
-    return JSON.stringify({ format: FORMAT, conversations: this.list().map(({ id }) => this.open(id)).filter(Boolean) }, null, 1);
+    return JSON.stringify(
+      {
+        format: FORMAT,
+        conversations: this.list()
+          .map(({ id }) => this.open(id))
+          .filter(Boolean),
+      },
+      null,
+      1,
+    );
   }
 
   /** Add a file's conversations, beside those that are here; how many. An Error says what is wrong with the file. */
   imported(text) {
     const { format, conversations } = parsed(text);
-    if (format !== FORMAT || !Array.isArray(conversations)) throw new Error("This is no file of conversations from this page.");
+    if (format !== FORMAT || !Array.isArray(conversations))
+      throw new Error("This is no file of conversations from this page.");
     const wrong = conversations.findIndex((conversation) => !valid(conversation));
     if (wrong >= 0) throw new Error(`Conversation ${wrong + 1} of the file is not whole. Nothing was imported.`);
     for (const [index, conversation] of conversations.entries()) {
       if (!this.save({ ...conversation, id: newId() })) {
-        throw new Error(`There is room for ${index} of the ${conversations.length} conversations only; those were imported.`);
+        throw new Error(
+          `There is room for ${index} of the ${conversations.length} conversations only; those were imported.`,
+        );
       }
     }
     return conversations.length;
@@ -82,8 +99,14 @@ function newId() {
 const isText = (value) => typeof value === "string";
 
 function valid(conversation) {
-  return isText(conversation?.id) && isText(conversation.title) && isText(conversation.system) &&
-    Number.isFinite(conversation.updated) && Array.isArray(conversation.messages) && conversation.messages.every(validMessage);
+  return (
+    isText(conversation?.id) &&
+    isText(conversation.title) &&
+    isText(conversation.system) &&
+    Number.isFinite(conversation.updated) &&
+    Array.isArray(conversation.messages) &&
+    conversation.messages.every(validMessage)
+  );
 }
 
 function validMessage(message) {
@@ -91,8 +114,15 @@ function validMessage(message) {
   if (message.role === "user") return true;
   if (message.role === "tool") return isText(message.tool_call_id);
   const { reasoning, tool_calls: calls, timing, error, usage, finish } = message;
-  return message.role === "assistant" && isText(reasoning) && Array.isArray(calls) && typeof timing === "object" && timing !== null &&
+  return (
+    message.role === "assistant" &&
+    isText(reasoning) &&
+    Array.isArray(calls) &&
+    typeof timing === "object" &&
+    timing !== null &&
     calls.every((call) => isText(call?.id) && isText(call.name) && isText(call.arguments)) &&
     (error === null || (isText(error?.code) && isText(error.message))) &&
-    (usage === null || Number.isFinite(usage?.completion)) && isText(finish);
+    (usage === null || Number.isFinite(usage?.completion)) &&
+    isText(finish)
+  );
 }

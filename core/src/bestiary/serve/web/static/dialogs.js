@@ -20,11 +20,15 @@ export function askKey(refused) {
       dialog.close();
     };
     byId("key-form").addEventListener("submit", submit);
-    dialog.addEventListener("close", () => {
-      byId("key-form").removeEventListener("submit", submit);
-      field.value = "";
-      resolve(key);
-    }, { once: true });
+    dialog.addEventListener(
+      "close",
+      () => {
+        byId("key-form").removeEventListener("submit", submit);
+        field.value = "";
+        resolve(key);
+      },
+      { once: true },
+    );
   });
 }
 
@@ -39,9 +43,25 @@ export function prepareDialogs() {
 
 /** A line at the bottom that goes by itself, unless the pointer or the focus is on it. */
 export function notice({ text, undo = null }) {
-  const line = h("div", { class: "notice" }, h("p", {}, text),
-    undo && h("button", { type: "button", class: "quiet-button", onclick: () => { undo(); line.remove(); } }, "Undo"),
-    iconButton("close", "Put away", () => line.remove()));
+  const line = h(
+    "div",
+    { class: "notice" },
+    h("p", {}, text),
+    undo &&
+      h(
+        "button",
+        {
+          type: "button",
+          class: "quiet-button",
+          onclick: () => {
+            undo();
+            line.remove();
+          },
+        },
+        "Undo",
+      ),
+    iconButton("close", "Put away", () => line.remove()),
+  );
   byId("notices").replaceChildren(line);
   const leave = () => (line.matches(":hover, :focus-within") ? setTimeout(leave, SHOWN) : line.remove());
   setTimeout(leave, SHOWN);

@@ -19,8 +19,11 @@ export function icon(name) {
 
 /** A button with an icon and no visible text. */
 export function iconButton(name, label, onclick, properties = {}) {
-  return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...properties },
-    icon(name));
+  return h(
+    "button",
+    { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...properties },
+    icon(name),
+  );
 }
 
 export const byId = (id) => document.getElementById(id);

@@ -6,7 +6,12 @@ export const count = (value) => grouped.format(value);
 
 /** 134515008 → "135 M". */
 export function short(value) {
-  for (const [size, unit] of [[1e12, " T"], [1e9, " B"], [1e6, " M"], [1e4, " k"]]) {
+  for (const [size, unit] of [
+    [1e12, " T"],
+    [1e9, " B"],
+    [1e6, " M"],
+    [1e4, " k"],
+  ]) {
     if (value >= size) return digits(value / (unit === " k" ? 1e3 : size)) + unit;
   }
   return count(value);
@@ -29,7 +34,12 @@ export function seconds(value) {
 }
 
 export function bytes(value) {
-  for (const [size, unit] of [[2 ** 40, "TiB"], [2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]]) {
+  for (const [size, unit] of [
+    [2 ** 40, "TiB"],
+    [2 ** 30, "GiB"],
+    [2 ** 20, "MiB"],
+    [2 ** 10, "KiB"],
+  ]) {
     if (value >= size) return `${digits(value / size)} ${unit}`;
   }
   return `${value} B`;

@@ -25,7 +25,7 @@ export class History {
 
   /** One value a sample, oldest first; null where there is none. */
   series(value) {
-    return this.#samples.map((sample) => (sample.stats ? value(sample) ?? null : null));
+    return this.#samples.map((sample) => (sample.stats ? (value(sample) ?? null) : null));
   }
 
   /** Share of prompt tokens found in the prefix cache, over what is kept here; null where none were looked up. */
@@ -37,7 +37,13 @@ export class History {
 }
 
 function rates(before, after) {
-  if (!before || after.t <= before.t || after.restarts !== before.restarts || after.tokens.generated < before.tokens.generated) return {};
+  if (
+    !before ||
+    after.t <= before.t ||
+    after.restarts !== before.restarts ||
+    after.tokens.generated < before.tokens.generated
+  )
+    return {};
   const seconds = after.t - before.t;
   return {
     generated: (after.tokens.generated - before.tokens.generated) / seconds,

@@ -24,7 +24,9 @@ export class Log {
     this.messages = byId("messages");
     this.toEnd = byId("to-end");
     this.actions = {
-      regenerate: () => chat.regenerate(), edit: () => this.edit(), goOn: () => chat.goOn(),
+      regenerate: () => chat.regenerate(),
+      edit: () => this.edit(),
+      goOn: () => chat.goOn(),
       answerCalls: (results) => chat.answerCalls(results),
     };
     chat.addEventListener("shown", () => this.show());
@@ -42,7 +44,8 @@ export class Log {
     const atEnd = switched || this.atEnd || messages.length > before.length;
     this.shownId = id;
     this.#views = messages.map((message, index) =>
-      before[index]?.message === message ? before[index] : new MessageView(message, this.actions));
+      before[index]?.message === message ? before[index] : new MessageView(message, this.actions),
+    );
     const live = this.chat.isAnswering();
     const asked = messages.findLastIndex(({ role }) => role === "user");
     for (const [index, view] of this.#views.entries()) {
@@ -59,25 +62,41 @@ export class Log {
   edit() {
     const view = this.#views.findLast(({ message }) => message.role === "user");
     if (!view || this.chat.isAnswering()) return;
-    const field = h("textarea", { "aria-label": "Your message", rows: String(Math.min(12, view.message.content.split("\n").length + 1)) });
+    const field = h("textarea", {
+      "aria-label": "Your message",
+      rows: String(Math.min(12, view.message.content.split("\n").length + 1)),
+    });
     field.value = view.message.content;
     const leave = () => {
       form.replaceWith(view.body);
       view.foot.hidden = false;
       view.foot.querySelector(".edit")?.focus();
     };
-    const form = h("form", { class: "edit-form", onsubmit: (event) => {
-      event.preventDefault();
-      leave();
-      if (field.value.trim()) this.chat.reword(field.value);
-    }, onkeydown: (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) form.requestSubmit();
-      else if (event.key === "Escape") leave();
-      else return;
-      event.preventDefault();
-      event.stopPropagation();
-    } }, field, h("div", { class: "row" },
-      h("button", { type: "button", class: "quiet-button", onclick: leave }, "Cancel"), h("button", { class: "button" }, "Ask again")));
+    const form = h(
+      "form",
+      {
+        class: "edit-form",
+        onsubmit: (event) => {
+          event.preventDefault();
+          leave();
+          if (field.value.trim()) this.chat.reword(field.value);
+        },
+        onkeydown: (event) => {
+          if (event.key === "Enter" && !event.shiftKey && !event.isComposing) form.requestSubmit();
+          else if (event.key === "Escape") leave();
+          else return;
+          event.preventDefault();
+          event.stopPropagation();
+        },
+      },
+      field,
+      h(
+        "div",
+        { class: "row" },
+        h("button", { type: "button", class: "quiet-button", onclick: leave }, "Cancel"),
+        h("button", { class: "button" }, "Ask again"),
+      ),
+    );
     view.body.replaceWith(form);
     view.foot.hidden = true;
     field.focus();
@@ -94,7 +113,8 @@ export class Log {
   /** Put elements in place without touching those that are there already: that would lose focus and selection. */
   #place(elements) {
     for (const [index, element] of elements.entries()) {
-      if (this.messages.children[index] !== element) this.messages.insertBefore(element, this.messages.children[index] ?? null);
+      if (this.messages.children[index] !== element)
+        this.messages.insertBefore(element, this.messages.children[index] ?? null);
     }
     while (this.messages.children.length > elements.length) this.messages.lastChild.remove();
   }
@@ -123,12 +143,24 @@ export class Log {
   }
 
   #welcome() {
-    const example = ([title, text]) => h("li", {}, h("button", { type: "button", onclick: () => this.chat.send(text) },
-      h("strong", {}, title), h("span", {}, text)));
-    return h("div", { class: "welcome" },
+    const example = ([title, text]) =>
+      h(
+        "li",
+        {},
+        h(
+          "button",
+          { type: "button", onclick: () => this.chat.send(text) },
+          h("strong", {}, title),
+          h("span", {}, text),
+        ),
+      );
+    return h(
+      "div",
+      { class: "welcome" },
       s("svg", { class: "beast", "aria-hidden": "true" }, s("use", { href: "#beast" })),
       h("h2", {}, "What would you like to ask?"),
       h("p", { class: "quiet" }, "The model runs on this server. Conversations stay in this browser."),
-      h("ul", { class: "examples" }, ...EXAMPLES.map(example)));
+      h("ul", { class: "examples" }, ...EXAMPLES.map(example)),
+    );
   }
 }

@@ -32,7 +32,8 @@ export function markdown(text) {
   return parse(text).map(node);
 }
 
-const grows = (before, after) => before?.type === "code" && after?.type === "code" && before.language === after.language;
+const grows = (before, after) =>
+  before?.type === "code" && after?.type === "code" && before.language === after.language;
 
 function node(block) {
   switch (block.type) {
@@ -56,15 +57,26 @@ function node(block) {
 function code({ language, text }) {
   const content = h("code", {}, text);
   const name = language ? `Code in ${language}` : "Code";
-  return h("figure", { class: "code" },
-    h("figcaption", {}, h("span", {}, language || "text"), copyButton(() => content.textContent, "Copy this code")),
-    h("pre", { tabindex: "0", role: "region", "aria-label": name }, content));
+  return h(
+    "figure",
+    { class: "code" },
+    h(
+      "figcaption",
+      {},
+      h("span", {}, language || "text"),
+      copyButton(() => content.textContent, "Copy this code"),
+    ),
+    h("pre", { tabindex: "0", role: "region", "aria-label": name }, content),
+  );
 }
 
 function list({ start, loose, items }) {
   const ordered = start !== null;
-  return h(ordered ? "ol" : "ul", { class: loose ? "loose" : null, start: ordered && start !== 1 ? start : null },
-    ...items.map((item) => h("li", { class: item.checked === null ? null : "task" }, ...itemNodes(item, loose))));
+  return h(
+    ordered ? "ol" : "ul",
+    { class: loose ? "loose" : null, start: ordered && start !== 1 ? start : null },
+    ...items.map((item) => h("li", { class: item.checked === null ? null : "task" }, ...itemNodes(item, loose))),
+  );
 }
 
 function itemNodes({ checked, blocks }, loose) {
@@ -77,6 +89,9 @@ function itemNodes({ checked, blocks }, loose) {
 function table({ head, align, rows }) {
   const row = (tag, cells) =>
     h("tr", {}, ...cells.map((cell, column) => h(tag, { class: align[column] }, inline(cell))));
-  return h("div", { class: "table", tabindex: "0", role: "region", "aria-label": "Table" },
-    h("table", {}, h("thead", {}, row("th", head)), h("tbody", {}, ...rows.map((cells) => row("td", cells)))));
+  return h(
+    "div",
+    { class: "table", tabindex: "0", role: "region", "aria-label": "Table" },
+    h("table", {}, h("thead", {}, row("th", head)), h("tbody", {}, ...rows.map((cells) => row("td", cells)))),
+  );
 }

@@ -57,7 +57,10 @@ function codeAt(lines, at) {
   let next = at + 1;
   while (next < lines.length && !end.test(lines[next])) next += 1;
   const unindent = new RegExp(`^ {0,${indent.length}}`);
-  const text = lines.slice(at + 1, next).map((line) => line.replace(unindent, "")).join("\n");
+  const text = lines
+    .slice(at + 1, next)
+    .map((line) => line.replace(unindent, ""))
+    .join("\n");
   return [{ type: "code", language: info.trim().split(/\s/)[0], text }, next + 1];
 }
 
@@ -122,13 +125,16 @@ function item(lines, depth) {
 }
 
 const startsTable = (lines, at) =>
-  at + 1 < lines.length && lines[at].includes("|") && TABLE_RULE.test(lines[at + 1]) &&
+  at + 1 < lines.length &&
+  lines[at].includes("|") &&
+  TABLE_RULE.test(lines[at + 1]) &&
   cells(lines[at]).length === cells(lines[at + 1]).length;
 
 function tableAt(lines, at) {
   const head = cells(lines[at]);
   const align = cells(lines[at + 1]).map((rule) =>
-    rule.endsWith(":") ? (rule.startsWith(":") ? "center" : "right") : "left");
+    rule.endsWith(":") ? (rule.startsWith(":") ? "center" : "right") : "left",
+  );
   const rows = [];
   let next = at + 2;
   while (next < lines.length && !blank(lines[next]) && lines[next].includes("|")) {
@@ -161,8 +167,9 @@ function cells(line) {
 /** Whether a line merely goes on with the paragraph that the line before it belongs to. */
 function goesOn(lines, at) {
   const line = lines[at];
-  return !blank(line) && !blank(lines[at - 1]) && !FENCE.test(lines[at - 1]) && !startsBlock(line) &&
-    !startsTable(lines, at);
+  return (
+    !blank(line) && !blank(lines[at - 1]) && !FENCE.test(lines[at - 1]) && !startsBlock(line) && !startsTable(lines, at)
+  );
 }
 
 const startsBlock = (line) =>
@@ -178,5 +185,14 @@ function interrupts(lines, at) {
 function paragraphAt(lines, at, nested) {
   let next = at + 1;
   while (next < lines.length && !blank(lines[next]) && !(nested && interrupts(lines, next))) next += 1;
-  return [{ type: "paragraph", text: lines.slice(at, next).map((line) => line.trim()).join("\n") }, next];
+  return [
+    {
+      type: "paragraph",
+      text: lines
+        .slice(at, next)
+        .map((line) => line.trim())
+        .join("\n"),
+    },
+    next,
+  ];
 }

@@ -13,7 +13,7 @@ const STICKY = {
   plain: /[^\\`*_~[\]!<&\nhH]+|h(?!ttps?:\/\/)|H/y,
   ticks: /`+/y,
   run: /\*+|_+|~+/y,
-  target: /\(\s{0,9}<?((?:[^\s()<>]|\([^\s()<>]{0,500}\)){1,2000})>?(?:\s{1,9}(?:"[^"\n]{0,500}"|'[^'\n]{0,500}'))?\s{0,9}\)/y,
+  target: /\(\s{0,9}<?((?:[^\s()<>]|\([^\s()<>]{0,500}\)){1,2000})>?(?:\s{1,9}(?:"[^"\n]*"|'[^'\n]*'))?\s{0,9}\)/y,
   angled: /<((?:https?:\/\/|mailto:)[^\s<>]{1,2000})>/y,
   bare: /https?:\/\/[^\s<>`]{1,2000}/y,
   breaking: /<br ?\/?>/iy,
@@ -114,7 +114,10 @@ function delimiter(text, at, run) {
   const right = !/\s/.test(before) && (!PUNCTUATION.test(before) || /\s/.test(after) || PUNCTUATION.test(after));
   const word = char === "_";
   return {
-    char, left: run.length, opens: [], closes: [],
+    char,
+    left: run.length,
+    opens: [],
+    closes: [],
     canOpen: left && (!word || !right || PUNCTUATION.test(before)),
     canClose: right && (!word || !left || PUNCTUATION.test(after)),
   };
@@ -141,7 +144,11 @@ function bareLink(text, at) {
   const found = match("bare", text, at);
   if (!found) return null;
   let url = found[0];
-  for (let last = url.at(-1); ".,;:!?'\"*_~|]}".includes(last) || (last === ")" && !url.includes("(")); last = url.at(-1)) {
+  for (
+    let last = url.at(-1);
+    ".,;:!?'\"*_~|]}".includes(last) || (last === ")" && !url.includes("("));
+    last = url.at(-1)
+  ) {
     url = url.slice(0, -1);
   }
   return safe(url) ? [url] : null;
@@ -204,4 +211,5 @@ function build(tokens) {
   return root;
 }
 
-const link = (href, ...children) => h("a", { href, target: "_blank", rel: "noopener noreferrer nofollow" }, ...children);
+const link = (href, ...children) =>
+  h("a", { href, target: "_blank", rel: "noopener noreferrer nofollow" }, ...children);

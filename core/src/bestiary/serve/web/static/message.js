@@ -15,8 +15,13 @@ export class MessageView {
     this.actions = actions;
     this.body = h("div", { class: "body" });
     this.foot = h("footer");
-    this.element = h("article", { class: `message ${message.role}` },
-      h("h2", { class: "hidden-text" }, SAID[message.role]), this.body, this.foot);
+    this.element = h(
+      "article",
+      { class: `message ${message.role}` },
+      h("h2", { class: "hidden-text" }, SAID[message.role]),
+      this.body,
+      this.foot,
+    );
     if (message.role === "assistant") this.#prepare();
     else this.#say();
   }
@@ -50,8 +55,14 @@ export class MessageView {
     this.thought = new MarkdownView(thought);
     this.content = new MarkdownView(h("div", { class: "prose" }));
     this.calls = h("div", { class: "calls" });
-    this.waiting = h("p", { class: "waiting" }, h("span", { class: "hidden-text" }, "The answer is on its way"),
-      h("i", {}), h("i", {}), h("i", {}));
+    this.waiting = h(
+      "p",
+      { class: "waiting" },
+      h("span", { class: "hidden-text" }, "The answer is on its way"),
+      h("i", {}),
+      h("i", {}),
+      h("i", {}),
+    );
     this.end = h("div");
     this.body.append(this.reasoning, this.content.root, this.calls, this.waiting, this.end);
   }
@@ -82,7 +93,10 @@ export class MessageView {
       content && copyButton(() => content, mine ? "Copy what you wrote" : "Copy the answer"),
       mine && last && iconButton("edit", "Edit and ask again (e)", edit, { class: "icon-button edit" }),
       !mine && last && iconButton("again", "Answer again (r)", () => regenerate()),
-      !mine && last && this.#mayGoOn() && h("button", { type: "button", class: "quiet-button", onclick: goOn }, "Go on"),
+      !mine &&
+        last &&
+        this.#mayGoOn() &&
+        h("button", { type: "button", class: "quiet-button", onclick: goOn }, "Go on"),
       !mine && h("span", { class: "facts" }, this.#facts()),
     ].filter(Boolean);
   }
@@ -99,35 +113,55 @@ export class MessageView {
       timing.rate && `${digits(timing.rate)} tokens/s`,
       timing.first !== undefined && `first after ${seconds(timing.first)}`,
       usage?.cached > 0 && `${plural(usage.cached, "prompt token")} from the cache`,
-    ].filter(Boolean).join(" · ");
+    ]
+      .filter(Boolean)
+      .join(" · ");
   }
 }
 
 /** What went wrong, under which code it is documented, and what to do about it. */
 export function errorCard({ code, message, fix, retryAfter }, again = null) {
-  return h("div", { class: "error", role: "group", "aria-label": "Error" }, icon("alert"),
-    h("div", {},
+  return h(
+    "div",
+    { class: "error", role: "group", "aria-label": "Error" },
+    icon("alert"),
+    h(
+      "div",
+      {},
       h("p", {}, message),
       fix && h("p", {}, fix),
       retryAfter && h("p", {}, `The server asks to wait ${seconds(Number(retryAfter))}.`),
       h("p", { class: "error-code" }, h("code", {}, code)),
-      again && h("button", { type: "button", class: "button", onclick: () => again() }, "Try again")));
+      again && h("button", { type: "button", class: "button", onclick: () => again() }, "Try again"),
+    ),
+  );
 }
 
 function callCard({ name, arguments: text }, ...more) {
-  return h("section", { class: "call", "aria-label": `Call of ${name}` },
-    h("p", {}, icon("tool"), h("code", {}, name || "…")), h("pre", { tabindex: "0" }, pretty(text)), ...more);
+  return h(
+    "section",
+    { class: "call", "aria-label": `Call of ${name}` },
+    h("p", {}, icon("tool"), h("code", {}, name || "…")),
+    h("pre", { tabindex: "0", role: "region", "aria-label": "Arguments" }, pretty(text)),
+    ...more,
+  );
 }
 
 /** The calls of a finished answer, with a place for what each gives back: this page runs no tool by itself. */
 function callForm(calls, answerCalls) {
-  const fields = calls.map(({ name }) => h("textarea", { rows: "2", "aria-label": `Result of ${name}`, placeholder: "What the tool gives back" }));
+  const fields = calls.map(({ name }) =>
+    h("textarea", { rows: "2", "aria-label": `Result of ${name}`, placeholder: "What the tool gives back" }),
+  );
   const submit = (event) => {
     event.preventDefault();
     answerCalls(fields.map((field) => field.value));
   };
-  return h("form", { onsubmit: submit }, ...calls.map((call, index) => callCard(call, fields[index])),
-    h("button", { class: "button" }, calls.length > 1 ? "Send the results" : "Send the result"));
+  return h(
+    "form",
+    { onsubmit: submit },
+    ...calls.map((call, index) => callCard(call, fields[index])),
+    h("button", { class: "button" }, calls.length > 1 ? "Send the results" : "Send the result"),
+  );
 }
 
 function pretty(text) {

@@ -27,7 +27,10 @@ export class ModelChoice {
     const adapters = models.filter(({ parent }) => parent);
     const options = (some) => some.map(({ id }) => h("option", { value: id }, id));
     const base = options(models.filter(({ parent }) => !parent));
-    this.select.replaceChildren(...base, ...(adapters.length > 0 ? [h("optgroup", { label: "With an adapter" }, ...options(adapters))] : []));
+    this.select.replaceChildren(
+      ...base,
+      ...(adapters.length > 0 ? [h("optgroup", { label: "With an adapter" }, ...options(adapters))] : []),
+    );
     if (models.some(({ id }) => id === wanted)) this.select.value = wanted;
     this.select.disabled = models.length < 2;
     byId("no-model").hidden = models.length > 0;

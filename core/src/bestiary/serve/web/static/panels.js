@@ -15,7 +15,10 @@ export class Panels {
   constructor() {
     for (const { name, wide, open } of SIDES) {
       const side = {
-        name, media: matchMedia(wide), element: byId(name), opener: byId(`open-${name}`),
+        name,
+        media: matchMedia(wide),
+        element: byId(name),
+        opener: byId(`open-${name}`),
         beside: read(`bestiary.${name}`, open), // whether it is there when there is room
         over: false,
       };
@@ -64,7 +67,8 @@ export class Panels {
     }
     const over = sides.find((side) => side.over);
     byId("shade").hidden = !over;
-    for (const part of [byId("main"), ...sides.map(({ element }) => element)]) part.inert = Boolean(over) && part !== over.element;
+    for (const part of [byId("main"), ...sides.map(({ element }) => element)])
+      part.inert = Boolean(over) && part !== over.element;
   }
 }
 

@@ -1,4 +1,4 @@
-// How tokens are chosen. A field that is left empty is not sent, and the server's default holds; it stands there in grey.
+// How tokens are chosen. An empty field is not sent: the server's default holds, and stands there in grey.
 
 import { byId, h, iconButton } from "./dom.js";
 import { read, write } from "./storage.js";
@@ -7,15 +7,80 @@ const KEPT = "bestiary.sampling";
 
 // Limits are the server's. `slide`: where a slider is of use, its range.
 const FIELDS = [
-  { name: "temperature", label: "Temperature", min: 0, max: 100, slide: [0, 2, 0.05], hint: "0 always takes the likeliest token; more is bolder." },
-  { name: "top_p", label: "Top p", min: 0, max: 1, slide: [0.01, 1, 0.01], hint: "Only the likeliest tokens that make up this share." },
-  { name: "top_k", label: "Top k", min: 0, max: 2 ** 31 - 1, whole: true, hint: "Only this many of the likeliest tokens; 0 for all." },
-  { name: "min_p", label: "Min p", min: 0, max: 1, slide: [0, 1, 0.01], hint: "Only tokens at least this likely beside the likeliest." },
-  { name: "max_tokens", label: "Longest answer", min: 1, max: 2 ** 31 - 1, whole: true, hint: "In tokens. Empty: as long as the context allows.", none: "no limit" },
-  { name: "seed", label: "Seed", min: -(2 ** 53 - 1), max: 2 ** 53 - 1, whole: true, hint: "The same seed gives the same answer.", none: "random" },
-  { name: "presence_penalty", label: "Presence penalty", min: -2, max: 2, slide: [-2, 2, 0.1], hint: "Against tokens that have occurred." },
-  { name: "frequency_penalty", label: "Frequency penalty", min: -2, max: 2, slide: [-2, 2, 0.1], hint: "The more, the more often they occurred." },
-  { name: "repetition_penalty", label: "Repetition penalty", min: 0, max: 100, slide: [0.5, 2, 0.05], hint: "Over 1 also against the question's own words." },
+  {
+    name: "temperature",
+    label: "Temperature",
+    min: 0,
+    max: 100,
+    slide: [0, 2, 0.05],
+    hint: "0 always takes the likeliest token; more is bolder.",
+  },
+  {
+    name: "top_p",
+    label: "Top p",
+    min: 0,
+    max: 1,
+    slide: [0.01, 1, 0.01],
+    hint: "Only the likeliest tokens that make up this share.",
+  },
+  {
+    name: "top_k",
+    label: "Top k",
+    min: 0,
+    max: 2 ** 31 - 1,
+    whole: true,
+    hint: "Only this many of the likeliest tokens; 0 for all.",
+  },
+  {
+    name: "min_p",
+    label: "Min p",
+    min: 0,
+    max: 1,
+    slide: [0, 1, 0.01],
+    hint: "Only tokens at least this likely beside the likeliest.",
+  },
+  {
+    name: "max_tokens",
+    label: "Longest answer",
+    min: 1,
+    max: 2 ** 31 - 1,
+    whole: true,
+    hint: "In tokens. Empty: as long as the context allows.",
+    none: "no limit",
+  },
+  {
+    name: "seed",
+    label: "Seed",
+    min: -(2 ** 53 - 1),
+    max: 2 ** 53 - 1,
+    whole: true,
+    hint: "The same seed gives the same answer.",
+    none: "random",
+  },
+  {
+    name: "presence_penalty",
+    label: "Presence penalty",
+    min: -2,
+    max: 2,
+    slide: [-2, 2, 0.1],
+    hint: "Against tokens that have occurred.",
+  },
+  {
+    name: "frequency_penalty",
+    label: "Frequency penalty",
+    min: -2,
+    max: 2,
+    slide: [-2, 2, 0.1],
+    hint: "The more, the more often they occurred.",
+  },
+  {
+    name: "repetition_penalty",
+    label: "Repetition penalty",
+    min: 0,
+    max: 100,
+    slide: [0.5, 2, 0.05],
+    hint: "Over 1 also against the question's own words.",
+  },
 ];
 
 export class Settings {
@@ -42,13 +107,21 @@ export class Settings {
   /** The fields of a request. */
   request() {
     const chosen = [...this.#rows].filter(([, row]) => row.text !== "").map(([name, row]) => [name, Number(row.text)]);
-    const stop = this.stop.value.split("\n").filter(Boolean).map((line) => line.replaceAll("\\n", "\n"));
+    const stop = this.stop.value
+      .split("\n")
+      .filter(Boolean)
+      .map((line) => line.replaceAll("\\n", "\n"));
     return { ...Object.fromEntries(chosen), ...(stop.length > 0 ? { stop } : {}), ...this.#extra() };
   }
 
   /** The first field whose value cannot be sent, or null. */
   get wrong() {
-    return [...this.#rows.values()].map(({ box }) => box).concat(this.extra).find((box) => !box.checkValidity()) ?? null;
+    return (
+      [...this.#rows.values()]
+        .map(({ box }) => box)
+        .concat(this.extra)
+        .find((box) => !box.checkValidity()) ?? null
+    );
   }
 
   #extra() {
@@ -64,7 +137,7 @@ export class Settings {
   }
 
   #keep() {
-    this.extra.setCustomValidity(isObject(this.extra.value) ? "" : "Not a JSON object, such as {\"tools\": []}.");
+    this.extra.setCustomValidity(isObject(this.extra.value) ? "" : 'Not a JSON object, such as {"tools": []}.');
     const values = [...this.#rows].map(([name, row]) => [name, row.text]);
     const changed = values.some(([, text]) => text !== "") || this.stop.value !== "" || this.extra.value !== "";
     byId("reset-sampling").disabled = !changed;
@@ -77,8 +150,18 @@ export class Settings {
 class Row {
   constructor({ name, label, min, max, whole, slide, hint, none }, text, changed) {
     this.none = none ?? "default";
-    this.box = h("input", { id: `field-${name}`, type: "number", min, max, step: whole ? 1 : "any", inputmode: whole ? "numeric" : "decimal", "aria-describedby": `hint-${name}` });
-    this.slider = slide && h("input", { type: "range", min: slide[0], max: slide[1], step: slide[2], "aria-label": `${label}, slider` });
+    this.box = h("input", {
+      id: `field-${name}`,
+      type: "number",
+      min,
+      max,
+      step: whole ? 1 : "any",
+      inputmode: whole ? "numeric" : "decimal",
+      "aria-describedby": `hint-${name}`,
+    });
+    this.slider =
+      slide &&
+      h("input", { type: "range", min: slide[0], max: slide[1], step: slide[2], "aria-label": `${label}, slider` });
     this.back = iconButton("again", `${label}: back to the default`, () => {
       this.set("");
       this.box.focus();
@@ -92,9 +175,13 @@ class Row {
       this.set(this.slider.value);
       changed();
     });
-    this.element = h("div", { class: "field" },
+    this.element = h(
+      "div",
+      { class: "field" },
       h("div", { class: "row" }, h("label", { for: this.box.id }, label), this.back, this.box),
-      this.slider, h("p", { class: "hint", id: `hint-${name}` }, hint));
+      this.slider,
+      h("p", { class: "hint", id: `hint-${name}` }, hint),
+    );
     this.default = null;
     this.set(text);
   }
@@ -119,7 +206,7 @@ class Row {
     this.box.placeholder = this.default === null ? this.none : String(this.default);
     this.back.hidden = !chosen;
     this.element.classList.toggle("chosen", chosen);
-    if (this.slider) this.slider.value = chosen ? this.box.value : this.default ?? this.slider.min;
+    if (this.slider) this.slider.value = chosen ? this.box.value : (this.default ?? this.slider.min);
   }
 }
 

@@ -10,9 +10,12 @@ export function prepareShortcuts(actions, escape) {
   const box = byId("letters");
   box.checked = read(KEPT, true);
   box.addEventListener("change", () => write(KEPT, box.checked));
-  byId("shortcuts").append(...actions.flatMap(({ key, label }) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, label)]));
+  byId("shortcuts").append(
+    ...actions.flatMap(({ key, label }) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, label)]),
+  );
   document.addEventListener("keydown", (event) => {
-    if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+    if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]"))
+      return;
     if (event.key === "Escape") return escape(event);
     const action = actions.find(({ key }) => key === event.key);
     if (!action || !box.checked || writing(event.target)) return;

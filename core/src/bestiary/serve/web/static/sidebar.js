@@ -36,10 +36,25 @@ export class Sidebar {
   #row({ id, title }) {
     const shown = id === this.chat.conversation.id;
     const name = title || "Untitled";
-    return h("li", { class: shown ? "current" : null },
-      h("button", { type: "button", class: "title", "data-id": id, title: name, "aria-current": shown ? "true" : null, onclick: () => this.#open(id) },
-        name, this.chat.isAnswering(id) && h("span", { class: "live" }, h("span", { class: "hidden-text" }, " is being answered"))),
-      iconButton("trash", `Delete “${name}”`, () => this.chat.remove(id), { "data-id": `${id} delete` }));
+    return h(
+      "li",
+      { class: shown ? "current" : null },
+      h(
+        "button",
+        {
+          type: "button",
+          class: "title",
+          "data-id": id,
+          title: name,
+          "aria-current": shown ? "true" : null,
+          onclick: () => this.#open(id),
+        },
+        name,
+        this.chat.isAnswering(id) &&
+          h("span", { class: "live" }, h("span", { class: "hidden-text" }, " is being answered")),
+      ),
+      iconButton("trash", `Delete “${name}”`, () => this.chat.remove(id), { "data-id": `${id} delete` }),
+    );
   }
 
   #open(id) {

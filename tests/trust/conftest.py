@@ -1,0 +1,64 @@
+"""T0, the oracle over it, and engine processes that the tests of one file share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from bestiary.engine.process import supervisor
+
+from .support import chaos
+from .support.golden import Golden
+from .support.scene import Scene
+from .support.t0 import write_t0
+
+
+@pytest.fixture(scope="session")
+def t0(tmp_path_factory):
+    return write_t0(tmp_path_factory.mktemp("t0"))
+
+
+@pytest.fixture(scope="session")
+def golden(t0):
+    made = Golden(t0)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="package")
+def chaos_file(tmp_path_factory):
+    """While it exists, every step of a model of the chaos plugin does what is written in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(chaos.install(tmp_path_factory.mktemp("site"))))
+        path = tmp_path_factory.mktemp("control") / "chaos"
+        patch.setitem(os.environ, "CHAOS_FILE", str(path))
+        yield path
+
+
+@pytest.fixture(scope="module")
+def scenes(t0, golden, chaos_file):
+    """`scenes(**options)`: a `Scene`, made once for each set of options; its engine may die as often as it likes."""
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(supervisor, "MOST_RESTARTS", 10_000)
+
+        def make(**options):
+            key = tuple(sorted(options.items()))
+            if key not in made:
+                made[key] = Scene.open(t0, golden, **options)
+            return made[key]
+
+        yield make
+        for scene in made.values():
+            scene.close()
+
+
+@pytest.fixture
+def case(record_property):
+    """`case(id, inputs, **figures)`: which case of the programme a test tried, and with how many inputs."""
+
+    def note(name, inputs=1, **figures):
+        record_property("case", {"id": name, "inputs": inputs, "figures": figures})
+
+    return note

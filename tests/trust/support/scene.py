@@ -1,0 +1,77 @@
+"""A scene: an engine process, the oracle beside it, and canaries, on an event loop that outlives one test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bestiary.api.outputs import RequestOutput
+from bestiary.engine.arguments import EngineArgs
+from bestiary.serve.async_llm import AsyncLLM
+
+from .baseline import Holding, family
+from .canaries import Canaries
+from .chaos import HARMLESS, OVERRIDES, provoking
+from .golden import Golden
+
+T = TypeVar("T")
+PATIENCE = 240.0
+"""Seconds after which a test that waits has failed: nothing here takes a tenth of it on an idle machine."""
+SONGS = [[40 + number, 41, 42 + 3 * number, 43][: 2 + number % 3] for number in range(8)]
+PLAIN = {"dtype": "float32", "progress": False, "hf_overrides": OVERRIDES, "num_gpu_blocks_override": 256}
+
+
+@dataclass
+class Scene:
+    """One engine process (and those after it) with the chaos plugin, and what it held when it was new."""
+
+    llm: AsyncLLM
+    golden: Golden
+    runner: asyncio.Runner
+    before: Holding = field(init=False)
+
+    @classmethod
+    def open(cls, model: Path, golden: Golden, *, unready_after: float = 30.0, **options: Any) -> Scene:
+        runner = asyncio.Runner()
+        args = EngineArgs.make(str(model), PLAIN | options)
+        llm = runner.run(AsyncLLM.start(args, unready_after=unready_after))
+        scene = cls(llm, golden, runner)
+        scene.run(llm.wait_ready())
+        scene.run(scene.ask(SONGS[0]))  # threads that the first request starts belong to the baseline
+        scene.before = Holding.of()
+        return scene
+
+    def close(self) -> None:
+        self.run(self.llm.close())
+        self.runner.close()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(asyncio.wait_for(work, PATIENCE))
+
+    def canaries(self) -> Canaries:
+        return Canaries(self.llm, self.golden, SONGS, HARMLESS)
+
+    async def ask(self, prompt: Sequence[int]) -> RequestOutput:
+        return await self.llm.submit(f"ask {prompt}", prompt, HARMLESS).wait()
+
+    async def provoke(self, what: str, when: str) -> tuple[RequestOutput, str]:
+        """Send a request that provokes; its output, and the code of the error it ended with."""
+        generation = self.llm.submit("guilty", *provoking(what, when))
+        output = await generation.wait()
+        words = str(output.outputs[0].stop_reason)
+        return output, words.partition(":")[0] if generation.error is None else generation.error.error_code
+
+    async def check_baseline(self) -> None:
+        """Everything that was held for requests is free, and the engine answers as it did at first."""
+        assert self.llm.num_live == 0
+        output = await self.ask(SONGS[1])
+        assert output.outputs[0].token_ids == self.golden.tokens(SONGS[1], HARMLESS)
+        assert self.llm.stats().used_blocks == self.llm.stats().running == self.llm.stats().waiting == 0
+        now = Holding.of()
+        assert now.descriptors <= self.before.descriptors
+        assert now.threads <= self.before.threads + 2, "more threads than the first request and one restart started"
+        engines = [line for line in family().values() if "engine.process.child" in line]
+        assert len(engines) == 1
