@@ -14,8 +14,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from bestiary.api.errors import ModelError, RequestError
 from bestiary.api.hooks import TextDelta
+from bestiary.api.structured import StructuredOutputsParams
+from bestiary.api.structured import Vocabulary as EngineVocabulary
 from bestiary.api.text_formats import ToolFormat
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.structured.llguidance import LLGuidanceBackend
 from bestiary.serve.text.parsers.answer import parse_text
 from bestiary.serve.text.parsers.families import HERMES, REASONING_FORMATS, TOOL_FORMATS
 from bestiary.serve.text.parsers.formats import AnswerFormats, begins_inside
@@ -287,6 +290,20 @@ def test_objects_hold_what_their_schemas_list(plain: Vocabulary) -> None:
     assert not passes(named, '{"a": 1, "b": 2}')
     assert passes({**named, "additionalProperties": {"type": "integer"}}, '{"a": 1, "b": 2}')
     assert passes({"type": "object"}, '{"b": 2}')
+
+
+def test_grammars_keep_within_the_limits_of_the_engine(smollm2: Vocabulary) -> None:
+    properties = {f"p{each}": {"type": kind, "title": "T"} for each, kind in enumerate(["string", "integer", "array"])}
+    many = [Tool(f"tool_{each}", parameters={"type": "object", "properties": properties}) for each in range(64)]
+    vocabulary = EngineVocabulary(
+        tokenizer_json=smollm2.backend.to_str(),
+        vocab_size=smollm2.backend.get_vocab_size(),
+        eos_token_ids=(smollm2.eos,),
+    )
+    backend = LLGuidanceBackend(vocabulary)
+    for family in ("hermes", "qwen3_coder", "deepseek_v31", "pythonic"):
+        grammar = forced_calls(TOOL_FORMATS[family], many, reasoning=REASONING_FORMATS["think"])
+        backend.validate_grammar(StructuredOutputsParams(grammar=grammar))
 
 
 def test_a_real_vocabulary(smollm2: Vocabulary) -> None:

@@ -20,15 +20,14 @@ from bestiary.api.errors import RequestError
 from bestiary.api.text_formats import JsonCall, NamedCall, PythonCall, ReasoningFormat, TaggedCall, ToolFormat
 
 from .parsers.schemas import argument_types
+from .schema_check import without_notes
 from .tools import Tool
 
 _TEXT = "/(?s:.*)/"
 _BLANK = "/[ \\t\\r\\n]{0,4}/"
 _WRITTEN = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _PYTHON_ESCAPES = {"json_allowed_escapes": '"\\bfnrtu'}  # where JSON and Python mean the same
-_ENFORCED = frozenset(
-    {"type", "enum", "const", "title", "description", "default", "examples", "$comment", "deprecated"}
-)
+_ENFORCED = frozenset({"type", "enum", "const"})
 _ANYTHING: Mapping[str, Any] = {"type": "object"}
 
 
@@ -91,15 +90,15 @@ class _Rules:
         self._special = special
         longest_first = sorted(special, key=len, reverse=True)
         self._tokens = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._lines: list[str] = []
+        self._names: dict[str, str] = {}
 
     def grammar(self, start: list[str]) -> str:
-        return "\n".join(["%llguidance {}", f"start: {' '.join(start)}", *self._lines, ""])
+        rules = (f"{name}{rule}" for rule, name in self._names.items())
+        return "\n".join(["%llguidance {}", f"start: {' '.join(start)}", *rules, ""])
 
     def name(self, kind: str, body: str, options: str = "") -> str:
-        name = f"{kind}_{len(self._lines)}"
-        self._lines.append(f"{name}{options}: {body}")
-        return name
+        """A rule for `body`, the same for the same."""
+        return self._names.setdefault(f"{options}: {body}", f"{kind}_{len(self._names)}")
 
     def text(self, *pieces: str) -> list[str]:
         """Fixed text, special tokens as such."""
@@ -121,7 +120,9 @@ class _Rules:
         return " | ".join(self.until(mark) for mark in marks)
 
     def json(self, schema: Mapping[str, Any], **options: Any) -> str:
-        return self.name("json", f"%json {json.dumps({'x-guidance': {**_WRITTEN, **options}, **schema})}")
+        return self.name(
+            "json", f"%json {json.dumps({'x-guidance': {**_WRITTEN, **options}, **without_notes(schema)})}"
+        )
 
     def thought(self, reasoning: ReasoningFormat | None, started: bool) -> list[str]:
         """Reasoning that may come first."""
@@ -182,7 +183,7 @@ class _Rules:
         if types == {"string"} and choices is not None:
             words = " | ".join(" ".join(self.text(word)) for word in choices if word)
             return [f"({words}){'?' if '' in choices else ''}", *self.text(shape.padding, end)]
-        if tool.strict and (types != {"string"} or schema.keys() - _ENFORCED):
+        if tool.strict and (types != {"string"} or without_notes(schema).keys() - _ENFORCED):
             raise _unkeepable(tool, key, "a string without further rules than enum or const")
         mark = end.rstrip()
         return [self.until(mark), *self.text(end[len(mark) :])]
