@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from bestiary.api.errors import RequestError
-from bestiary.serve.text.schema_check import without_notes
 from bestiary.serve.text.tools import SCHEMA_BYTES, TOOL_LIMIT, Tool, ToolChoice, check_tool_choice, check_tools
 
 
@@ -95,17 +94,6 @@ def test_what_schemas_may_be(parameters: object) -> None:
     assert checked.strict
     shown = json.loads(json.dumps(checked.shown()))
     assert shown["function"] == {"name": "f", "description": "does it", "parameters": shown["function"]["parameters"]}
-
-
-def test_notes_can_be_left_out() -> None:
-    schema = {
-        "title": "t", "properties": {"title": {"description": "d", "enum": ["title"]}, "default": True},
-        "anyOf": [{"examples": [1], "items": [{"title": "x"}]}], "additionalProperties": {"default": 3}, "const": {"title": 1},
-    }  # fmt: skip
-    assert without_notes(schema) == {
-        "properties": {"title": {"enum": ["title"]}, "default": True}, "anyOf": [{"items": [{}]}],
-        "additionalProperties": {}, "const": {"title": 1},
-    }  # fmt: skip
 
 
 def test_as_many_as_may_be() -> None:

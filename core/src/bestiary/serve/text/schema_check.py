@@ -26,7 +26,6 @@ _NAMED_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definit
 _SAME_VALUE = frozenset({"anyOf", "oneOf", "allOf", "not", "if", "then", "else"})
 """Keywords whose schemas are about the very value that the schema around them is about."""
 
-_NOTES = frozenset({"title", "description", "default", "examples", "$comment", "deprecated", "readOnly", "writeOnly"})
 _PATTERN_CHARS = 1024
 # What ECMAScript's patterns, which JSON Schema uses, have and Python's spell otherwise.
 _ECMA = [
@@ -72,19 +71,19 @@ def _walk(schema: Any, pointer: str, where: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(value, here, where)
 
 
-def without_notes(schema: Any) -> Any:
-    """A copy of a checked schema without what only people read in it."""
+def changed(schema: Any, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Any:
+    """A copy of a checked schema: `change` gives the keywords of each schema in it, from the outside in."""
     if not isinstance(schema, Mapping):
         return schema
-    lean: dict[str, Any] = {}
-    for keyword, value in schema.items():
+    copy = dict(change(schema))
+    for keyword, value in copy.items():
         if keyword in _NAMED_SCHEMAS:
-            lean[keyword] = {name: without_notes(each) for name, each in value.items()}
+            copy[keyword] = {name: changed(each, change) for name, each in value.items()}
         elif keyword in _SCHEMAS or (keyword == "items" and isinstance(value, list)):
-            lean[keyword] = [without_notes(each) for each in value]
-        elif keyword not in _NOTES:
-            lean[keyword] = without_notes(value) if keyword in _SCHEMA else value
-    return lean
+            copy[keyword] = [changed(each, change) for each in value]
+        elif keyword in _SCHEMA:
+            copy[keyword] = changed(value, change)
+    return copy
 
 
 def _same(root: Any, schema: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:

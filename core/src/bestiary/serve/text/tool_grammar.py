@@ -3,9 +3,9 @@
 The text is Lark as llguidance reads it. What a grammar lets pass, the family's parser reads as calls; both are made of
 the same `ToolFormat`. A mark that is a special token of the vocabulary is asked for as that token.
 
-A schema is fulfilled, with two freedoms. JSON is written as `json.dumps` writes it, and an object whose schema lists
-properties has no others unless it says so. Where a family writes strings plainly between tags, only `enum` and `const`
-bind them; a tool that is `strict` may not ask for more there.
+A schema is fulfilled as far as `enforceable` says. JSON is written as `json.dumps` writes it, and an object whose
+schema lists properties has no others unless it says so. Where a family writes strings plainly between tags, only
+`enum` and `const` bind them; a tool that is `strict` may not ask for more there.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 from bestiary.api.errors import RequestError
 from bestiary.api.text_formats import JsonCall, NamedCall, PythonCall, ReasoningFormat, TaggedCall, ToolFormat
 
+from .enforceable import enforceable
 from .parsers.schemas import argument_types
-from .schema_check import without_notes
 from .tools import Tool
 
 _TEXT = "/(?s:.*)/"
@@ -55,7 +55,8 @@ def forced_calls(
     if form.bare:
         form = replace(form, opening=(), closing="", layout="")
     anywhere = reasoning is not None and reasoning.anywhere
-    calls = rules.calls(form, tools, several, form.opening if anywhere else form.opening[:1])
+    bound = [_bound(tool) for tool in tools]
+    calls = rules.calls(form, bound, several, form.opening if anywhere else form.opening[:1])
     return rules.grammar([*thought, *calls])
 
 
@@ -75,7 +76,7 @@ def free_calls(
     if not any(tool.strict for tool in tools) or not form.opening:
         return None
     rules = _Rules(special or {})
-    loose = [tool if tool.strict else Tool(tool.name, parameters=_ANYTHING) for tool in tools]
+    loose = [_bound(tool) if tool.strict else Tool(tool.name, parameters=_ANYTHING) for tool in tools]
     thought = rules.thought(reasoning, started)
     begins = rules.name("head", rules.until_any(form.opening))
     rest = rules.calls(form, loose, several=form.separator is not None or form.brackets, openings=())
@@ -120,9 +121,7 @@ class _Rules:
         return " | ".join(self.until(mark) for mark in marks)
 
     def json(self, schema: Mapping[str, Any], **options: Any) -> str:
-        return self.name(
-            "json", f"%json {json.dumps({'x-guidance': {**_WRITTEN, **options}, **without_notes(schema)})}"
-        )
+        return self.name("json", f"%json {json.dumps({**schema, 'x-guidance': _WRITTEN | options})}")
 
     def thought(self, reasoning: ReasoningFormat | None, started: bool) -> list[str]:
         """Reasoning that may come first."""
@@ -183,7 +182,7 @@ class _Rules:
         if types == {"string"} and choices is not None:
             words = " | ".join(" ".join(self.text(word)) for word in choices if word)
             return [f"({words}){'?' if '' in choices else ''}", *self.text(shape.padding, end)]
-        if tool.strict and (types != {"string"} or without_notes(schema).keys() - _ENFORCED):
+        if tool.strict and (types != {"string"} or schema.keys() - _ENFORCED):
             raise _unkeepable(tool, key, "a string without further rules than enum or const")
         mark = end.rstrip()
         return [self.until(mark), *self.text(end[len(mark) :])]
@@ -199,6 +198,10 @@ class _Rules:
             first = self.name("first", begun if needed else f"{begun} | {first}" if first else f"({begun})?")
             later = self.name("later", after if needed else f"{after} | {later}" if later else f"({after})?")
         return [first] if first else []
+
+
+def _bound(tool: Tool) -> Tool:
+    return replace(tool, parameters=enforceable(tool))
 
 
 def _quoted(text: str) -> str:
