@@ -61,15 +61,18 @@ export class Live {
       history.series((sample) => sample.stats.running),
       history.series((sample) => sample.stats.waiting),
     ]);
-    const { used, total, block_size: size } = stats.kv;
-    this.cache.update(
-      total ? used / total : null,
-      total ? percent(used / total) : "–",
-      `${count(used)} of ${count(total)} blocks of ${plural(size, "token")}`,
-    );
+    this.#cache(stats.kv);
     this.#prefix(stats.prefix, history.hitRate);
     this.latencies.replaceChildren(...LATENCIES.flatMap(([name, label]) => latencyRow(label, stats.latency?.[name])));
     this.#totals(stats);
+  }
+
+  /** (The engine tells how large its cache is with its first step; until then the model's card does.) */
+  #cache({ used, total, block_size: size }) {
+    const blocks = total || this.server.info?.model?.num_kv_blocks;
+    if (!blocks) return this.cache.update(null, "–", "not allotted yet");
+    const note = `${count(used)} of ${count(blocks)} blocks of ${plural(size, "token")}`;
+    this.cache.update(used / blocks, percent(used / blocks), note);
   }
 
   #prefix({ queried_tokens: queried, hit_tokens: hits }, recent) {
