@@ -51,12 +51,12 @@ MODEL = ModelInfo(
 class Script:
     """How the next requests go.
 
-    pace: awaited before each token. fail: (tokens, code) after which a request dies.
+    pace: acquired before each token. fail: (tokens, code) after which a request dies.
     """
 
     answer: str = ANSWER
     fail: tuple[int, str] | None = None
-    pace: asyncio.Event | None = None
+    pace: asyncio.Semaphore | None = None
     finish: str | None = None
 
 
@@ -150,7 +150,7 @@ class FakeLLM:
                     generation.error = EngineError("the engine process ended", code=code)
                 generation.end("error", f"{code}: something happened")
                 return
-            await (asyncio.sleep(0) if script.pace is None else script.pace.wait())
+            await (asyncio.sleep(0) if script.pace is None else script.pace.acquire())
             for each in output.outputs:
                 each.token_ids.append(ids[number])
                 text = self.tokenizer.decode(each.token_ids)

@@ -25,8 +25,8 @@ class RemoteEngine:
 
     def __init__(self, supervisor: Supervisor, forms: Forms) -> None:
         self._supervisor, self._forms = supervisor, forms
+        self._told: int | None = None  # the number of restarts when the engine was told
         self._numbers = itertools.count()
-        self._told: int | None = None
 
     def add_request(
         self,
@@ -60,9 +60,9 @@ class RemoteEngine:
         """Each engine process is told of the tokenizer once; and none of a form that was not tried."""
         if not self._forms.knows(wanted):
             raise EngineError("the form of this answer was not tried before", fix="await check_structured_outputs")
-        if self._told != self._supervisor.pid:
+        if self._told != self._supervisor.restarts:
             self._supervisor.send(UseTokenizer(self._forms.tokenizer_json))
-            self._told = self._supervisor.pid
+            self._told = self._supervisor.restarts
 
     def finish(self, request_id: str, stop: str) -> SequenceUpdate | None:
         """Its text holds the stop string `stop`."""

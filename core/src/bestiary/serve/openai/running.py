@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from uvicorn import Config, Server
 
-from bestiary.api.errors import BestiaryError, EngineError, ModelFailed
+from bestiary.api import catalogue
+from bestiary.api.errors import BestiaryError, EngineError, ModelError, ModelFailed, PluginError
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.process.messages import ModelInfo
 from bestiary.engine.process.supervisor import Restart
@@ -21,6 +22,7 @@ from bestiary.serve.loop_watch import LoopWatch
 from .app import make_app
 from .listening import BACKLOG
 from .options import ServeOptions
+from .parsing import read_formats
 from .protocol import Protocol as HttpProtocol
 
 INTERRUPTED = 130
@@ -28,6 +30,7 @@ _FLUSH_SECONDS = 5
 _KEEP_ALIVE_SECONDS = 30
 _LONGEST_HEAD = 64 * 2**10
 _PHASE_SECONDS = 0.1
+_KINDS: Mapping[str, type[BestiaryError]] = {"model": ModelError, "weights": ModelError, "plugin": PluginError}
 
 
 class Face(Protocol):
@@ -79,14 +82,15 @@ class Running:
                 await llm.close()
 
     async def _serve(self, llm: AsyncLLM, bound: socket.socket) -> int:
-        server = _Server(_config(make_app(llm, self._options)))
+        formats = await asyncio.to_thread(read_formats, self._args, llm.tokenizer, self._options)
+        server = _Server(_config(make_app(llm, self._options, formats)))
         serving = asyncio.create_task(server.serve([bound]))
         watching = asyncio.create_task(self._watch(llm))
         self._face.listening()
         try:
             await self._first(serving, watching)
             if watching.done():
-                raise watching.result()
+                raise _by_its_area(watching.result())
             if self._signals:
                 await self._end(llm)
         finally:
@@ -155,6 +159,18 @@ class Running:
 def _is_the_models(error: EngineError | None) -> bool:
     """Whether a model that was loaded fails at everything: the server then stays, and says so to everybody."""
     return error is not None and error.error_code == ModelFailed.code
+
+
+def _by_its_area(error: BestiaryError) -> BestiaryError:
+    """An error that the engine process told of, as one of whose fault it is: the exit code says so too."""
+    known = catalogue.find(error.error_code)
+    kind = _KINDS.get("" if known is None else known.area)
+    if kind is None:
+        return error
+    return kind(
+        error.message, code=error.error_code, field=error.field, limit=error.limit, value=error.value,
+        details=error.details, fix=error.fix,
+    )  # fmt: skip
 
 
 class _Server(Server):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from bestiary.serve.async_llm import AsyncLLM
+    from bestiary.serve.text.parsers.choose import AnswerFormats
     from bestiary.serve.text.tokenizer import Tokenizer
 
     from .routes import Endpoint
@@ -45,11 +46,14 @@ class Service:
     """The model behind the endpoints, under its names. Owns the metrics and the secret that salts are made with.
 
     Attributes:
-        endpoints: those that are there. names: the ids of the model alone, the first being the one that answers show.
+        formats: how the model writes reasoning and calls. endpoints: those that are there.
+        names: the ids of the model alone, the first being the one that answers show.
     """
 
-    def __init__(self, llm: AsyncLLM, options: ServeOptions, endpoints: tuple[Endpoint, ...]) -> None:
-        self.llm, self.options, self.endpoints = llm, options, endpoints
+    def __init__(
+        self, llm: AsyncLLM, options: ServeOptions, formats: AnswerFormats, endpoints: tuple[Endpoint, ...]
+    ) -> None:
+        self.llm, self.options, self.formats, self.endpoints = llm, options, formats, endpoints
         self.metrics = Metrics(llm)
         self.started = time.time()
         self.names = options.served_model_names or (public_name(llm.args.model),)

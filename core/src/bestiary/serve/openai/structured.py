@@ -8,24 +8,31 @@ from typing import Any
 from bestiary.api.errors import RequestError
 from bestiary.api.sampling import SamplingParams
 
+from .parsing import Tooling
 from .schemas.chat import GrammarFormat, JsonObjectFormat, JsonSchemaFormat, RegexFormat
 from .schemas.responses import AnyJsonFormat, ResponsesRequest, SchemaFormat
 from .schemas.sampling import SamplingFields
 
 
-def structured_outputs(request: SamplingFields) -> dict[str, Any]:
+def structured_outputs(request: SamplingFields, tooling: Tooling | None = None) -> dict[str, Any]:
     """The argument `structured_outputs` of `SamplingParams`, or none. Raises where several things are asked for."""
-    return _argument(_wanted(request))
+    return _argument(_wanted(request) | _calls(tooling))
 
 
-def structured_text(request: ResponsesRequest) -> dict[str, Any]:
+def structured_text(request: ResponsesRequest, tooling: Tooling) -> dict[str, Any]:
     """The same for the field `text.format` of `/v1/responses`."""
+    wanted = _calls(tooling)
     match None if request.text is None else request.text.format:
         case AnyJsonFormat():
-            return _argument({"text.format": {"json_object": True}})
+            wanted["text.format"] = {"json_object": True}
         case SchemaFormat(schema_=schema):
-            return _argument({"text.format": {"json": schema}})
-    return {}
+            wanted["text.format"] = {"json": schema}
+    return _argument(wanted)
+
+
+def _calls(tooling: Tooling | None) -> dict[str, dict[str, Any]]:
+    """A grammar that makes the answer call a tool, where it has to."""
+    return {"tool_choice": {}} if tooling is not None and tooling.forced else {}
 
 
 def _argument(wanted: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -7,11 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from .base import WHOLE, JsonObject, Reply, Request, Strict
-from .chat import MAX_TOOLS, FunctionName
-from .messages import MAX_MESSAGES, MAX_NAME_CHARS, MAX_PARTS
+from .chat import MAX_TOOLS, Description, FunctionName
+from .messages import MAX_MESSAGES, MAX_PARTS, Id
 from .sampling import MAX_SALT_CHARS, Count, Logprobs, Temperature
-
-Id = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 
 
 class InputText(Strict):
@@ -22,7 +20,7 @@ class InputText(Strict):
 class InputMessage(Strict):
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | Annotated[list[InputText], Field(max_length=MAX_PARTS)]
+    content: str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS)]
 
 
 class FunctionCallItem(Strict):
@@ -61,7 +59,7 @@ InputItem = Annotated[
 class ResponseTool(Strict):
     type: Literal["function"]
     name: FunctionName
-    description: str | None = None
+    description: Description | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
 
