@@ -122,13 +122,13 @@ def take_all(url: str) -> None:
         page.emulate_media(color_scheme="dark")
         page.click("#tab-model")
         taken(page, "dark")
-        phone = {
+        phone: dict[str, Any] = {
             "viewport": {"width": 360, "height": 720},
             "device_scale_factor": 2,
             "has_touch": True,
             "is_mobile": True,
         }
-        taken(opened(browser, url, color_scheme="light", **phone, has_touch=True), "phone")
+        taken(opened(browser, url, color_scheme="light", **phone), "phone")
         browser.close()
 
 
