@@ -12,6 +12,7 @@ import click
 
 from bestiary.api.errors import UsageError
 
+from .dry_run import dry_run_option, show_plan
 from .failures import INTERRUPTED
 from .kinds import MEMORY
 from .options import Option, SectionedCommand, debug_option, engine_args, engine_options_with, model_argument
@@ -42,8 +43,8 @@ def _options(command: Any) -> Any:
         click.option("--served-model-name", "names", multiple=True, metavar="NAME",
                      help="Id of the model, in place of its own; repeatable: the others are aliases."),
         click.option("--open", "open_page", is_flag=True, help="Open the page in a browser."),
-        click.option("--api-key", "api_keys", multiple=True, metavar="KEY", cls=AccessOption, envvar="BESTIARY_API_KEY",
-                     help="A key that opens the server; repeatable.  [env: BESTIARY_API_KEY, space between several]"),
+        click.option("--api-key", "api_keys", multiple=True, metavar="KEY", cls=AccessOption,
+                     help="A key that opens the server; repeatable. Better in BESTIARY_API_KEY or a file."),
         click.option("--api-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), cls=AccessOption,
                      help="A file with a key in each line."),
         click.option("--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", cls=AccessOption,
@@ -87,9 +88,11 @@ def _options(command: Any) -> Any:
 @click.command(cls=SectionedCommand)
 @model_argument
 @_options
+@dry_run_option
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: the plan as JSON.")
 @debug_option
 @engine_options_with(max_queue=MAX_QUEUE)
-def serve(model: str, **options: Any) -> int:
+def serve(model: str, dry_run: bool, as_json: bool, **options: Any) -> int:
     """Serve MODEL over HTTP, as OpenAI's clients expect it, with a page to chat at /.
 
     The server listens at once and says 503 until the model is loaded. It ends after SIGTERM or Ctrl-C: no new requests,
@@ -97,6 +100,10 @@ def serve(model: str, **options: Any) -> int:
     """
     args = engine_args(model, options)
     served = _served(options)
+    if dry_run:
+        return show_plan(args, as_json=as_json, more={"server": _plan(served, options)})
+    if as_json:
+        raise click.UsageError("--json needs --dry-run; --log-json writes the log as JSON")
     try:
         from bestiary.serve.openai.listening import listening
         from bestiary.serve.openai.running import Running
@@ -138,6 +145,21 @@ def _served(options: Mapping[str, Any]) -> ServeOptions:
         served_model_names=options["names"],
         chat_template=read_template(options["chat_template"]),
     )
+
+
+def _plan(served: ServeOptions, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Where it would listen, and who could call."""
+    return {
+        "listens at": options["uds"] or f"{served.host}:{served.port}",
+        "API keys": len(served.api_keys) or "none: everybody who reaches it may call",
+        "further hosts": ", ".join(served.allowed_hosts) or None,
+        "web pages of": ", ".join(served.cors_origins) or None,
+        "page at /": served.web,
+        "metrics": served.metrics,
+        "adapters from": None if served.lora_dir is None else str(served.lora_dir),
+        "drain": f"{options['drain']:g} s",
+        "restart": options["restart"],
+    }
 
 
 def _keys_of(path: Path | None) -> list[str]:
