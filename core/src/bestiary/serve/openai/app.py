@@ -72,17 +72,17 @@ def _handler(endpoint: Endpoint, service: Service) -> Callable[[Request], Awaita
         try:
             answer = await endpoint.run(call)
         except BestiaryError as error:
-            service.metrics.end(call, _outcome(error))
+            call.end(_outcome(error))
             return _refuse(http, error)
         except (ClientGone, ClientDisconnect):
-            service.metrics.end(call, "aborted")
+            call.end("aborted")
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         except Exception:
             logging.getLogger("bestiary.http").exception("a request failed request=%s", call.id)
-            service.metrics.end(call, "failed")
+            call.end("failed")
             return _refuse(http, internal_error())
         if not isinstance(answer, EventStream):  # a stream counts itself when it ends
-            service.metrics.end(call, "finished")
+            call.end("finished")
         return answer
 
     return handle

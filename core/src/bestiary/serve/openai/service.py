@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import secrets
 import time
 import uuid
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from .routes import Endpoint
 
+logger = logging.getLogger("bestiary.http")
 Wanted = TypeVar("Wanted", bound=RequestModel)
 
 
@@ -136,6 +138,15 @@ class Call:
         request, warnings = validated(model, given, strict_fields=self.service.options.strict_fields)
         self.warnings += warnings
         return request
+
+    def end(self, outcome: str) -> None:
+        """Whatever became of it, once: "finished", "refused", "shed", "failed" or "aborted"."""
+        self.service.metrics.end(self, outcome)
+        logger.info(
+            "%s %s: %s after %.3f s request=%s",
+            self.http.method, self.endpoint.path, outcome, time.monotonic() - self.started, self.id,
+            extra={"request_id": self.id, "outcome": outcome, "path": self.endpoint.path},
+        )  # fmt: skip
 
     def salt(self, own: str | None) -> str | None:
         return self.service.salt(self.tenant, own)
