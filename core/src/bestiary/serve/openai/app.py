@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from bestiary.api.errors import BestiaryError, RequestError
-from bestiary.serve.text.parsers.choose import AnswerFormats
+from bestiary.serve.text.parsers.formats import AnswerFormats
 from bestiary.serve.web import page
 
 from .errors import internal_error, refusal, status_of

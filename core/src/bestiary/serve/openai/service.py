@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from bestiary.serve.async_llm import AsyncLLM
-    from bestiary.serve.text.parsers.choose import AnswerFormats
+    from bestiary.serve.text.parsers.formats import AnswerFormats
     from bestiary.serve.text.tokenizer import Tokenizer
 
     from .routes import Endpoint
@@ -90,6 +90,11 @@ class Service:
     @cached_property
     def spelling(self) -> Spelling:
         return Spelling(self.tokenizer)
+
+    @cached_property
+    def mark_ids(self) -> tuple[int, ...]:
+        """Special tokens that stay in the text, because reasoning and calls are told by them."""
+        return self.tokenizer.special_ids_in(self.formats.marks())
 
     def salt(self, tenant: str | None, own: str | None) -> str | None:
         """What keeps one tenant's prefix cache from another's: with several keys, each has a secret salt.
