@@ -120,8 +120,8 @@ def _run(args: EngineArgs, served: ServeOptions, options: Mapping[str, Any], pro
         raise UsageError(f"serving needs {error.name}", field="serve", fix=_EXTRA) from error
     from .serve_screen import JsonScreen, TextScreen, set_up_logging
 
-    set_up_logging(as_json=options["log_json"], requests=options["log_requests"])
     with listening(options["host"], options["port"], options["uds"]) as bound:
+        set_up_logging(as_json=options["log_json"], requests=options["log_requests"])
         kind = JsonScreen if options["log_json"] else TextScreen
         screen = kind(args.model, bound, open_page=options["open_page"], keys=bool(served.api_keys))
         settings = {name: options[name] for name in ("drain", "restart", "unready_after")}
