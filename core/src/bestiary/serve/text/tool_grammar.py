@@ -3,9 +3,9 @@
 The text is Lark as llguidance reads it. What a grammar lets pass, the family's parser reads as calls; both are made of
 the same `ToolFormat`. A mark that is a special token of the vocabulary is asked for as that token.
 
-A schema is fulfilled, with two freedoms. JSON is written as `json.dumps` writes it, and an object whose schema lists
-properties has no others unless it says so. Where a family writes strings plainly between tags, only `enum` and `const`
-bind them; a tool that is `strict` may not ask for more there.
+A schema is fulfilled as far as `enforceable` says. JSON is written as `json.dumps` writes it, and an object whose
+schema lists properties has no others unless it says so. Where a family writes strings plainly between tags, only
+`enum` and `const` bind them; a tool that is `strict` may not ask for more there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from bestiary.api.errors import RequestError
 from bestiary.api.text_formats import JsonCall, NamedCall, PythonCall, ReasoningFormat, TaggedCall, ToolFormat
 
+from .enforceable import enforceable
 from .parsers.schemas import argument_types
 from .tools import Tool
 
@@ -26,9 +27,7 @@ _TEXT = "/(?s:.*)/"
 _BLANK = "/[ \\t\\r\\n]{0,4}/"
 _WRITTEN = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _PYTHON_ESCAPES = {"json_allowed_escapes": '"\\bfnrtu'}  # where JSON and Python mean the same
-_ENFORCED = frozenset(
-    {"type", "enum", "const", "title", "description", "default", "examples", "$comment", "deprecated"}
-)
+_ENFORCED = frozenset({"type", "enum", "const"})
 _ANYTHING: Mapping[str, Any] = {"type": "object"}
 
 
@@ -56,7 +55,8 @@ def forced_calls(
     if form.bare:
         form = replace(form, opening=(), closing="", layout="")
     anywhere = reasoning is not None and reasoning.anywhere
-    calls = rules.calls(form, tools, several, form.opening if anywhere else form.opening[:1])
+    bound = [_bound(tool) for tool in tools]
+    calls = rules.calls(form, bound, several, form.opening if anywhere else form.opening[:1])
     return rules.grammar([*thought, *calls])
 
 
@@ -76,7 +76,7 @@ def free_calls(
     if not any(tool.strict for tool in tools) or not form.opening:
         return None
     rules = _Rules(special or {})
-    loose = [tool if tool.strict else Tool(tool.name, parameters=_ANYTHING) for tool in tools]
+    loose = [_bound(tool) if tool.strict else Tool(tool.name, parameters=_ANYTHING) for tool in tools]
     thought = rules.thought(reasoning, started)
     begins = rules.name("head", rules.until_any(form.opening))
     rest = rules.calls(form, loose, several=form.separator is not None or form.brackets, openings=())
@@ -91,15 +91,15 @@ class _Rules:
         self._special = special
         longest_first = sorted(special, key=len, reverse=True)
         self._tokens = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._lines: list[str] = []
+        self._names: dict[str, str] = {}
 
     def grammar(self, start: list[str]) -> str:
-        return "\n".join(["%llguidance {}", f"start: {' '.join(start)}", *self._lines, ""])
+        rules = (f"{name}{rule}" for rule, name in self._names.items())
+        return "\n".join(["%llguidance {}", f"start: {' '.join(start)}", *rules, ""])
 
     def name(self, kind: str, body: str, options: str = "") -> str:
-        name = f"{kind}_{len(self._lines)}"
-        self._lines.append(f"{name}{options}: {body}")
-        return name
+        """A rule for `body`, the same for the same."""
+        return self._names.setdefault(f"{options}: {body}", f"{kind}_{len(self._names)}")
 
     def text(self, *pieces: str) -> list[str]:
         """Fixed text, special tokens as such."""
@@ -121,7 +121,7 @@ class _Rules:
         return " | ".join(self.until(mark) for mark in marks)
 
     def json(self, schema: Mapping[str, Any], **options: Any) -> str:
-        return self.name("json", f"%json {json.dumps({'x-guidance': {**_WRITTEN, **options}, **schema})}")
+        return self.name("json", f"%json {json.dumps({**schema, 'x-guidance': _WRITTEN | options})}")
 
     def thought(self, reasoning: ReasoningFormat | None, started: bool) -> list[str]:
         """Reasoning that may come first."""
@@ -198,6 +198,10 @@ class _Rules:
             first = self.name("first", begun if needed else f"{begun} | {first}" if first else f"({begun})?")
             later = self.name("later", after if needed else f"{after} | {later}" if later else f"({after})?")
         return [first] if first else []
+
+
+def _bound(tool: Tool) -> Tool:
+    return replace(tool, parameters=enforceable(tool))
 
 
 def _quoted(text: str) -> str:
