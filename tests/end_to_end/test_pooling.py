@@ -237,6 +237,14 @@ def test_what_the_models_files_say_of_pooling_holds(llama, tmp_path):
     assert load(tmp_path, runner="auto").engine.checks.pooling is None
 
 
+def test_a_quantized_model_gives_vectors_of_almost_the_same_direction(llama):
+    asked = prompts(lengths=(40, 33))
+    want = [POOLED["MEAN"](hidden_states(llama[0], ids)) for ids in asked]
+    with load(llama[1], pooling_type="MEAN", quantization="int8") as llm:
+        for ours, theirs in zip(vectors(llm, asked), want, strict=True):
+            assert 0.995 < float(torch.cosine_similarity(ours, theirs, dim=0)) < 1.0
+
+
 LAYOUTS = {
     "PP 2": {"pipeline_parallel_size": 2},
     "TP 2": {"tensor_parallel_size": 2},

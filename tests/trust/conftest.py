@@ -38,20 +38,26 @@ def chaos_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scenes(t0, golden, chaos_file):
-    """`scenes(**options)`: a `Scene`, made once for each set of options; its engine may die as often as it likes."""
-    made = {}
+    """`scenes(**options)`: a `Scene`, kept as long as the same options are asked for; its engine may die as often as
+    it likes."""
+    kept = {}
+
+    def close():
+        for scene in kept.values():
+            scene.close()
+        kept.clear()
+
+    def make(**options):
+        key = tuple(sorted(options.items()))
+        if key not in kept:
+            close()
+            kept[key] = Scene.open(t0, golden, **options)
+        return kept[key]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(supervisor, "MOST_RESTARTS", 10_000)
-
-        def make(**options):
-            key = tuple(sorted(options.items()))
-            if key not in made:
-                made[key] = Scene.open(t0, golden, **options)
-            return made[key]
-
         yield make
-        for scene in made.values():
-            scene.close()
+        close()
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from bestiary.api.errors import UsageError
 from bestiary.api.hook_manager import HookManager
 from bestiary.serve.text.chat_template import render_chat
 from bestiary.serve.text.parsers.answer import parse_text
-from bestiary.serve.text.parsers.choose import AnswerFormats, choose_formats
+from bestiary.serve.text.parsers.choose import choose_formats
 from bestiary.serve.text.parsers.families import HERMES
+from bestiary.serve.text.parsers.formats import AnswerFormats
 from bestiary.serve.text.tools import Tool
 from bestiary.testing.fake_site import Site
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from bestiary import LLM, SamplingParams
+from bestiary import LLM, PoolingParams, SamplingParams
 from bestiary.api.errors import EngineError
 from bestiary.engine import recovery
 
@@ -13,7 +13,7 @@ PROMPTS = [[4, 5, 6], [7, 8], [9], [10, 11, 12, 13], [14, 15]]
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(5)
     config = transformers.LlamaConfig(
@@ -21,7 +21,12 @@ def llm(tmp_path_factory):
         max_position_embeddings=64, initializer_range=0.3, eos_token_id=2,
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    return LLM(str(folder), dtype="float32", skip_tokenizer_init=True, progress=False)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def llm(folder):
+    return LLM(folder, dtype="float32", skip_tokenizer_init=True, progress=False)
 
 
 @pytest.fixture
@@ -88,3 +93,26 @@ def test_a_model_that_fails_whatever_it_is_asked_is_given_up(llm, raising):
     assert caught.value.error_code == "MODEL_FAILED"
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert not llm.engine.has_unfinished_requests
+
+
+def test_vectors_of_the_others_are_right_also_where_a_prompt_was_begun(folder, raising):
+    """The guilty token comes in the second part of its prompt, when parts of others have been pooled."""
+    prompts = [[4] * 12, [5] * 9 + [77], [6] * 14, [7] * 3]
+    options = {"runner": "pooling", "pooling_type": "MEAN", "max_num_batched_tokens": 20}
+    with LLM(folder, dtype="float32", skip_tokenizer_init=True, progress=False, **options) as llm:
+        want = [each.outputs.embedding for each in llm.embed(prompts, use_tqdm=False)]
+        raising(lambda ids: 77 in ids, ValueError("in the plugin"))
+        found = {}
+        for index, ids in enumerate(prompts):
+            llm.engine.add_request(str(index), ids, PoolingParams())
+        while llm.engine.has_unfinished_requests:
+            found |= {update.request_id: update for update in recovery.step(llm.engine)}
+        assert found.pop("1").error.startswith("MODEL_FAILED: ")
+        for name, update in found.items():
+            vector = torch.frombuffer(bytearray(update.pooled), dtype=torch.float32)
+            torch.testing.assert_close(vector, torch.tensor(want[int(name)]), atol=1e-6, rtol=0)
+        assert sorted(found) == ["0", "2", "3"]
+        raising(lambda ids: True, ValueError("always"))
+        llm.engine.add_request("last", [4], PoolingParams())
+        with pytest.raises(EngineError, match="whatever it is asked"):
+            recovery.step(llm.engine)

@@ -14,6 +14,7 @@ import pytest
 
 from bestiary.serve.openai.app import make_app
 from bestiary.serve.openai.options import ServeOptions
+from bestiary.serve.text.parsers.formats import AnswerFormats
 
 from .fake import FakeLLM
 
@@ -27,9 +28,11 @@ def llm() -> FakeLLM:
 
 
 @asynccontextmanager
-async def client(llm: FakeLLM, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def client(
+    llm: FakeLLM, formats: AnswerFormats | None = None, **options: Any
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application with these options; every refusal that it receives is checked."""
-    transport = httpx.ASGITransport(make_app(llm, ServeOptions(**options)))
+    transport = httpx.ASGITransport(make_app(llm, ServeOptions(**options), formats))
     hooks = {"response": [check_refusal]}
     async with httpx.AsyncClient(
         transport=transport, base_url="http://localhost:8000", timeout=20, event_hooks=hooks

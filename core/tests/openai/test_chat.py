@@ -78,8 +78,10 @@ def test_what_a_conversation_is_rendered_with(ask, llm):
     body = {"messages": messages, "tools": tools, "reasoning_effort": "low", "chat_template_kwargs": {"extra": 1}}
     assert ask("POST", PATH, body).status_code == 200
     (rendered,) = llm.rendered
-    assert rendered["messages"] == [{"role": "system", "content": "Be brief."}, *messages[1:]]
-    assert (rendered["tools"], rendered["reasoning_effort"], rendered["extra"]) == (tools, "low", 1)
+    assert [each["role"] for each in rendered["messages"]] == ["system", "user", "assistant", "tool"]
+    assert rendered["messages"][2]["tool_calls"][0]["function"] == {"name": "f", "arguments": {}}
+    assert [each["function"]["name"] for each in rendered["tools"]] == ["f"]
+    assert (rendered["reasoning_effort"], rendered["extra"]) == ("low", 1)
     ask("POST", PATH, body | {"tool_choice": "none"})
     assert "tools" not in llm.rendered[1]
 
@@ -131,7 +133,7 @@ def test_a_failure_of_a_whole_answer(ask, llm, code, status, shown):
 
 
 def test_an_answer_ends_when_its_client_leaves(llm):
-    llm.script = Script(pace=asyncio.Event())
+    llm.script = Script(pace=asyncio.Semaphore(0))
 
     async def run(body):
         async with client(llm) as http:

@@ -88,7 +88,7 @@ def test_one_of_several_fails_and_all_end(ask, llm):
 
 
 def test_many_prompts_leave_when_their_client_does(llm):
-    llm.script = Script(pace=asyncio.Event())
+    llm.script = Script(pace=asyncio.Semaphore(0))
 
     async def run():
         async with client(llm) as http:

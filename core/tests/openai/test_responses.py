@@ -67,7 +67,7 @@ def test_an_input_is_a_conversation(ask, llm):
     assert rendered["messages"][3]["content"] == [{"type": "text", "text": "b"}]
     assert [each["function"]["name"] for each in rendered["messages"][3]["tool_calls"]] == ["f", "g"]
     assert rendered["messages"][4]["tool_call_id"] == "c1"
-    function = {"name": "f", "parameters": {"type": "object"}, "strict": True}
+    function = {"name": "f", "description": "", "parameters": {"type": "object"}}
     assert rendered["tools"] == [{"type": "function", "function": function}]
 
 

@@ -14,8 +14,9 @@ from bestiary.api.hooks import TextDelta
 from bestiary.api.text_formats import JsonCall, ToolFormat
 from bestiary.serve.text.chat_template import render_chat
 from bestiary.serve.text.parsers.answer import parse_text
-from bestiary.serve.text.parsers.choose import AnswerFormats, begins_inside, choose_formats
+from bestiary.serve.text.parsers.choose import choose_formats
 from bestiary.serve.text.parsers.families import HERMES, REASONING_FORMATS, THINK, TOOL_FORMATS
+from bestiary.serve.text.parsers.formats import AnswerFormats, begins_inside
 from bestiary.serve.text.tools import Tool
 
 from .templates import TEMPLATES
@@ -113,3 +114,14 @@ def test_marks_are_all_that_must_stay_visible() -> None:
         "<|START_RESPONSE|>", "<|END_RESPONSE|>",
     }  # fmt: skip
     assert AnswerFormats().marks() == ()
+
+
+def test_the_grammar_of_an_answer() -> None:
+    formats, tools = AnswerFormats(TOOL_FORMATS["mistral"], THINK), [Tool("f"), Tool("g", strict=True)]
+    assert formats.grammar("", tools[:1]) is None
+    assert AnswerFormats().grammar("", tools) is None
+    free, forced = formats.grammar("", tools), formats.grammar("", tools, forced=True, special={"[TOOL_CALLS]": 5})
+    assert free is not None and "[TOOL_CALLS]" in free
+    assert forced is not None and "<[5]>" in forced and "</think>" in forced and "<think>" in forced
+    assert "<think>" not in str(formats.grammar("<think>\n", tools, forced=True))
+    assert str(AnswerFormats().grammar("", tools, forced=True, several=False)).count("<tool_call>") == 1

@@ -51,6 +51,10 @@ class Scene:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(asyncio.wait_for(work, PATIENCE))
 
+    def forgive(self) -> None:
+        """Forget earlier deaths: the next is followed by a restart, and at once."""
+        self.llm._supervisor._deaths.clear()
+
     def canaries(self) -> Canaries:
         return Canaries(self.llm, self.golden, SONGS, HARMLESS)
 

@@ -34,8 +34,8 @@ which is 250 optional properties of one object. Memory of an answer: a fifth, ab
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 """Between the parts of JSON; bounded, or a model that has lost its way writes nothing else until it is cut off."""
 _UNFORCED = '\n%llguidance {"no_forcing": true}'
-"""Where a grammar leaves no choice, the library would allow one spelling in tokens alone, and take the text of a special
-token for that token."""
+"""Where a grammar leaves no choice, the library would allow one spelling in tokens alone, and take a special token's
+text for that token."""
 _NOUNS: dict[Form, str] = {
     "json": "the schema", "json_object": "the schema", "regex": "the regular expression", "grammar": "the grammar",
     "choice": "the list of choices",

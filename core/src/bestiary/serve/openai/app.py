@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from bestiary.api.errors import BestiaryError, RequestError
+from bestiary.serve.text.parsers.formats import AnswerFormats
+from bestiary.serve.web import page
 
 from .errors import internal_error, refusal, status_of
 from .generations import ClientGone
@@ -27,20 +29,26 @@ _CLIENT_CLOSED_REQUEST = 499
 """The status of an answer that nobody receives, as servers write it to their logs."""
 
 
-def make_app(llm: AsyncLLM, options: ServeOptions) -> Starlette:
-    """The application that serves `llm`, which its caller starts and closes."""
+def make_app(llm: AsyncLLM, options: ServeOptions, formats: AnswerFormats | None = None) -> Starlette:
+    """The application that serves `llm`, which its caller starts and closes.
+
+    Args:
+        formats: how the model writes reasoning and tool calls (`read_formats`); None: all of an answer is content.
+    """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
     from starlette.routing import Route
 
     endpoints = tuple(each for each in ENDPOINTS if options.metrics or each.path != "/metrics")
-    service = Service(llm, options, endpoints)
+    service = Service(llm, options, formats or AnswerFormats(), endpoints)
     routes = [_route(Route, each, service) for each in endpoints]
     public = {each.path for each in endpoints if each.open}
     public |= {"/metrics"} if options.metrics_without_key else set()
+    pages = page.routes() if options.web else []
+    public |= {each.path for each in pages}
     app = Starlette(
-        routes=routes,
+        routes=[*routes, *pages],
         exception_handlers={HTTPException: _no_route},
         middleware=[Middleware(Gate, options=options, open_paths=public)],
     )
@@ -64,17 +72,17 @@ def _handler(endpoint: Endpoint, service: Service) -> Callable[[Request], Awaita
         try:
             answer = await endpoint.run(call)
         except BestiaryError as error:
-            service.metrics.end(call, _outcome(error))
+            call.end(_outcome(error))
             return _refuse(http, error)
         except (ClientGone, ClientDisconnect):
-            service.metrics.end(call, "aborted")
+            call.end("aborted")
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         except Exception:
             logging.getLogger("bestiary.http").exception("a request failed request=%s", call.id)
-            service.metrics.end(call, "failed")
+            call.end("failed")
             return _refuse(http, internal_error())
         if not isinstance(answer, EventStream):  # a stream counts itself when it ends
-            service.metrics.end(call, "finished")
+            call.end("finished")
         return answer
 
     return handle

@@ -6,25 +6,25 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bestiary.api.hooks import TextDelta, TextParser
+from bestiary.api.hooks import TextDelta, TextParser, ToolCallDelta
 from bestiary.api.outputs import CompletionOutput
 
 from .documents import answer, usage
 from .generations import changes, failure, finished
 from .logprobs import chat_logprobs, prompt_logprobs
-from .parsing import CallDelta, PlainText, answer_parser, call_deltas
+from .parsing import Tooling
 from .prompting import render
+from .schemas.base import plain
 from .schemas.chat import ChatCompletionRequest
-from .schemas.messages import plain_messages
 from .sse import DONE
 from .streaming import Chunks, stream
-from .structured import structured_outputs
+from .structured import check_form, stated_form
 
 if TYPE_CHECKING:
     from bestiary.serve.generation import Generation
 
     from .metrics import Clock
-    from .service import Call, Service, Target
+    from .service import Call, Target
 
 
 @dataclass(slots=True)
@@ -36,6 +36,7 @@ class Chat:
     target: Target
     id: str
     prompt: str
+    tooling: Tooling
     generation: Generation
     clock: Clock
 
@@ -45,9 +46,7 @@ class Chat:
         return self.request.top_logprobs or 0 if wants_logprobs(self.request) else None
 
     def parser(self) -> TextParser:
-        return answer_parser(
-            self.call.service, self.prompt, tools=self.request.tool_choice != "none" and bool(self.request.tools)
-        )
+        return self.tooling.parser(self.prompt, continued_text(self.request))
 
 
 async def chat_completions(call: Call) -> Any:
@@ -73,40 +72,48 @@ def wants_logprobs(request: ChatCompletionRequest) -> bool:
     return bool(request.logprobs or request.top_logprobs)
 
 
-async def render_chat(service: Service, request: ChatCompletionRequest) -> str:
-    """The conversation as a prompt."""
-    tools = None
-    if request.tools and request.tool_choice != "none":
-        tools = [tool.model_dump(exclude_unset=True) for tool in request.tools]
-    effort = request.reasoning_effort
-    return await render(service, request, plain_messages(request.messages), tools=tools, reasoning_effort=effort)
+def continued_text(request: ChatCompletionRequest) -> str:
+    """The beginning of the answer, where the last message is one."""
+    last = request.messages[-1].content
+    return last if request.continue_final_message and isinstance(last, str) else ""
 
 
 async def _accept(call: Call, request: ChatCompletionRequest, target: Target) -> Chat:
     """Render, check and submit. Raises `RequestError`, or `EngineError` where the engine takes nothing now."""
-    llm = call.service.llm
-    prompt = await render_chat(call.service, request)
+    service, llm = call.service, call.service.llm
+    tooling = Tooling.of(service.formats, plain(request.tools), plain(request.tool_choice))
+    call.warnings += tooling.warnings()
+    effort = request.reasoning_effort
+    prompt = await render(service, request, plain(request.messages), tools=tooling.shown, reasoning_effort=effort)
     token_ids = await llm.encode(prompt, add_special_tokens=False)
     limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if request.top_logprobs and not request.logprobs:
         call.warnings.append("top_logprobs implies logprobs")
+    form = tooling.form(
+        stated_form(request), prompt, service.tokenizer.special_tokens,
+        several=request.parallel_tool_calls is not False, continued=continued_text(request),
+    )  # fmt: skip
+    if request.parallel_tool_calls is False and tooling.callable and not tooling.forced:
+        call.warnings.append("parallel_tool_calls has no effect unless a call is required")
     sampling = request.sampling(
         max_tokens=limit,
         logprobs=request.top_logprobs or 0 if wants_logprobs(request) else None,
-        **structured_outputs(request),
+        structured_outputs=None if form is None else form.params,
+        shown_token_ids=() if tooling.plain else service.mark_ids,
     )
+    await check_form(llm, form, sampling)
     id_ = call.new_id("chatcmpl-")
     generation = llm.submit(
         id_, token_ids, sampling, prompt=prompt, priority=request.priority or 0,
         cache_salt=call.salt(request.cache_salt), lora_name=target.lora_name,
     )  # fmt: skip
-    return Chat(call, request, target, id_, prompt, generation, call.service.metrics.accepted(len(token_ids)))
+    return Chat(call, request, target, id_, prompt, tooling, generation, service.metrics.accepted(len(token_ids)))
 
 
 def _choice(chat: Chat, output: CompletionOutput) -> dict[str, Any]:
     parser = chat.parser()
     delta = parser.feed(output.text) + parser.finish()
-    calls = [_call(chat, each) for each in call_deltas(delta, 0)]
+    calls = [_call(chat, each) for each in delta.tool_calls]
     message: dict[str, Any] = {
         "role": "assistant",
         "content": delta.content or (None if calls else ""),
@@ -132,7 +139,7 @@ def _finish_reason(output: CompletionOutput, called: bool) -> str | None:
     return "tool_calls" if called and output.finish_reason == "stop" else output.finish_reason
 
 
-def _call(chat: Chat, call: CallDelta) -> dict[str, Any]:
+def _call(chat: Chat, call: ToolCallDelta) -> dict[str, Any]:
     """A call, or its beginning."""
     function = {"name": call.name, "arguments": call.arguments}
     return {"id": chat.call.new_id("call_"), "type": "function", "function": function}
@@ -171,7 +178,7 @@ class Answer:
         self._chars = self._tokens = self._calls = 0
         self._over = False
         self._simple = (
-            isinstance(self._parser, PlainText) and chat.top is None
+            chat.tooling.plain and chat.top is None
             and not (chat.request.return_token_ids or chunks.continuous)
         )  # fmt: skip
         self._head = b'%d,"delta":{"content":' % output.index
@@ -209,14 +216,14 @@ class Answer:
         if delta.reasoning:
             fields["reasoning_content"] = delta.reasoning
         if delta.tool_calls:
-            fields["tool_calls"] = [self._call(each) for each in call_deltas(delta, self._calls)]
+            fields["tool_calls"] = [self._call(each) for each in delta.tool_calls]
         more: dict[str, Any] = {"logprobs": _logprobs(self._chat, self._output, self._tokens)}
         if self._chat.request.return_token_ids:
             more["token_ids"] = self._output.token_ids[self._tokens :]
         self._tokens += fresh
         return self._chunk(fields, **more)
 
-    def _call(self, delta: CallDelta) -> dict[str, Any]:
+    def _call(self, delta: ToolCallDelta) -> dict[str, Any]:
         if delta.name is None:
             return {"index": delta.index, "function": {"arguments": delta.arguments}}
         self._calls += 1

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bestiary.api.errors import RequestError
 from bestiary.serve.text.chat_template import check_variables
+from bestiary.serve.text.conversation import check_conversation
 
 if TYPE_CHECKING:
     from .options import ServeOptions
@@ -68,9 +69,10 @@ async def render(
     if continued:
         _check_continued(messages, generate)
     template = _template(service, request)
-    text = await service.llm.render(
-        _known_roles(messages, template), chat_template=template, add_generation_prompt=generate, **options
-    )
+    checked = check_conversation(
+        messages, arguments=service.formats.arguments, developer="developer" in (template or "")
+    )  # fmt: skip
+    text = await service.llm.render(checked, chat_template=template, add_generation_prompt=generate, **options)
     return _cut(text, messages[-1]["content"]) if continued else text
 
 
@@ -84,13 +86,6 @@ def _template(service: Service, request: Conversation) -> str | None:
             fix="start with --allow-request-template",
         )  # fmt: skip
     return request.chat_template
-
-
-def _known_roles(messages: list[dict[str, Any]], template: str | None) -> list[dict[str, Any]]:
-    """OpenAI's newer name for system messages, as templates know it."""
-    if template is not None and "developer" in template:
-        return messages
-    return [each | {"role": "system"} if each["role"] == "developer" else each for each in messages]
 
 
 def _check_continued(messages: list[dict[str, Any]], generate: bool) -> None:

@@ -28,8 +28,8 @@ def as_messages(request: ResponsesRequest) -> list[dict[str, Any]]:
 
 
 def as_tools(request: ResponsesRequest) -> list[dict[str, Any]] | None:
-    """The tools as a chat has them; None where there are none, or none may be called."""
-    if not request.tools or request.tool_choice == "none":
+    """The tools as a chat has them."""
+    if request.tools is None:
         return None
     return [
         {"type": "function", "function": tool.model_dump(exclude_unset=True, exclude={"type"})}

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bestiary.api.hooks import TextDelta
-
-from .parsing import CallDelta, call_deltas
+from bestiary.api.hooks import TextDelta, ToolCallDelta
 
 if TYPE_CHECKING:
     from .service import Call
@@ -27,7 +25,6 @@ class Items:
     call: Call
     documents: list[dict[str, Any]] = field(default_factory=list)
     _open: _Text | _Function | None = None
-    _calls: int = 0
 
     def feed(self, delta: TextDelta, logprobs: list[dict[str, Any]]) -> Iterator[Event]:
         """New text, with the log-probabilities of the tokens that came with it."""
@@ -37,7 +34,7 @@ class Items:
         if delta.content or (logprobs and not delta):
             yield from self._text("message")
             yield from self._grow(delta.content, logprobs)
-        for each in call_deltas(delta, self._calls):
+        for each in delta.tool_calls:
             yield from self._function(each)
 
     def close(self, *, complete: bool) -> Iterator[Event]:
@@ -65,10 +62,9 @@ class Items:
         if isinstance(self._open, _Text):
             yield self._open.grow(text, logprobs)
 
-    def _function(self, delta: CallDelta) -> Iterator[Event]:
+    def _function(self, delta: ToolCallDelta) -> Iterator[Event]:
         if delta.name is not None:
             yield from self._end("completed")
-            self._calls += 1
             ids = self.call.new_id("fc_"), self.call.new_id("call_")
             self._open = _Function(len(self.documents), *ids, delta.name)
             self.documents.append(self._open.document)

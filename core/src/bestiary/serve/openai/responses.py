@@ -15,14 +15,15 @@ from .documents import answer, encode
 from .errors import document as error_document
 from .generations import changes, failure, finished
 from .logprobs import chat_logprobs
-from .parsing import answer_parser
+from .parsing import Tooling
 from .prompting import render
 from .response_input import as_messages, as_tools
 from .response_items import Event, Items
+from .schemas.base import plain
 from .schemas.responses import ResponsesRequest
 from .sse import event
 from .streaming import Told, stream
-from .structured import structured_text
+from .structured import check_form, text_form
 
 if TYPE_CHECKING:
     from bestiary.serve.generation import Generation
@@ -79,21 +80,28 @@ async def responses(call: Call) -> Any:
 
 async def _accept(call: Call, request: ResponsesRequest, target: Target) -> Response:
     service = call.service
-    tools = as_tools(request)
+    tooling = Tooling.of(service.formats, as_tools(request), plain(request.tool_choice))
+    call.warnings += tooling.warnings()
     effort = None if request.reasoning is None else request.reasoning.effort
-    prompt = await render(service, _Template(request), as_messages(request), tools=tools, reasoning_effort=effort)
+    prompt = await render(
+        service, _Template(request), as_messages(request), tools=tooling.shown, reasoning_effort=effort
+    )  # fmt: skip
     token_ids = await service.llm.encode(prompt, add_special_tokens=False)
+    several = request.parallel_tool_calls is not False
+    form = tooling.form(text_form(request), prompt, service.tokenizer.special_tokens, several=several)
     sampling = SamplingParams(
         max_tokens=request.max_output_tokens, logprobs=request.top_logprobs, seed=request.seed,
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
-        **structured_text(request),
+        structured_outputs=None if form is None else form.params,
+        shown_token_ids=() if tooling.plain else service.mark_ids,
     )  # fmt: skip
+    await check_form(service.llm, form, sampling)
     id_ = call.new_id("resp_")
     generation = service.llm.submit(
         id_, token_ids, sampling, prompt=prompt, cache_salt=call.salt(request.cache_salt), lora_name=target.lora_name
     )
-    parser = answer_parser(service, prompt, tools=tools is not None)
+    parser = tooling.parser(prompt)
     clock = service.metrics.accepted(len(token_ids))
     return Response(call, request, target, id_, generation, clock, parser, Items(call))
 
@@ -129,25 +137,20 @@ def _document(response: Response, status: str, error: BestiaryError | None) -> d
         "max_output_tokens": request.max_output_tokens,
         "model": response.target.name,
         "output": response.items.documents if over else [],
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": None,
         "reasoning": {"effort": None if request.reasoning is None else request.reasoning.effort, "summary": None},
         "store": False,
         "temperature": 1.0 if request.temperature is None else request.temperature,
-        "text": {"format": {"type": "text"}} if request.text is None else _plain(request.text),
-        "tool_choice": _plain(request.tool_choice) or "auto",
-        "tools": [_plain(tool) for tool in request.tools or ()],
+        "text": {"format": {"type": "text"}} if request.text is None else plain(request.text),
+        "tool_choice": plain(request.tool_choice) or "auto",
+        "tools": plain(request.tools or []),
         "top_p": 1.0 if request.top_p is None else request.top_p,
         "top_logprobs": request.top_logprobs or 0,
         "truncation": "disabled",
         "usage": _usage(response) if over else None,
         "metadata": request.metadata if isinstance(request.metadata, dict) else {},
     }
-
-
-def _plain(value: Any) -> Any:
-    """A part of the request as it was sent."""
-    return value.model_dump(by_alias=True, exclude_unset=True) if hasattr(value, "model_dump") else value
 
 
 def _usage(response: Response) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from typing import Any, Protocol
 
 from uvicorn import Config, Server
 
-from bestiary.api.errors import BestiaryError, EngineError, ModelFailed
+from bestiary.api import catalogue
+from bestiary.api.errors import BestiaryError, EngineError, ModelError, ModelFailed, PluginError
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.process.handle import Spawned
 from bestiary.engine.process.messages import ModelInfo
 from bestiary.engine.process.supervisor import Restart
 from bestiary.serve.async_llm import AsyncLLM
@@ -21,6 +23,7 @@ from bestiary.serve.loop_watch import LoopWatch
 from .app import make_app
 from .listening import BACKLOG
 from .options import ServeOptions
+from .parsing import read_formats
 from .protocol import Protocol as HttpProtocol
 
 INTERRUPTED = 130
@@ -28,6 +31,7 @@ _FLUSH_SECONDS = 5
 _KEEP_ALIVE_SECONDS = 30
 _LONGEST_HEAD = 64 * 2**10
 _PHASE_SECONDS = 0.1
+_KINDS: Mapping[str, type[BestiaryError]] = {"model": ModelError, "weights": ModelError, "plugin": PluginError}
 
 
 class Face(Protocol):
@@ -46,6 +50,7 @@ class Running:
     """One server. `run` returns the exit code: 0 after a signal, 130 where Ctrl-C came before the model was ready.
 
     Args:
+        spawned: an engine process that was started before this could be made.
         drain: seconds that answers may take to their end after the first signal; a second signal ends them at once.
     """
 
@@ -58,9 +63,11 @@ class Running:
         drain: float = 30.0,
         restart: Restart = "on-failure",
         unready_after: float = 30.0,
+        spawned: Spawned | None = None,
     ) -> None:
         self._args, self._options, self._face, self._drain = args, options, face, drain
         self._engine_options: dict[str, Any] = {"restart": restart, "unready_after": unready_after}
+        self._spawned = spawned
         self._signals: list[int] = []
         self._signalled = asyncio.Event()
         self._was_ready = False
@@ -68,7 +75,7 @@ class Running:
     async def run(self, bound: socket.socket) -> int:
         """Serve on `bound`. Raises what the model could not be loaded for, and what its engine died of for good."""
         with self._handlers(), LoopWatch():
-            start = asyncio.create_task(AsyncLLM.start(self._args, **self._engine_options))
+            start = asyncio.create_task(AsyncLLM.start(self._args, self._spawned, **self._engine_options))
             await self._first(start)
             if not start.done():
                 return INTERRUPTED if signal.SIGINT in self._signals else 0
@@ -79,14 +86,15 @@ class Running:
                 await llm.close()
 
     async def _serve(self, llm: AsyncLLM, bound: socket.socket) -> int:
-        server = _Server(_config(make_app(llm, self._options)))
+        formats = await asyncio.to_thread(read_formats, self._args, llm.tokenizer, self._options)
+        server = _Server(_config(make_app(llm, self._options, formats)))
         serving = asyncio.create_task(server.serve([bound]))
         watching = asyncio.create_task(self._watch(llm))
         self._face.listening()
         try:
             await self._first(serving, watching)
             if watching.done():
-                raise watching.result()
+                raise _by_its_area(watching.result())
             if self._signals:
                 await self._end(llm)
         finally:
@@ -155,6 +163,18 @@ class Running:
 def _is_the_models(error: EngineError | None) -> bool:
     """Whether a model that was loaded fails at everything: the server then stays, and says so to everybody."""
     return error is not None and error.error_code == ModelFailed.code
+
+
+def _by_its_area(error: BestiaryError) -> BestiaryError:
+    """An error that the engine process told of, as one of whose fault it is: the exit code says so too."""
+    known = catalogue.find(error.error_code)
+    kind = _KINDS.get("" if known is None else known.area)
+    if kind is None:
+        return error
+    return kind(
+        error.message, code=error.error_code, field=error.field, limit=error.limit, value=error.value,
+        details=error.details, fix=error.fix,
+    )  # fmt: skip
 
 
 class _Server(Server):

@@ -165,7 +165,9 @@ def _request_id(headers: Mapping[bytes, list[bytes]]) -> str:
 def _adding(extra: list[tuple[bytes, bytes]], send: Send) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", []), *extra]
+            own = message.get("headers", [])
+            names = {name for name, _ in own}
+            message["headers"] = [*own, *((name, value) for name, value in extra if name not in names)]
         await send(message)
 
     return sending

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from bestiary.api.errors import RequestError
 
 from .documents import answer
+from .parsing import Tooling
 from .prompting import render
-from .schemas.messages import plain_messages
+from .schemas.base import plain
 from .schemas.tokenize import DetokenizeRequest, TokenizeRequest
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ async def tokenize(call: Call) -> Any:
     if request.messages is None:
         text, special = request.prompt or "", True
     else:
-        tools = None if request.tools is None else [tool.model_dump(exclude_unset=True) for tool in request.tools]
-        text, special = await render(service, request, plain_messages(request.messages), tools=tools), False
+        tools = Tooling.of(service.formats, plain(request.tools), None).shown
+        text, special = await render(service, request, plain(request.messages), tools=tools), False
     if request.add_special_tokens is not None:
         special = request.add_special_tokens
     tokens = await service.llm.encode(text, add_special_tokens=special)

@@ -85,6 +85,12 @@ class Tokenizer:
         return frozenset(index for index, token in self.backend.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Text → id of those."""
+        tokens = self.backend.get_added_tokens_decoder()
+        return {token.content: index for index, token in tokens.items() if token.special}
+
+    @cached_property
     def as_json(self) -> str:
         """The tokenizer as its library writes it.
 
@@ -101,9 +107,10 @@ class Tokenizer:
 
     def special_ids_in(self, marks: Iterable[str]) -> tuple[int, ...]:
         """The special tokens that `marks` are made of, wholly or in part."""
-        texts = {index: token.content for index, token in self.backend.get_added_tokens_decoder().items()}
         found = tuple(marks)
-        return tuple(index for index in sorted(self.special_ids) if any(texts[index] in mark for mark in found))
+        return tuple(
+            sorted(index for text, index in self.special_tokens.items() if any(text in mark for mark in found))
+        )
 
     def token_text(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it (``"Ġthe"``, ``"▁the"``, ``"<0x0A>"``), or None outside it."""

@@ -35,6 +35,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True)
 
 
+def plain(value: Any) -> Any:
+    """A part of a request as data, as it was sent: what was left out stays out."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value.model_dump(by_alias=True, exclude_unset=True) if isinstance(value, BaseModel) else value
+
+
 class Request(Strict):
     """A request's body.
 

@@ -6,17 +6,20 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from bestiary.serve.text.tools import DESCRIPTION_CHARS, TOOL_LIMIT
+
 from .base import JsonObject, Reply, Strict
 from .messages import Messages
 from .sampling import SAMPLING_UNSUPPORTED, Count, Logprobs, SamplingFields
 
-MAX_TOOLS = 128
+MAX_TOOLS = TOOL_LIMIT
+Description = Annotated[str, Field(max_length=DESCRIPTION_CHARS)]
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class Function(Strict):
     name: FunctionName
-    description: str | None = None
+    description: Description | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
 
@@ -76,7 +79,7 @@ ResponseFormat = Annotated[
 class ChatCompletionRequest(SamplingFields):
     IGNORED: ClassVar[frozenset[str]] = frozenset(
         {"user", "metadata", "store", "service_tier", "prediction", "prompt_cache_key", "prompt_cache_retention"}
-        | {"safety_identifier", "verbosity", "parallel_tool_calls"}
+        | {"safety_identifier", "verbosity"}
     )
     UNSUPPORTED: ClassVar = SAMPLING_UNSUPPORTED | {
         "audio": None,

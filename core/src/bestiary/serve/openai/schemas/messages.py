@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -11,7 +11,7 @@ from .base import Strict
 MAX_MESSAGES = 2_048
 MAX_PARTS = 1_000
 MAX_CALLS = 128
-MAX_NAME_CHARS = 256
+MAX_ID_CHARS = 256
 
 
 class TextPart(Strict):
@@ -19,8 +19,9 @@ class TextPart(Strict):
     text: str
 
 
-Content = str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)]
-Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+Content = str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
+Name = Annotated[str, Field(pattern=r"^[^\s<|\\/>]{1,64}$")]
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
 
 class SystemMessage(Strict):
@@ -42,12 +43,12 @@ class UserMessage(Strict):
 
 
 class CalledFunction(Strict):
-    name: Name
+    name: Id
     arguments: str
 
 
 class ToolCall(Strict):
-    id: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+    id: Id
     type: Literal["function"]
     function: CalledFunction
 
@@ -82,7 +83,7 @@ class AssistantMessage(Strict):
 class ToolMessage(Strict):
     role: Literal["tool"]
     content: Content
-    tool_call_id: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+    tool_call_id: Id
     name: Name | None = None
 
 
@@ -90,8 +91,3 @@ Message = Annotated[
     SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
 ]
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-
-
-def plain_messages(messages: list[Any]) -> list[dict[str, Any]]:
-    """The messages as data for a template: what was left out stays out."""
-    return [message.model_dump(exclude_unset=True) for message in messages]

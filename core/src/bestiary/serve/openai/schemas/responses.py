@@ -7,11 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from .base import WHOLE, JsonObject, Reply, Request, Strict
-from .chat import MAX_TOOLS, FunctionName
-from .messages import MAX_MESSAGES, MAX_NAME_CHARS, MAX_PARTS
+from .chat import MAX_TOOLS, Description, FunctionName
+from .messages import MAX_MESSAGES, MAX_PARTS, Id
 from .sampling import MAX_SALT_CHARS, Count, Logprobs, Temperature
-
-Id = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 
 
 class InputText(Strict):
@@ -22,7 +20,7 @@ class InputText(Strict):
 class InputMessage(Strict):
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | Annotated[list[InputText], Field(max_length=MAX_PARTS)]
+    content: str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS)]
 
 
 class FunctionCallItem(Strict):
@@ -61,7 +59,7 @@ InputItem = Annotated[
 class ResponseTool(Strict):
     type: Literal["function"]
     name: FunctionName
-    description: str | None = None
+    description: Description | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
 
@@ -99,7 +97,7 @@ class ReasoningOptions(Strict):
 
 class ResponsesRequest(Request):
     IGNORED: ClassVar[frozenset[str]] = frozenset(
-        {"user", "metadata", "service_tier", "parallel_tool_calls", "include", "prompt_cache_key", "safety_identifier"}
+        {"user", "metadata", "service_tier", "include", "prompt_cache_key", "safety_identifier"}
         | {"prompt_cache_retention", "stream_options", "max_tool_calls"}
     )
     UNSUPPORTED: ClassVar = {
@@ -123,6 +121,7 @@ class ResponsesRequest(Request):
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
+    parallel_tool_calls: bool | None = None
     stream: bool | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1), WHOLE] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = None
@@ -136,7 +135,6 @@ class ResponsesRequest(Request):
     user: Any = None
     metadata: Any = None
     service_tier: Any = None
-    parallel_tool_calls: Any = None
     include: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None

@@ -2,89 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from bestiary.api.errors import UsageError
 from bestiary.api.hook_manager import HookManager
-from bestiary.api.hooks import TextParser
 from bestiary.api.text_formats import ReasoningFormat, ToolFormat
 from bestiary.engine.notices import notice
-from bestiary.serve.text.tools import Tool
 
-from .answer import AnswerParser
-from .families import HERMES
-from .reasoning import ReasoningParser
-from .template_facts import Arguments, Render, TemplateFacts, derived, left_over, reads, template_facts
-from .tool_calls import ToolCallParser
+from .formats import AnswerFormats
+from .template_facts import Render, TemplateFacts, derived, left_over, reads, template_facts
 
-ParserClass: TypeAlias = Callable[..., TextParser]
+__all__ = ["AnswerFormats", "choose_formats"]
+
 AUTO, NONE = "auto", "none"
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerFormats:
-    """How a model writes, chosen once; makes the parser of each answer.
-
-    Attributes:
-        tools, reasoning: a format, a class of parsers, or None where nothing is looked for.
-        arguments: how the chat template takes the arguments of earlier calls (`check_conversation`).
-        shows_tools: the chat template tells the model of a request's tools.
-    """
-
-    tools: ToolFormat | ParserClass | None = None
-    reasoning: ReasoningFormat | ParserClass | None = None
-    arguments: Arguments = "object"
-    shows_tools: bool = False
-
-    @property
-    def forced(self) -> ToolFormat:
-        """What a call is written in that a grammar forces: any will do where the model has none of its own."""
-        return self.tools if isinstance(self.tools, ToolFormat) else HERMES
-
-    def parser(
-        self, prompt: str, tools: Sequence[Tool] = (), *, forced: bool = False, continued: str = ""
-    ) -> AnswerParser:
-        """A parser for one answer.
-
-        Args:
-            prompt: the text that the answer follows; its end may have opened the reasoning.
-            tools: those that may be called; without any, calls are content. forced: a grammar makes the answer a call.
-            continued: the beginning of the answer, where a request brought it (`continue_final_message`).
-        """
-        reader: TextParser | None = None
-        if tools:
-            schemas = {tool.name: tool.parameters for tool in tools}
-            form = self.forced if forced else self.tools
-            reader = ToolCallParser(form, schemas) if isinstance(form, ToolFormat) else form and form(tools=schemas)
-        return AnswerParser(self._reasoning_parser(prompt, continued), reader)
-
-    def _reasoning_parser(self, prompt: str, continued: str) -> TextParser | None:
-        if self.reasoning is None:
-            return None
-        if isinstance(self.reasoning, ReasoningFormat):
-            return ReasoningParser(self.reasoning, started=begins_inside(self.reasoning, prompt, continued))
-        return self.reasoning(prompt=prompt)
-
-    def marks(self) -> tuple[str, ...]:
-        """All marks, which must stay in an answer's text though some may be special tokens."""
-        found: list[str] = []
-        if isinstance(self.tools, ToolFormat):
-            shape = self.tools.call
-            names = ("opening", "between", "closing", "name_closing", "key_opening", "key_closing", "value_closing")
-            found += [*self.tools.opening, self.tools.closing, *(getattr(shape, name, "") for name in names)]
-        if isinstance(self.reasoning, ReasoningFormat):
-            found += [*self.reasoning.opening, *self.reasoning.closing, *self.reasoning.dropped]
-        return tuple(dict.fromkeys(mark for mark in found if mark))
-
-
-def begins_inside(form: ReasoningFormat, prompt: str, continued: str = "") -> bool:
-    """Whether an answer begins in the midst of reasoning: the prompt's last words open it."""
-    if any(prompt.rstrip().endswith(mark) for mark in form.opening):
-        return True
-    last_opened = max(continued.rfind(mark) for mark in form.opening)
-    return last_opened > max(continued.rfind(mark) for mark in form.closing)
 
 
 def choose_formats(

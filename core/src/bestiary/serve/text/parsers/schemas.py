@@ -6,11 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from bestiary.serve.text.schema_check import resolve
+
 from .literals import escaped
 
 Schemas: TypeAlias = Mapping[str, Mapping[str, Any]]
 """Names of the request's tools → the JSON Schemas of their arguments."""
 
+_HOPS = 8
+"""References that are followed for an argument's type."""
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _NUMBER = (int, float)
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -24,6 +28,11 @@ def argument_types(schema: Mapping[str, Any] | None, key: str) -> frozenset[str]
     declared = properties.get(key) if isinstance(properties, Mapping) else None
     if not isinstance(declared, Mapping):
         return frozenset()
+    for _ in range(_HOPS):
+        if "$ref" in declared:
+            declared = resolve(schema, declared["$ref"], key)
+            if not isinstance(declared, Mapping):
+                return frozenset()
     choices = [declared, *(each for word in ("anyOf", "oneOf") for each in _list(declared.get(word)))]
     return frozenset(name for each in choices if isinstance(each, Mapping) for name in _named_types(each))
 
