@@ -1,4 +1,4 @@
-"""`/openapi.json` says what the server does: requests that it calls good are answered, others are refused as it says."""
+"""`/openapi.json` says what the server does: what it calls good is answered, the rest is refused as it says."""
 
 from __future__ import annotations
 
