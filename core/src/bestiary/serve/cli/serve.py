@@ -19,6 +19,8 @@ from .options import Option, SectionedCommand, debug_option, engine_args, engine
 from .reading import read_template
 
 if TYPE_CHECKING:
+    from bestiary.engine.arguments import EngineArgs
+    from bestiary.engine.process.handle import Spawned
     from bestiary.serve.openai.options import ServeOptions
 
 MAX_QUEUE = 256
@@ -104,6 +106,13 @@ def serve(model: str, dry_run: bool, as_json: bool, **options: Any) -> int:
         return show_plan(args, as_json=as_json, more={"server": _plan(served, options)})
     if as_json:
         raise click.UsageError("--json needs --dry-run; --log-json writes the log as JSON")
+    from bestiary.engine.process.handle import spawned
+
+    with spawned() as process:  # it imports torch while this one imports the rest
+        return _run(args, served, options, process)
+
+
+def _run(args: EngineArgs, served: ServeOptions, options: Mapping[str, Any], process: Spawned) -> int:
     try:
         from bestiary.serve.openai.listening import listening
         from bestiary.serve.openai.running import Running
@@ -114,11 +123,11 @@ def serve(model: str, dry_run: bool, as_json: bool, **options: Any) -> int:
     with listening(options["host"], options["port"], options["uds"]) as bound:
         set_up_logging(as_json=options["log_json"], requests=options["log_requests"])
         kind = JsonScreen if options["log_json"] else TextScreen
-        screen = kind(model, bound, open_page=options["open_page"], keys=bool(served.api_keys))
+        screen = kind(args.model, bound, open_page=options["open_page"], keys=bool(served.api_keys))
         settings = {name: options[name] for name in ("drain", "restart", "unready_after")}
 
         async def run() -> int:
-            return await Running(args, served, screen, **settings).run(bound)
+            return await Running(args, served, screen, spawned=process, **settings).run(bound)
 
         code = asyncio.run(run())
     if code == INTERRUPTED:
