@@ -40,6 +40,7 @@ class Canaries:
     Attributes:
         ended: how many ended in which way. wrong: answers with other tokens than the oracle's.
         largest_gap: the longest that anybody waited between two tokens, in seconds.
+        in_song: who has begun a song and not ended it.
 
     Args:
         prompts: one a canary. params: must be greedy or have a seed.
@@ -55,6 +56,7 @@ class Canaries:
         self.ended: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.largest_gap = 0.0
+        self.in_song: set[int] = set()
 
     async def __aenter__(self) -> Canaries:
         self._tasks = [asyncio.create_task(self._sing(number)) for number in range(len(self._prompts))]
@@ -96,7 +98,9 @@ class Canaries:
                     self._heard_from[number] += 1
                 last = now
                 self._heard.set()
+                self.in_song.add(number)
                 if sung.end is not None:
+                    self.in_song.discard(number)
                     self._check(number, sung)
 
     def _check(self, number: int, sung: Sung) -> None:
