@@ -105,7 +105,7 @@ class _Module:
                     for each in keywords:
                         match each:
                             case ast.keyword(arg="error", value=ast.Constant(value=str(word))):
-                                yield node.lineno, word.upper()
+                                yield node.lineno, word.partition(":")[0].upper()
                 case ast.Call(func=func, args=args, keywords=keywords):
                     called = ast.unparse(func).rpartition(".")[2]
                     if called in self.own or called in self.takes:

@@ -48,7 +48,12 @@ def run(folder: Path, *documents: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "names",
-    [("docs/write-a-plugin.md",), ("docs/certify.md",), ("README.md", "docs/quickstart.md", "docs/embeddings.md")],
+    [
+        ("docs/write-a-plugin.md",),
+        ("docs/certify.md",),
+        ("docs/tools.md",),
+        ("README.md", "docs/quickstart.md", "docs/embeddings.md"),
+    ],
 )
 def test_the_blocks_run_and_print_what_is_shown(names: tuple[str, ...], tmp_path: Path) -> None:
     done = run(tmp_path, *(ROOT / name for name in names))

@@ -92,9 +92,11 @@ def test_the_card_says_what_runs_and_who_brought_it(page: Page, fake: Fake) -> N
     page.get_by_role("button", name="ready").click()
     panel = page.get_by_role("tabpanel", name="Model")
     for fact in ("LlamaForCausalLM", "bestiary-llama", "0.1.0", "135 M", "88.3 MiB", "bfloat16", "8,192 tokens",
-                 "4,096 blocks, 65,536 tokens", "paged", "rms_norm: torch", "lora, pp", "cpu"):  # fmt: skip
+                 "4,096 blocks, 65,536 tokens", "paged", "LoRA, PP", "cpu"):  # fmt: skip
         expect(panel).to_contain_text(fact)
     expect(panel.locator(".phases h4")).to_have_text("Start 3.1 s")
-    assert panel.locator(".phases li").all_inner_texts()[3].split() == ["load", "1.4", "s"]
+    assert panel.locator(".phases li").all_inner_texts()[3].split() == ["load", "the", "model", "1.9", "s"]
     shares = panel.locator(".bar i").evaluate_all("(parts) => parts.map((part) => part.getBoundingClientRect().width)")
     assert max(shares) == shares[3]
+    panel.get_by_text("Ops (2)").click()
+    expect(panel.get_by_text("rms_norm")).to_be_visible()

@@ -39,16 +39,18 @@ class Terminal:
         os.write(self._ours, keys.encode())
 
     def wait_for(self, text: str) -> str:
-        """Read until `text` is shown after what was waited for before; returns what was new, without escapes."""
+        """Read until `text` is shown after what was waited for before; returns all up to its end, without escapes."""
         deadline = time.monotonic() + _DEADLINE
-        while text not in (new := self.new()):
+        while (place := self.text.find(text, self._seen)) < 0:
             if time.monotonic() > deadline or not self._read():
-                raise AssertionError(f"{text!r} was never shown; shown was {new!r}")
-        self._seen = len(self.shown)
-        return new
+                raise AssertionError(f"{text!r} was never shown; shown was {self.text[self._seen :]!r}")
+        before, self._seen = self._seen, place + len(text)
+        return self.text[before : self._seen]
 
-    def new(self) -> str:
-        return _ESCAPES.sub("", self.shown[self._seen :]).replace("\r\n", "\n")
+    @property
+    def text(self) -> str:
+        """All that was shown, without escapes."""
+        return _ESCAPES.sub("", self.shown).replace("\r\n", "\n")
 
     def end(self) -> int:
         """Read to the end; returns the exit code."""

@@ -26,7 +26,7 @@ from bestiary.serve.cli.main import COMMANDS, cli
 NOT_ENGINE_OPTIONS = {"enable_lora", "model", "skip_tokenizer_init"}
 NOT_SAMPLING_OPTIONS = {
     "seed", "stop_token_ids", "include_stop_str_in_output", "prompt_logprobs", "logit_bias", "allowed_token_ids",
-    "bad_token_ids", "detokenize", "shown_token_ids",
+    "bad_token_ids", "detokenize", "structured_outputs", "shown_token_ids",
 }  # fmt: skip
 
 EVERYTHING = """

@@ -14,7 +14,7 @@ import pytest
 
 from bestiary.serve.openai.app import make_app
 from bestiary.serve.openai.options import ServeOptions
-from bestiary.serve.text.parsers.choose import AnswerFormats
+from bestiary.serve.text.parsers.formats import AnswerFormats
 
 from .fake import FakeLLM
 

@@ -9,6 +9,7 @@ from functools import cache
 from bestiary.api.errors import EngineError, RequestError
 from bestiary.api.lora import LoRAInfo
 from bestiary.api.outputs import CompletionOutput, Logprob, RequestOutput
+from bestiary.api.structured import StructuredOutputsParams
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.process.messages import EngineStats, ModelInfo
 from bestiary.serve.pooled import new_pooled
@@ -103,6 +104,7 @@ class FakeLLM:
         self.refuse: Exception | None = None
         self.submitted: list[dict] = []
         self.rendered: list[dict] = []
+        self.forms: list[StructuredOutputsParams] = []
         self.generations: list[FakeGeneration] = []
         self.live: set[FakeGeneration] = set()
         self.loras: dict[str, LoRAInfo] = {}
@@ -172,6 +174,16 @@ class FakeLLM:
         return render_chat(
             chat_template or self.tokenizer.chat_template, messages, bos_token="<s>", eos_token="</s>", **variables
         )
+
+    async def check_structured_outputs(self, sampling):
+        wanted = sampling.structured_outputs
+        if wanted is None:
+            return
+        self.forms.append(wanted)
+        if wanted.form == "regex" and "(?=" in wanted.regex:
+            raise RequestError("no look-ahead", code="BAD_REGEX", field="structured_outputs.regex")
+        if wanted.form == "json" and "$ref" in wanted.json:
+            raise RequestError("it leads nowhere, at /properties/a", code="BAD_SCHEMA", field="structured_outputs.json")
 
     async def encode(self, text, add_special_tokens=True):
         return self.tokenizer.encode(text, add_special_tokens)

@@ -8,8 +8,8 @@ import pytest
 
 from bestiary.serve.openai.schemas.chat import ChatCompletion
 from bestiary.serve.openai.schemas.responses import ResponseDocument
-from bestiary.serve.text.parsers.choose import AnswerFormats
-from bestiary.serve.text.parsers.families import HERMES, THINK
+from bestiary.serve.text.parsers.families import HERMES, THINK, TOOL_FORMATS
+from bestiary.serve.text.parsers.formats import AnswerFormats
 
 from .conftest import events
 from .fake import Script
@@ -119,3 +119,91 @@ def test_bad_tools(ask, fields, code, field):
     response = ask("POST", CHAT, HI | fields)
     assert (response.status_code, response.json()["error"]["code"]) == (400, code)
     assert field is None or response.json()["error"]["param"] == field
+
+
+FORMS = [
+    ({"response_format": {"type": "json_object"}}, "json_object", True),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}},
+     "json", '{"type": "object"}'),
+    ({"response_format": {"type": "regex", "regex": "a+"}}, "regex", "a+"),
+    ({"response_format": {"type": "grammar", "grammar": "start: /a/"}}, "grammar", "start: /a/"),
+    ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", ("a", "b")),
+    ({"guided_json": {"type": "object"}}, "json", '{"type": "object"}'),
+    ({"guided_regex": "a"}, "regex", "a"),
+    ({"guided_choice": ["a"]}, "choice", ("a",)),
+    ({"guided_grammar": "start: /a/"}, "grammar", "start: /a/"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "form", "value"), FORMS, ids=lambda each: str(each)[:40])
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_the_form_of_an_answer_reaches_the_model(ask, llm, path, fields, form, value):
+    assert ask("POST", path, (HI if path == CHAT else {"prompt": "x"}) | fields).status_code == 200
+    wanted = llm.submitted[0]["sampling"].structured_outputs
+    assert llm.forms == [wanted]
+    assert (wanted.form, getattr(wanted, form)) == (form, value)
+
+
+def test_text_that_may_be_anything_has_no_form(ask, llm):
+    ask("POST", CHAT, HI | {"response_format": {"type": "text"}})
+    assert llm.submitted[0]["sampling"].structured_outputs is None and llm.forms == []
+
+
+def test_the_form_of_a_response(ask, llm):
+    schema = {"type": "json_schema", "name": "x", "schema": {"type": "object"}}
+    assert ask("POST", ANSWER, {"input": "Hi", "text": {"format": schema}}).json()["text"] == {"format": schema}
+    assert llm.submitted[0]["sampling"].structured_outputs.json == '{"type": "object"}'
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "code", "field"),
+    [
+        (CHAT, {"response_format": {"type": "regex", "regex": "a(?=b)"}}, "BAD_REGEX", "response_format.regex"),
+        (CHAT, {"guided_regex": "a(?=b)"}, "BAD_REGEX", "guided_regex"),
+        (CHAT, {"structured_outputs": {"regex": "a(?=b)"}}, "BAD_REGEX", "structured_outputs.regex"),
+        (CHAT, {"guided_json": {"$ref": "#/x"}}, "BAD_SCHEMA", "guided_json"),
+        (CHAT, {"structured_outputs": {"regex": "a", "json": {}}}, "BAD_REQUEST", "structured_outputs"),
+        (CHAT, {"structured_outputs": {}}, "BAD_REQUEST", "structured_outputs"),
+        (CHAT, {"guided_regex": "a", "guided_choice": ["a"]}, "BAD_REQUEST", "guided_choice"),
+        (CHAT, {"guided_regex": "a" * 70_000}, "GRAMMAR_LIMIT", "guided_regex"),
+        (CHAT, {"guided_choice": []}, "BAD_REQUEST", "guided_choice"),
+        (CHAT, {"guided_json": "[1]"}, None, None),
+        (CHAT, TOOLS | {"tool_choice": "required", "guided_regex": "a"}, "BAD_REQUEST", "tool_choice"),
+    ],
+)
+def test_forms_that_cannot_be(ask, llm, path, fields, code, field):
+    response = ask("POST", path, HI | fields)
+    if code is None:  # whether a text is a schema is for the compiler to say
+        assert llm.forms[0].json == "[1]"
+        return
+    assert (response.status_code, response.json()["error"]["code"]) == (400, code)
+    assert response.json()["error"]["param"] == field
+    assert llm.submitted == []
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_a_call_that_must_be_is_forced_by_a_grammar(ask, llm, choice):
+    llm.script = Script(answer=WRITTEN.strip())
+    message = ask("POST", CHAT, HI | TOOLS | {"tool_choice": choice}, formats=FORMATS).json()["choices"][0]["message"]
+    assert calls_of(message) == CALLS
+    assert "tool_call" in llm.submitted[0]["sampling"].structured_outputs.grammar
+    ask("POST", CHAT, HI | TOOLS | {"tool_choice": choice, "parallel_tool_calls": False}, formats=FORMATS)
+    several, single = (each["sampling"].structured_outputs.grammar for each in llm.submitted)
+    assert several != single
+
+
+def test_a_strict_tool_is_held_to_its_schema(ask, llm):
+    strict = {"tools": [{"type": "function", "function": FUNCTION | {"strict": True}}]}
+    ask("POST", CHAT, HI | strict, formats=FORMATS)
+    ask("POST", CHAT, HI | TOOLS, formats=FORMATS)
+    first, second = (each["sampling"].structured_outputs for each in llm.submitted)
+    assert first.form == "grammar" and second is None
+
+
+def test_where_strict_cannot_be_kept_the_answer_says_so(ask, llm):
+    strict = {"tools": [{"type": "function", "function": FUNCTION | {"strict": True}}]}
+    bare = AnswerFormats(TOOL_FORMATS["llama3_json"], shows_tools=True)
+    assert "strict cannot be enforced" in ask("POST", CHAT, HI | strict, formats=bare).headers["warning"]
+    assert llm.submitted[0]["sampling"].structured_outputs is None
+    assert "warning" not in ask("POST", CHAT, HI | strict | {"tool_choice": "required"}, formats=bare).headers
+    assert "warning" not in ask("POST", CHAT, HI | strict, formats=FORMATS).headers

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import pytest
 
 from bestiary.api.errors import RequestError
+from bestiary.serve.cli.reading import read_template
 from bestiary.serve.text.chat_template import TEMPLATE_LIMIT, render_chat
+from bestiary.serve.text.tokenizer import load_gguf_tokenizer, load_tokenizer
 
+from .corpus import byte_level
 from .templates import CALL, CHATS, TEMPLATES, TOOLS, USER
+from .test_tokenizer import byte_level_metadata
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 VARIANTS: list[dict[str, Any]] = [
@@ -238,7 +244,7 @@ TOO_MUCH = {
 
 
 @pytest.mark.parametrize("template", RUNS_NOTHING)
-def test_nothing_is_run_or_read(template: str) -> None:
+def test_t01_nothing_is_run_or_read(template: str) -> None:
     text, code = "", "TEMPLATE_ERROR"
     try:
         text = render_chat(template, [USER])
@@ -248,7 +254,7 @@ def test_nothing_is_run_or_read(template: str) -> None:
     assert not any(word in text for word in ("class", "root:", "uid=", "builtin", "module", "function", "0x"))
 
 
-def test_asking_for_too_much_is_refused_quickly_and_cheaply() -> None:
+def test_t02_asking_for_too_much_is_refused_quickly_and_cheaply() -> None:
     """In a process of its own, so that memory can be measured and a crash is a failure of this test alone."""
     program = """
 import json, resource, sys, time
@@ -275,3 +281,49 @@ for name, template in json.load(sys.stdin).items():
         assert code in ("TEMPLATE_LIMIT", "TEMPLATE_ERROR"), (name, code)
         assert seconds < 0.5, (name, seconds)
         assert megabytes < 64, (name, megabytes)
+
+
+ATTACKS = {"TEMPLATE_ERROR": RUNS_NOTHING[4], "TEMPLATE_LIMIT": TOO_MUCH["ranges"]}
+
+
+def in_configuration(template: str, folder: Path) -> str | None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return in_directory(folder)
+
+
+def in_a_list(template: str, folder: Path) -> str | None:
+    named = [{"name": "rag", "template": "x"}, {"name": "default", "template": template}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    return in_directory(folder)
+
+
+def in_a_file(template: str, folder: Path) -> str | None:
+    (folder / "chat_template.jinja").write_text(template)
+    return in_directory(folder)
+
+
+def in_directory(folder: Path) -> str | None:
+    byte_level().save(str(folder / "tokenizer.json"))
+    return load_tokenizer(folder).chat_template
+
+
+def in_gguf(template: str, folder: Path) -> str | None:
+    return load_gguf_tokenizer(byte_level_metadata() | {"tokenizer.chat_template": template}).chat_template
+
+
+def on_the_command_line(template: str, folder: Path) -> str | None:
+    (folder / "mine.jinja").write_text(template)
+    return read_template(folder / "mine.jinja")
+
+
+SOURCES = [in_configuration, in_a_list, in_a_file, in_gguf, on_the_command_line]
+
+
+@pytest.mark.parametrize("code", ATTACKS)
+@pytest.mark.parametrize("place", SOURCES)
+def test_t01_wherever_a_template_stands(place: Callable[[str, Path], str | None], code: str, tmp_path: Path) -> None:
+    template = place(ATTACKS[code], tmp_path)
+    assert template == ATTACKS[code]
+    with pytest.raises(RequestError) as error:
+        render_chat(template, [USER])
+    assert error.value.error_code == code

@@ -57,16 +57,22 @@ def test_errors_are_those_of_render_chat(process: TemplateProcess) -> None:
 @pytest.mark.parametrize(
     ("variables", "code"),
     [
-        ({"messages": []}, "NOT_ALLOWED"),
+        *(
+            ({name: []}, "NOT_ALLOWED")
+            for name in ("messages", "tools", "tokenize", "chat_template", "raise_exception")
+        ),
         ({"add_generation_prompt": False}, "NOT_ALLOWED"),
         ({"template": "x"}, "NOT_ALLOWED"),
         ({"__class__": 1}, "NOT_ALLOWED"),
         ({str(number): 1 for number in range(33)}, "TEMPLATE_LIMIT"),
+        ({str(number): 1 for number in range(10**6)}, "TEMPLATE_LIMIT"),
+        ({"x" * 20_000: 1}, "TEMPLATE_LIMIT"),
+        ({"x": [{"y": "z" * 20_000}]}, "TEMPLATE_LIMIT"),
         ({"documents": ["x" * 20_000]}, "TEMPLATE_LIMIT"),
         ({"x": object()}, "BAD_MESSAGES"),
     ],
 )
-def test_what_a_caller_adds_to_a_template_is_little_and_not_ours(variables: dict[str, object], code: str) -> None:
+def test_t04_what_a_caller_adds_to_a_template_is_little_and_not_ours(variables: dict[str, object], code: str) -> None:
     with pytest.raises(RequestError) as caught:
         check_variables(variables)
     assert caught.value.error_code == code

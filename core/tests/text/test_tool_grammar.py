@@ -14,13 +14,17 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from bestiary.api.errors import ModelError, RequestError
 from bestiary.api.hooks import TextDelta
+from bestiary.api.structured import StructuredOutputsParams
+from bestiary.api.structured import Vocabulary as EngineVocabulary
 from bestiary.api.text_formats import ToolFormat
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.structured.llguidance import LLGuidanceBackend
+from bestiary.serve.text.enforceable import enforceable
 from bestiary.serve.text.parsers.answer import parse_text
 from bestiary.serve.text.parsers.families import HERMES, REASONING_FORMATS, TOOL_FORMATS
 from bestiary.serve.text.parsers.formats import AnswerFormats, begins_inside
-from bestiary.serve.text.tool_grammar import forced_calls, free_calls
-from bestiary.serve.text.tools import Tool
+from bestiary.serve.text.tool_grammar import can_free_calls, forced_calls, free_calls
+from bestiary.serve.text.tools import Tool, check_tools
 
 CLOSED = {"type": "object", "additionalProperties": False}
 WEATHER = Tool(
@@ -176,7 +180,7 @@ def test_a_thought_may_come_first(family: str, started: bool, plain: Vocabulary,
     assert thoughts
 
 
-@pytest.mark.parametrize("family", [name for name in FORMATS if TOOL_FORMATS[name].opening])
+@pytest.mark.parametrize("family", [name for name in FORMATS if can_free_calls(TOOL_FORMATS[name], None)])
 def test_text_is_free_until_it_opens_a_call(family: str, marked: Vocabulary) -> None:
     form, draw = TOOL_FORMATS[family], random.Random(family)
     formats = AnswerFormats(form)
@@ -204,7 +208,23 @@ def test_text_is_free_until_it_opens_a_call(family: str, marked: Vocabulary) -> 
 
 def test_where_nothing_is_to_be_enforced_there_is_no_grammar() -> None:
     assert free_calls(HERMES, TOOLS) is None
-    assert free_calls(TOOL_FORMATS["pythonic"], [replace(NOW, strict=True)]) is None
+    strict = [replace(NOW, strict=True)]
+    assert free_calls(HERMES, strict) is not None
+    assert free_calls(TOOL_FORMATS["pythonic"], strict) is None
+    assert free_calls(TOOL_FORMATS["openai"], strict, reasoning=REASONING_FORMATS["openai_gptoss"]) is None
+    assert AnswerFormats(HERMES).keeps_strict and AnswerFormats(HERMES, REASONING_FORMATS["think"]).keeps_strict
+    assert not AnswerFormats(TOOL_FORMATS["llama3_json"]).keeps_strict
+    assert not AnswerFormats().keeps_strict
+
+
+def test_a_tool_that_is_not_strict_stays_free_beside_one_that_is(plain: Vocabulary) -> None:
+    tools = [replace(NOW, strict=True), Tool("f", parameters={"properties": {"a": {"type": "integer"}}})]
+    for family, text in {
+        "hermes": '<tool_call>\n{"name": "f", "arguments": {"b": []}}\n</tool_call>',
+        "qwen3_coder": "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
+    }.items():
+        ids = plain.backend.encode(f"So {text}", add_special_tokens=False).ids
+        assert plain.matcher(str(free_calls(TOOL_FORMATS[family], tools))).validate_tokens(ids) == len(ids)
 
 
 def one(schema: dict[str, Any], name: str = "x", **more: Any) -> Tool:
@@ -222,6 +242,8 @@ TAGS, PYTHON = TOOL_FORMATS["qwen3_coder"], TOOL_FORMATS["pythonic"]
         (TAGS, one({"type": "string", "pattern": "a+"}), "x"),
         (TAGS, one({"type": "string", "maxLength": 3}), "x"),
         (TAGS, one({"type": ["string", "integer"]}), "x"),
+        (TAGS, one({"enum": ["a</parameter>"]}), "x"),
+        (TAGS, one({"type": "string", "enum": [1]}), "x"),
         (TAGS, one({"$ref": "#/properties/x/items", "items": {"type": "integer"}}), "#/properties/x/items"),
         (PYTHON, one({"type": "string"}, "no-keyword"), "no-keyword"),
         (PYTHON, one({"$ref": "#/properties/x/items", "items": {"type": "integer"}}), "#/properties/x/items"),
@@ -240,6 +262,9 @@ def test_what_a_format_cannot_keep_to_is_refused(form: ToolFormat, tool: Tool, v
         ({"enum": ["", "a</b", "ä"]}, '"a</b"'),
         ({"enum": ["", "a</b", "ä"]}, '""'),
         ({"const": "c"}, '"c"'),
+        ({"type": "string", "enum": ["a", "a</b", "ab", 3]}, '"a</b"'),
+        ({"type": "string", "enum": ["a", "a</b", "ab", 3]}, '"a"'),
+        ({"type": "string", "enum": ["a", "b"], "const": "b"}, '"b"'),
         ({"type": ["string", "null"]}, "null"),
         ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, "5"),
         ({"type": "integer"}, "5"),
@@ -287,6 +312,64 @@ def test_objects_hold_what_their_schemas_list(plain: Vocabulary) -> None:
     assert not passes(named, '{"a": 1, "b": 2}')
     assert passes({**named, "additionalProperties": {"type": "integer"}}, '{"a": 1, "b": 2}')
     assert passes({"type": "object"}, '{"b": 2}')
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2: Vocabulary) -> LLGuidanceBackend:
+    return LLGuidanceBackend(
+        EngineVocabulary(
+            tokenizer_json=smollm2.backend.to_str(),
+            vocab_size=smollm2.backend.get_vocab_size(),
+            eos_token_ids=(smollm2.eos,),
+        )
+    )
+
+
+@pytest.mark.parametrize("family", ["hermes", "qwen3_coder", "deepseek_v31", "pythonic"])
+def test_grammars_keep_within_the_limits_of_the_engine(family: str, engine: LLGuidanceBackend) -> None:
+    properties = {f"p{each}": {"type": kind, "title": "T"} for each, kind in enumerate(["string", "integer", "array"])}
+    many = [Tool(f"tool_{each}", parameters={"type": "object", "properties": properties}) for each in range(128)]
+    grammar = forced_calls(TOOL_FORMATS[family], many, reasoning=REASONING_FORMATS["think"])
+    engine.validate_grammar(StructuredOutputsParams(grammar=grammar))
+
+
+UNUSUAL = {
+    "title": "Args",
+    "properties": {
+        "title": {
+            "description": "d",
+            "type": "array",
+            "uniqueItems": True,
+            "items": {"not": {"const": 1}, "type": "integer"},
+        },
+        "format": {"type": "string", "format": "int32", "pattern": "^(?!x).*$", "x-guidance": {"lenient": True}},
+        "choice": {"oneOf": [{"type": "integer"}, {"type": "number", "example": 1}]},
+    },
+    "dependentRequired": {"title": ["format"]},
+    "patternProperties": {"(?=a)b": {}},
+}
+
+
+@pytest.mark.parametrize("family", ["hermes", "qwen3_coder", "pythonic"])
+def test_a_tool_that_is_not_strict_is_held_to_what_can_be_enforced(family: str, engine: LLGuidanceBackend) -> None:
+    (tool,) = check_tools([{"type": "function", "function": {"name": "f", "parameters": UNUSUAL}}])
+    engine.validate_grammar(StructuredOutputsParams(grammar=forced_calls(TOOL_FORMATS[family], [tool])))
+    assert enforceable(tool) == {
+        "properties": {
+            "title": {"type": "array", "items": {"type": "integer"}},
+            "format": {"type": "string"},
+            "choice": {"anyOf": [{"type": "integer"}, {"type": "number"}]},
+        }
+    }
+
+
+def test_a_strict_tool_that_cannot_be_enforced_is_refused() -> None:
+    (tool,) = check_tools([{"type": "function", "function": {"name": "f", "strict": True, "parameters": UNUSUAL}}])
+    with pytest.raises(RequestError, match=r"f is strict, and .* cannot be enforced") as caught:
+        forced_calls(HERMES, [tool])
+    assert (caught.value.error_code, caught.value.field) == ("BAD_SCHEMA", "tools")
+    with pytest.raises(RequestError):
+        free_calls(HERMES, [tool])
 
 
 def test_a_real_vocabulary(smollm2: Vocabulary) -> None:

@@ -26,7 +26,7 @@ from .request_state import RequestState
 
 _CANDIDATES = 1024
 _NUMERICAL = SampledToken(token_id=-1, error="numerical")
-_NOTHING_LEFT = SampledToken(-1, error="NOTHING_TO_DRAW: the parameters forbid all that the answer's form allows")
+_NOTHING_LEFT = SampledToken(-1, None, "NOTHING_TO_DRAW: the parameters forbid all that the answer's form allows")
 _END = SampledToken(-1, instead="end")
 
 

@@ -13,6 +13,7 @@ from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.notices import notice
+from bestiary.engine.process.handle import Spawned, spawn
 from bestiary.engine.process.messages import (
     Answer,
     EngineStats,
@@ -86,18 +87,24 @@ class AsyncLLM:
         self._change = asyncio.Condition()
 
     @classmethod
-    async def start(cls, args: EngineArgs, **options: Any) -> AsyncLLM:
+    async def start(cls, args: EngineArgs, spawned: Spawned | None = None, **options: Any) -> AsyncLLM:
         """Start the engine process and, meanwhile, read the tokenizer; `wait_ready` waits for the model.
 
         Args:
-            args: a model of one machine. options: as for the constructor.
+            args: a model of one machine. spawned: an engine process that was started before this could be called.
+            options: as for the constructor.
 
         Raises:
             ModelError, UsageError: the model's small files cannot be read.
         """
-        tokenizer = await asyncio.to_thread(read_tokenizer, args)
-        llm = cls(args, tokenizer, **options)
-        await llm._supervisor.start()
+        ahead = spawned or spawn()
+        try:
+            tokenizer = await asyncio.to_thread(read_tokenizer, args)
+            llm = cls(args, tokenizer, **options)
+        except BaseException:
+            ahead.discard()
+            raise
+        await llm._supervisor.start(ahead)
         return llm
 
     # --- how it is --------------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ class RemoteEngine:
 
     def __init__(self, supervisor: Supervisor, forms: Forms) -> None:
         self._supervisor, self._forms = supervisor, forms
-        self._told: int | None = None  # the number of restarts when the engine was told
         self._numbers = itertools.count()
+        self._told: int | None = None  # how many restarts there had been when the engine was told
 
     def add_request(
         self,

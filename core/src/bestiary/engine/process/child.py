@@ -245,15 +245,10 @@ def main(descriptor: int) -> None:
     business: signals that a service manager sends to both are the parent's to answer."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the processes of a plugin would inherit
-    channel = socket.socket(fileno=descriptor)
     end_with_parent()
-    first = receive_frame(channel)
-    launch = None if first is None else decode_to_engine(first)
-    if not isinstance(launch, Launch):
-        sys.exit(0)
-    parent = Parent(channel)
+    parent = Parent(socket.socket(fileno=descriptor))
     parent.start()
-    os._exit(live(launch, parent))  # neither torch's threads nor a plugin's may keep it alive
+    os._exit(live(parent))  # neither torch's threads nor a plugin's may keep it alive
 
 
 def end_with_parent() -> None:
@@ -265,11 +260,11 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def live(launch: Launch, parent: Parent) -> int:
-    """Be the engine that `launch` describes. Returns the exit status: 0 after a peace."""
+def live(parent: Parent) -> int:
+    """Be the engine that the parent describes. Returns the exit status: 0 after a peace."""
     engine: LLMEngine | None = None
     try:
-        engine = _start(launch, parent)
+        engine = _start(parent)
         Worker(engine, parent).run()
     except BestiaryError as error:
         return _fail(parent, error, error)
@@ -281,11 +276,14 @@ def live(launch: Launch, parent: Parent) -> int:
     return 0
 
 
-def _start(launch: Launch, parent: Parent) -> LLMEngine:
-    with parent.phase("import torch"):
+def _start(parent: Parent) -> LLMEngine:
+    with parent.phase("import torch"):  # while the parent still finds out what it wants
         from bestiary.engine.build import EngineBuilder
 
         from .facts import model_info
+    launch = parent.inbox.get()
+    if not isinstance(launch, Launch):
+        raise EngineError(f"{type(launch).__name__} does not come first", code="BAD_MESSAGE")
     args = EngineArgs(**launch.arguments)
     with parent.phase("read the model's description"):
         builder = EngineBuilder(args)

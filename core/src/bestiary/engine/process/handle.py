@@ -9,9 +9,9 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 from bestiary.api.errors import EngineError, UsageError
 from bestiary.engine.arguments import EngineArgs
@@ -23,6 +23,40 @@ _COMMAND = "from bestiary.engine.process.child import main; main({descriptor})"
 _EXIT_SECONDS = 5.0
 _LAST_SECONDS = 1.0
 """For the exit status of a process whose end of the socket is closed."""
+
+
+class Spawned(NamedTuple):
+    """A process that imports what any engine needs, and waits to be told which model; and our end of its socket."""
+
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+
+    def discard(self) -> None:
+        """Nobody will tell it anything."""
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def spawn() -> Spawned:
+    """Raises OSError: no process can be started."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            return Spawned(_started(theirs), ours)
+    except BaseException:
+        ours.close()
+        raise
+
+
+@contextmanager
+def spawned() -> Iterator[Spawned]:
+    """A process that is gone afterwards, whether somebody took it or not."""
+    found = spawn()
+    try:
+        yield found
+    finally:
+        found.discard()
 
 
 class EngineProcess(asyncio.Protocol):
@@ -47,16 +81,19 @@ class EngineProcess(asyncio.Protocol):
         self._leaving = False
         self.error: Failed | None = None
 
-    async def start(self, args: EngineArgs, eos_token_ids: frozenset[int]) -> None:
-        """Raises UsageError: the arguments cannot be sent to another process. OSError: no process can be started."""
+    async def start(self, args: EngineArgs, eos_token_ids: frozenset[int], spawned: Spawned | None = None) -> None:
+        """Start a process, or take one that was `spawned` before, and tell it what to load.
+
+        Raises:
+            UsageError: the arguments cannot be sent to another process. OSError: no process can be started.
+        """
         launch = encode(Launch(dict(_plain(args)), tuple(sorted(eos_token_ids))))
-        ours, theirs = socket.socketpair()
+        found = spawned or spawn()
+        self._process = found.process
         try:
-            with theirs:
-                self._process = _started(theirs)
-            await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
+            await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=found.channel)
         except BaseException:
-            ours.close()
+            found.channel.close()
             raise
         self._write(launch)
 

@@ -24,7 +24,7 @@ from bestiary.api.errors import EngineError
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.notices import notice
 
-from .handle import EngineProcess
+from .handle import EngineProcess, Spawned
 from .messages import Beat, FromEngine, Loaded, ModelInfo, Phase, Stepped, ToEngine
 
 State = Literal["starting", "ready", "stalled", "restarting", "failed", "closed"]
@@ -75,9 +75,10 @@ class Supervisor:
         self._has_run = False
         self.phases: dict[str, float] = {}
 
-    async def start(self) -> None:
-        """Start the first process, and watch. Returns at once; `state` and `on_change` tell what became of it."""
-        await self._launch()
+    async def start(self, spawned: Spawned | None = None) -> None:
+        """Start the first process, or take one that was `spawned` before, and watch. Returns at once; `state` and
+        `on_change` tell what became of it."""
+        await self._launch(spawned=spawned)
         self._keep(self._watch())
 
     @property
@@ -103,7 +104,7 @@ class Supervisor:
 
     # --- one process ------------------------------------------------------------------------------------------------
 
-    async def _launch(self, pause: float = 0.0) -> None:
+    async def _launch(self, pause: float = 0.0, spawned: Spawned | None = None) -> None:
         """Start a process, in `pause` seconds: what killed two in a row may need a moment to pass."""
         await asyncio.sleep(pause)
         started = time.perf_counter()
@@ -112,7 +113,7 @@ class Supervisor:
         self._process = process = EngineProcess(self._take, self._lost)
         self._change("starting")
         try:
-            await process.start(self._args, self._eos)
+            await process.start(self._args, self._eos, spawned)
         except OSError as cause:
             process.lost(EngineError(f"no engine process can be started: {cause}", code="ENGINE_DEAD"))
         self.phases["start the process"] = time.perf_counter() - started

@@ -86,7 +86,7 @@ class Follower:
         if isinstance(error, RequestError):
             return _failed(f"{error.error_code}: {error.message}")
         if error is not None:
-            return _failed(f"GRAMMAR_FAILED: {type(error).__name__}: {str(error)[:200]}")
+            return _failed(f"GRAMMAR_FAILED: the backend raised {type(error).__name__}: {str(error)[:200]}")
         return self.allowed.result()
 
     def _work(self, tokens: Sequence[int]) -> bytes:

@@ -21,7 +21,7 @@ MOST_DEMANDED = 100_000
 """The largest `minItems`, `minLength` and `minProperties`: no answer holds more."""
 
 TYPES = ("string", "number", "integer", "boolean", "null", "object", "array")
-_UNENFORCEABLE = frozenset({
+UNENFORCEABLE = frozenset({
     "not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "propertyNames",
     "dependencies", "dependentRequired", "dependentSchemas", "unevaluatedItems", "unevaluatedProperties",
     "$dynamicRef", "$recursiveRef", "x-guidance",
@@ -72,7 +72,7 @@ _RULES = {
     **dict.fromkeys(("exclusiveMinimum", "exclusiveMaximum"), _BOUND),
     **dict.fromkeys(("pattern", "format", "$ref", "$id", "$anchor", "$schema"), _TEXT),
 }
-_ASSERTIONS = sorted({*_RULES, *_UNENFORCEABLE, "const"} - {"$defs", "definitions", "$id", "$anchor", "$schema"})
+_ASSERTIONS = sorted({*_RULES, *UNENFORCEABLE, "const"} - {"$defs", "definitions", "$id", "$anchor", "$schema"})
 _ANNOTATIONS = frozenset({
     "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment",
     "const", "contentEncoding", "contentMediaType", "contentSchema", "discriminator", "$dynamicAnchor",
@@ -143,7 +143,7 @@ def _subschemas(pointer: str, schema: dict[str, Any]) -> Iterator[tuple[str, dic
 
 
 def _check_keyword(pointer: str, keyword: str, value: object) -> None:
-    if keyword in _UNENFORCEABLE:
+    if keyword in UNENFORCEABLE:
         raise wrong(
             pointer, f"{keyword} cannot be enforced while an answer is written", limit="other keywords",
             fix="leave it out, and check the finished answer for it",

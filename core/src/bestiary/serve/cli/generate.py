@@ -16,6 +16,7 @@ from bestiary.api.sampling import SamplingParams
 
 from .adapters import chosen_adapter, lora_name_option
 from .dry_run import dry_run_option, show_plan
+from .forms import chosen_form, form_options
 from .options import (
     SectionedCommand,
     debug_option,
@@ -55,6 +56,7 @@ MAX_TOKENS = 256
 @json_option
 @dry_run_option
 @debug_option
+@form_options
 @sampling_options(temperature=0.0, max_tokens=MAX_TOKENS)
 @engine_options
 def generate(
@@ -72,7 +74,7 @@ def generate(
         follow(args)
         return 0
     text = _prompt(prompt, prompt_option)
-    params = sampling_params(options)
+    params = dataclasses.replace(sampling_params(options), structured_outputs=chosen_form(options))
     _check(params, options, as_json)
     adapter = chosen_adapter(options)
     options["template"] = read_template(options["chat_template"])

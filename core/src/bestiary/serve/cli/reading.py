@@ -25,12 +25,19 @@ def read_template(path: Path | None) -> str | None:
     Raises:
         UsageError: the file is not UTF-8, or cannot be read.
     """
-    if path is None:
-        return None
+    return None if path is None else read_text(path, "chat_template")
+
+
+def read_text(path: Path, field: str) -> str:
+    """The text in a file that was given for `field`.
+
+    Raises:
+        UsageError: it is not UTF-8, or cannot be read.
+    """
     try:
         return _decoded(path.read_bytes(), 0, "utf-8", str(path))
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", field="chat_template") from None
+        raise UsageError(f"{path} cannot be read: {error.strerror}", field=field) from None
 
 
 class Lines:

@@ -12,12 +12,15 @@ import click
 
 from bestiary.api.errors import UsageError
 
+from .dry_run import dry_run_option, show_plan
 from .failures import INTERRUPTED
 from .kinds import MEMORY
 from .options import Option, SectionedCommand, debug_option, engine_args, engine_options_with, model_argument
 from .reading import read_template
 
 if TYPE_CHECKING:
+    from bestiary.engine.arguments import EngineArgs
+    from bestiary.engine.process.handle import Spawned
     from bestiary.serve.openai.options import ServeOptions
 
 MAX_QUEUE = 256
@@ -42,8 +45,8 @@ def _options(command: Any) -> Any:
         click.option("--served-model-name", "names", multiple=True, metavar="NAME",
                      help="Id of the model, in place of its own; repeatable: the others are aliases."),
         click.option("--open", "open_page", is_flag=True, help="Open the page in a browser."),
-        click.option("--api-key", "api_keys", multiple=True, metavar="KEY", cls=AccessOption, envvar="BESTIARY_API_KEY",
-                     help="A key that opens the server; repeatable.  [env: BESTIARY_API_KEY, space between several]"),
+        click.option("--api-key", "api_keys", multiple=True, metavar="KEY", cls=AccessOption,
+                     help="A key that opens the server; repeatable. Better in BESTIARY_API_KEY or a file."),
         click.option("--api-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), cls=AccessOption,
                      help="A file with a key in each line."),
         click.option("--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", cls=AccessOption,
@@ -87,9 +90,11 @@ def _options(command: Any) -> Any:
 @click.command(cls=SectionedCommand)
 @model_argument
 @_options
+@dry_run_option
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: the plan as JSON.")
 @debug_option
 @engine_options_with(max_queue=MAX_QUEUE)
-def serve(model: str, **options: Any) -> int:
+def serve(model: str, dry_run: bool, as_json: bool, **options: Any) -> int:
     """Serve MODEL over HTTP, as OpenAI's clients expect it, with a page to chat at /.
 
     The server listens at once and says 503 until the model is loaded. It ends after SIGTERM or Ctrl-C: no new requests,
@@ -97,6 +102,17 @@ def serve(model: str, **options: Any) -> int:
     """
     args = engine_args(model, options)
     served = _served(options)
+    if dry_run:
+        return show_plan(args, as_json=as_json, more={"server": _plan(served, options)})
+    if as_json:
+        raise click.UsageError("--json needs --dry-run; --log-json writes the log as JSON")
+    from bestiary.engine.process.handle import spawned
+
+    with spawned() as process:  # it imports torch while this one imports the rest
+        return _run(args, served, options, process)
+
+
+def _run(args: EngineArgs, served: ServeOptions, options: Mapping[str, Any], process: Spawned) -> int:
     try:
         from bestiary.serve.openai.listening import listening
         from bestiary.serve.openai.running import Running
@@ -104,14 +120,14 @@ def serve(model: str, **options: Any) -> int:
         raise UsageError(f"serving needs {error.name}", field="serve", fix=_EXTRA) from error
     from .serve_screen import JsonScreen, TextScreen, set_up_logging
 
-    set_up_logging(as_json=options["log_json"], requests=options["log_requests"])
     with listening(options["host"], options["port"], options["uds"]) as bound:
+        set_up_logging(as_json=options["log_json"], requests=options["log_requests"])
         kind = JsonScreen if options["log_json"] else TextScreen
-        screen = kind(model, bound, open_page=options["open_page"], keys=bool(served.api_keys))
+        screen = kind(args.model, bound, open_page=options["open_page"], keys=bool(served.api_keys))
         settings = {name: options[name] for name in ("drain", "restart", "unready_after")}
 
         async def run() -> int:
-            return await Running(args, served, screen, **settings).run(bound)
+            return await Running(args, served, screen, spawned=process, **settings).run(bound)
 
         code = asyncio.run(run())
     if code == INTERRUPTED:
@@ -138,6 +154,21 @@ def _served(options: Mapping[str, Any]) -> ServeOptions:
         served_model_names=options["names"],
         chat_template=read_template(options["chat_template"]),
     )
+
+
+def _plan(served: ServeOptions, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Where it would listen, and who could call."""
+    return {
+        "listens at": options["uds"] or f"{served.host}:{served.port}",
+        "API keys": len(served.api_keys) or "none: everybody who reaches it may call",
+        "further hosts": ", ".join(served.allowed_hosts) or None,
+        "web pages of": ", ".join(served.cors_origins) or None,
+        "page at /": served.web,
+        "metrics": served.metrics,
+        "adapters from": None if served.lora_dir is None else str(served.lora_dir),
+        "drain": f"{options['drain']:g} s",
+        "restart": options["restart"],
+    }
 
 
 def _keys_of(path: Path | None) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from bestiary.api.errors import BestiaryError, RequestError
-from bestiary.serve.text.parsers.choose import AnswerFormats
+from bestiary.serve.text.parsers.formats import AnswerFormats
 from bestiary.serve.web import page
 
 from .errors import internal_error, refusal, status_of
@@ -72,17 +72,17 @@ def _handler(endpoint: Endpoint, service: Service) -> Callable[[Request], Awaita
         try:
             answer = await endpoint.run(call)
         except BestiaryError as error:
-            service.metrics.end(call, _outcome(error))
+            call.end(_outcome(error))
             return _refuse(http, error)
         except (ClientGone, ClientDisconnect):
-            service.metrics.end(call, "aborted")
+            call.end("aborted")
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         except Exception:
             logging.getLogger("bestiary.http").exception("a request failed request=%s", call.id)
-            service.metrics.end(call, "failed")
+            call.end("failed")
             return _refuse(http, internal_error())
         if not isinstance(answer, EventStream):  # a stream counts itself when it ends
-            service.metrics.end(call, "finished")
+            call.end("finished")
         return answer
 
     return handle

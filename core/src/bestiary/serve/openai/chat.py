@@ -18,7 +18,7 @@ from .schemas.base import plain
 from .schemas.chat import ChatCompletionRequest
 from .sse import DONE
 from .streaming import Chunks, stream
-from .structured import structured_outputs
+from .structured import check_form, stated_form
 
 if TYPE_CHECKING:
     from bestiary.serve.generation import Generation
@@ -89,11 +89,19 @@ async def _accept(call: Call, request: ChatCompletionRequest, target: Target) ->
     limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if request.top_logprobs and not request.logprobs:
         call.warnings.append("top_logprobs implies logprobs")
+    form = tooling.form(
+        stated_form(request), prompt, service.tokenizer.special_tokens,
+        several=request.parallel_tool_calls is not False, continued=continued_text(request),
+    )  # fmt: skip
+    if request.parallel_tool_calls is False and tooling.callable and not tooling.forced:
+        call.warnings.append("parallel_tool_calls has no effect unless a call is required")
     sampling = request.sampling(
         max_tokens=limit,
         logprobs=request.top_logprobs or 0 if wants_logprobs(request) else None,
-        **structured_outputs(request, tooling),
+        structured_outputs=None if form is None else form.params,
+        shown_token_ids=() if tooling.plain else service.mark_ids,
     )
+    await check_form(llm, form, sampling)
     id_ = call.new_id("chatcmpl-")
     generation = llm.submit(
         id_, token_ids, sampling, prompt=prompt, priority=request.priority or 0,

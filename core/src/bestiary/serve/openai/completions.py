@@ -15,7 +15,7 @@ from .prompting import encoded
 from .schemas.completions import CompletionRequest
 from .sse import DONE
 from .streaming import Chunks, stream
-from .structured import structured_outputs
+from .structured import check_form, stated_form
 
 if TYPE_CHECKING:
     from bestiary.serve.generation import Generation
@@ -64,12 +64,14 @@ async def _accept(call: Call, request: CompletionRequest, target: Target) -> Bat
     """Submit every prompt, or none. Raises `RequestError` or `EngineError`, naming the prompt where it may be."""
     llm = call.service.llm
     echoed = request.logprobs if request.echo else None
+    form = stated_form(request)
     sampling = request.sampling(
         max_tokens=_DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs if echoed is None else max(echoed, request.prompt_logprobs or 0),
-        **structured_outputs(request),
+        structured_outputs=None if form is None else form.params,
     )
+    await check_form(llm, form, sampling)
     special = request.add_special_tokens is not False
     prompts = await encoded(call.service, request.prompt, add_special_tokens=special)
     batch = Batch(call, request, target, call.new_id("cmpl-"), [], [])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,8 @@ _LOWER = {
     "INVALID_API_KEY", "MODEL_NOT_FOUND", "CONTEXT_LENGTH_EXCEEDED", "ENGINE_DEAD", "NUMERICAL", "SERVER_SHUTDOWN",
 }  # fmt: skip
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-_OURS = r"(?!/(?:v1|health|server|metrics|tokenize|detokenize|openapi)\b)"
-_PATH = re.compile(rf"(?<![\w/:.]){_OURS}/(?:[\w.@+~ -]+/)*[\w.@+~-]+")
+_ROOTS = "|".join(re.escape(name) for name in os.listdir("/"))
+_PATH = re.compile(rf"(?<![\w/:.])/(?:{_ROOTS})\b(?:/[\w.@+~ -]+)*")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 _SAID = re.compile(r"(?P<code>[A-Z][A-Z_]+): (?P<message>.*)", re.DOTALL)
 _MAX_LOGGED = 64
@@ -52,7 +53,9 @@ def from_answer(stop_reason: object) -> BestiaryError:
     match = _SAID.fullmatch(str(stop_reason))
     if match is None:
         return EngineError(_FAILURES["NUMERICAL"], code="NUMERICAL")
-    return EngineError(match["message"], code=match["code"])
+    known = catalogue.find(match["code"])
+    kind = RequestError if known is not None and known.status < 500 else EngineError
+    return kind(match["message"], code=match["code"])
 
 
 def status_of(error: BestiaryError) -> int:
@@ -119,7 +122,7 @@ def _sentence(error: BestiaryError) -> str:
 
 
 def _without_secrets(value: Any) -> Any:
-    """Paths of this machine and addresses, which errors of loaders name, are taken out."""
+    """Paths that exist on this machine and addresses, which errors of loaders name, are taken out."""
     if isinstance(value, str):
         return _ADDRESS.sub("(address)", _PATH.sub("(path)", value))
     if isinstance(value, dict):

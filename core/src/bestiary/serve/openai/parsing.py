@@ -7,11 +7,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bestiary.api.errors import RequestError
 from bestiary.serve.text.parsers.answer import AnswerParser
-from bestiary.serve.text.parsers.choose import AnswerFormats, choose_formats
+from bestiary.serve.text.parsers.choose import choose_formats
+from bestiary.serve.text.parsers.formats import AnswerFormats
 from bestiary.serve.text.tools import Tool, ToolChoice, check_tool_choice, check_tools
 
 from .options import ServeOptions
+from .structured import Form
 
 if TYPE_CHECKING:
     from bestiary.engine.arguments import EngineArgs
@@ -85,7 +88,32 @@ class Tooling:
         """For one answer. continued: the beginning of it that the request brought."""
         return self.formats.parser(prompt, self.callable, forced=self.forced, continued=continued)
 
+    def form(
+        self, stated: Form | None, prompt: str, special: Mapping[str, int], *, several: bool = True, continued: str = ""
+    ) -> Form | None:
+        """What an answer must look like: as `stated`, or so that its calls are what the tools' schemas say.
+
+        Args:
+            special: the vocabulary's special tokens. several: more than one call may be made.
+
+        Raises:
+            RequestError: a form is stated, and a call is forced, which is none.
+        """
+        if stated is not None and self.forced:
+            raise RequestError(
+                "an answer can have one form", field="tool_choice", limit=f"not together with {stated.field}"
+            )
+        if stated is not None or not self.callable:
+            return stated
+        grammar = self.formats.grammar(
+            prompt, self.callable, forced=self.forced, several=several, continued=continued, special=special
+        )
+        return None if grammar is None else Form.of("tools", {"grammar": grammar})
+
     def warnings(self) -> list[str]:
+        found = []
         if self.callable and not self.formats.shows_tools:
-            return ["the chat template does not tell the model of tools"]
-        return []
+            found.append("the chat template does not tell the model of tools")
+        if any(tool.strict for tool in self.callable) and not self.forced and not self.formats.keeps_strict:
+            found.append("strict cannot be enforced in this model's calls unless tool_choice demands one")
+        return found

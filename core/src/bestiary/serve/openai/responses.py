@@ -23,7 +23,7 @@ from .schemas.base import plain
 from .schemas.responses import ResponsesRequest
 from .sse import event
 from .streaming import Told, stream
-from .structured import structured_text
+from .structured import check_form, text_form
 
 if TYPE_CHECKING:
     from bestiary.serve.generation import Generation
@@ -87,12 +87,16 @@ async def _accept(call: Call, request: ResponsesRequest, target: Target) -> Resp
         service, _Template(request), as_messages(request), tools=tooling.shown, reasoning_effort=effort
     )  # fmt: skip
     token_ids = await service.llm.encode(prompt, add_special_tokens=False)
+    several = request.parallel_tool_calls is not False
+    form = tooling.form(text_form(request), prompt, service.tokenizer.special_tokens, several=several)
     sampling = SamplingParams(
         max_tokens=request.max_output_tokens, logprobs=request.top_logprobs, seed=request.seed,
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
-        **structured_text(request, tooling),
+        structured_outputs=None if form is None else form.params,
+        shown_token_ids=() if tooling.plain else service.mark_ids,
     )  # fmt: skip
+    await check_form(service.llm, form, sampling)
     id_ = call.new_id("resp_")
     generation = service.llm.submit(
         id_, token_ids, sampling, prompt=prompt, cache_salt=call.salt(request.cache_salt), lora_name=target.lora_name
@@ -133,7 +137,7 @@ def _document(response: Response, status: str, error: BestiaryError | None) -> d
         "max_output_tokens": request.max_output_tokens,
         "model": response.target.name,
         "output": response.items.documents if over else [],
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": None,
         "reasoning": {"effort": None if request.reasoning is None else request.reasoning.effort, "summary": None},
         "store": False,

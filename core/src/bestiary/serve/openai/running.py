@@ -14,6 +14,7 @@ from uvicorn import Config, Server
 from bestiary.api import catalogue
 from bestiary.api.errors import BestiaryError, EngineError, ModelError, ModelFailed, PluginError
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.process.handle import Spawned
 from bestiary.engine.process.messages import ModelInfo
 from bestiary.engine.process.supervisor import Restart
 from bestiary.serve.async_llm import AsyncLLM
@@ -49,6 +50,7 @@ class Running:
     """One server. `run` returns the exit code: 0 after a signal, 130 where Ctrl-C came before the model was ready.
 
     Args:
+        spawned: an engine process that was started before this could be made.
         drain: seconds that answers may take to their end after the first signal; a second signal ends them at once.
     """
 
@@ -61,9 +63,11 @@ class Running:
         drain: float = 30.0,
         restart: Restart = "on-failure",
         unready_after: float = 30.0,
+        spawned: Spawned | None = None,
     ) -> None:
         self._args, self._options, self._face, self._drain = args, options, face, drain
         self._engine_options: dict[str, Any] = {"restart": restart, "unready_after": unready_after}
+        self._spawned = spawned
         self._signals: list[int] = []
         self._signalled = asyncio.Event()
         self._was_ready = False
@@ -71,7 +75,7 @@ class Running:
     async def run(self, bound: socket.socket) -> int:
         """Serve on `bound`. Raises what the model could not be loaded for, and what its engine died of for good."""
         with self._handlers(), LoopWatch():
-            start = asyncio.create_task(AsyncLLM.start(self._args, **self._engine_options))
+            start = asyncio.create_task(AsyncLLM.start(self._args, self._spawned, **self._engine_options))
             await self._first(start)
             if not start.done():
                 return INTERRUPTED if signal.SIGINT in self._signals else 0

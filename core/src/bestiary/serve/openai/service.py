@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import secrets
 import time
 import uuid
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from bestiary.serve.async_llm import AsyncLLM
-    from bestiary.serve.text.parsers.choose import AnswerFormats
+    from bestiary.serve.text.parsers.formats import AnswerFormats
     from bestiary.serve.text.tokenizer import Tokenizer
 
     from .routes import Endpoint
 
+logger = logging.getLogger("bestiary.http")
 Wanted = TypeVar("Wanted", bound=RequestModel)
 
 
@@ -89,6 +91,11 @@ class Service:
     def spelling(self) -> Spelling:
         return Spelling(self.tokenizer)
 
+    @cached_property
+    def mark_ids(self) -> tuple[int, ...]:
+        """Special tokens that stay in the text, because reasoning and calls are told by them."""
+        return self.tokenizer.special_ids_in(self.formats.marks())
+
     def salt(self, tenant: str | None, own: str | None) -> str | None:
         """What keeps one tenant's prefix cache from another's: with several keys, each has a secret salt.
 
@@ -136,6 +143,15 @@ class Call:
         request, warnings = validated(model, given, strict_fields=self.service.options.strict_fields)
         self.warnings += warnings
         return request
+
+    def end(self, outcome: str) -> None:
+        """Whatever became of it, once: "finished", "refused", "shed", "failed" or "aborted"."""
+        self.service.metrics.end(self, outcome)
+        logger.info(
+            "%s %s: %s after %.3f s request=%s",
+            self.http.method, self.endpoint.path, outcome, time.monotonic() - self.started, self.id,
+            extra={"request_id": self.id, "outcome": outcome, "path": self.endpoint.path},
+        )  # fmt: skip
 
     def salt(self, own: str | None) -> str | None:
         return self.service.salt(self.tenant, own)

@@ -56,7 +56,7 @@ async def _guarded(
             yield event(encode(document(internal_error(), call.id)))
         finally:
             await events.aclose()
-            call.service.metrics.end(call, outcome)
+            call.end(outcome)
 
 
 class Chunks:

@@ -1,68 +1,96 @@
-"""What an answer must look like: `response_format`, vLLM's `structured_outputs`, and its older `guided_…` fields."""
+"""What an answer must look like: `response_format`, vLLM's `structured_outputs`, its older `guided_…` fields, and the
+calls that a request forces."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from bestiary.api.errors import RequestError
-from bestiary.api.sampling import SamplingParams
+from bestiary.api.structured import FIELD, StructuredOutputsParams
 
-from .parsing import Tooling
+from .schemas.base import plain
 from .schemas.chat import GrammarFormat, JsonObjectFormat, JsonSchemaFormat, RegexFormat
 from .schemas.responses import AnyJsonFormat, ResponsesRequest, SchemaFormat
 from .schemas.sampling import SamplingFields
 
+if TYPE_CHECKING:
+    from bestiary.api.sampling import SamplingParams
+    from bestiary.serve.async_llm import AsyncLLM
 
-def structured_outputs(request: SamplingFields, tooling: Tooling | None = None) -> dict[str, Any]:
-    """The argument `structured_outputs` of `SamplingParams`, or none. Raises where several things are asked for."""
-    return _argument(_wanted(request) | _calls(tooling))
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The form of an answer, and the field of the request that asks for it."""
+
+    field: str
+    params: StructuredOutputsParams
+
+    @classmethod
+    def of(cls, field: str, given: dict[str, Any]) -> Form:
+        """Raises `RequestError` that names `field`."""
+        with _named(field):
+            return cls(field, StructuredOutputsParams.of(given))
 
 
-def structured_text(request: ResponsesRequest, tooling: Tooling) -> dict[str, Any]:
-    """The same for the field `text.format` of `/v1/responses`."""
-    wanted = _calls(tooling)
+def stated_form(request: SamplingFields) -> Form | None:
+    """The form that a chat or completion states. Raises where it states several."""
+    return _only(_stated(request))
+
+
+def text_form(request: ResponsesRequest) -> Form | None:
+    """The form that a response's `text.format` states."""
     match None if request.text is None else request.text.format:
         case AnyJsonFormat():
-            wanted["text.format"] = {"json_object": True}
+            return Form.of("text.format", {"json_object": True})
         case SchemaFormat(schema_=schema):
-            wanted["text.format"] = {"json": schema}
-    return _argument(wanted)
+            return Form.of("text.format.schema", {"json": schema})
+    return None
 
 
-def _calls(tooling: Tooling | None) -> dict[str, dict[str, Any]]:
-    """A grammar that makes the answer call a tool, where it has to."""
-    return {"tool_choice": {}} if tooling is not None and tooling.forced else {}
+async def check_form(llm: AsyncLLM, form: Form | None, sampling: SamplingParams) -> None:
+    """Raises `RequestError`, naming the request's field, where an answer in this form cannot be had."""
+    if form is not None:
+        with _named(form.field):
+            await llm.check_structured_outputs(sampling)
 
 
-def _argument(wanted: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    if not wanted:
-        return {}
-    if len(wanted) > 1:
-        raise RequestError(
-            "an answer can have one form", field=list(wanted)[1], limit="one of response_format, structured_outputs",
-            details=list(wanted),
-        )  # fmt: skip
-    if "structured_outputs" not in {each.name for each in fields(SamplingParams)}:
-        raise RequestError("not offered", code="UNSUPPORTED_PARAMETER", field=next(iter(wanted)))
-    return {"structured_outputs": next(iter(wanted.values()))}
-
-
-def _wanted(request: SamplingFields) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def _stated(request: SamplingFields) -> Iterator[Form]:
     match getattr(request, "response_format", None):
         case JsonObjectFormat():
-            found["response_format"] = {"json_object": True}
+            yield Form.of("response_format", {"json_object": True})
         case JsonSchemaFormat(json_schema=schema):
-            found["response_format"] = {"json": schema.schema_}
+            yield Form.of("response_format.json_schema.schema", {"json": schema.schema_})
         case RegexFormat(regex=regex):
-            found["response_format"] = {"regex": regex}
+            yield Form.of("response_format.regex", {"regex": regex})
         case GrammarFormat(grammar=grammar):
-            found["response_format"] = {"grammar": grammar}
+            yield Form.of("response_format.grammar", {"grammar": grammar})
     if request.structured_outputs is not None:
-        found["structured_outputs"] = request.structured_outputs.model_dump(by_alias=True, exclude_none=True)
+        given = {name: value for name, value in plain(request.structured_outputs).items() if value is not None}
+        yield Form.of(FIELD, given)
     for name in ("json", "regex", "choice", "grammar"):
         value = getattr(request, f"guided_{name}")
         if value is not None:
-            found[f"guided_{name}"] = {name: value}
-    return found
+            yield Form.of(f"guided_{name}", {name: value})
+
+
+def _only(forms: Iterator[Form]) -> Form | None:
+    found = list(forms)
+    if len(found) > 1:
+        raise RequestError(
+            "an answer can have one form", field=found[1].field, limit=f"not together with {found[0].field}"
+        )
+    return found[0] if found else None
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Errors that speak of `StructuredOutputsParams` speak of the request's own field instead."""
+    try:
+        yield
+    except RequestError as error:
+        if field != FIELD and error.field is not None and error.field.startswith(FIELD):
+            error.field = field
+        raise

@@ -93,14 +93,15 @@ def check_variables(variables: Mapping[str, object]) -> None:
     Raises:
         RequestError: NOT_ALLOWED for a reserved name, TEMPLATE_LIMIT for more than 32 names or 16 KiB.
     """
-    field = "chat_template_kwargs"
+    field, limit = "chat_template_kwargs", f"at most {_VARIABLES} names and {_VARIABLE_CHARS} characters"
+    if len(variables) > _VARIABLES:
+        raise RequestError("too many variables", code="TEMPLATE_LIMIT", field=field, limit=limit, value=len(variables))
     reserved = sorted(name for name in variables if name in _RESERVED or str(name).startswith("__"))
     if reserved:
         raise RequestError("a reserved name of the chat template", code="NOT_ALLOWED", field=field, value=reserved[0])
-    characters = sum(len(text) for text in _strings(plain(variables, field)))
-    if len(variables) > _VARIABLES or characters > _VARIABLE_CHARS:
-        limit = f"at most {_VARIABLES} names and {_VARIABLE_CHARS} characters"
-        raise RequestError("too many variables", code="TEMPLATE_LIMIT", field=field, limit=limit)
+    characters = sum(map(len, variables)) + sum(len(text) for text in _strings(plain(variables, field)))
+    if characters > _VARIABLE_CHARS:
+        raise RequestError("too long variables", code="TEMPLATE_LIMIT", field=field, limit=limit, value=characters)
 
 
 def _render(template: str, context: dict[str, object]) -> str:

@@ -71,6 +71,21 @@ def _walk(schema: Any, pointer: str, where: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(value, here, where)
 
 
+def changed(schema: Any, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Any:
+    """A copy of a checked schema: `change` gives the keywords of each schema in it, from the outside in."""
+    if not isinstance(schema, Mapping):
+        return schema
+    copy = dict(change(schema))
+    for keyword, value in copy.items():
+        if keyword in _NAMED_SCHEMAS:
+            copy[keyword] = {name: changed(each, change) for name, each in value.items()}
+        elif keyword in _SCHEMAS or (keyword == "items" and isinstance(value, list)):
+            copy[keyword] = [changed(each, change) for each in value]
+        elif keyword in _SCHEMA:
+            copy[keyword] = changed(value, change)
+    return copy
+
+
 def _same(root: Any, schema: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
     """The schemas that must be known to know this one."""
     for keyword in _SAME_VALUE & schema.keys():

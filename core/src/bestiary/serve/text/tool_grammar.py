@@ -3,9 +3,9 @@
 The text is Lark as llguidance reads it. What a grammar lets pass, the family's parser reads as calls; both are made of
 the same `ToolFormat`. A mark that is a special token of the vocabulary is asked for as that token.
 
-A schema is fulfilled, with two freedoms. JSON is written as `json.dumps` writes it, and an object whose schema lists
-properties has no others unless it says so. Where a family writes strings plainly between tags, only `enum` and `const`
-bind them; a tool that is `strict` may not ask for more there.
+A schema is fulfilled as far as `enforceable` says. JSON is written as `json.dumps` writes it, and an object whose
+schema lists properties has no others unless it says so. Where a family writes strings plainly between tags, only
+`enum` and `const` bind them; a tool that is `strict` may not ask for more there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from bestiary.api.errors import RequestError
 from bestiary.api.text_formats import JsonCall, NamedCall, PythonCall, ReasoningFormat, TaggedCall, ToolFormat
 
+from .enforceable import enforceable
 from .parsers.schemas import argument_types
 from .tools import Tool
 
@@ -26,9 +27,6 @@ _TEXT = "/(?s:.*)/"
 _BLANK = "/[ \\t\\r\\n]{0,4}/"
 _WRITTEN = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _PYTHON_ESCAPES = {"json_allowed_escapes": '"\\bfnrtu'}  # where JSON and Python mean the same
-_ENFORCED = frozenset(
-    {"type", "enum", "const", "title", "description", "default", "examples", "$comment", "deprecated"}
-)
 _ANYTHING: Mapping[str, Any] = {"type": "object"}
 
 
@@ -56,7 +54,8 @@ def forced_calls(
     if form.bare:
         form = replace(form, opening=(), closing="", layout="")
     anywhere = reasoning is not None and reasoning.anywhere
-    calls = rules.calls(form, tools, several, form.opening if anywhere else form.opening[:1])
+    bound = [_bound(tool) for tool in tools]
+    calls = rules.calls(form, bound, several, form.opening if anywhere else form.opening[:1])
     return rules.grammar([*thought, *calls])
 
 
@@ -69,19 +68,28 @@ def free_calls(
     started: bool = False,
 ) -> str | None:
     """A grammar that leaves a text free until it opens a call, which then is one of a tool's, and a strict one's as its
-    schema says. None where nothing has to be enforced, or a format has no mark that begins a call.
+    schema says. None where no tool is strict, and where `can_free_calls` says that it cannot be done.
 
     Arguments and errors are those of `forced_calls`.
     """
-    if not any(tool.strict for tool in tools) or not form.opening:
+    if not any(tool.strict for tool in tools) or not can_free_calls(form, reasoning):
         return None
     rules = _Rules(special or {})
-    loose = [tool if tool.strict else Tool(tool.name, parameters=_ANYTHING) for tool in tools]
+    any_object = isinstance(form.call, JsonCall | NamedCall)
+    loose = [
+        Tool(tool.name, parameters=_ANYTHING) if any_object and not tool.strict else _bound(tool) for tool in tools
+    ]
     thought = rules.thought(reasoning, started)
     begins = rules.name("head", rules.until_any(form.opening))
     rest = rules.calls(form, loose, several=form.separator is not None or form.brackets, openings=())
     call = rules.name("free", f"{begins} {' '.join(rest)}")
     return rules.grammar([*thought, f"{call}*", rules.name("tail", _TEXT)])
+
+
+def can_free_calls(form: ToolFormat, reasoning: ReasoningFormat | None) -> bool:
+    """Whether a call can be told from the text around it while it is written: it begins with a mark, and no other marks
+    stand around the answer's parts."""
+    return bool(form.opening) and not form.bare and not (reasoning is not None and reasoning.dropped)
 
 
 class _Rules:
@@ -91,15 +99,15 @@ class _Rules:
         self._special = special
         longest_first = sorted(special, key=len, reverse=True)
         self._tokens = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._lines: list[str] = []
+        self._names: dict[str, str] = {}
 
     def grammar(self, start: list[str]) -> str:
-        return "\n".join(["%llguidance {}", f"start: {' '.join(start)}", *self._lines, ""])
+        rules = (f"{name}{rule}" for rule, name in self._names.items())
+        return "\n".join(["%llguidance {}", f"start: {' '.join(start)}", *rules, ""])
 
     def name(self, kind: str, body: str, options: str = "") -> str:
-        name = f"{kind}_{len(self._lines)}"
-        self._lines.append(f"{name}{options}: {body}")
-        return name
+        """A rule for `body`, the same for the same."""
+        return self._names.setdefault(f"{options}: {body}", f"{kind}_{len(self._names)}")
 
     def text(self, *pieces: str) -> list[str]:
         """Fixed text, special tokens as such."""
@@ -121,7 +129,7 @@ class _Rules:
         return " | ".join(self.until(mark) for mark in marks)
 
     def json(self, schema: Mapping[str, Any], **options: Any) -> str:
-        return self.name("json", f"%json {json.dumps({'x-guidance': {**_WRITTEN, **options}, **schema})}")
+        return self.name("json", f"%json {json.dumps({**schema, 'x-guidance': _WRITTEN | options})}")
 
     def thought(self, reasoning: ReasoningFormat | None, started: bool) -> list[str]:
         """Reasoning that may come first."""
@@ -178,13 +186,14 @@ class _Rules:
         types, end = argument_types(tool.parameters, key), shape.value_closing
         if "string" not in types:
             return [self.json(_document(tool, schema)), *self.text(shape.padding, end)]
-        choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
-        if types == {"string"} and choices is not None:
-            words = " | ".join(" ".join(self.text(word)) for word in choices if word)
-            return [f"({words}){'?' if '' in choices else ''}", *self.text(shape.padding, end)]
-        if tool.strict and (types != {"string"} or schema.keys() - _ENFORCED):
-            raise _unkeepable(tool, key, "a string without further rules than enum or const")
         mark = end.rstrip()
+        if types == {"string"} and schema.keys() & {"enum", "const"}:
+            words = _words(schema)
+            if not words or any(mark in word for word in words):
+                raise _unkeepable(tool, key, f"strings to choose from, without {mark}")
+            return [f"({' | '.join(' '.join(self.text(word, shape.padding, end)) for word in words)})"]
+        if tool.strict and (types != {"string"} or schema.keys() - {"type"}):
+            raise _unkeepable(tool, key, "a string without further rules than enum or const")
         return [self.until(mark), *self.text(end[len(mark) :])]
 
     def _keywords(self, tool: Tool) -> list[str]:
@@ -200,8 +209,18 @@ class _Rules:
         return [first] if first else []
 
 
+def _bound(tool: Tool) -> Tool:
+    return replace(tool, parameters=enforceable(tool))
+
+
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
+
+
+def _words(schema: Mapping[str, Any]) -> list[str]:
+    """What a string may be, where a schema says that it is one of some."""
+    given = schema.get("enum", [schema.get("const")])
+    return [word for word in given if isinstance(word, str) and schema.get("const", word) == word]
 
 
 def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -79,7 +79,7 @@ ResponseFormat = Annotated[
 class ChatCompletionRequest(SamplingFields):
     IGNORED: ClassVar[frozenset[str]] = frozenset(
         {"user", "metadata", "store", "service_tier", "prediction", "prompt_cache_key", "prompt_cache_retention"}
-        | {"safety_identifier", "verbosity", "parallel_tool_calls"}
+        | {"safety_identifier", "verbosity"}
     )
     UNSUPPORTED: ClassVar = SAMPLING_UNSUPPORTED | {
         "audio": None,

@@ -97,7 +97,7 @@ class ReasoningOptions(Strict):
 
 class ResponsesRequest(Request):
     IGNORED: ClassVar[frozenset[str]] = frozenset(
-        {"user", "metadata", "service_tier", "parallel_tool_calls", "include", "prompt_cache_key", "safety_identifier"}
+        {"user", "metadata", "service_tier", "include", "prompt_cache_key", "safety_identifier"}
         | {"prompt_cache_retention", "stream_options", "max_tool_calls"}
     )
     UNSUPPORTED: ClassVar = {
@@ -121,6 +121,7 @@ class ResponsesRequest(Request):
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
+    parallel_tool_calls: bool | None = None
     stream: bool | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1), WHOLE] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = None
@@ -134,7 +135,6 @@ class ResponsesRequest(Request):
     user: Any = None
     metadata: Any = None
     service_tier: Any = None
-    parallel_tool_calls: Any = None
     include: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None

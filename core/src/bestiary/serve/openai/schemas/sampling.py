@@ -72,6 +72,7 @@ class StructuredOutputs(Strict):
     regex: str | None = None
     grammar: str | None = None
     choice: list[str] | None = None
+    disable_any_whitespace: bool | None = None
 
 
 class SamplingFields(Request):

@@ -4,8 +4,9 @@ import { h, s } from "./dom.js";
 
 const LEAST = 30; // samples that a chart has room for; with more it grows, one unit a sample
 const HEIGHT = 40;
+const HEADROOM = 1.15; // above the highest value, where the scale is written
 
-/** Lines over the last two minutes. `lines`: [{ name, style: "area" | "line" | "faint" }]; `say(number)`: as text. */
+/** Lines over the last two minutes. `lines`: [{ name, style: "area" | "line" }]; `say(number)`: as text. */
 export class LineChart {
   constructor(title, lines, say) {
     this.lines = lines;
@@ -29,7 +30,7 @@ export class LineChart {
   /** `series`: for each line its values, oldest first, null where nothing is known. */
   update(series) {
     const values = series.flat().filter((value) => value !== null);
-    const top = roundUp(Math.max(1, ...values));
+    const top = roundUp(Math.max(1, ...values) * HEADROOM);
     this.top.textContent = this.say(top);
     const width = Math.max(LEAST, series[0].length - 1);
     this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
@@ -72,7 +73,7 @@ export class Meter {
   }
 }
 
-const STEPS = [1, 1.5, 2, 3, 4, 5, 6, 8, 10];
+const STEPS = [1, 1.2, 1.5, 2, 3, 4, 5, 6, 8, 10];
 
 /** The least round number that is not below the value. */
 export function roundUp(value) {

@@ -47,7 +47,6 @@ function rates(before, after) {
   const seconds = after.t - before.t;
   return {
     generated: (after.tokens.generated - before.tokens.generated) / seconds,
-    prompt: (after.tokens.prompt - before.tokens.prompt) / seconds,
     queried: after.prefix.queried_tokens - before.prefix.queried_tokens,
     hits: after.prefix.hit_tokens - before.prefix.hit_tokens,
   };

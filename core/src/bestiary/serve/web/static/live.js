@@ -6,7 +6,7 @@ import { count, digits, percent, plural, seconds } from "./format.js";
 
 const LATENCIES = [
   ["ttft", "First token"],
-  ["itl", "Between tokens"],
+  ["itl", "Next token"],
   ["e2e", "Whole answer"],
 ];
 const QUANTILES = ["p50", "p90", "p99"];
@@ -15,14 +15,7 @@ const DECADES = [-3, 2]; // the scale of latencies, 1 ms to 100 s, as powers of 
 export class Live {
   constructor(server) {
     this.server = server;
-    this.speed = new LineChart(
-      "Tokens per second",
-      [
-        { name: "generated", style: "area" },
-        { name: "read", style: "faint" },
-      ],
-      digits,
-    );
+    this.speed = new LineChart("Tokens per second", [{ name: "generated", style: "area" }], digits);
     this.requests = new LineChart(
       "Requests",
       [
@@ -56,20 +49,23 @@ export class Live {
     if (!stats || byId("tab-live-panel").hidden) return;
     this.nothing.hidden = true;
     this.all.hidden = false;
-    this.speed.update([history.series(({ generated }) => generated), history.series(({ prompt }) => prompt)]);
+    this.speed.update([history.series(({ generated }) => generated)]);
     this.requests.update([
       history.series((sample) => sample.stats.running),
       history.series((sample) => sample.stats.waiting),
     ]);
-    const { used, total, block_size: size } = stats.kv;
-    this.cache.update(
-      total ? used / total : null,
-      total ? percent(used / total) : "–",
-      `${count(used)} of ${count(total)} blocks of ${plural(size, "token")}`,
-    );
+    this.#cache(stats.kv);
     this.#prefix(stats.prefix, history.hitRate);
     this.latencies.replaceChildren(...LATENCIES.flatMap(([name, label]) => latencyRow(label, stats.latency?.[name])));
     this.#totals(stats);
+  }
+
+  /** (The engine tells how large its cache is with its first step; until then the model's card does.) */
+  #cache({ used, total, block_size: size }) {
+    const blocks = total || this.server.info?.model?.num_kv_blocks;
+    if (!blocks) return this.cache.update(null, "–", "not allotted yet");
+    const note = `${count(used)} of ${count(blocks)} blocks of ${plural(size, "token")}`;
+    this.cache.update(used / blocks, percent(used / blocks), note);
   }
 
   #prefix({ queried_tokens: queried, hit_tokens: hits }, recent) {
