@@ -133,7 +133,8 @@ def test_health(ask, llm, state):
 
 def test_nothing_is_loaded_yet(ask, llm):
     llm.info, llm.state = None, "starting"
-    assert ask("GET", "/server/info").json()["model"] is None
+    info = ask("GET", "/server/info").json()
+    assert info["model"] is None and info["server"]["phases"] == {"load the model": 0.5}
     assert ask("GET", "/server/stats").json()["state"] == "starting"
     assert ask("GET", "/v1/models").json()["data"][0]["max_model_len"] is None
     assert ask("POST", "/tokenize", {"prompt": "x"}).json()["max_model_len"] is None

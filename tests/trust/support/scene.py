@@ -13,7 +13,7 @@ from bestiary.engine.arguments import EngineArgs
 from bestiary.serve.async_llm import AsyncLLM
 
 from .baseline import Holding, family
-from .canaries import Canaries
+from .canaries import Canaries, engine_song
 from .chaos import HARMLESS, OVERRIDES, provoking
 from .golden import Golden
 
@@ -56,7 +56,7 @@ class Scene:
         self.llm._supervisor._deaths.clear()
 
     def canaries(self) -> Canaries:
-        return Canaries(self.llm, self.golden, SONGS, HARMLESS)
+        return Canaries(engine_song(self.llm, HARMLESS), self.golden, SONGS, HARMLESS)
 
     async def ask(self, prompt: Sequence[int]) -> RequestOutput:
         return await self.llm.submit(f"ask {prompt}", prompt, HARMLESS).wait()

@@ -1,4 +1,4 @@
-"""`bestiary bench latency`, `throughput` and `perplexity`: progress on stderr, figures on stdout."""
+"""`bestiary bench latency`, `throughput`, `perplexity`, `serve` and `http`: progress on stderr, figures on stdout."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import click
 
 from bestiary.serve.cli.groups import Group
 from bestiary.serve.cli.options import debug_option
+
+from .common import finish, lengths
+from .load.command import serve
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -55,7 +58,7 @@ def _of_speed(command: Command) -> Command:
 
 @click.group(cls=Group)
 def bench() -> None:
-    """Measure speed, beside what the machine allows at most, and what number formats cost in quality."""
+    """Measure speed, beside what the machine allows at most, servers, and what number formats cost in quality."""
 
 
 @bench.command()
@@ -70,7 +73,7 @@ def latency(prefill_len: int, input_len: int, output_len: int, repeats: int, **s
     from .latency import LatencyWork
     from .run import run_latency
 
-    _finish(
+    finish(
         shared, run_latency(_options(shared), LatencyWork(prefill_len, input_len, output_len, repeats), _say(shared))
     )
 
@@ -88,8 +91,8 @@ def throughput(num_prompts: int, input_len: str, output_len: int, repeats: int, 
     from .run import run_throughput
     from .throughput import ThroughputWork
 
-    work = ThroughputWork(num_prompts, *_lengths(input_len), output_len, repeats)
-    _finish(shared, run_throughput(_options(shared), work, _say(shared)))
+    work = ThroughputWork(num_prompts, *lengths(input_len), output_len, repeats)
+    finish(shared, run_throughput(_options(shared), work, _say(shared)))
 
 
 @bench.command()
@@ -107,18 +110,23 @@ def perplexity(
     from .run import run_perplexity
 
     work = PerplexityWork(text=text or TEXT, window=window, stride=stride)
-    _finish(shared, run_perplexity(_options(shared), work, methods, _say(shared)))
+    finish(shared, run_perplexity(_options(shared), work, methods, _say(shared)))
 
 
-def _lengths(text: str) -> tuple[int, int]:
-    shortest, _, longest = text.partition(":")
-    try:
-        found = int(shortest), int(longest or shortest)
-    except ValueError:
-        found = 0, 0
-    if not 1 <= found[0] <= found[1]:
-        raise click.BadParameter(f"{text!r} is neither a number nor SHORTEST:LONGEST", param_hint="--input-len")
-    return found
+@bench.command()
+@_shared
+@click.option("--streams", type=click.IntRange(1), default=32, show_default=True, help="Answers at once.")
+@click.option("--input-len", type=click.IntRange(1), default=16, show_default=True, help="Tokens of a prompt.")
+@click.option("--output-len", type=click.IntRange(1), default=64, show_default=True, help="New tokens an answer.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Rounds; medians are told.")
+@click.option("--skip-tokenizer-init", is_flag=True, help="Token ids alone, both ways: no text is made.")
+def http(streams: int, input_len: int, output_len: int, repeats: int, skip_tokenizer_init: bool, **shared: Any) -> None:
+    """What a server costs: the same work offline and over HTTP, in turn."""
+    from .http_cost import HttpWork, run_http
+
+    engine = {name: shared[name] for name in _ENGINE if name != "max_model_len"}
+    work = HttpWork(streams, input_len, output_len, repeats)
+    finish(shared, run_http(shared["model"], engine, work, _say(shared)))
 
 
 def _options(shared: dict[str, Any]) -> Any:
@@ -139,10 +147,4 @@ def _say(shared: dict[str, Any]) -> Callable[[str], None]:
     return (lambda text: None) if shared["quiet"] else (lambda text: click.echo(text, err=True))
 
 
-def _finish(shared: dict[str, Any], record: dict[str, Any]) -> None:
-    from .record import as_json
-    from .table import table
-
-    if shared["output"] is not None:
-        shared["output"].write_text(as_json(record), "utf-8")
-    click.echo(as_json(record) if shared["as_json"] else table(record), nl=not shared["as_json"])
+bench.add_command(serve)

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median, quantiles
+from typing import TYPE_CHECKING
 
-from .subject import Times
+if TYPE_CHECKING:
+    from .subject import Times
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import bestiary
 
 SCHEMA = 1
@@ -24,7 +22,7 @@ def environment() -> dict[str, Any]:
         "bestiary": bestiary.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "transformers": version("transformers"),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
@@ -37,7 +35,7 @@ def load_average() -> float | None:
 
 
 def new_record(kind: str, model: str, **parts: Any) -> dict[str, Any]:
-    """A record of `kind` ("latency", "throughput" or "perplexity"); `parts` are its further sections, in order."""
+    """A record of `kind`, such as "latency" or "serve"; `parts` are its further sections, in order."""
     made = datetime.now(UTC).strftime("%Y-%m-%d")
     name = Path(model).name  # a path says where it lay, which is nobody's business
     return {"schema": SCHEMA, "kind": kind, "date": made, "model": name, "environment": environment(), **parts}

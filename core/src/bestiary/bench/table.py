@@ -10,6 +10,10 @@ def table(record: dict[str, Any]) -> str:
     """The figures of a record, the limit beside them, and the ratio of the first runtime to the second."""
     if record["kind"] == "perplexity":
         return _perplexity_table(record)
+    if record["kind"] == "serve":
+        return _serve_table(record)
+    if record["kind"] == "http":
+        return _http_table(record)
     rows = _latency_rows(record) if record["kind"] == "latency" else _throughput_rows(record)
     hardware, loads = record["hardware"], record["load_average"]
     return "\n".join(
@@ -40,6 +44,60 @@ def _perplexity_table(record: dict[str, Any]) -> str:
             f"stride {work['stride']}",
             "",
             *aligned(rows),
+        ]
+    )
+
+
+def _http_table(record: dict[str, Any]) -> str:
+    """New tokens a second without and with a server between, and what the client alone computed."""
+    work, found = record["workload"], record["results"]
+    rows = [
+        ["", "tokens/s"],
+        ["offline", f"{found['offline']:.1f}"],
+        ["over HTTP", f"{found['http']:.1f}"],
+    ]
+    return "\n".join(
+        [
+            f"{record['model']}, {work['streams']} streams of {work['output_len']} tokens, {work['repeats']} rounds",
+            f"lost over HTTP: {found['lost']:.1%}, the client's own work included "
+            f"({found['client_cpu_per_1000']:.3f} s for 1,000 tokens)",
+            "",
+            *aligned(rows),
+        ]
+    )
+
+
+def _serve_table(record: dict[str, Any]) -> str:
+    """What users of a server saw: figures by name, percentiles beside one another."""
+    found, work, limits = record["results"]["server"], record["workload"], record["limits"]
+    arrivals = work["arrivals"]
+    closed = arrivals["loop"] == "closed"
+    how = f"{arrivals['concurrency']} at a time" if closed else f"{arrivals['rate']:g} requests a second"
+    kept = ", ".join(f"{name} {value:g}" for name, value in limits.items())
+    good = [] if found["goodput_s"] is None else [
+        f"within {kept}: {found['goodput_s']:.3g} requests/s, {found['within_limits']:.1%} of all"
+    ]  # fmt: skip
+    rows = [["", "p50", "p90", "p99"]]
+    for title, name, scale in (
+        ("to the first token, ms", "ttft", 1e3), ("a token after it, ms", "tpot_ms", 1),
+        ("between pieces, ms", "itl_ms", 1), ("whole answer, s", "e2e", 1),
+    ):  # fmt: skip
+        if found[name] is not None:
+            rows.append([title, *(_number(found[name][part] * scale) for part in ("p50", "p90", "p99"))])
+    ended = ", ".join(f"{count} by {name}" for name, count in found["ended_by"].items())
+    cost = "" if found["cpu_us_per_token"] is None else f", {found['cpu_us_per_token']:.0f} µs a token"
+    return "\n".join(
+        [
+            f"{record['model']}, {work['endpoint']}, {work['output_len']} tokens an answer, {how}",
+            f"{found['completed']} of {found['requests']} answered in {found['seconds']:.2f} s ({ended or 'none'})",
+            *(f"{count} failed: {name}" for name, count in found["errors"].items()),
+            "",
+            f"{found['request_s']:.3g} requests/s, {found['output_tok_s']:.4g} tokens/s by {found['counted_by']}",
+            *good,
+            "",
+            *aligned(rows),
+            "",
+            f"this generator: {found['cpu_share']:.0%} of a core{cost}; sent {found['late_ms']:.2g} ms late (p99)",
         ]
     )
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bestiary.api.hooks import TextDelta, TextParser, ToolCallDelta
-from bestiary.api.outputs import CompletionOutput
+from bestiary.api.outputs import CompletionOutput, RequestOutput
 
-from .documents import answer, usage
+from .documents import answer, much_to_write, off_the_loop, usage
 from .generations import changes, failure, finished
 from .logprobs import chat_logprobs, prompt_logprobs
 from .parsing import Tooling
@@ -57,15 +57,19 @@ async def chat_completions(call: Call) -> Any:
     if request.stream:
         return stream(call, [chat.generation], _events(chat))
     (output,) = await finished(call.http, [chat.generation], [chat.clock])
-    document = call.fields(chat.id, "chat.completion", target.name) | {
+    return await off_the_loop(lambda: answer(call, _document(chat, output)), much_to_write([output], chat.top))
+
+
+def _document(chat: Chat, output: RequestOutput) -> dict[str, Any]:
+    document = chat.call.fields(chat.id, "chat.completion", chat.target.name) | {
         "choices": [_choice(chat, each) for each in output.outputs],
         "usage": usage([output]),
     }
-    if request.prompt_logprobs is not None:
+    if chat.request.prompt_logprobs is not None:
         document["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
-    if request.return_token_ids:
+    if chat.request.return_token_ids:
         document["prompt_token_ids"] = output.prompt_token_ids
-    return answer(call, document)
+    return document
 
 
 def wants_logprobs(request: ChatCompletionRequest) -> bool:

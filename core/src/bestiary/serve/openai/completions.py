@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bestiary.api.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 
-from .documents import answer, usage
+from .documents import answer, much_to_write, off_the_loop, usage
 from .generations import aborting, changes, failure, finished
 from .logprobs import LegacyLogprobs, prompt_logprobs
 from .prompting import encoded
@@ -51,13 +51,19 @@ async def completions(call: Call) -> Any:
     if request.stream:
         return stream(call, batch.generations, _events(batch))
     outputs = await finished(call.http, batch.generations, batch.clocks)
+    return await off_the_loop(
+        lambda: answer(call, _document(batch, outputs)), much_to_write(outputs, request.logprobs)
+    )  # fmt: skip
+
+
+def _document(batch: Batch, outputs: list[RequestOutput]) -> dict[str, Any]:
     choices = [
         _choice(batch, index * batch.each + each.index, output, each)
         for index, output in enumerate(outputs)
         for each in output.outputs
     ]
-    fields = call.fields(batch.id, "text_completion", target.name)
-    return answer(call, fields | {"choices": choices, "usage": usage(outputs)})
+    fields = batch.call.fields(batch.id, "text_completion", batch.target.name)
+    return fields | {"choices": choices, "usage": usage(outputs)}
 
 
 async def _accept(call: Call, request: CompletionRequest, target: Target) -> Batch:

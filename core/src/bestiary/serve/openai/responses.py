@@ -11,7 +11,7 @@ from bestiary.api.hooks import TextDelta, TextParser
 from bestiary.api.outputs import CompletionOutput
 from bestiary.api.sampling import SamplingParams
 
-from .documents import answer, encode
+from .documents import answer, encode, much_to_write, off_the_loop
 from .errors import document as error_document
 from .generations import changes, failure, finished
 from .logprobs import chat_logprobs
@@ -72,10 +72,15 @@ async def responses(call: Call) -> Any:
     if request.stream:
         return stream(call, [response.generation], _events(response))
     await finished(call.http, [response.generation], [response.clock])
+    much = much_to_write([response.generation.output], request.top_logprobs)
+    return await off_the_loop(lambda: answer(call, _whole(response)), much)
+
+
+def _whole(response: Response) -> dict[str, Any]:
     delta = response.parser.feed(response.output.text) + response.parser.finish()
     _exhaust(response.items.feed(delta, response.logprobs(0)))
     _exhaust(response.items.close(complete=_status(response) == "completed"))
-    return answer(call, response.document(_status(response)))
+    return response.document(_status(response))
 
 
 async def _accept(call: Call, request: ResponsesRequest, target: Target) -> Response:

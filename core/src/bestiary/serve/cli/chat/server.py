@@ -69,21 +69,33 @@ class Server:
 
     def models(self) -> list[Mapping[str, Any]]:
         """What it serves. Raises `RequestError`: it is not there, or does not say."""
-        connection = self.connect()
-        try:
-            connection.request("GET", self.path("models"), headers=self.headers())
-            response = connection.getresponse()
-            data = response.read(_MAX_BODY)
-        except (OSError, http.client.HTTPException) as error:
-            raise self.unreachable(error) from error
-        finally:
-            connection.close()
-        if response.status != 200:
-            raise refusal(response.status, data)
+        status, data = self._get(self.path("models"))
+        if status != 200:
+            raise refusal(status, data)
         try:
             return [each for each in json.loads(data)["data"] if isinstance(each["id"], str)]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise RequestError("the server does not say which models it has", field="url") from None
+
+    def facts(self) -> Mapping[str, Any]:
+        """What a server of ours says of its model; empty for another one. Raises `RequestError`: it is not there."""
+        status, data = self._get(self.path("models").removesuffix("/v1/models") + "/server/info")
+        try:
+            found = json.loads(data)["model"] if status == 200 else None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            found = None
+        return found if isinstance(found, dict) else {}
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        connection = self.connect()
+        try:
+            connection.request("GET", path, headers=self.headers())
+            response = connection.getresponse()
+            return response.status, response.read(_MAX_BODY)
+        except (OSError, http.client.HTTPException) as error:
+            raise self.unreachable(error) from error
+        finally:
+            connection.close()
 
     def unreachable(self, error: Exception) -> RequestError:
         return RequestError(

@@ -73,7 +73,7 @@ export class Meter {
   }
 }
 
-const STEPS = [1, 1.5, 2, 3, 4, 5, 6, 8, 10];
+const STEPS = [1, 1.2, 1.5, 2, 3, 4, 5, 6, 8, 10];
 
 /** The least round number that is not below the value. */
 export function roundUp(value) {
