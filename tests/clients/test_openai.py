@@ -175,7 +175,11 @@ def test_embeddings_of_a_model_that_makes_none(client):
     [
         (openai.NotFoundError, "model_not_found", {"model": "another"}),
         (openai.BadRequestError, "BAD_REQUEST", {"temperature": -1}),
-        (openai.BadRequestError, "context_length_exceeded", {"messages": [{"role": "user", "content": "long " * 3000}]}),
+        (
+            openai.BadRequestError,
+            "context_length_exceeded",
+            {"messages": [{"role": "user", "content": "long " * 3000}]},
+        ),
         (openai.BadRequestError, "UNSUPPORTED_PARAMETER", {"modalities": ["audio"]}),
     ],
 )
@@ -203,4 +207,7 @@ def test_503_while_the_model_is_loaded_and_retries_until_it_is(serve, oracle):
             ask(client.with_options(max_retries=0))
         assert raised.value.status_code == 503
         assert int(raised.value.response.headers["retry-after"]) > 0
-        assert ask(client.with_options(max_retries=40)).choices[0].message.content == oracle.chat(TEXT, **GREEDY)[0]["text"]
+        assert (
+            ask(client.with_options(max_retries=40)).choices[0].message.content
+            == oracle.chat(TEXT, **GREEDY)[0]["text"]
+        )
