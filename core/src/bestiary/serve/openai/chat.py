@@ -85,6 +85,7 @@ def continued_text(request: ChatCompletionRequest) -> str:
 async def _accept(call: Call, request: ChatCompletionRequest, target: Target) -> Chat:
     """Render, check and submit. Raises `RequestError`, or `EngineError` where the engine takes nothing now."""
     service, llm = call.service, call.service.llm
+    llm.check_open(request.n or 1)
     tooling = Tooling.of(service.formats, plain(request.tools), plain(request.tool_choice))
     call.warnings += tooling.warnings()
     effort = request.reasoning_effort

@@ -6,12 +6,14 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bestiary.api.errors import RequestError
 from bestiary.api.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 
 from .documents import answer, much_to_write, off_the_loop, usage
 from .generations import aborting, changes, failure, finished
 from .logprobs import LegacyLogprobs, prompt_logprobs
 from .prompting import encoded
+from .schemas.base import MAX_BATCH
 from .schemas.completions import CompletionRequest
 from .sse import DONE
 from .streaming import Chunks, stream
@@ -68,7 +70,10 @@ def _document(batch: Batch, outputs: list[RequestOutput]) -> dict[str, Any]:
 
 async def _accept(call: Call, request: CompletionRequest, target: Target) -> Batch:
     """Submit every prompt, or none. Raises `RequestError` or `EngineError`, naming the prompt where it may be."""
-    llm = call.service.llm
+    llm, answers = call.service.llm, len(request.prompt) * (request.n or 1)
+    if answers > MAX_BATCH:
+        raise RequestError("too many answers in one request", field="n", value=answers, limit=f"{MAX_BATCH} together")
+    llm.check_open(answers)
     echoed = request.logprobs if request.echo else None
     form = stated_form(request)
     sampling = request.sampling(

@@ -85,6 +85,7 @@ def _whole(response: Response) -> dict[str, Any]:
 
 async def _accept(call: Call, request: ResponsesRequest, target: Target) -> Response:
     service = call.service
+    service.llm.check_open()
     tooling = Tooling.of(service.formats, as_tools(request), plain(request.tool_choice))
     call.warnings += tooling.warnings()
     effort = None if request.reasoning is None else request.reasoning.effort
