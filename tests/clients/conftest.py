@@ -97,5 +97,3 @@ def record() -> dict[str, Any]:
         "cases": tried,
         "figures": figures,
     }
-
-
