@@ -39,12 +39,13 @@ def test_a_response(client, oracle):
 def test_streaming(client, oracle):
     with client.responses.stream(model="t0", input=TEXT, **GREEDY) as stream:
         events = list(stream)
-        final = stream.get_final_response()
+    final = events[-1].response
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert text == final.output_text == oracle.chat(TEXT, temperature=0.0, max_tokens=24)[0]["text"]
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert events[0].type == "response.created"
     assert events[-1].type == "response.incomplete"
+    assert final.usage.output_tokens == 24
 
 
 def test_parse(client):
