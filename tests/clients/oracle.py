@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bestiary import LLM, SamplingParams
 from tests.trust.support.t0 import write_t0
+
+from bestiary import LLM, SamplingParams
 
 TEMPLATE = Path(__file__).with_name("template.jinja")
 PLAIN = {"dtype": "float32", "progress": False}
