@@ -1,5 +1,6 @@
 """`python -O` changes nothing: no check is an `assert`, so tokens and errors are the same with and without it."""
 
+import runpy
 import subprocess
 import sys
 
@@ -32,18 +33,20 @@ for attempt in (
 """
 
 
-def test_python_o_changes_nothing(tmp_path):
+def test_python_o_changes_nothing(tmp_path, monkeypatch, capsys):
     torch.manual_seed(1)
     config = transformers.LlamaConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=50,
         max_position_embeddings=64,
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
-    shown = [
-        subprocess.run(
-            [sys.executable, *flags, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, check=True
-        ).stdout
-        for flags in ([], ["-O"])
-    ]
-    assert shown[0] == shown[1]
-    assert shown[0].count("refused:") == 7
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-O", str(script), str(tmp_path)]
+    without = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert __debug__, "this process has its assertions"
+    monkeypatch.setattr(sys, "argv", ["script.py", str(tmp_path)])
+    capsys.readouterr()
+    runpy.run_path(str(script))
+    assert capsys.readouterr().out == without
+    assert without.count("refused:") == 7

@@ -1,5 +1,7 @@
 """SmolLM2-135M-Instruct, real weights from GGUF: greedy tokens and logits equal transformers'.
 
+Of all prompts by hand (`-m full`), of every fourth on every change.
+
 Equality of 64 greedy tokens is checked by one forward pass of transformers over prompt and answer: if every token is
 the likeliest after all before it, greedy decoding yields exactly them. The full tier also runs transformers' own
 `generate` on its own reading of the file.
@@ -48,6 +50,10 @@ PROMPTS = [
     "Mathematicians study " * 20,
     "The history of the Roman Empire spans many centuries. " * 6 + "It began",
 ]
+FEW = PROMPTS[3::4]
+OF_THESE = pytest.mark.parametrize(
+    "prompts", [pytest.param(FEW, id="few"), pytest.param(PROMPTS, id="all", marks=pytest.mark.full)]
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +82,11 @@ def peer(llm):
     return model.eval()
 
 
-def test_64_greedy_tokens_of_32_prompts_equal_transformers(llm, peer):
+@OF_THESE
+def test_64_greedy_tokens_equal_transformers(llm, peer, prompts):
     greedy = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
-    outputs = llm.generate(PROMPTS, greedy, use_tqdm=False)
-    assert len(outputs) == 32
+    outputs = llm.generate(prompts, greedy, use_tqdm=False)
+    assert len(outputs) == len(prompts) >= 8
     for output in outputs:
         answer, start = output.outputs[0].token_ids, len(output.prompt_token_ids)
         assert len(answer) == TOKENS
@@ -88,8 +95,9 @@ def test_64_greedy_tokens_of_32_prompts_equal_transformers(llm, peer):
         assert logits[start - 1 :].argmax(-1).tolist() == answer, output.prompt
 
 
-def test_logits_equal_transformers(llm, peer):
-    for prompt in PROMPTS:
+@OF_THESE
+def test_logits_equal_transformers(llm, peer, prompts):
+    for prompt in prompts:
         ids = llm.get_tokenizer().encode(prompt)
         with torch.inference_mode():
             want = peer(torch.tensor([ids])).logits[0]

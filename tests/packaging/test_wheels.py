@@ -99,15 +99,14 @@ def test_core_alone_knows_no_architecture_and_a_plugin_adds_its_own(
     built: dict[str, Built], empty_environment: Path
 ) -> None:
     core = built["bestiary"]
+    first, *others = [one for one in built.values() if one is not core]
     known: set[str] = set()
     installed(empty_environment, core.wheel)
     assert run(empty_environment, "-c", ARCHITECTURES, env=CLEAN).split() == [core.project["version"], "[]"]
     assert (empty_environment.parent / "bestiary").exists()
-    for one in built.values():
-        if one is core:
-            continue
-        installed(empty_environment, one.wheel)
-        known |= set(one.project["entry-points"].get("vllm_models", {}))
+    for more in ([first], others):
+        installed(empty_environment, *(one.wheel for one in more))
+        known = known.union(*(one.project["entry-points"].get("vllm_models", {}) for one in more))
         listed = run(empty_environment, "-c", ARCHITECTURES, env=CLEAN).split(maxsplit=1)[1].strip()
         assert listed == str(sorted(known))
     assert "LlamaForCausalLM" in known

@@ -30,9 +30,10 @@ INFO: dict[str, Any] = {
         "vocab_size": 49152, "max_num_seqs": 64, "num_kv_blocks": 4096, "block_size": 16, "parameters": 134515008,
         "weight_bytes": 92_600_000, "device": "cpu", "attention_backend": "paged",
         "ops": {"rms_norm": "torch", "silu_and_mul": "torch"}, "capabilities": ["SupportsLoRA", "SupportsPP"],
-        "phases": {"start the process": 0.1, "import torch": 0.9, "read the description": 0.2, "load the model": 1.9},
     },
-    "server": {"version": "0.1.0", "started": 1_795_740_148.8, "uptime_s": 74.2},
+    "server": {"version": "0.1.0", "started": 1_795_740_148.8, "uptime_s": 74.2,
+               "phases": {"start the process": 0.1, "import torch": 0.9, "read the description": 0.2,
+                          "load the model": 1.9}},
     "defaults": {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_tokens": None, "seed": None,
                  "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0},
     "adapters": [], "limits": {},
@@ -50,6 +51,7 @@ class Script:
 
     deltas: list[dict[str, Any]] = field(default_factory=lambda: content("A bestiary is a book of beasts."))
     finish: str | None = "stop"
+    pause: float = 0.0  # seconds before each delta
     hold: int | None = None
     error: dict[str, Any] | None = None  # an error event at the end of the stream
     status: int = 200  # otherwise `error` is the body
@@ -119,6 +121,8 @@ class Fake:
         for number, delta in enumerate(script.deltas):
             if number == script.hold:
                 await self._held(request)
+            if script.pause:
+                await asyncio.sleep(script.pause)
             yield event({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
         if script.error:
             yield "event: error\n" + event({"error": script.error})

@@ -139,7 +139,7 @@ def main() -> None:
             take_all(sys.argv[1])
         return
     fake = Fake()
-    fake.script = Script(content(ANSWER))
+    fake.script = Script(content(ANSWER), pause=0.04)
     with served(fake) as url:
         take_all(url)
 

@@ -103,6 +103,10 @@ def engine_of(server: Served) -> int:
     return next(int(each) for each in children if b"engine.process" in Path(f"/proc/{each}/cmdline").read_bytes())
 
 
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
 class Stream(threading.Thread):
     """A client that reads a stream to its end."""
 
@@ -113,7 +117,8 @@ class Stream(threading.Thread):
 
     def run(self) -> None:
         body: dict[str, Any] = {"prompt": "x", "stream": True, "max_tokens": self._tokens, "ignore_eos": True}
-        with httpx.stream("POST", f"{self._url}/v1/completions", json=body, timeout=DEADLINE) as response:
+        url, headers = f"{self._url}/v1/completions", bearer("a")
+        with httpx.stream("POST", url, json=body, headers=headers, timeout=DEADLINE) as response:
             for line in response.iter_lines():
                 if line.startswith("data: "):
                     self.events.append(line.removeprefix("data: "))
@@ -121,24 +126,29 @@ class Stream(threading.Thread):
 
 
 def test_a_server_serves_drains_and_ends(model: Path) -> None:
-    with served(model, *RANDOM, "--drain", DEADLINE) as server:
-        url = server.url
-        listed = httpx.get(f"{url}/v1/models").json()["data"]
-        assert [each["id"] for each in listed] == ["two-layers"]
+    keys = ["--api-key", "a", "--api-key", "b"]
+    with served(model, *RANDOM, *keys, "--drain", DEADLINE) as server, httpx.Client(timeout=DEADLINE) as http:
+        url, http.headers = server.url, bearer("a")
+        assert [each["id"] for each in http.get(f"{url}/v1/models").json()["data"]] == ["two-layers"]
         server.wait_ready(url)
         assert "<html" in httpx.get(url).text
-        chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
-        answer = httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=DEADLINE).json()
-        assert answer["usage"]["completion_tokens"] == 3
+        chat = {"messages": [{"role": "user", "content": "Hi, " * 20}], "max_tokens": 3}
+
+        def cached(key: str) -> int:
+            answer = http.post(f"{url}/v1/chat/completions", json=chat, headers=bearer(key)).json()
+            assert answer["usage"]["completion_tokens"] == 3
+            return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+        assert [cached("a"), cached("b"), cached("b"), cached("a")] == [0, 0, 96, 96]
         engine = engine_of(server)
         short, long = Stream(url, 300), Stream(url, 60_000)
         for stream in (short, long):
             stream.start()
             assert stream.begun.wait(DEADLINE)
         server.process.send_signal(signal.SIGTERM)
-        refused = httpx.post(f"{url}/v1/chat/completions", json=chat)
+        refused = http.post(f"{url}/v1/chat/completions", json=chat)
         while refused.status_code == 200:  # it was there before the signal
-            refused = httpx.post(f"{url}/v1/chat/completions", json=chat)
+            refused = http.post(f"{url}/v1/chat/completions", json=chat)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_shutdown")
         assert httpx.get(f"{url}/health/ready").json()["status"] == "draining"
         short.join(DEADLINE)
@@ -152,13 +162,21 @@ def test_a_server_serves_drains_and_ends(model: Path) -> None:
     assert not Path(f"/proc/{engine}").exists()
 
 
-def test_ctrl_c_before_the_model_is_there(model: Path) -> None:
-    with served(model, *RANDOM) as server:
-        assert httpx.get(f"{server.url}/health/live").status_code == 200
+def test_ctrl_c_before_the_model_is_there_and_log_lines_as_json(model: Path) -> None:
+    with served(model, *RANDOM, "--log-json", "--log-requests") as server:
+        url, end = None, time.monotonic() + DEADLINE
+        while url is None and time.monotonic() < end:
+            found = [json.loads(line) for line in server.lines if line.startswith("{")]
+            url = next((each["url"] for each in found if each["message"] == "listening"), None)
+        assert httpx.get(f"{url}/health/ready").status_code == 503
+        httpx.get(f"{url}/nowhere", headers={"x-request-id": "mine"})
         server.process.send_signal(signal.SIGINT)
         code, said = server.ended()
     assert code == 130, said
-    assert "Traceback" not in said
+    lines = [json.loads(line) for line in said.splitlines()]
+    refused = next(each for each in lines if each["logger"] == "bestiary.http" and "refused" in each["message"])
+    assert (refused["code"], refused["status"], refused["request_id"]) == ("NOT_FOUND", 404, "mine")
+    assert any(each.get("path") == "/health/ready" and each["outcome"] == "finished" for each in lines)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(model: Path) -> None:
@@ -166,21 +184,6 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(model: Path) -> None:
         code, said = server.ended()
     assert code == 2
     assert "NO_WEIGHTS" in said or "weights" in said
-
-
-def test_log_lines_are_json_where_they_should_be(model: Path) -> None:
-    with served(model, *RANDOM, "--log-json", "--log-requests") as server:
-        url = None
-        end = time.monotonic() + DEADLINE
-        while url is None and time.monotonic() < end:
-            found = [json.loads(line) for line in server.lines if line.startswith("{")]
-            url = next((each["url"] for each in found if each["message"] == "listening"), None)
-        httpx.get(f"{url}/nowhere", headers={"x-request-id": "mine"})
-        server.process.send_signal(signal.SIGINT)
-        _, said = server.ended()
-    lines = [json.loads(line) for line in said.splitlines()]
-    refused = next(each for each in lines if each["logger"] == "bestiary.http" and "refused" in each["message"])
-    assert (refused["code"], refused["status"], refused["request_id"]) == ("NOT_FOUND", 404, "mine")
 
 
 @pytest.mark.parametrize(

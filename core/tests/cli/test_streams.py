@@ -32,10 +32,24 @@ def test_a_closed_output_is_said_before_anything_is_done(arguments: str) -> None
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
 @pytest.mark.parametrize("unbuffered", UNBUFFERED, ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", ["models --json", "--help"])
+def test_a_full_output_is_one_line(arguments: str, unbuffered: dict[str, str]) -> None:
+    done = shell(f"bestiary {arguments} >/dev/full", **unbuffered)
+    assert done.returncode == 1
+    assert done.stderr == "standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
 @pytest.mark.parametrize(
-    "arguments", ["models --json", "--help", "generate $M x --max-tokens 2 -q", "chat $M -q <<<hi"]
+    ("arguments", "unbuffered"),
+    [
+        ("generate $M x --max-tokens 2 -q", {}),
+        pytest.param("generate $M x --max-tokens 2 -q", {"PYTHONUNBUFFERED": "1"}, marks=pytest.mark.full),
+        pytest.param("chat $M -q <<<hi", {}, marks=pytest.mark.full),
+        ("chat $M -q <<<hi", {"PYTHONUNBUFFERED": "1"}),
+    ],
 )
-def test_a_full_output_is_one_line(arguments: str, unbuffered: dict[str, str], tiny: Path) -> None:
+def test_an_answer_that_cannot_be_written_is_one_line(arguments: str, unbuffered: dict[str, str], tiny: Path) -> None:
     done = shell(f"bestiary {arguments} >/dev/full", M=str(tiny), **unbuffered)
     assert done.returncode == 1
     assert done.stderr == "standard output cannot be written: No space left on device\n"

@@ -8,7 +8,7 @@ import pytest
 
 from bestiary.serve.openai.schemas.chat import ChatCompletion
 from bestiary.serve.openai.schemas.responses import ResponseDocument
-from bestiary.serve.text.parsers.families import HERMES, THINK
+from bestiary.serve.text.parsers.families import HERMES, THINK, TOOL_FORMATS
 from bestiary.serve.text.parsers.formats import AnswerFormats
 
 from .conftest import events
@@ -198,3 +198,12 @@ def test_a_strict_tool_is_held_to_its_schema(ask, llm):
     ask("POST", CHAT, HI | TOOLS, formats=FORMATS)
     first, second = (each["sampling"].structured_outputs for each in llm.submitted)
     assert first.form == "grammar" and second is None
+
+
+def test_where_strict_cannot_be_kept_the_answer_says_so(ask, llm):
+    strict = {"tools": [{"type": "function", "function": FUNCTION | {"strict": True}}]}
+    bare = AnswerFormats(TOOL_FORMATS["llama3_json"], shows_tools=True)
+    assert "strict cannot be enforced" in ask("POST", CHAT, HI | strict, formats=bare).headers["warning"]
+    assert llm.submitted[0]["sampling"].structured_outputs is None
+    assert "warning" not in ask("POST", CHAT, HI | strict | {"tool_choice": "required"}, formats=bare).headers
+    assert "warning" not in ask("POST", CHAT, HI | strict, formats=FORMATS).headers

@@ -22,21 +22,27 @@ LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 300_000,
     "step_lexer_fuel": 30_000,
     "step_max_items": 10_000,
-    "max_items_in_row": 500,
+    "max_items_in_row": 1000,
     "max_lexer_states": 50_000,
     "max_grammar_size": 200_000,
     "precompute_large_lexemes": True,
     "verbose_errors": False,
 }
-"""`LLParserLimits`. Against its defaults: work at the start a third, work for one token a seventh (regular expressions)
-and a fifth (grammars), memory of an answer a fifth, about 30 MB."""
+"""`LLParserLimits`, lower than its defaults. Work at the start: a third (the first mask of the worst expression known
+takes 0.3 s). Work for one token: a seventh for regular expressions (20 ms), a fifth for grammars. Items in a row: half,
+which is 250 optional properties of one object. Memory of an answer: a fifth, about 30 MB."""
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 """Between the parts of JSON; bounded, or a model that has lost its way writes nothing else until it is cut off."""
+_UNFORCED = '\n%llguidance {"no_forcing": true}'
+"""Where a grammar leaves no choice, the library would allow one spelling in tokens alone, and take a special token's
+text for that token."""
 _NOUNS: dict[Form, str] = {
     "json": "the schema", "json_object": "the schema", "regex": "the regular expression", "grammar": "the grammar",
     "choice": "the list of choices",
 }  # fmt: skip
 _ECHO = re.compile(r"\s+in regex /.*| \(at \".*|; following special tokens.*|(?<=determine if regex is empty):.*")
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+"""Of what we wrote ourselves."""
 _LIMIT = re.compile(
     r"grammar\) too big|schema too large|too deeply nested|nested parentheses|fuel exhausted|too many|too complex"
     r"|max is|unable to determine if regex|failed to generate regex|lexer error",
@@ -72,7 +78,8 @@ class LLGuidanceBackend:
             raise wrong(pointer, error.message.removeprefix("the schema: ")) from None
 
     def compile_grammar(self, params: StructuredOutputsParams) -> LLGuidanceGrammar:
-        matcher = self._matcher(self._tokenizer, _grammar(self._matcher, params), log_level=0, limits=self._limits)
+        grammar = self._matcher.grammar_from_lark(_lark(self._matcher, params) + _UNFORCED)
+        matcher = self._matcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise _refused(params, matcher.get_error())
         warnings = matcher.get_grammar_warnings()
@@ -131,24 +138,26 @@ def _tokenizer(make: type[LLTokenizer], vocabulary: Vocabulary) -> LLTokenizer:
         ) from error  # fmt: skip
 
 
-def _grammar(matcher: type[LLMatcher], params: StructuredOutputsParams) -> str:
-    """In the library's own form."""
-    if params.regex is not None:
-        return matcher.grammar_from_regex(params.regex)
+def _lark(matcher: type[LLMatcher], params: StructuredOutputsParams) -> str:
+    """Every form in the library's dialect of Lark."""
     if params.grammar is not None:
-        return matcher.grammar_from_lark(params.grammar)
+        return params.grammar
+    if params.regex is not None:
+        made: str = json.loads(matcher.grammar_from_regex(params.regex))["grammars"][0]["lark_grammar"]
+        return made
     if params.choice is not None:
-        texts = " | ".join(json.dumps(each) for each in params.choice)
-        return matcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
-    options: Any = {"lenient": False, "coerce_one_of": False}
+        return f"start: CHOICE\nCHOICE: {' | '.join(json.dumps(each) for each in params.choice)}"
+    options: dict[str, Any] = {"lenient": False, "coerce_one_of": False}
     options |= {"whitespace_flexible": False} if params.disable_any_whitespace else {"whitespace_pattern": WHITESPACE}
-    schema = '{"type": "object"}' if params.json is None else str(params.json)
-    return matcher.grammar_from_json_schema(schema, overrides=options)
+    schema = {"type": "object"} if params.json is None else json.loads(str(params.json))
+    return f"start: %json {json.dumps({**schema, 'x-guidance': options})}"
 
 
 def _refused(params: StructuredOutputsParams, message: str) -> RequestError:
     """The library's complaint as ours."""
     form, reason = params.form, _reason(message)
+    if form != "grammar":
+        reason = _PLACE.sub("", reason)
     if "NoExtension" in message:
         reason = "there is no answer that it allows"
     bad = "BAD_REGEX" if form == "regex" else "BAD_GRAMMAR" if form in ("grammar", "choice") else "BAD_SCHEMA"

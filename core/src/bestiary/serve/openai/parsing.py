@@ -111,6 +111,9 @@ class Tooling:
         return None if grammar is None else Form.of("tools", {"grammar": grammar})
 
     def warnings(self) -> list[str]:
+        found = []
         if self.callable and not self.formats.shows_tools:
-            return ["the chat template does not tell the model of tools"]
-        return []
+            found.append("the chat template does not tell the model of tools")
+        if any(tool.strict for tool in self.callable) and not self.forced and not self.formats.keeps_strict:
+            found.append("strict cannot be enforced in this model's calls unless tool_choice demands one")
+        return found

@@ -24,10 +24,10 @@ async def info(call: Call) -> Any:
     service, llm = call.service, call.service.llm
     facts: dict[str, Any] | None = None
     if llm.info is not None:
-        facts = msgspec.to_builtins(llm.info) | {"name": service.names[0], "phases": dict(llm.phases)}
+        facts = msgspec.to_builtins(llm.info) | {"name": service.names[0]}
         del facts["adapters"]
     adapters = [{"name": each.name, "rank": each.rank, "modules": each.target_modules} for each in llm.list_loras()]
-    defaults = SamplingParams(max_tokens=None)
+    defaults = SamplingParams(**{**service.options.sampling, "max_tokens": None})
     return answer(
         call,
         {
@@ -38,6 +38,7 @@ async def info(call: Call) -> Any:
                 "started": service.started,
                 "uptime_s": time.time() - service.started,
                 "names": list(service.names),
+                "phases": dict(llm.phases),
             },
             "defaults": {name: getattr(defaults, name) for name in _SHOWN} | {"max_tokens": None},
             "adapters": adapters,

@@ -27,7 +27,6 @@ _TEXT = "/(?s:.*)/"
 _BLANK = "/[ \\t\\r\\n]{0,4}/"
 _WRITTEN = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _PYTHON_ESCAPES = {"json_allowed_escapes": '"\\bfnrtu'}  # where JSON and Python mean the same
-_ENFORCED = frozenset({"type", "enum", "const"})
 _ANYTHING: Mapping[str, Any] = {"type": "object"}
 
 
@@ -69,19 +68,28 @@ def free_calls(
     started: bool = False,
 ) -> str | None:
     """A grammar that leaves a text free until it opens a call, which then is one of a tool's, and a strict one's as its
-    schema says. None where nothing has to be enforced, or a format has no mark that begins a call.
+    schema says. None where no tool is strict, and where `can_free_calls` says that it cannot be done.
 
     Arguments and errors are those of `forced_calls`.
     """
-    if not any(tool.strict for tool in tools) or not form.opening:
+    if not any(tool.strict for tool in tools) or not can_free_calls(form, reasoning):
         return None
     rules = _Rules(special or {})
-    loose = [_bound(tool) if tool.strict else Tool(tool.name, parameters=_ANYTHING) for tool in tools]
+    any_object = isinstance(form.call, JsonCall | NamedCall)
+    loose = [
+        Tool(tool.name, parameters=_ANYTHING) if any_object and not tool.strict else _bound(tool) for tool in tools
+    ]
     thought = rules.thought(reasoning, started)
     begins = rules.name("head", rules.until_any(form.opening))
     rest = rules.calls(form, loose, several=form.separator is not None or form.brackets, openings=())
     call = rules.name("free", f"{begins} {' '.join(rest)}")
     return rules.grammar([*thought, f"{call}*", rules.name("tail", _TEXT)])
+
+
+def can_free_calls(form: ToolFormat, reasoning: ReasoningFormat | None) -> bool:
+    """Whether a call can be told from the text around it while it is written: it begins with a mark, and no other marks
+    stand around the answer's parts."""
+    return bool(form.opening) and not form.bare and not (reasoning is not None and reasoning.dropped)
 
 
 class _Rules:
@@ -178,13 +186,14 @@ class _Rules:
         types, end = argument_types(tool.parameters, key), shape.value_closing
         if "string" not in types:
             return [self.json(_document(tool, schema)), *self.text(shape.padding, end)]
-        choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
-        if types == {"string"} and choices is not None:
-            words = " | ".join(" ".join(self.text(word)) for word in choices if word)
-            return [f"({words}){'?' if '' in choices else ''}", *self.text(shape.padding, end)]
-        if tool.strict and (types != {"string"} or schema.keys() - _ENFORCED):
-            raise _unkeepable(tool, key, "a string without further rules than enum or const")
         mark = end.rstrip()
+        if types == {"string"} and schema.keys() & {"enum", "const"}:
+            words = _words(schema)
+            if not words or any(mark in word for word in words):
+                raise _unkeepable(tool, key, f"strings to choose from, without {mark}")
+            return [f"({' | '.join(' '.join(self.text(word, shape.padding, end)) for word in words)})"]
+        if tool.strict and (types != {"string"} or schema.keys() - {"type"}):
+            raise _unkeepable(tool, key, "a string without further rules than enum or const")
         return [self.until(mark), *self.text(end[len(mark) :])]
 
     def _keywords(self, tool: Tool) -> list[str]:
@@ -206,6 +215,12 @@ def _bound(tool: Tool) -> Tool:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
+
+
+def _words(schema: Mapping[str, Any]) -> list[str]:
+    """What a string may be, where a schema says that it is one of some."""
+    given = schema.get("enum", [schema.get("const")])
+    return [word for word in given if isinstance(word, str) and schema.get("const", word) == word]
 
 
 def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:

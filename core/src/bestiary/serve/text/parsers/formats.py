@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from bestiary.api.hooks import TextParser
 from bestiary.api.text_formats import ReasoningFormat, ToolFormat
-from bestiary.serve.text.tool_grammar import forced_calls, free_calls
+from bestiary.serve.text.tool_grammar import can_free_calls, forced_calls, free_calls
 from bestiary.serve.text.tools import Tool
 
 from .answer import AnswerParser
@@ -34,6 +34,12 @@ class AnswerFormats:
     reasoning: ReasoningFormat | ParserClass | None = None
     arguments: Arguments = "object"
     shows_tools: bool = False
+
+    @property
+    def keeps_strict(self) -> bool:
+        """Whether calls that a model makes of its own accord can be held to the schema of a strict tool."""
+        reasoning = self.reasoning if isinstance(self.reasoning, ReasoningFormat) else None
+        return isinstance(self.tools, ToolFormat) and can_free_calls(self.tools, reasoning)
 
     @property
     def forced(self) -> ToolFormat:

@@ -9,7 +9,7 @@ const TONES = 5; // colours of the bar, in style.css
 export function showCard(info, state) {
   const model = info?.model;
   const parts = model
-    ? [title(model), facts(model, info), phases(model.phases), adapters(info.adapters), ops(model.ops)]
+    ? [title(model), facts(model, info), phases(info.server?.phases), adapters(info.adapters), ops(model.ops)]
     : [noModel(state)];
   byId("tab-model-panel").replaceChildren(...parts.filter(Boolean));
 }
@@ -61,34 +61,25 @@ function ops(chosen) {
   return h("details", {}, h("summary", {}, `Ops (${entries.length})`), list(entries));
 }
 
-/** How long each part of the start took: a bar, and the same in words. */
+/** How long each part of the start took: a bar, the longest part the strongest in colour, and the same in words. */
 function phases(times) {
   const entries = Object.entries(times ?? {}).filter(([, time]) => time > 0);
   if (entries.length === 0) return null;
   const total = entries.reduce((sum, [, time]) => sum + time, 0);
-  const parts = entries.map(([name, time], index) => {
-    const part = h("i", { class: `tone-${index % TONES}`, title: `${name}: ${seconds(time)}` });
-    part.style.flexGrow = String(time / total);
+  const longestFirst = entries.toSorted(([, one], [, other]) => other - one);
+  const tone = (entry) => `tone-${Math.min(longestFirst.indexOf(entry), TONES - 1)}`;
+  const parts = entries.map((entry) => {
+    const part = h("i", { class: tone(entry) });
+    part.style.flexGrow = String(entry[1] / total);
     return part;
   });
+  const line = (entry) => h("li", {}, h("i", { class: tone(entry) }), entry[0], h("span", {}, seconds(entry[1])));
   return h(
     "section",
     { class: "phases" },
     h("h4", {}, "Start ", h("span", { class: "quiet" }, seconds(total))),
     h("div", { class: "bar", "aria-hidden": "true" }, ...parts),
-    h(
-      "ul",
-      {},
-      ...entries.map(([name, time], index) =>
-        h(
-          "li",
-          {},
-          h("i", { class: `tone-${index % TONES}`, "aria-hidden": "true" }),
-          name,
-          h("span", {}, seconds(time)),
-        ),
-      ),
-    ),
+    h("ul", {}, ...entries.map(line)),
   );
 }
 
