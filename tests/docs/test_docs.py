@@ -51,6 +51,7 @@ def run(folder: Path, *documents: Path) -> subprocess.CompletedProcess[str]:
     [
         ("docs/write-a-plugin.md",),
         ("docs/certify.md",),
+        ("docs/cli.md",),
         ("docs/tools.md",),
         ("README.md", "docs/quickstart.md", "docs/embeddings.md", "docs/structured.md"),
     ],

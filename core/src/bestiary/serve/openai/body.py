@@ -15,16 +15,15 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 MAX_VALUES = 1_000_000
-_OFF_THE_LOOP = 64 * 2**10
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _JSON_TYPE = re.compile(r'application/json\s*(?:;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
 
 
-async def read_object(request: Request, options: ServeOptions) -> dict[str, Any]:
-    """The body's JSON object.
+async def read_body(request: Request, options: ServeOptions) -> bytes:
+    """The body's bytes.
 
     Raises:
-        RequestError: UNSUPPORTED_MEDIA_TYPE, TOO_LARGE, REQUEST_TIMEOUT, or BAD_JSON with the place.
+        RequestError: UNSUPPORTED_MEDIA_TYPE, TOO_LARGE, REQUEST_TIMEOUT.
     """
     _check_headers(request, options)
     data = bytearray()
@@ -37,13 +36,15 @@ async def read_object(request: Request, options: ServeOptions) -> dict[str, Any]
     except TimeoutError:
         limit = f"{options.read_timeout:g} s"
         raise RequestError("the body did not come", code="REQUEST_TIMEOUT", field="body", limit=limit) from None
-    if len(data) > _OFF_THE_LOOP:
-        return await asyncio.to_thread(parse_object, bytes(data))
-    return parse_object(bytes(data))
+    return bytes(data)
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """The JSON object in `data`: UTF-8 without a byte order mark, no name twice, no number that is not finite."""
+    """The JSON object in `data`: UTF-8 without a byte order mark, no name twice, no number that is not finite.
+
+    Raises:
+        RequestError: BAD_JSON, with the place.
+    """
     from pydantic_core import from_json
 
     if data.count(b",") > MAX_VALUES:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bestiary.api.hooks import TextDelta, TextParser, ToolCallDelta
-from bestiary.api.outputs import CompletionOutput
+from bestiary.api.outputs import CompletionOutput, RequestOutput
 
-from .documents import answer, usage
+from .documents import answer, much_to_write, off_the_loop, usage
 from .generations import changes, failure, finished
 from .logprobs import chat_logprobs, prompt_logprobs
 from .parsing import Tooling
@@ -57,15 +57,19 @@ async def chat_completions(call: Call) -> Any:
     if request.stream:
         return stream(call, [chat.generation], _events(chat))
     (output,) = await finished(call.http, [chat.generation], [chat.clock])
-    document = call.fields(chat.id, "chat.completion", target.name) | {
+    return await off_the_loop(lambda: answer(call, _document(chat, output)), much_to_write([output], chat.top))
+
+
+def _document(chat: Chat, output: RequestOutput) -> dict[str, Any]:
+    document = chat.call.fields(chat.id, "chat.completion", chat.target.name) | {
         "choices": [_choice(chat, each) for each in output.outputs],
         "usage": usage([output]),
     }
-    if request.prompt_logprobs is not None:
+    if chat.request.prompt_logprobs is not None:
         document["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
-    if request.return_token_ids:
+    if chat.request.return_token_ids:
         document["prompt_token_ids"] = output.prompt_token_ids
-    return answer(call, document)
+    return document
 
 
 def wants_logprobs(request: ChatCompletionRequest) -> bool:
@@ -81,6 +85,7 @@ def continued_text(request: ChatCompletionRequest) -> str:
 async def _accept(call: Call, request: ChatCompletionRequest, target: Target) -> Chat:
     """Render, check and submit. Raises `RequestError`, or `EngineError` where the engine takes nothing now."""
     service, llm = call.service, call.service.llm
+    llm.check_open(request.n or 1)
     tooling = Tooling.of(service.formats, plain(request.tools), plain(request.tool_choice))
     call.warnings += tooling.warnings()
     effort = request.reasoning_effort
@@ -96,6 +101,7 @@ async def _accept(call: Call, request: ChatCompletionRequest, target: Target) ->
     if request.parallel_tool_calls is False and tooling.callable and not tooling.forced:
         call.warnings.append("parallel_tool_calls has no effect unless a call is required")
     sampling = request.sampling(
+        service.options.sampling,
         max_tokens=limit,
         logprobs=request.top_logprobs or 0 if wants_logprobs(request) else None,
         structured_outputs=None if form is None else form.params,

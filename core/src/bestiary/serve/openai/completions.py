@@ -6,12 +6,14 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bestiary.api.errors import RequestError
 from bestiary.api.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 
-from .documents import answer, usage
+from .documents import answer, much_to_write, off_the_loop, usage
 from .generations import aborting, changes, failure, finished
 from .logprobs import LegacyLogprobs, prompt_logprobs
 from .prompting import encoded
+from .schemas.base import MAX_BATCH
 from .schemas.completions import CompletionRequest
 from .sse import DONE
 from .streaming import Chunks, stream
@@ -51,21 +53,31 @@ async def completions(call: Call) -> Any:
     if request.stream:
         return stream(call, batch.generations, _events(batch))
     outputs = await finished(call.http, batch.generations, batch.clocks)
+    return await off_the_loop(
+        lambda: answer(call, _document(batch, outputs)), much_to_write(outputs, request.logprobs)
+    )  # fmt: skip
+
+
+def _document(batch: Batch, outputs: list[RequestOutput]) -> dict[str, Any]:
     choices = [
         _choice(batch, index * batch.each + each.index, output, each)
         for index, output in enumerate(outputs)
         for each in output.outputs
     ]
-    fields = call.fields(batch.id, "text_completion", target.name)
-    return answer(call, fields | {"choices": choices, "usage": usage(outputs)})
+    fields = batch.call.fields(batch.id, "text_completion", batch.target.name)
+    return fields | {"choices": choices, "usage": usage(outputs)}
 
 
 async def _accept(call: Call, request: CompletionRequest, target: Target) -> Batch:
     """Submit every prompt, or none. Raises `RequestError` or `EngineError`, naming the prompt where it may be."""
-    llm = call.service.llm
+    llm, answers = call.service.llm, len(request.prompt) * (request.n or 1)
+    if answers > MAX_BATCH:
+        raise RequestError("too many answers in one request", field="n", value=answers, limit=f"{MAX_BATCH} together")
+    llm.check_open(answers)
     echoed = request.logprobs if request.echo else None
     form = stated_form(request)
     sampling = request.sampling(
+        call.service.options.sampling,
         max_tokens=_DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs if echoed is None else max(echoed, request.prompt_logprobs or 0),

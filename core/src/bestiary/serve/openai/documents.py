@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -14,7 +15,22 @@ if TYPE_CHECKING:
 
     from .service import Call
 
+Result = TypeVar("Result")
+
+_MANY = 20_000
+
 encode = msgspec.json.Encoder().encode
+
+
+async def off_the_loop(work: Callable[[], Result], much: bool) -> Result:
+    """What `work` gives; where it is much, a thread does it, so that streams go on meanwhile."""
+    return await asyncio.to_thread(work) if much else work()
+
+
+def much_to_write(outputs: Iterable[RequestOutput], logprobs: int | None) -> bool:
+    """Whether documents of `outputs` take long to make: they hold very many tokens or log-probabilities."""
+    tokens = sum(len(each.token_ids) for output in outputs for each in output.outputs)
+    return tokens * (1 + (logprobs or 0)) > _MANY
 
 
 def answer(call: Call, document: Any) -> Response:

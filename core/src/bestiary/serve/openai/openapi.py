@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from .service import Call
 
 _SCHEMAS = "#/components/schemas/"
+_EVENT = {
+    "type": "object",
+    "description": "Each event of a stream: JSON, or [DONE] as the last one.",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 _WORDS = {
     400: "The request is refused; the error says which field, which rule and which value.",
     401: "The API key is missing or wrong.",
@@ -77,9 +83,10 @@ def _operation(endpoint: Endpoint, keys: bool) -> dict[str, Any]:
 
 
 def _responses(endpoint: Endpoint, keys: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    content = _json(endpoint.gives) if endpoint.gives else {endpoint.media_type: {"schema": {"type": "string"}}}
+    text: dict[str, Any] = {endpoint.media_type: {"schema": {"type": "string"}}}
+    content = _json(endpoint.gives) if endpoint.gives else text
     if endpoint.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     headers = {"x-request-id": {"schema": {"type": "string"}}}
     yield "200", {"description": "Done.", "headers": headers, "content": content}
     for status in endpoint.refusals(keys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bestiary.api.errors import RequestError
@@ -37,6 +38,7 @@ async def encoded(
     found: list[tuple[str | None, list[int]]] = []
     for each in prompts:
         if isinstance(each, str):
+            await asyncio.sleep(0)  # many texts that are short take together as long as one that is not
             found.append((each, await service.llm.encode(each, add_special_tokens=add_special_tokens)))
         else:
             found.append((None, each))

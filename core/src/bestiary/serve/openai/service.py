@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bestiary.api.errors import EngineError, RequestError
 
-from .body import read_object
+from .body import parse_object, read_body
+from .documents import off_the_loop
 from .logprobs import Spelling
 from .metrics import Metrics
 from .options import ServeOptions
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from .routes import Endpoint
 
+_LARGE_BODY = 64 * 2**10
 logger = logging.getLogger("bestiary.http")
 Wanted = TypeVar("Wanted", bound=RequestModel)
 
@@ -139,8 +141,13 @@ class Call:
 
     async def body(self, model: type[Wanted]) -> Wanted:
         """The request's body as `model`; what is ignored of it becomes a warning."""
-        given = await read_object(self.http, self.service.options)
-        request, warnings = validated(model, given, strict_fields=self.service.options.strict_fields)
+        options = self.service.options
+        data = await read_body(self.http, options)
+
+        def understood() -> tuple[Wanted, list[str]]:
+            return validated(model, parse_object(data), strict_fields=options.strict_fields)
+
+        request, warnings = await off_the_loop(understood, len(data) > _LARGE_BODY)
         self.warnings += warnings
         return request
 
