@@ -6,8 +6,15 @@ from collections.abc import Callable
 
 from playwright.sync_api import Page, expect
 
-from .driving import ask, look_again, prose
+from .driving import ask, look_again, prose, said
 from .fake_server import Fake, Script, content, stats
+
+
+def watched(page: Page) -> list[str]:
+    """The addresses that the page asks for from now on."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    return asked
 
 
 def test_every_state_is_named_and_explained(page: Page, fake: Fake) -> None:
@@ -45,6 +52,17 @@ def test_a_question_waits_until_the_model_is_there(fake: Fake, new_page: Callabl
     expect(prose(answer)).to_have_text("A bestiary is a book of beasts.")
     assert fake.requests[0]["model"] == "smollm2"
     expect(page.locator("#tab-model-panel")).to_contain_text("bestiary-llama")
+
+
+def test_a_question_is_sent_again_when_the_server_was_not_ready_after_all(page: Page, fake: Fake) -> None:
+    fake.script = Script(status=503, error={"code": "ENGINE_NOT_READY", "message": "the engine is starting"})
+    answer = ask(page, wait=False)
+    page.wait_for_function("() => document.querySelector('.message.assistant .waiting')?.checkVisibility()")
+    assert not answer.locator(".error").count()
+    fake.script = Script(content("Ready now."))
+    expect(prose(answer)).to_have_text("Ready now.")
+    assert said(fake.requests[0]) == said(fake.requests[-1])
+    assert len(fake.requests) > 1
 
 
 def test_a_question_that_waits_can_be_taken_back(fake: Fake, new_page: Callable[..., Page]) -> None:
@@ -116,10 +134,14 @@ def test_without_a_key_the_page_waits_and_a_question_asks_again(fake: Fake, new_
     expect(page.locator("#state")).to_have_text("locked")
     look_again(page)
     expect(page.locator("#key-dialog")).to_be_hidden()
+    asked = watched(page)
+    page.wait_for_timeout(1500)
+    assert asked == []  # nor does it try every second, which would fill the server's log
     answer = ask(page, wait=False)
     page.get_by_label("API key", exact=True).fill("open sesame")
     page.keyboard.press("Enter")
     expect(prose(answer)).to_have_text("A bestiary is a book of beasts.")
+    assert "model" not in fake.requests[0]  # the list of models was locked as well
 
 
 def test_live_pictures_follow_the_statistics(fake: Fake, new_page: Callable[..., Page]) -> None:
@@ -136,7 +158,7 @@ def test_live_pictures_follow_the_statistics(fake: Fake, new_page: Callable[...,
             f"() => document.querySelector('#tab-live-panel dl').textContent.includes('{generated:,}')"
         )
     speed, requests = panel.locator("svg[role=img]").nth(0), panel.locator("svg[role=img]").nth(1)
-    expect(panel.locator("figure").nth(0).locator("output")).to_have_text("25")
+    expect(panel.locator("figure").nth(0).locator(".now")).to_have_text("25")
     expect(speed).to_have_attribute(
         "aria-label",
         "Tokens per second over the last two minutes. generated: now 25, between 25 and 1,000.",
@@ -160,14 +182,13 @@ def test_no_rate_spans_a_restart_of_the_engine(page: Page, fake: Fake) -> None:
     page.wait_for_function(
         "() => document.querySelector('#tab-live-panel dl').textContent.includes('Restarts of the engine1')"
     )
-    expect(page.locator("#tab-live-panel figure").first.locator("output")).to_have_text("–")
+    expect(page.locator("#tab-live-panel figure").first.locator(".now")).to_have_text("–")
 
 
 def test_the_page_asks_nothing_while_it_is_hidden(page: Page, fake: Fake) -> None:
     page.evaluate("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
     look_again(page)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    asked = watched(page)
     fake.script = Script(content("Still here."))
     expect(prose(ask(page))).to_have_text("Still here.")
     page.wait_for_timeout(1500)

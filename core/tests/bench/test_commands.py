@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from click.testing import CliRunner
@@ -124,3 +126,22 @@ def test_quiet_and_debug_are_options_as_everywhere(command: str, capsys: pytest.
     assert main.run(["bench", command, "./nowhere", "-q", "--debug"]) == 2
     said = capsys.readouterr().err
     assert "Traceback" in said and "MODEL_NOT_FOUND" in said
+
+
+def test_http(tiny: str, tmp_path: Path) -> None:
+    """A real server and the offline API do the same work."""
+    output = tmp_path / "record.json"
+    given = ["--streams", "3", "--input-len", "4", "--output-len", "5", "--repeats", "1", "--output", str(output)]
+    options = ["--dtype", "float32", "--device", "cpu", "--quiet", "--json"]
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {letter: index for index, letter in enumerate(sorted(letters))}
+    tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [])).save(str(folder / "tokenizer.json"))
+    done = CliRunner().invoke(bench, ["http", str(folder), *options, *given], catch_exceptions=False)
+    record = json.loads(done.stdout)
+    assert record == json.loads(output.read_text())
+    found = record["results"]
+    assert found["lost"] == pytest.approx(1 - found["http"] / found["offline"], rel=1e-3)
+    assert len(found["rounds"]) == 1 and found["client_cpu_per_1000"] > 0
+    assert str(tmp_path) not in output.read_text()

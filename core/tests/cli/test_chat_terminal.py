@@ -75,12 +75,12 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(chat: Terminal, script: Scr
 
 def test_several_lines_are_one_message(chat: Terminal, script: Script) -> None:
     chat.type("one \\\n")
-    chat.wait_for("… ")
+    chat.wait_for("... ")
     ask(chat, "two\n")
     chat.type('"""first\n')
-    chat.wait_for("… ")
+    chat.wait_for("... ")
     chat.type("/help\n")
-    chat.wait_for("… ")
+    chat.wait_for("... ")
     ask(chat, 'last"""\n')
     said = [each["messages"][-1]["content"] for each in script.bodies]
     assert said == ["one\ntwo", "first\n/help\nlast"]

@@ -117,6 +117,40 @@ def test_a_model_completes_to_short_names_and_files(typed: str, names: list[str]
     assert [(item.type, item.value) for item in items] == [("file", typed), *(("plain", name) for name in names)]
 
 
+def completions(shell: str, words: list[str], folder: Path) -> list[str]:
+    """What a shell's script of ours asks `bestiary` for, and gets: the words that may follow."""
+    environment = os.environ | {
+        "_BESTIARY_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": " ".join(words) if shell == "bash" else "\n".join(words),
+        "COMP_CWORD": str(len(words) - 1) if shell != "fish" else words[-1],
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    command = [sys.executable, "-m", "bestiary"]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["bestiary", "expl"], "explain"),
+        (["bestiary", "explain", "context_l"], "CONTEXT_LENGTH_EXCEEDED"),
+        (["bestiary", "config", "bench", "ser"], "serve"),
+        (["bestiary", "bench", "ser"], "serve"),
+        (["bestiary", "bench", "serve", "http://h", "--endpoint", "com"], "completions"),
+        (["bestiary", "chat", "--no-his"], "--no-history"),
+        (["bestiary", "chat", "--conf"], "--config"),
+        (["bestiary", "generate", "smollm2", "--dry"], "--dry-run"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_shells_complete_what_is_new(shell: str, words: list[str], expected: str, tmp_path: Path) -> None:
+    """A broken file of settings is nothing to a completion."""
+    (tmp_path / "bestiary.toml").write_text("nonsense")
+    assert any(expected in line for line in completions(shell, words, tmp_path))
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_a_short_name(tmp_path: Path) -> None:
     command = tmp_path / "bestiary"

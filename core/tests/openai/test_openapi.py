@@ -15,18 +15,12 @@ from bestiary.serve.openai.app import make_app
 from bestiary.serve.openai.options import ServeOptions
 from bestiary.serve.openai.routes import ENDPOINTS
 
+from . import semantic
 from .fake import FakeLLM
 
-SEMANTIC = {
-    "context_length_exceeded", "NOT_ALLOWED", "BAD_MESSAGES", "BAD_TOOLS", "BAD_TOOL_CHOICE", "BAD_SCHEMA",
-    "BAD_REGEX", "TEMPLATE_ERROR", "TEMPLATE_LIMIT", "GRAMMAR_LIMIT", "NOTHING_TO_DRAW", "TOKEN_OUT_OF_RANGE",
-    "LORA_PATH",
-}  # fmt: skip
-"""What no schema can say: that a prompt fits, that a call was made before it is answered, that a text is a grammar."""
-TOGETHER = {"min_tokens", "n", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-            "response_format", "response_format.json_schema.schema", "response_format.regex", "text.format.schema",
-            "response_format.grammar", "tool_choice", "continue_final_message", "stop"}  # fmt: skip
-"""Fields that are refused for what stands in others."""
+pytest_plugins = ("schemathesis.pytest.plugin",)
+"""(No other test needs it, and loading it takes a second.)"""
+QUIET = list(HealthCheck)
 
 
 def described():
@@ -75,7 +69,7 @@ def check(case):
     excluded = []
     if response.status_code in (400, 403):
         error = response.json()["error"]
-        if error["code"] in SEMANTIC or error["param"] in TOGETHER:
+        if error["code"] in semantic.CODES or error["param"] in semantic.TOGETHER:
             excluded.append(positive_data_acceptance)
     case.validate_response(response, excluded_checks=excluded)
 

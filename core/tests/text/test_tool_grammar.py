@@ -142,7 +142,7 @@ def test_forced_calls_are_calls(family: str, special: bool, plain: Vocabulary, m
         matcher = vocabulary.matcher(forced_calls(form, TOOLS, special=vocabulary.special))
         text = vocabulary.walk(matcher, draw, marks_of(formats))
         counts.add(checked(parse_text(formats.parser("", TOOLS, forced=True), text)))
-        if number >= 5 and max(counts) > 1:
+        if number >= 3 and max(counts) > 1:
             break
     assert max(counts) > 1
 
@@ -164,7 +164,7 @@ def test_a_thought_may_come_first(family: str, started: bool, plain: Vocabulary,
     formats, draw = AnswerFormats(tools, reasoning), random.Random(family)
     prompt = reasoning.opening[0] if started else ""
     thoughts = 0
-    for number in range(20):
+    for number in range(8):
         vocabulary = (plain, marked)[number % 2]
         grammar = forced_calls(
             tools,

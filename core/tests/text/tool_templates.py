@@ -101,5 +101,6 @@ CASES = {
     "one that hides tools": Case(chatml(each("\n<tool_call>\n" + _JSON + "\n</tool_call>"), tools=""), "hermes", shows_tools=False),
     "one that refuses tools": Case("{% if tools %}{{ raise_exception('no tools') }}{% endif %}" + chatml(""), None, shows_tools=False),
     "one without calls": Case(chatml("") + "{# <thought> </thought> #}", None, "exaone"),
+    "one that writes without end": Case("{% for i in range(9000) %}<tool_call>{% endfor %}" + chatml(""), "hermes", shows_tools=False),
     "one that is broken": Case("{{ 1 +", None, shows_tools=False),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def family(pid: int | None = None) -> dict[int, str]:
         try:
             if child.status() != psutil.STATUS_ZOMBIE:
                 found[child.pid] = " ".join(child.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Those of the processes that have not ended."""
+    found = []
+    for pid in pids:
+        try:
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
         except psutil.NoSuchProcess:
             continue
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +34,11 @@ def provoking(what: str, when: str) -> tuple[list[int], SamplingParams]:
     if when == "prefill":
         return [70, 71, 72, TOKEN[what]], HARMLESS
     return [70, 71, 72], replace(HARMLESS, bad_token_ids=(), logit_bias={TOKEN[what]: 100.0})
+
+
+def as_fields(params: SamplingParams) -> dict[str, Any]:
+    """Parameters as fields of a request over HTTP, those that differ from the usual."""
+    found = {each.name: getattr(params, each.name) for each in fields(params)}
+    usual = {each.name: getattr(SamplingParams(), each.name) for each in fields(params)}
+    changed = {name: value for name, value in found.items() if value != usual[name]}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}

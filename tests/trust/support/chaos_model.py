@@ -67,6 +67,7 @@ class ChaosForCausalLM(LlamaForCausalLM):
             while True:
                 time.sleep(1)
         if what == "hold":
+            Path(os.environ["CHAOS_FILE"]).with_name("held").touch()
             ctypes.PyDLL(None).sleep(3600)  # and nobody else has the interpreter's lock meanwhile
         if what == "exit":
             os._exit(9)

@@ -13,7 +13,7 @@ from bestiary.engine.arguments import EngineArgs
 from bestiary.serve.async_llm import AsyncLLM
 
 from .baseline import Holding, family
-from .canaries import Canaries
+from .canaries import Canaries, engine_song
 from .chaos import HARMLESS, OVERRIDES, provoking
 from .golden import Golden
 
@@ -56,7 +56,7 @@ class Scene:
         self.llm._supervisor._deaths.clear()
 
     def canaries(self) -> Canaries:
-        return Canaries(self.llm, self.golden, SONGS, HARMLESS)
+        return Canaries(engine_song(self.llm, HARMLESS), self.golden, SONGS, HARMLESS)
 
     async def ask(self, prompt: Sequence[int]) -> RequestOutput:
         return await self.llm.submit(f"ask {prompt}", prompt, HARMLESS).wait()
@@ -65,8 +65,7 @@ class Scene:
         """Send a request that provokes; its output, and the code of the error it ended with."""
         generation = self.llm.submit("guilty", *provoking(what, when))
         output = await generation.wait()
-        words = str(output.outputs[0].stop_reason)
-        return output, words.partition(":")[0] if generation.error is None else generation.error.error_code
+        return output, "" if generation.error is None else generation.error.error_code
 
     async def check_baseline(self) -> None:
         """Everything that was held for requests is free, and the engine answers as it did at first."""

@@ -1,4 +1,4 @@
-"""`bestiary bench latency`, `throughput`, `perplexity` and `serve`: progress on stderr, figures on stdout."""
+"""`bestiary bench latency`, `throughput`, `perplexity`, `serve` and `http`: progress on stderr, figures on stdout."""
 
 from __future__ import annotations
 
@@ -111,6 +111,22 @@ def perplexity(
 
     work = PerplexityWork(text=text or TEXT, window=window, stride=stride)
     finish(shared, run_perplexity(_options(shared), work, methods, _say(shared)))
+
+
+@bench.command()
+@_shared
+@click.option("--streams", type=click.IntRange(1), default=32, show_default=True, help="Answers at once.")
+@click.option("--input-len", type=click.IntRange(1), default=16, show_default=True, help="Tokens of a prompt.")
+@click.option("--output-len", type=click.IntRange(1), default=64, show_default=True, help="New tokens an answer.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Rounds; medians are told.")
+@click.option("--skip-tokenizer-init", is_flag=True, help="Token ids alone, both ways: no text is made.")
+def http(streams: int, input_len: int, output_len: int, repeats: int, skip_tokenizer_init: bool, **shared: Any) -> None:
+    """What a server costs: the same work offline and over HTTP, in turn."""
+    from .http_cost import HttpWork, run_http
+
+    engine = {name: shared[name] for name in _ENGINE if name != "max_model_len"}
+    work = HttpWork(streams, input_len, output_len, repeats)
+    finish(shared, run_http(shared["model"], engine, work, _say(shared)))
 
 
 def _options(shared: dict[str, Any]) -> Any:

@@ -12,6 +12,8 @@ def table(record: dict[str, Any]) -> str:
         return _perplexity_table(record)
     if record["kind"] == "serve":
         return _serve_table(record)
+    if record["kind"] == "http":
+        return _http_table(record)
     rows = _latency_rows(record) if record["kind"] == "latency" else _throughput_rows(record)
     hardware, loads = record["hardware"], record["load_average"]
     return "\n".join(
@@ -40,6 +42,25 @@ def _perplexity_table(record: dict[str, Any]) -> str:
             f"{record['model']}, {record['engine']['dtype']}",
             f"{work['text']}: {work['scored']} of {work['tokens']} tokens, windows of {work['window']}, "
             f"stride {work['stride']}",
+            "",
+            *aligned(rows),
+        ]
+    )
+
+
+def _http_table(record: dict[str, Any]) -> str:
+    """New tokens a second without and with a server between, and what the client alone computed."""
+    work, found = record["workload"], record["results"]
+    rows = [
+        ["", "tokens/s"],
+        ["offline", f"{found['offline']:.1f}"],
+        ["over HTTP", f"{found['http']:.1f}"],
+    ]
+    return "\n".join(
+        [
+            f"{record['model']}, {work['streams']} streams of {work['output_len']} tokens, {work['repeats']} rounds",
+            f"lost over HTTP: {found['lost']:.1%}, the client's own work included "
+            f"({found['client_cpu_per_1000']:.3f} s for 1,000 tokens)",
             "",
             *aligned(rows),
         ]

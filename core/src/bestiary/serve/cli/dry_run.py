@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .options import SAMPLING_HELP
 from .output import Table, collected_notices, pairs, show, size, write_json, write_json_line
 from .rank_plan import plan_tables
 from .settings import sources
@@ -72,7 +72,7 @@ def plan_of(args: EngineArgs, sampling: SamplingParams | None = None) -> dict[st
             "max_model_len": found["config"]["max_model_len"],
             **{name: getattr(args, name) for name in _LIMITS},
         },
-        "sampling": None if sampling is None else asdict(sampling),
+        "sampling": None if sampling is None else {name: getattr(sampling, name) for name in (*SAMPLING_HELP, "seed")},
         "settings": [] if context is None else list(sources(context)),
         "problems": problems,
         "notices": [text for text in notices if text not in problems],

@@ -101,6 +101,7 @@ async def _accept(call: Call, request: ChatCompletionRequest, target: Target) ->
     if request.parallel_tool_calls is False and tooling.callable and not tooling.forced:
         call.warnings.append("parallel_tool_calls has no effect unless a call is required")
     sampling = request.sampling(
+        service.options.sampling,
         max_tokens=limit,
         logprobs=request.top_logprobs or 0 if wants_logprobs(request) else None,
         structured_outputs=None if form is None else form.params,

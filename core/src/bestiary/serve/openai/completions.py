@@ -77,6 +77,7 @@ async def _accept(call: Call, request: CompletionRequest, target: Target) -> Bat
     echoed = request.logprobs if request.echo else None
     form = stated_form(request)
     sampling = request.sampling(
+        call.service.options.sampling,
         max_tokens=_DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs if echoed is None else max(echoed, request.prompt_logprobs or 0),

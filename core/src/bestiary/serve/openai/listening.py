@@ -92,6 +92,7 @@ def _bound_to_path(path: Path) -> socket.socket:
     before = os.umask(0o177)
     try:
         bound.bind(str(path))
+        bound.listen(1)
     except OSError as error:
         bound.close()
         raise UsageError(f"cannot listen there: {error.strerror}", field="--uds", value=str(path)) from error

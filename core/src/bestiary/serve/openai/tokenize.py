@@ -36,15 +36,16 @@ async def tokenize(call: Call) -> Any:
 
 
 async def detokenize(call: Call) -> Any:
-    """The text of ids, special tokens included."""
+    """The text of ids, special tokens included; those that only the model has, and not the tokenizer, have none."""
     request = await call.body(DetokenizeRequest)
     service = call.service
     service.target(request)
+    size = service.tokenizer.vocab_size if service.llm.info is None else service.llm.info.vocab_size
     for index, token in enumerate(request.tokens):
-        if token >= service.tokenizer.vocab_size:
+        if token >= size:
             raise RequestError(
                 "no token of this model", code="TOKEN_OUT_OF_RANGE", field=f"tokens[{index}]", value=token,
-                limit=f"an integer from 0 to {service.tokenizer.vocab_size - 1}",
+                limit=f"an integer from 0 to {size - 1}",
             )  # fmt: skip
     text = await asyncio.to_thread(service.tokenizer.decode, request.tokens, False)
     return answer(call, {"prompt": text})

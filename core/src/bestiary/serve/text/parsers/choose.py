@@ -13,8 +13,6 @@ from bestiary.engine.notices import notice
 from .formats import AnswerFormats
 from .template_facts import Render, TemplateFacts, derived, left_over, reads, template_facts
 
-__all__ = ["AnswerFormats", "choose_formats"]
-
 AUTO, NONE = "auto", "none"
 
 

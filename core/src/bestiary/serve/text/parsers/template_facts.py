@@ -34,6 +34,7 @@ _SCHEMAS = dict.fromkeys(_NAMES, _SCHEMA)
 _OBJECT = re.compile(
     r'\{\s*"(?P<name>\w+)":\s*"(?P<called>\w+)",\s*"(?P<arguments>\w+)":\s*\{[^{}]*\}(?:,\s*"\w+":\s*"[^"]*")?\s*\}'
 )
+_TEXT_LIMIT = 64 * 2**10
 _FINISHED = re.compile(r"(?:.*[\s>\])}])?", re.DOTALL)
 _COUNTERPARTS = (("<|", "<|/"), ("<", "</"), ("[", "[/"))
 
@@ -131,11 +132,12 @@ def _called(count: int, arguments: Arguments) -> list[Mapping[str, Any]]:
 
 
 def _rendered(render: Render, messages: list[Mapping[str, Any]], **variables: Any) -> str:
-    """The text; empty where the template refuses."""
+    """The text; empty where the template refuses, or writes so much that it cannot be about this conversation."""
     try:
-        return render(messages, **variables)
+        text = render(messages, **variables)
     except RequestError:
         return ""
+    return text if len(text) <= _TEXT_LIMIT else ""
 
 
 def _behind(prompt: str, text: str) -> str:

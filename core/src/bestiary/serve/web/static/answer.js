@@ -24,7 +24,8 @@ export class Answer {
   }
 
   /** The request leaves now: what came before was waiting for the model to be loaded. */
-  sent() {
+  sent(model) {
+    this.message.model = model;
     this.#begun = performance.now();
   }
 

@@ -32,11 +32,13 @@ const unreachable = () =>
     fix: "See whether `bestiary serve` is still running, then try again.",
   });
 
-export class Api {
+/** Event: "unlocked" (there is another key). */
+export class Api extends EventTarget {
   #asking = null;
 
   /** askKey(refused): a promise of the API key that the user enters, or of null. The key lives as long as the tab. */
   constructor(askKey) {
+    super();
     this.askKey = askKey;
   }
 
@@ -65,13 +67,18 @@ export class Api {
   }
 
   /** Ask for the key, once for all calls that miss it; whether there is another one now. */
-  async unlock() {
-    this.#asking ??= this.askKey(Boolean(read(KEY, null, "sessionStorage")));
-    const key = await this.#asking;
-    this.#asking = null;
+  unlock() {
+    this.#asking ??= this.#ask().finally(() => (this.#asking = null));
+    return this.#asking;
+  }
+
+  async #ask() {
+    const key = await this.askKey(Boolean(read(KEY, null, "sessionStorage")));
+    if (key === null) return false;
     if (key === "") forget(KEY, "sessionStorage");
-    else if (key !== null) write(KEY, key, "sessionStorage");
-    return key !== null;
+    else write(KEY, key, "sessionStorage");
+    this.dispatchEvent(new Event("unlocked"));
+    return true;
   }
 
   async #json(path) {

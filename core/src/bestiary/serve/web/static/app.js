@@ -38,7 +38,7 @@ const sidebar = new Sidebar({
   focusComposer: () => composer.focus(),
 });
 const live = new Live(server);
-new Banner(server, () => server.unlock());
+new Banner(server, () => api.unlock());
 
 chat.addEventListener("notice", ({ detail }) => notice(detail));
 chat.addEventListener("shown", () => {

@@ -7,6 +7,7 @@ import { announce, announceAnswer } from "./announce.js";
 import { Answer, emptyAnswer, forRequest } from "./answer.js";
 import { newConversation, titleOf } from "./conversations.js";
 
+const NOT_READY = "ENGINE_NOT_READY";
 const FULL = "There is no room left in this browser: the conversation is not kept. Export some, then delete them.";
 
 export class Chat extends EventTarget {
@@ -138,11 +139,7 @@ export class Chat extends EventTarget {
     announce("Answering");
     const answer = new Answer(message);
     try {
-      await this.server.ready(controller.signal);
-      const body = { ...this.request(), messages: said, stream_options: { include_usage: true }, ...more };
-      message.model = body.model;
-      answer.sent();
-      for await (const chunk of this.api.chat(body, controller.signal)) {
+      for await (const chunk of this.#chunks(answer, { messages: said, ...more }, controller.signal)) {
         answer.add(chunk);
         if (conversation === this.conversation) this.dispatchEvent(new CustomEvent("grown", { detail: message }));
       }
@@ -154,6 +151,22 @@ export class Chat extends EventTarget {
     }
     this.#answering.delete(conversation.id);
     this.#change(conversation, {});
+  }
+
+  /** What the API streams, from the moment that the engine takes the request. */
+  async *#chunks(answer, fields, signal) {
+    for (;;) {
+      await this.server.ready(signal);
+      const body = { ...this.request(), stream_options: { include_usage: true }, ...fields };
+      answer.sent(body.model ?? null);
+      try {
+        yield* this.api.chat(body, signal);
+        return;
+      } catch (error) {
+        if (error.status !== 503 || error.code !== NOT_READY) throw error;
+      }
+      await this.server.look(signal);
+    }
   }
 
   #change(conversation, changes) {

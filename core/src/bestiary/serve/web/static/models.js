@@ -13,9 +13,9 @@ export class ModelChoice {
     server.addEventListener("change", () => this.show());
   }
 
-  /** The model's id; that of the server's only one before the list is there. */
+  /** The model's id; undefined while the list is not there, and the server takes its own. */
   get chosen() {
-    return this.select.value;
+    return this.select.value || undefined;
   }
 
   show() {

@@ -1,13 +1,13 @@
 // What is known of the server: its state, its card, its models, its last two minutes. Asked once a second while the
-// page is visible.
+// page is visible or somebody waits, and not at all while an API key is missing.
 //
-// Events: "change" (state, info or models differ), "sample" (history has grown).
+// Events: "change" (state, info or models differ), "sample" (history has grown), "looked" (it was asked again).
 
 import { History } from "./history.js";
 
 const PERIOD = 1000; // milliseconds
 const PERIOD_WITHOUT_STATS = 10_000;
-const WAITING = new Set(["starting", "restarting"]);
+const WAITING = new Set(["connecting", "starting", "restarting"]);
 
 export class Server extends EventTarget {
   /** "starting", "ready", "stalled", "restarting", "failed", "draining", "closed" as the server says; "connecting",
@@ -18,6 +18,7 @@ export class Server extends EventTarget {
   history = new History();
   #timer = 0;
   #polling = false;
+  #waiting = 0;
   #asked = false;
   #restarts = null;
 
@@ -25,31 +26,36 @@ export class Server extends EventTarget {
     super();
     this.api = api;
     document.addEventListener("visibilitychange", () => this.#next(0));
+    api.addEventListener("unlocked", () => this.#next(0));
   }
 
   start() {
     this.#next(0);
   }
 
-  /** Ask for the API key, and go on with it. */
-  async unlock() {
-    if (await this.api.unlock()) this.#next(0);
-  }
-
   /** Returns when a request makes sense: at once, or when the model has been loaded. */
   async ready(signal) {
-    while (WAITING.has(this.state)) {
+    while (WAITING.has(this.state)) await this.look(signal);
+  }
+
+  /** Returns when the server has been asked again. Rejects where the signal is aborted. */
+  async look(signal) {
+    this.#waiting += 1;
+    this.#next(PERIOD);
+    try {
       signal.throwIfAborted();
       await new Promise((resolve, reject) => {
-        this.addEventListener("change", resolve, { once: true });
+        this.addEventListener("looked", resolve, { once: true });
         signal.addEventListener("abort", () => reject(signal.reason), { once: true });
       });
+    } finally {
+      this.#waiting -= 1;
     }
   }
 
   #next(delay) {
     clearTimeout(this.#timer);
-    if (!document.hidden) this.#timer = setTimeout(() => this.#poll(), delay);
+    if (!document.hidden || this.#waiting > 0) this.#timer = setTimeout(() => this.#poll(), delay);
   }
 
   async #poll() {
@@ -65,7 +71,8 @@ export class Server extends EventTarget {
       await this.#failed(error);
     }
     this.#polling = false;
-    this.#next(this.state === "unknown" ? PERIOD_WITHOUT_STATS : PERIOD);
+    this.dispatchEvent(new Event("looked"));
+    if (this.state !== "locked") this.#next(this.state === "unknown" ? PERIOD_WITHOUT_STATS : PERIOD);
   }
 
   async #failed(error) {
@@ -73,7 +80,7 @@ export class Server extends EventTarget {
       await this.#at("locked");
       if (this.#asked) return;
       this.#asked = true;
-      await this.unlock();
+      this.api.unlock();
     } else if (error.status === 404 || error.status === 403) {
       await this.#at("unknown");
     } else {
