@@ -23,7 +23,7 @@ from .base import TOKEN_ID, WHOLE, JsonObject, Request, Strict
 
 MAX_SALT_CHARS = 128
 _LOWEST_TEMPERATURE = 1e-3
-_TOKEN = r"^[0-9]{1,10}$"
+_TOKEN = r"^[0-9]{1,9}$"
 _MAX_PRIORITY = 2**31 - 1
 
 Count = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE]
