@@ -14,7 +14,13 @@ from .processes import KEY
 @pytest.fixture(scope="module")
 def ask(t0):
     def call(**options):
-        given = {"model": "openai/t0", "messages": MESSAGES, "api_base": f"{t0.url}/v1", "api_key": KEY, "max_retries": 0}
+        given = {
+            "model": "openai/t0",
+            "messages": MESSAGES,
+            "api_base": f"{t0.url}/v1",
+            "api_key": KEY,
+            "max_retries": 0,
+        }
         return litellm.completion(**given | GREEDY | options)
 
     return call

@@ -15,7 +15,6 @@ from pydantic import BaseModel, Field
 from .asking import GREEDY, MESSAGES, ROOM, TEXT, TOOL, check_weather
 from .processes import KEY
 
-
 LONG = [{"role": "user", "content": "long " * 3000}]
 
 

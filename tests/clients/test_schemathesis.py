@@ -34,7 +34,13 @@ def test_the_server_is_as_it_describes_itself(server, tmp_path, note, examples):
     command = [str(Path(sys.executable).with_name("schemathesis")), *options]
     environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.clients.schemathesis_hooks"}
     done = subprocess.run(
-        command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True, timeout=PATIENCE * 10, check=False
+        command,
+        env=environment,
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE * 10,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
     note(f"schemathesis, {examples} examples", json.loads(report.read_text("utf-8")))
