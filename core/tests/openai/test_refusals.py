@@ -275,3 +275,15 @@ def test_a_log_line_is_one_line_whatever_is_sent(ask, caplog):
     ask("POST", "/v1/x%0d%0afaked%20line", {})
     assert len(caplog.records) == 1
     assert "\n" not in caplog.records[0].getMessage() and "\r" not in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHAT, chat), (TEXT, text), (ANSWER, dict)])
+def test_a_text_that_can_never_fit_is_not_encoded(ask, llm, monkeypatch, path, body):
+    async def encode(*_, **__):
+        raise AssertionError("it was encoded")
+
+    monkeypatch.setattr(llm, "encode", encode)
+    long = "Hi " * 100_000
+    fields = {CHAT: {"messages": [{"role": "user", "content": long}]}, TEXT: {"prompt": long}, ANSWER: {"input": long}}
+    error = ask("POST", path, body(**fields[path])).json()["error"]
+    assert error["code"] == "context_length_exceeded" and "at least" in error["message"]

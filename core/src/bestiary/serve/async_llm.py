@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _LONG_TEXT = 20_000
 """Characters from which on a text is encoded off the event loop."""
+_LONG_TEXTS = 2
+"""Such texts at a time: while it is encoded, one takes a hundred times its size."""
 
 
 class AsyncLLM:
@@ -66,6 +68,7 @@ class AsyncLLM:
     ) -> None:
         self.args, self.tokenizer = args, tokenizer
         self.draining = False
+        self._long_texts = asyncio.Semaphore(_LONG_TEXTS)
         self._on_finish = on_finish
         self._supervisor = Supervisor(
             replace(args, max_queue=None),  # counted here, where it is known at once
@@ -230,7 +233,8 @@ class AsyncLLM:
             raise RequestError("this needs a tokenizer", field="prompt", fix="without --skip-tokenizer-init")
         if len(text) < _LONG_TEXT:
             return self.tokenizer.encode(text, add_special_tokens)
-        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+        async with self._long_texts:
+            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
 
     async def render(
         self, messages: Sequence[Mapping[str, Any]], *, chat_template: str | None = None, **variables: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,8 @@ def serve(model: str, dry_run: bool, as_json: bool, **options: Any) -> int:
     --drain seconds for those there are; a second signal ends it at once.
     """
     args = engine_args(model, options)
+    if options["enable_runtime_lora"]:
+        args = replace(args, enable_lora=True)
     served = _served(options)
     if dry_run:
         return show_plan(args, as_json=as_json, more={"server": _plan(served, options)})

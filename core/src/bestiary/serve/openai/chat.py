@@ -13,7 +13,7 @@ from .documents import answer, much_to_write, off_the_loop, usage
 from .generations import changes, failure, finished
 from .logprobs import chat_logprobs, prompt_logprobs
 from .parsing import Tooling
-from .prompting import render
+from .prompting import ids_of, render
 from .schemas.base import plain
 from .schemas.chat import ChatCompletionRequest
 from .sse import DONE
@@ -90,7 +90,7 @@ async def _accept(call: Call, request: ChatCompletionRequest, target: Target) ->
     call.warnings += tooling.warnings()
     effort = request.reasoning_effort
     prompt = await render(service, request, plain(request.messages), tools=tooling.shown, reasoning_effort=effort)
-    token_ids = await llm.encode(prompt, add_special_tokens=False)
+    token_ids = await ids_of(service, prompt, add_special_tokens=False)
     limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if request.top_logprobs and not request.logprobs:
         call.warnings.append("top_logprobs implies logprobs")

@@ -16,7 +16,7 @@ from .errors import document as error_document
 from .generations import changes, failure, finished
 from .logprobs import chat_logprobs
 from .parsing import Tooling
-from .prompting import render
+from .prompting import ids_of, render
 from .response_input import as_messages, as_tools
 from .response_items import Event, Items
 from .schemas.base import plain
@@ -92,7 +92,7 @@ async def _accept(call: Call, request: ResponsesRequest, target: Target) -> Resp
     prompt = await render(
         service, _Template(request), as_messages(request), tools=tooling.shown, reasoning_effort=effort
     )  # fmt: skip
-    token_ids = await service.llm.encode(prompt, add_special_tokens=False)
+    token_ids = await ids_of(service, prompt, add_special_tokens=False)
     several = request.parallel_tool_calls is not False
     form = tooling.form(text_form(request), prompt, service.tokenizer.special_tokens, several=several)
     stated = {"temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}
