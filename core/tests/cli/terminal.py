@@ -56,8 +56,10 @@ class Terminal:
 
     def end(self) -> int:
         """Read to the end; returns the exit code."""
+        deadline = time.monotonic() + _DEADLINE
         while self._read():
-            pass
+            if time.monotonic() > deadline:
+                raise AssertionError(f"it does not end; shown was {self.text[self._seen :]!r}")
         return self.process.wait(_DEADLINE)
 
     def _read(self) -> bool:

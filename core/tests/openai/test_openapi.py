@@ -57,7 +57,7 @@ def test_it_keeps_its_word(operation, mode):
 @pytest.mark.full
 @pytest.mark.parametrize(("operation", "mode"), CASES)
 def test_it_keeps_its_word_in_many_cases(operation, mode):
-    hold(operation, mode, 300)
+    hold(operation, mode, 100)
 
 
 def check(case):

@@ -62,7 +62,7 @@ SAMPLING = [
     *[("top_k", value) for value in (-2, 2**40, 1.5)],
     *[("min_p", value) for value in (-0.1, 1.1)],
     *[(name, value) for name in ("presence_penalty", "frequency_penalty") for value in (1e9, -1e9, 2.1, "0")],
-    *[("repetition_penalty", value) for value in (0, -1, 1e9)],
+    *[("repetition_penalty", value) for value in (0, 5e-324, -1, 1e9)],
     *[("seed", value) for value in (-(2**63) - 1, 2**70, HUGE, 1.5, "1", True)],
     *[("prompt_logprobs", value) for value in (-1, 21, 10**6, True)],
     *[("stop", value) for value in ("", [""], ["x"] * 65, "x" * 1025, 7, [7], {})],

@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`."""
+"""`POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`."""
 
 from __future__ import annotations
 
@@ -49,3 +49,11 @@ async def detokenize(call: Call) -> Any:
             )  # fmt: skip
     text = await asyncio.to_thread(service.tokenizer.decode, request.tokens, False)
     return answer(call, {"prompt": text})
+
+
+async def tokenizer_info(call: Call) -> Any:
+    """What a client that does without a tokenizer of its own must know, by the names that evaluation suites expect."""
+    service = call.service
+    tokenizer = service.tokenizer
+    template = service.options.chat_template or tokenizer.chat_template
+    return answer(call, {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token, "chat_template": template})

@@ -15,6 +15,7 @@ from bestiary.api.sampling import (
     MAX_STOP,
     MAX_STOP_CHARS,
     MAX_TOKENS,
+    MIN_REPETITION_PENALTY,
     SamplingParams,
 )
 from bestiary.api.structured import MAX_CHOICES
@@ -23,7 +24,7 @@ from .base import TOKEN_ID, WHOLE, JsonObject, Request, Strict
 
 MAX_SALT_CHARS = 128
 _LOWEST_TEMPERATURE = 1e-3
-_TOKEN = r"^[0-9]{1,10}$"
+_TOKEN = r"^[0-9]{1,9}$"
 _MAX_PRIORITY = 2**31 - 1
 
 Count = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE]
@@ -86,7 +87,7 @@ class SamplingFields(Request):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=100)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1), WHOLE] | None = None
