@@ -21,7 +21,9 @@ PAGE = (ROOT / "docs" / "clients.md").read_text("utf-8")
 @pytest.fixture(scope="module")
 def llm(t0, tmp_path_factory):
     home = tmp_path_factory.mktemp("llm")
-    (home / "extra-openai-models.yaml").write_text(CONFIGURATION.replace("http://localhost:8000", t0.url).replace("smollm2", "t0"), "utf-8")
+    (home / "extra-openai-models.yaml").write_text(
+        CONFIGURATION.replace("http://localhost:8000", t0.url).replace("smollm2", "t0"), "utf-8"
+    )
     (home / "keys.json").write_text(json.dumps({"bestiary": KEY}), "utf-8")
 
     def run(*arguments: str) -> str:
