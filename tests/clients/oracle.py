@@ -83,7 +83,9 @@ def greedy(name: str, prompts: list[str], until: list[str], max_tokens: int) -> 
         ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
         given = {"do_sample": False, "max_new_tokens": max_tokens, "pad_token_id": 0}
         with torch.inference_mode():
-            text = tokenizer.decode(theirs.generate(ids, torch.ones_like(ids), **given)[0, ids.shape[1] :].tolist())
+            text = tokenizer.decode(
+                theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **given)[0, ids.shape[1] :].tolist()
+            )
         found.append(text[: min((at for at in map(text.find, until) if at >= 0), default=len(text))])
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,22 +12,18 @@ from pathlib import Path
 import pytest
 
 from .asking import SCHEMA, TEXT, check_weather
-from .processes import KEY, PATIENCE
+from .processes import KEY, PATIENCE, ROOT
 
-CONFIGURATION = """\
-- model_id: beast
-  model_name: t0
-  api_base: {url}/v1
-  api_key_name: bestiary
-  supports_tools: true
-  supports_schema: true
-"""
+PAGE = (ROOT / "docs" / "clients.md").read_text("utf-8")
+(CONFIGURATION,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def llm(t0, tmp_path_factory):
     home = tmp_path_factory.mktemp("llm")
-    (home / "extra-openai-models.yaml").write_text(CONFIGURATION.format(url=t0.url), "utf-8")
+    (home / "extra-openai-models.yaml").write_text(
+        CONFIGURATION.replace("http://localhost:8000", t0.url).replace("smollm2", "t0"), "utf-8"
+    )
     (home / "keys.json").write_text(json.dumps({"bestiary": KEY}), "utf-8")
 
     def run(*arguments: str) -> str:

@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from .processes import KEY, PATIENCE
+from .processes import KEY
 
 HERE = Path(__file__).parent
 CONTEXT = "160"
 """What bounds answers without max_tokens, so that none takes long."""
+
+
+def brief(text: str) -> str:
+    """Without the middle of long lines: requests may be large."""
+    return "\n".join(line if len(line) < 800 else f"{line[:400]} … {line[-400:]}" for line in text.splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +44,8 @@ def test_the_server_is_as_it_describes_itself(server, tmp_path, note, examples):
         cwd=HERE.parents[1],
         capture_output=True,
         text=True,
-        timeout=PATIENCE * 10,
+        timeout=3600,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
+    assert done.returncode == 0, brief(done.stdout) + done.stderr[-2_000:]
     note(f"schemathesis, {examples} examples", json.loads(report.read_text("utf-8")))
