@@ -49,6 +49,7 @@ def _large_heads() -> Iterator[Row]:
     yield _raw("H01", LINE + HEAD + b"x" * 2**20 + b": y\r\n\r\n", deaf=True)
     yield _raw("H02", LINE + HEAD + b"".join(b"h%d: x\r\n" % n for n in range(50_000)) + b"\r\n", deaf=True)
     yield _raw("H02", LINE + HEAD + b"h: x\r\n" * 50_000 + b"\r\n", deaf=True)
+    yield _raw("H02", LINE + b"".join(b"h%d: %s\r\n" % (n, b"x" * 999) for n in range(200)) + b"\r\n", deaf=True)
     yield _raw("H01", b"GET /" + b"x" * 2**20 + b" HTTP/1.1\r\n" + HEAD + b"\r\n", deaf=True)
     yield _raw("H01", b"G" * 2**20 + b" / HTTP/1.1\r\n" + HEAD + b"\r\n", deaf=True)
     yield _raw("H01", b"GET /v1/models?" + b"a=1&" * 2**18 + b" HTTP/1.1\r\n" + HEAD + b"\r\n", deaf=True)

@@ -19,7 +19,7 @@ LEAKS = re.compile(
     r"/(?:home|root|tmp|usr|work|opt|etc|proc|var|dev|site-packages)\b|0x[0-9a-fA-F]{6,}|Traceback|<class|<function"
     r"|<bestiary|File \"|\.py\b|pydantic|starlette|uvicorn"
 )
-"""What tells of this machine or of our code."""
+"""What tells of this machine or of our code; no answer may (E02)."""
 _LONGEST_BODY = 8192
 _LONGEST_VALUE = 80
 """64 characters, quotes and the mark of what was cut."""

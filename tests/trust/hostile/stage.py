@@ -121,6 +121,8 @@ class Stage:
         report.complaints += [f"in the log: {each}"[:2000] for each in others if each not in blocked]
 
     def _warned(self, start: int) -> tuple[Counter[str], list[Any]]:
+        """Refusals by request id, without those of canaries that came when there was no room; and all other entries."""
         entries = self.server.log[start:]
         refusals = [each for each in entries if each.get("logger") == "bestiary.http" and each["level"] == "WARNING"]
-        return Counter(each["request_id"] for each in refusals), [each for each in entries if each not in refusals]
+        ours = (each for each in refusals if each["code"] != "QUEUE_FULL" or "-" in each["request_id"])
+        return Counter(each["request_id"] for each in ours), [each for each in entries if each not in refusals]
