@@ -113,9 +113,7 @@ def serve(model: str, dry_run: bool, as_json: bool, **options: Any) -> int:
     The server listens at once and says 503 until the model is loaded. It ends after SIGTERM or Ctrl-C: no new requests,
     --drain seconds for those there are; a second signal ends it at once.
     """
-    args = engine_args(model, options)
-    if options["enable_runtime_lora"]:
-        args = replace(args, enable_lora=True)
+    args = engine_args(model, options | ({"progress": False} if options["log_json"] else {}))
     served = _served(options)
     if dry_run:
         return show_plan(args, as_json=as_json, more={"server": _plan(served, options)})
