@@ -24,7 +24,7 @@ class Row:
 
     Attributes:
         id: of the kind of input, as in the programme's table.
-        outcomes: what may be answered, mostly one thing.
+        outcomes: what may be answered, mostly one thing; none named: an answer, or a refusal that blames the request.
         param: the field that the refusal names; "" where it does not matter.
         headers: beside those of every request; None takes one away.
         raw: sent as it is, in place of all others.
