@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+PACKAGES = ("bestiary", "torch", "starlette", "uvicorn", "h11", "llguidance")
 HERE = Path(__file__).parent
 RECORDS = HERE.parents[2] / "docs/reliability"
 
@@ -51,8 +52,8 @@ def main() -> int:
     code = pytest.main([str(HERE), *marks], plugins=[cases])
     document = {
         "what": "hostile inputs", "tier": chosen.tier or "fast", "date": datetime.date.today().isoformat(),
-        "seconds": round(time.monotonic() - started), "python": platform.python_version(), "cores": len(os.sched_getaffinity(0)),
-        "versions": {name: version(name) for name in ("bestiary", "torch", "starlette", "uvicorn", "h11", "llguidance")},
+        "seconds": round(time.monotonic() - started), "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)), "versions": {name: version(name) for name in PACKAGES},
         "tests": cases.outcomes, "inputs": sum(case["inputs"] for id_, case in cases.found.items() if id_.isupper()),
         "cases": dict(sorted(cases.found.items())), "command": "python tests/trust/hostile/record.py --record",
     }  # fmt: skip
