@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["scripts/demo", "scripts/test", "scripts/check", "scripts/browser"]
+COMMANDS = ["scripts/demo", "scripts/test", "scripts/check", "scripts/browser", "scripts/clients"]
 SHELL = [*COMMANDS, "scripts/lib.sh", ".ci/run"]
 
 STAND_IN = """#!/bin/sh
@@ -256,11 +256,11 @@ def test_a_slash_at_the_end_changes_nothing(machine: Machine, tmp_path: Path) ->
     assert machine.calls() == ["bestiary generate smollm2 --chat -- x"]
 
 
-def test_continuous_integration_runs_both_and_reports_either(machine: Machine) -> None:
-    for name, status in [("check", 1), ("test", 0)]:
+def test_continuous_integration_runs_all_and_reports_any(machine: Machine) -> None:
+    for name, status in [("check", 1), ("test", 0), ("clients", 0)]:
         (machine.root / "scripts" / name).write_text(f"#!/bin/sh\necho ran {name}\nexit {status}\n")
     done = machine.run(".ci/run")
-    assert done.stdout.split("\n")[:2] == ["ran check", "ran test"]
+    assert done.stdout.split("\n")[:3] == ["ran check", "ran test", "ran clients"]
     assert done.returncode == 1
     (machine.root / "scripts/check").write_text("#!/bin/sh\nexit 0\n")
     assert machine.run(".ci/run").returncode == 0

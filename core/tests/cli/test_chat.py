@@ -143,7 +143,7 @@ def test_what_no_longer_fits_is_an_error_and_nothing_is_left_out(bestiary: Run, 
     chat = conversation(llm)
     chat.ask("x" * 40, TextWriter(io.StringIO()))
     kept = list(chat.messages)
-    with pytest.raises(RequestError, match="more than the context length"):
+    with pytest.raises(RequestError, match="maximum context length"):
         chat.ask("y" * CONTEXT, TextWriter(io.StringIO()))
     assert chat.messages == kept
 

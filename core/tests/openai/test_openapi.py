@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
@@ -15,41 +15,49 @@ from bestiary.serve.openai.app import make_app
 from bestiary.serve.openai.options import ServeOptions
 from bestiary.serve.openai.routes import ENDPOINTS
 
+from . import semantic
 from .fake import FakeLLM
 
-SEMANTIC = {
-    "context_length_exceeded", "NOT_ALLOWED", "BAD_MESSAGES", "BAD_TOOLS", "BAD_TOOL_CHOICE", "BAD_SCHEMA",
-    "BAD_REGEX", "TEMPLATE_ERROR", "TEMPLATE_LIMIT", "GRAMMAR_LIMIT", "NOTHING_TO_DRAW", "TOKEN_OUT_OF_RANGE",
-    "LORA_PATH",
-}  # fmt: skip
-"""What no schema can say: that a prompt fits, that a call was made before it is answered, that a text is a grammar."""
-TOGETHER = {"min_tokens", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-            "response_format", "response_format.json_schema.schema", "response_format.regex", "text.format.schema",
-            "response_format.grammar", "tool_choice", "continue_final_message", "stop"}  # fmt: skip
-"""Fields that are refused for what stands in others."""
+pytest_plugins = ("schemathesis.pytest.plugin",)
+"""(No other test needs it, and loading it takes a second.)"""
 QUIET = list(HealthCheck)
 
 
-def described(*, coverage: bool):
-    """What the server says of itself. coverage: also every boundary of every field, which takes a minute."""
+def described():
+    """What the server says of itself."""
     options = ServeOptions(web=False, allowed_hosts=("testserver",), lora_dir=Path(__file__).parent)
-    made = schemathesis.openapi.from_asgi("/openapi.json", make_app(FakeLLM(), options))
-    made.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-    made.config.phases.coverage.enabled = coverage
-    return made
+    return schemathesis.openapi.from_asgi("/openapi.json", make_app(FakeLLM(), options))
 
 
-@described(coverage=False).parametrize()
-@settings(max_examples=6, deadline=None, suppress_health_check=QUIET)
-def test_it_keeps_its_word(case):
-    check(case)
+OPERATIONS = [each.ok() for each in described().get_all_operations()]
+CASES = [
+    pytest.param(each, mode, id=f"{each.label}, {mode.value}")
+    for each in OPERATIONS
+    for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+    if mode is GenerationMode.POSITIVE or each.body  # of the others nothing can be wrong
+]
+
+
+def hold(operation, mode, examples):
+    """Requests that the description calls good, or bad, are answered as it says."""
+
+    @given(operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    def holds(case):
+        check(case)
+
+    holds()
+
+
+@pytest.mark.parametrize(("operation", "mode"), CASES)
+def test_it_keeps_its_word(operation, mode):
+    hold(operation, mode, 8)
 
 
 @pytest.mark.full
-@described(coverage=True).parametrize()
-@settings(max_examples=100, deadline=None, suppress_health_check=QUIET)
-def test_it_keeps_its_word_at_every_boundary(case):
-    check(case)
+@pytest.mark.parametrize(("operation", "mode"), CASES)
+def test_it_keeps_its_word_in_many_cases(operation, mode):
+    hold(operation, mode, 100)
 
 
 def check(case):
@@ -61,7 +69,7 @@ def check(case):
     excluded = []
     if response.status_code in (400, 403):
         error = response.json()["error"]
-        if error["code"] in SEMANTIC or error["param"] in TOGETHER:
+        if error["code"] in semantic.CODES or error["param"] in semantic.TOGETHER:
             excluded.append(positive_data_acceptance)
     case.validate_response(response, excluded_checks=excluded)
 

@@ -49,6 +49,7 @@ PROMPTS = [
     ({"prompt": [5, True]}, "BAD_REQUEST", "prompt[1]"),
     ({"prompt": [[5], [[5]]]}, "BAD_REQUEST", "prompt[1][0]"),
     (text(prompt_embeds=[1.0]), "UNSUPPORTED_PARAMETER", "prompt_embeds"),
+    ({"prompt": ["x"] * 129, "n": 2}, "BAD_REQUEST", "n"),
     (text(suffix="x"), "UNSUPPORTED_PARAMETER", "suffix"),
 ]
 
@@ -61,7 +62,7 @@ SAMPLING = [
     *[("top_k", value) for value in (-2, 2**40, 1.5)],
     *[("min_p", value) for value in (-0.1, 1.1)],
     *[(name, value) for name in ("presence_penalty", "frequency_penalty") for value in (1e9, -1e9, 2.1, "0")],
-    *[("repetition_penalty", value) for value in (0, -1, 1e9)],
+    *[("repetition_penalty", value) for value in (0, 5e-324, -1, 1e9)],
     *[("seed", value) for value in (-(2**63) - 1, 2**70, HUGE, 1.5, "1", True)],
     *[("prompt_logprobs", value) for value in (-1, 21, 10**6, True)],
     *[("stop", value) for value in ("", [""], ["x"] * 65, "x" * 1025, 7, [7], {})],
@@ -254,6 +255,7 @@ def test_what_the_model_refuses_is_passed_on(ask, llm):
     llm.refuse = RequestError("too many", code="QUEUE_FULL", limit="8 running and 256 waiting")
     response = ask("POST", CHAT, chat())
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert llm.rendered == [], "nothing is rendered for who is sent away"
     llm.refuse = RequestError("going", code="SERVER_SHUTDOWN")
     response = ask("POST", CHAT, chat())
     assert (response.status_code, response.json()["error"]["code"]) == (503, "server_shutdown")

@@ -38,9 +38,9 @@ def refused(call, *arguments):
 async def conversation(llm):
     info = await llm.wait_ready()
     assert info.pooling == PoolingOffer(("embed",), 32)
-    asked = [llm.submit_pooling(str(index), ids, EMBED) for index, ids in enumerate(PROMPTS)]
+    asked = [llm.submit_pooling(f"text {index}", ids, EMBED) for index, ids in enumerate(PROMPTS)]
     assert llm.num_live == len(PROMPTS)
-    assert refused(llm.submit_pooling, "0", [4], EMBED) == "DUPLICATE_REQUEST"
+    assert refused(llm.submit_pooling, "text 0", [4], EMBED) == "DUPLICATE_REQUEST"
     assert refused(llm.submit_pooling, "new", [90], EMBED) == "TOKEN_OUT_OF_RANGE"
     assert refused(llm.submit_pooling, "new", [4] * 129, EMBED) == "CONTEXT_LENGTH_EXCEEDED"
     assert refused(llm.submit_pooling, "new", [4], PoolingParams(dimensions=33)) == "BAD_REQUEST"

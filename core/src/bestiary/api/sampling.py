@@ -17,6 +17,10 @@ MAX_IDS = 100_000
 MAX_TOKENS = 2**31 - 1
 
 
+MIN_REPETITION_PENALTY = 0.01
+"""Logits are divided by it, and must stay finite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """Everything that decides which token comes next; checked when made, never changed after.
@@ -104,7 +108,7 @@ class SamplingParams:
         _number("top_p", self.top_p, 0.0, 1.0, exclusive_low=True)
         _integer("top_k", self.top_k, 0, 2**31 - 1)
         _number("min_p", self.min_p, 0.0, 1.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, exclusive_low=True)
+        _number("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, 100.0)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if self.temperature != 0.0 and self.temperature < 1e-3:

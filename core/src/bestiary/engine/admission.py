@@ -50,11 +50,10 @@ class Limits:
         answer = self.max_model_len - prompt if asked is None else asked
         needed = max(answer, params.min_tokens, 1)
         if prompt + needed > self.max_model_len:
-            raise _too_long(prompt, params, needed, self.max_model_len, "CONTEXT_LENGTH_EXCEEDED", "the context length")
+            words = "this model's maximum context length is"  # which clients look for
+            raise _too_long(prompt, params, needed, self.max_model_len, "CONTEXT_LENGTH_EXCEEDED", words)
         if prompt + needed - 1 > self.cache_tokens:
-            raise _too_long(
-                prompt, params, needed, self.cache_tokens + 1, "KV_CACHE_EXCEEDED", "what the KV cache can hold"
-            )
+            raise _too_long(prompt, params, needed, self.cache_tokens + 1, "KV_CACHE_EXCEEDED", "the KV cache can hold")
         return prompt + answer
 
     def _prompt_alone(self, prompt: int) -> int:
@@ -69,7 +68,7 @@ class Limits:
         return prompt
 
 
-def _too_long(prompt: int, sampling: SamplingParams, answer: int, limit: int, code: str, name: str) -> RequestError:
+def _too_long(prompt: int, sampling: SamplingParams, answer: int, limit: int, code: str, bound: str) -> RequestError:
     fitting = limit - prompt
     if fitting < 1:
         fix = f"shorten the prompt by at least {1 - fitting} tokens"
@@ -78,7 +77,7 @@ def _too_long(prompt: int, sampling: SamplingParams, answer: int, limit: int, co
     else:
         fix = f"set max_tokens to at most {fitting}, or shorten the prompt"
     return RequestError(
-        f"{prompt} prompt tokens and {answer} to generate are {prompt + answer}, more than {name} of {limit}",
+        f"{prompt} prompt tokens and {answer} to generate are {prompt + answer}; {bound} {limit}",
         code=code,
         field="max_tokens" if fitting >= 1 else "prompt",
         value=answer if fitting >= 1 else prompt,

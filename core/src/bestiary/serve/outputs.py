@@ -118,12 +118,12 @@ class OutputProcessor:
         lora_request: LoRARequest | None = None,
     ) -> PoolingRequestOutput[Any]:
         """The same for a request for a vector."""
-        self.engine.add_request(
+        (name,) = self.engine.add_request(
             request_id, prompt_token_ids, params, priority=priority, cache_salt=cache_salt, lora_request=lora_request
         )
         lora_name = None if lora_request is None else lora_request.lora_name
-        self._pooled[request_id] = new_pooled(request_id, prompt, prompt_token_ids, params, lora_name)
-        return self._pooled[request_id]
+        request = self._pooled[name] = new_pooled(request_id, prompt, prompt_token_ids, params, lora_name)
+        return request
 
     @property
     def num_live(self) -> int:

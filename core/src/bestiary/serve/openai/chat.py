@@ -85,6 +85,7 @@ def continued_text(request: ChatCompletionRequest) -> str:
 async def _accept(call: Call, request: ChatCompletionRequest, target: Target) -> Chat:
     """Render, check and submit. Raises `RequestError`, or `EngineError` where the engine takes nothing now."""
     service, llm = call.service, call.service.llm
+    llm.check_open(request.n or 1)
     tooling = Tooling.of(service.formats, plain(request.tools), plain(request.tool_choice))
     call.warnings += tooling.warnings()
     effort = request.reasoning_effort
@@ -100,6 +101,7 @@ async def _accept(call: Call, request: ChatCompletionRequest, target: Target) ->
     if request.parallel_tool_calls is False and tooling.callable and not tooling.forced:
         call.warnings.append("parallel_tool_calls has no effect unless a call is required")
     sampling = request.sampling(
+        service.options.sampling,
         max_tokens=limit,
         logprobs=request.top_logprobs or 0 if wants_logprobs(request) else None,
         structured_outputs=None if form is None else form.params,

@@ -15,7 +15,7 @@ from .schemas.embeddings import Embeddings, EmbeddingsRequest
 from .schemas.lora import LoadAdapterRequest, UnloadAdapterRequest
 from .schemas.others import DeletedModel, Description, Health, ModelCard, ModelList, ServerInfo, ServerStats
 from .schemas.responses import ResponseDocument, ResponsesRequest
-from .schemas.tokenize import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
+from .schemas.tokenize import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest, TokenizerInfo
 
 if TYPE_CHECKING:
     from .service import Call
@@ -69,6 +69,8 @@ ENDPOINTS = (
              takes=TokenizeRequest, gives=Tokenized),
     Endpoint("POST", "/detokenize", tokenize.detokenize, "The text of token ids.",
              takes=DetokenizeRequest, gives=Detokenized),
+    Endpoint("GET", "/tokenizer_info", tokenize.tokenizer_info, "Special tokens, and the chat template.",
+             gives=TokenizerInfo, others=(503,)),
     Endpoint("POST", "/v1/load_lora_adapter", lora.load_adapter, "Load an adapter.",
              takes=LoadAdapterRequest, gives=ModelCard, loads=True, others=(409,)),
     Endpoint("POST", "/v1/unload_lora_adapter", lora.unload_adapter, "Forget an adapter.",

@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`."""
+"""`POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`."""
 
 from __future__ import annotations
 
@@ -36,15 +36,24 @@ async def tokenize(call: Call) -> Any:
 
 
 async def detokenize(call: Call) -> Any:
-    """The text of ids, special tokens included."""
+    """The text of ids, special tokens included; those that only the model has, and not the tokenizer, have none."""
     request = await call.body(DetokenizeRequest)
     service = call.service
     service.target(request)
+    size = service.tokenizer.vocab_size if service.llm.info is None else service.llm.info.vocab_size
     for index, token in enumerate(request.tokens):
-        if token >= service.tokenizer.vocab_size:
+        if token >= size:
             raise RequestError(
                 "no token of this model", code="TOKEN_OUT_OF_RANGE", field=f"tokens[{index}]", value=token,
-                limit=f"an integer from 0 to {service.tokenizer.vocab_size - 1}",
+                limit=f"an integer from 0 to {size - 1}",
             )  # fmt: skip
     text = await asyncio.to_thread(service.tokenizer.decode, request.tokens, False)
     return answer(call, {"prompt": text})
+
+
+async def tokenizer_info(call: Call) -> Any:
+    """What a client that does without a tokenizer of its own must know, by the names that evaluation suites expect."""
+    service = call.service
+    tokenizer = service.tokenizer
+    template = service.options.chat_template or tokenizer.chat_template
+    return answer(call, {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token, "chat_template": template})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
@@ -14,19 +15,22 @@ from bestiary.api.sampling import (
     MAX_STOP,
     MAX_STOP_CHARS,
     MAX_TOKENS,
+    MIN_REPETITION_PENALTY,
     SamplingParams,
 )
+from bestiary.api.structured import MAX_CHOICES
 
 from .base import TOKEN_ID, WHOLE, JsonObject, Request, Strict
 
 MAX_SALT_CHARS = 128
 _LOWEST_TEMPERATURE = 1e-3
-_TOKEN = r"^[0-9]{1,10}$"
+_TOKEN = r"^[0-9]{1,9}$"
 _MAX_PRIORITY = 2**31 - 1
 
 Count = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1, json_schema_extra={TOKEN_ID: True}), WHOLE]
 TokenIds = Annotated[list[TokenId], Field(max_length=MAX_IDS)]
+Choices = Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -71,7 +75,7 @@ class StructuredOutputs(Strict):
     json_object: bool | None = None
     regex: str | None = None
     grammar: str | None = None
-    choice: list[str] | None = None
+    choice: Choices | None = None
     disable_any_whitespace: bool | None = None
 
 
@@ -83,7 +87,7 @@ class SamplingFields(Request):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=100)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1), WHOLE] | None = None
@@ -106,7 +110,7 @@ class SamplingFields(Request):
     structured_outputs: StructuredOutputs | None = None
     guided_json: JsonObject | str | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Choices | None = None
     guided_grammar: str | None = None
     best_of: Literal[1] | None = None
     use_beam_search: Literal[False] | None = None
@@ -114,12 +118,13 @@ class SamplingFields(Request):
     prompt_embeds: None = None
     bad_words: Annotated[list[Any], Field(max_length=0)] | None = None
 
-    def sampling(self, **others: Any) -> SamplingParams:
-        """The parameters this request states, and `others`. Raises `RequestError` for what does not go together."""
+    def sampling(self, defaults: Mapping[str, Any], **others: Any) -> SamplingParams:
+        """The parameters this request states, beside `defaults`, and `others`. Raises `RequestError` for what does not
+        go together."""
         given = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) is not None}
         if self.logit_bias is not None:
             given["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
-        return SamplingParams(**given | others)
+        return SamplingParams(**{**defaults, **given, **others})
 
 
 SAMPLING_UNSUPPORTED: dict[str, str | None] = {

@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`, with vLLM's names."""
+"""`POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, with vLLM's names."""
 
 from __future__ import annotations
 
@@ -55,3 +55,9 @@ class DetokenizeRequest(Request):
 
 class Detokenized(Reply):
     prompt: str
+
+
+class TokenizerInfo(Reply):
+    bos_token: str | None
+    eos_token: str | None
+    chat_template: str | None
