@@ -114,6 +114,8 @@ def serve(model: str, dry_run: bool, as_json: bool, **options: Any) -> int:
     --drain seconds for those there are; a second signal ends it at once.
     """
     args = engine_args(model, options | ({"progress": False} if options["log_json"] else {}))
+    if options["enable_runtime_lora"]:
+        args = replace(args, enable_lora=True)
     served = _served(options)
     if dry_run:
         return show_plan(args, as_json=as_json, more={"server": _plan(served, options)})
