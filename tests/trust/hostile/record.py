@@ -20,6 +20,7 @@ import pytest
 
 PACKAGES = ("bestiary", "torch", "starlette", "uvicorn", "h11", "llguidance")
 HERE = Path(__file__).parent
+_PACKAGES = ("bestiary", "torch", "starlette", "uvicorn", "h11", "llguidance")
 RECORDS = HERE.parents[2] / "docs/reliability"
 
 
@@ -53,11 +54,12 @@ def main() -> int:
     document = {
         "what": "hostile inputs", "tier": chosen.tier or "fast", "date": datetime.date.today().isoformat(),
         "seconds": round(time.monotonic() - started), "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0)), "versions": {name: version(name) for name in PACKAGES},
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": {name: version(name) for name in _PACKAGES},
         "tests": cases.outcomes, "inputs": sum(case["inputs"] for id_, case in cases.found.items() if id_.isupper()),
         "cases": dict(sorted(cases.found.items())), "command": "python tests/trust/hostile/record.py --record",
     }  # fmt: skip
-    if chosen.record:
+    if chosen.record and cases.found:
         RECORDS.mkdir(exist_ok=True)
         path = RECORDS / f"{document['date']}-hostile.json"
         path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")

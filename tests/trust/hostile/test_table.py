@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from . import grammar, http, lora, requests, templates
+from . import grammar, http_rows, lora, request_rows, templates
 from .row import Row
 
-GROUPS = {"requests": requests, "http": http, "templates": templates, "lora": lora, "grammar": grammar}
+GROUPS = {"requests": request_rows, "http": http_rows, "templates": templates, "lora": lora, "grammar": grammar}
 
 
 @pytest.fixture(scope="module")

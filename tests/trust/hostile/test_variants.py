@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .grammar import SCHEMAS, json_format
-from .requests import FIELDS
+from .request_rows import FIELDS
 from .row import ANSWER, CHAT, HI, TEXT, TOKENS, Row, encoded
 from .templates import BOMBS, INJECTIONS
 from .test_table import GROUPS

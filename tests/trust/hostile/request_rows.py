@@ -92,10 +92,10 @@ def _ids() -> Iterator[Row]:
         yield Row(id="R07", body=encoded(text(**{name: [TOKENS, VOCAB - 1]})), outcomes=(FINE,))
     yield refused("R07", text(bad_token_ids=list(range(VOCAB))), "NOTHING_TO_DRAW")
     yield refused("R07", text(allowed_token_ids=[5], bad_token_ids=[5]), param="allowed_token_ids")
-    for token in (VOCAB, 2**31 - 1):
+    for token in (VOCAB, 999_999_999):
         yield refused("R06", text(logit_bias={str(token): 1}), "TOKEN_OUT_OF_RANGE")
-    for token in (2**31, 2**32, 9_999_999_999):
-        yield refused("R06", text(logit_bias={str(token): 1}), param="logit_bias")
+    for token in (2**31 - 1, 2**32, 9_999_999_999):
+        yield refused("R06", text(logit_bias={str(token): 1}), param=f"logit_bias.{token}")
     yield Row(id="R06", body=encoded(text(logit_bias={str(n): -100 for n in range(VOCAB)})), outcomes=(FINE,))
 
 
