@@ -11,6 +11,7 @@ from bestiary.engine.process import supervisor
 from .support import chaos
 from .support.golden import Golden
 from .support.scene import Scene
+from .support.server import Server
 from .support.t0 import write_t0
 
 
@@ -58,6 +59,13 @@ def scenes(t0, golden, chaos_file):
         patch.setattr(supervisor, "MOST_RESTARTS", 10_000)
         yield make
         close()
+
+
+@pytest.fixture(scope="session")
+def t0_server(t0):
+    """A server of T0 as it is."""
+    with Server(t0, "--max-queue", "256") as made:
+        yield made.ready()
 
 
 @pytest.fixture
