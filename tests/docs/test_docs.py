@@ -53,7 +53,7 @@ def run(folder: Path, *documents: Path) -> subprocess.CompletedProcess[str]:
         ("docs/certify.md",),
         ("docs/cli.md",),
         ("docs/tools.md",),
-        ("README.md", "docs/quickstart.md", "docs/embeddings.md"),
+        ("README.md", "docs/quickstart.md", "docs/embeddings.md", "docs/structured.md"),
     ],
 )
 def test_the_blocks_run_and_print_what_is_shown(names: tuple[str, ...], tmp_path: Path) -> None:

@@ -184,3 +184,7 @@ def test_copying_gives_what_the_model_wrote(page: Page, fake: Fake) -> None:
     answer.get_by_role("button", name="Copy the answer").click()
     page.wait_for_function(f"async () => (await {clipboard}).startsWith('Run')")
     assert page.evaluate(clipboard) == "Run *this*:\n\n```sh\necho hi\n```"
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as without https
+    page.get_by_role("button", name="Copy this code").click()
+    page.locator("#prompt").press("Control+V")
+    expect(page.locator("#prompt")).to_have_value("echo hi")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from playwright.sync_api import Page, expect
 
-from .driving import ask, prose
+from .driving import ask, look_again, prose
 from .fake_server import Fake, Script, content
 
 FOCUSED = """() => {
@@ -139,7 +139,8 @@ def test_a_screen_reader_hears_the_answer_once_and_no_token(page: Page, fake: Fa
     page.evaluate(
         """() => {
           window.heard = [];
-          for (const region of document.querySelectorAll("[role=status], [role=alert], [aria-live]")) {
+          const regions = "output, [role=status], [role=alert], [role=log], [aria-live]";
+          for (const region of document.querySelectorAll(regions)) {
             new MutationObserver(() => region.textContent.trim() && window.heard.push(region.textContent.trim()))
               .observe(region, { childList: true, characterData: true, subtree: true });
           }
@@ -148,6 +149,8 @@ def test_a_screen_reader_hears_the_answer_once_and_no_token(page: Page, fake: Fa
     fake.script = Script(content("Many small words come one by one."), hold=3)
     answer = ask(page, wait=False)
     expect(prose(answer)).to_have_text("Many small words")
+    look_again(page)  # the live pictures change once a second, in silence
+    page.wait_for_function("() => document.querySelectorAll('.stroke').length > 2")
     fake.go_on.set()
     expect(page.locator("#announcer")).to_have_text("Answer: Many small words come one by one.")
     assert page.evaluate("heard") == ["Answering", "Answer: Many small words come one by one."]

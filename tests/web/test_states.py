@@ -158,7 +158,7 @@ def test_live_pictures_follow_the_statistics(fake: Fake, new_page: Callable[...,
             f"() => document.querySelector('#tab-live-panel dl').textContent.includes('{generated:,}')"
         )
     speed, requests = panel.locator("svg[role=img]").nth(0), panel.locator("svg[role=img]").nth(1)
-    expect(panel.locator("figure").nth(0).locator("output")).to_have_text("25")
+    expect(panel.locator("figure").nth(0).locator(".now")).to_have_text("25")
     expect(speed).to_have_attribute(
         "aria-label",
         "Tokens per second over the last two minutes. generated: now 25, between 25 and 1,000.",
@@ -182,7 +182,7 @@ def test_no_rate_spans_a_restart_of_the_engine(page: Page, fake: Fake) -> None:
     page.wait_for_function(
         "() => document.querySelector('#tab-live-panel dl').textContent.includes('Restarts of the engine1')"
     )
-    expect(page.locator("#tab-live-panel figure").first.locator("output")).to_have_text("–")
+    expect(page.locator("#tab-live-panel figure").first.locator(".now")).to_have_text("–")
 
 
 def test_the_page_asks_nothing_while_it_is_hidden(page: Page, fake: Fake) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -34,6 +35,7 @@ class Terminal:
         os.close(theirs)
         self.shown = ""
         self._seen = 0
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def type(self, keys: str) -> None:
         os.write(self._ours, keys.encode())
@@ -54,8 +56,10 @@ class Terminal:
 
     def end(self) -> int:
         """Read to the end; returns the exit code."""
+        deadline = time.monotonic() + _DEADLINE
         while self._read():
-            pass
+            if time.monotonic() > deadline:
+                raise AssertionError(f"it does not end; shown was {self.text[self._seen :]!r}")
         return self.process.wait(_DEADLINE)
 
     def _read(self) -> bool:
@@ -66,7 +70,7 @@ class Terminal:
             data = os.read(self._ours, 65536)
         except OSError:  # the program has closed its end
             return False
-        self.shown += data.decode(errors="replace")
+        self.shown += self._decode(data)
         return bool(data)
 
     def close(self) -> None:

@@ -13,7 +13,8 @@ from bestiary.api.errors import BestiaryError, RequestError, UsageError
 from bestiary.api.sampling import SamplingParams
 from bestiary.serve.cli.chat.conversation import Answer
 from bestiary.serve.cli.chat.sampling import SamplingChoice
-from bestiary.serve.cli.chat.server import Server, ServerResponder, sampling_fields
+from bestiary.serve.cli.chat.served import ServerResponder, sampling_fields
+from bestiary.serve.cli.chat.server import Server
 from bestiary.serve.cli.streaming import Interrupt
 
 from .conftest import Run

@@ -30,6 +30,32 @@ def test_the_text_is_that_of_the_python_interface(bestiary: Run, tiny: Path, llm
     assert "--chat" in result.err  # this model has a template, and was not asked through it
 
 
+def test_an_answer_has_the_form_that_is_asked_for(bestiary: Run, tiny: Path, tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"enum": ["fox", "dog"]}')
+    grammar.write_text('start: ("a" | "b") "c"')
+    for arguments, expected in (
+        (["--json-schema", schema], {'"fox"', '"dog"'}),
+        (["--regex", "[xy]z"], {"xz", "yz"}),
+        (["--grammar", grammar], {"ac", "bc"}),
+        (["--choice", "one", "--choice", "two"], {"one", "two"}),
+    ):
+        result = bestiary("generate", tiny, PROMPT, "--quiet", *arguments)
+        assert (result.code, result.err) == (0, "")
+        assert result.out.rstrip("\n") in expected
+
+
+def test_a_form_that_is_none_or_several_is_refused(bestiary: Run, tiny: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "objekt"}')
+    assert "BAD_SCHEMA" in bestiary("generate", tiny, PROMPT, "--json-schema", schema).err
+    assert (
+        "one form: --json-object or --regex" in bestiary("generate", tiny, PROMPT, "--json-object", "--regex", "a").err
+    )
+    schema.write_bytes(b"\xff")
+    assert "is not UTF-8" in bestiary("generate", tiny, PROMPT, "--json-schema", schema).err
+
+
 def test_quiet_says_nothing(bestiary: Run, tiny: Path) -> None:
     result = bestiary("generate", tiny, PROMPT, "--max-tokens", 4, "--quiet")
     assert (result.code, result.err) == (0, "")

@@ -43,6 +43,8 @@ SHAPE = {
     "cache_salt": [None, None, None, "s"],
     "n": [1, 1, 1, 2, 3],
     "numerical_at": [None] * 11 + [0, 1, 5],
+    "waits_at": [()] * 8 + [(0,), (2,), (0, 1, 4)],
+    "ends_at": [None] * 17 + [0, 1, 6],
     "made_to_fit": [True] * 9 + [False],
 }
 # The engine; a pool is (tokens a block, blocks), small enough that preemption is the rule.
@@ -142,6 +144,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         if shape["numerical_at"] is not None:
             self.model.numerical_at[group[-1].request_id] = shape["numerical_at"]
         for s in group:
+            self.model.waits_at[s.request_id] = set(shape["waits_at"])
+            if shape["ends_at"] is not None:
+                self.model.ends_at[s.request_id] = shape["ends_at"]
             new = NewRequest(s.request_id, tuple(prompt), s.sampling, s.seed, EOS, s.lora_name)
             self.requests[s.request_id] = Request(s, self.model.generate_alone(new, self.max_model_len))
 
@@ -229,6 +234,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 request.tokens.append(update.token_id)
                 first = len(request.tokens) == 1
                 assert update.prompt_logprobs == (answer.prompt_logprobs if first else None)
+            elif update.finish_reason == "stop":  # in place of a token
+                assert update.prompt_logprobs == (None if request.tokens else answer.prompt_logprobs)
             assert request.tokens == answer.token_ids[: len(request.tokens)]
             request.ended_by = update.finish_reason
             if update.finish_reason is not None:
@@ -236,7 +243,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert (update.finish_reason, update.stop_reason) == (answer.finish_reason, answer.stop_reason)
                 assert update.error == ("numerical" if update.finish_reason == "error" else None)
             else:
-                assert len(request.tokens) < len(answer.token_ids) or answer.finish_reason == "error"
+                without = answer.finish_reason == "error" or update.request_id in self.model.ends_at
+                assert len(request.tokens) < len(answer.token_ids) or without
 
     @invariant()
     def balance(self):
@@ -275,8 +283,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         while self.plans:
             self.execute()
-        # The best-ranked request advances in every step, so this many steps are enough for all.
-        bound = sum(request.sequence.max_total + self.max_num_seqs for request in self.requests.values())
+        # The best-ranked request advances in every step in which it need not wait, so this many are enough for all.
+        waits = sum(map(len, self.model.waits_at.values()))
+        bound = sum(request.sequence.max_total + self.max_num_seqs for request in self.requests.values()) + waits
         for _ in range(bound):
             if not self.scheduler.has_unfinished():
                 break

@@ -109,9 +109,12 @@ class FakeLLM:
         self.live: set[FakeGeneration] = set()
         self.loras: dict[str, LoRAInfo] = {}
 
-    def submit(self, request_id, prompt_token_ids, sampling, **options) -> FakeGeneration:
+    def check_open(self, answers=1) -> None:
         if self.refuse is not None:
             raise self.refuse
+
+    def submit(self, request_id, prompt_token_ids, sampling, **options) -> FakeGeneration:
+        self.check_open()
         self._check(prompt_token_ids, sampling)
         self.submitted.append({"id": request_id, "ids": list(prompt_token_ids), "sampling": sampling, **options})
         outputs = [CompletionOutput(n, logprobs=None if sampling.logprobs is None else []) for n in range(sampling.n)]

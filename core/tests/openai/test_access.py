@@ -158,6 +158,14 @@ def test_paths_that_are_none(ask, path):
     assert response.json()["error"]["code"] in ("NOT_FOUND", "model_not_found")
 
 
+def test_the_page_is_open_and_what_it_shows_is_not(ask):
+    assert "<html" in ask("GET", "/", **KEYS).text
+    assert ask("GET", "/", web=False).status_code == 404
+    assert ask("GET", "/", headers={"host": "evil.example"}).status_code == 403
+    for path in ("/server/info", "/server/stats", "/v1/models", "/web/nothing"):
+        assert ask("GET", path, **KEYS).status_code == 401
+
+
 def test_request_ids_are_the_clients_where_they_are_clean(ask):
     assert ask("GET", "/v1/models", headers={"x-request-id": "my-id.1"}).headers["x-request-id"] == "my-id.1"
     for bad in ("", "x" * 65, "a b", "a\tb", "ä".encode(), "<script>"):

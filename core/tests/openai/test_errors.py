@@ -18,7 +18,7 @@ SECRETS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("secret", SECRETS, ids=range(len(SECRETS)))
 def test_places_of_this_machine_are_taken_out(secret):
     error = BadAdapter(f"{secret} is damaged", field=secret, limit=secret, details=[f"see {secret}."], fix=secret)
     body = document(error, "id")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
@@ -23,26 +23,41 @@ pytest_plugins = ("schemathesis.pytest.plugin",)
 QUIET = list(HealthCheck)
 
 
-def described(*, coverage: bool):
-    """What the server says of itself. coverage: also every boundary of every field, which takes a minute."""
+def described():
+    """What the server says of itself."""
     options = ServeOptions(web=False, allowed_hosts=("testserver",), lora_dir=Path(__file__).parent)
-    made = schemathesis.openapi.from_asgi("/openapi.json", make_app(FakeLLM(), options))
-    made.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-    made.config.phases.coverage.enabled = coverage
-    return made
+    return schemathesis.openapi.from_asgi("/openapi.json", make_app(FakeLLM(), options))
 
 
-@described(coverage=False).parametrize()
-@settings(max_examples=6, deadline=None, suppress_health_check=QUIET)
-def test_it_keeps_its_word(case):
-    check(case)
+OPERATIONS = [each.ok() for each in described().get_all_operations()]
+CASES = [
+    pytest.param(each, mode, id=f"{each.label}, {mode.value}")
+    for each in OPERATIONS
+    for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+    if mode is GenerationMode.POSITIVE or each.body  # of the others nothing can be wrong
+]
+
+
+def hold(operation, mode, examples):
+    """Requests that the description calls good, or bad, are answered as it says."""
+
+    @given(operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    def holds(case):
+        check(case)
+
+    holds()
+
+
+@pytest.mark.parametrize(("operation", "mode"), CASES)
+def test_it_keeps_its_word(operation, mode):
+    hold(operation, mode, 8)
 
 
 @pytest.mark.full
-@described(coverage=True).parametrize()
-@settings(max_examples=100, deadline=None, suppress_health_check=QUIET)
-def test_it_keeps_its_word_at_every_boundary(case):
-    check(case)
+@pytest.mark.parametrize(("operation", "mode"), CASES)
+def test_it_keeps_its_word_in_many_cases(operation, mode):
+    hold(operation, mode, 100)
 
 
 def check(case):

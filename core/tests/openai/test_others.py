@@ -9,9 +9,10 @@ import struct
 import msgspec
 import pytest
 
-from bestiary.api.errors import EngineError
+from bestiary.api.errors import EngineError, RequestError
 from bestiary.engine.pooling import PoolingOffer
 from bestiary.serve.openai.metrics import METRICS, STATES
+from bestiary.serve.openai.options import ServeOptions
 from bestiary.serve.openai.schemas.embeddings import Embeddings
 from bestiary.serve.openai.schemas.tokenize import Tokenized
 
@@ -44,6 +45,22 @@ def test_a_model_in_a_directory_is_called_by_its_last_name(tmp_path):
     names, info = asyncio.run(run())
     assert names == ["my-model"]
     assert str(tmp_path) not in info
+
+
+def test_what_a_request_leaves_out_is_the_servers(ask, llm):
+    for path, body in (
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        ("/v1/responses", {"input": "x"}),
+    ):
+        for given, want in (({}, (0.25, 0.5)), ({"temperature": 0.75}, (0.75, 0.5))):
+            ask("POST", path, body | given, sampling={"temperature": 0.25, "top_p": 0.5})
+            sampling = llm.submitted[-1]["sampling"]
+            assert (sampling.temperature, sampling.top_p) == want
+    info = ask("GET", "/server/info", sampling={"temperature": 0.25}).json()
+    assert (info["defaults"]["temperature"], info["defaults"]["top_p"]) == (0.25, 1.0)
+    with pytest.raises(RequestError, match="temperature"):
+        ServeOptions(sampling={"temperature": -1.0})
 
 
 def test_texts_to_ids_and_back(ask, llm):

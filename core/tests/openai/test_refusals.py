@@ -49,6 +49,7 @@ PROMPTS = [
     ({"prompt": [5, True]}, "BAD_REQUEST", "prompt[1]"),
     ({"prompt": [[5], [[5]]]}, "BAD_REQUEST", "prompt[1][0]"),
     (text(prompt_embeds=[1.0]), "UNSUPPORTED_PARAMETER", "prompt_embeds"),
+    ({"prompt": ["x"] * 129, "n": 2}, "BAD_REQUEST", "n"),
     (text(suffix="x"), "UNSUPPORTED_PARAMETER", "suffix"),
 ]
 
@@ -254,6 +255,7 @@ def test_what_the_model_refuses_is_passed_on(ask, llm):
     llm.refuse = RequestError("too many", code="QUEUE_FULL", limit="8 running and 256 waiting")
     response = ask("POST", CHAT, chat())
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert llm.rendered == [], "nothing is rendered for who is sent away"
     llm.refuse = RequestError("going", code="SERVER_SHUTDOWN")
     response = ask("POST", CHAT, chat())
     assert (response.status_code, response.json()["error"]["code"]) == (503, "server_shutdown")
@@ -273,3 +275,15 @@ def test_a_log_line_is_one_line_whatever_is_sent(ask, caplog):
     ask("POST", "/v1/x%0d%0afaked%20line", {})
     assert len(caplog.records) == 1
     assert "\n" not in caplog.records[0].getMessage() and "\r" not in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHAT, chat), (TEXT, text), (ANSWER, dict)])
+def test_a_text_that_can_never_fit_is_not_encoded(ask, llm, monkeypatch, path, body):
+    async def encode(*_, **__):
+        raise AssertionError("it was encoded")
+
+    monkeypatch.setattr(llm, "encode", encode)
+    long = "Hi " * 100_000
+    fields = {CHAT: {"messages": [{"role": "user", "content": long}]}, TEXT: {"prompt": long}, ANSWER: {"input": long}}
+    error = ask("POST", path, body(**fields[path])).json()["error"]
+    assert error["code"] == "context_length_exceeded" and "at least" in error["message"]

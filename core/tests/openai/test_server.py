@@ -207,3 +207,13 @@ def test_a_socket_in_the_file_system(llm, tmp_path):
 
     assert asyncio.run(run()).startswith(b"HTTP/1.1 200")
     assert not path.exists()
+
+
+@pytest.mark.parametrize("version", ["0.9", "1.2", "2.0", "9.9"])
+def test_other_versions_of_http_are_refused(llm, version):
+    async def run():
+        async with served(llm) as port:
+            return await exchange(port, f"GET /v1/models HTTP/{version}\r\nhost: localhost\r\n\r\n".encode())
+
+    found = asyncio.run(run())
+    assert found.startswith(b"HTTP/1.1 400") and b"BAD_HTTP" in found

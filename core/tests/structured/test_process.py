@@ -32,6 +32,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], set[str]]] = {
     "G02 look-ahead": ({"regex": "a(?=b)"}, {"BAD_REGEX"}),
     "G02 look-behind": ({"regex": "(?<!a)b"}, {"BAD_REGEX"}),
     "G02 back-reference": ({"regex": r"(a)\1"}, {"BAD_REGEX"}),
+    "G02 backslash": ({"regex": "a\\\\\\"}, {"BAD_REGEX"}),
     "G02 in a schema": ({"json": {"properties": {"a": {"pattern": "(?=x)"}}}}, {"BAD_SCHEMA"}),
     "G04 counts": ({"regex": "(a{1,1000}){1,1000}"}, {"", "GRAMMAR_LIMIT"}),
     "G04 suffix": ({"regex": ".*a.{25}"}, {"", "GRAMMAR_LIMIT"}),

@@ -405,3 +405,28 @@ def test_transformers_is_not_imported(tmp_path: Path) -> None:
         "sys.exit(int('transformers' in sys.modules or 'torch' in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_texts_fewest_ids_are_told_by_its_length(tmp_path):
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    from bestiary.serve.text.tokenizer import Tokenizer
+
+    def made(step, **added):
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocab = {letter: index for index, letter in enumerate([*letters, "Hi", "HiHi"])}
+        backend = Backend(models.BPE(vocab, [("H", "i"), ("Hi", "Hi")]))
+        backend.pre_tokenizer, backend.decoder = step, decoders.ByteLevel()
+        backend.add_special_tokens([AddedToken("<|é|>", **added)])
+        return Tokenizer(backend)
+
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = made(plain)
+    for text in ("HiHi" * 5000, "é" * 7, "<|é|>" * 30, "", "Hi \ud800"):
+        fewest = tokenizer.fewest_ids(text)
+        assert fewest == len(text.encode(errors="replace")) // 6
+        assert "\ud800" in text or fewest <= len(tokenizer.encode(text))
+    assert made(plain, lstrip=True).fewest_ids("Hi" * 100) == 0
+    drops = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), plain])
+    assert made(drops).fewest_ids(" " * 1000) == 0

@@ -134,7 +134,7 @@ def http_song(server: Server, fields: dict[str, Any]) -> Song:
 
     async def song(prompt: Sequence[int]) -> AsyncIterator[Sung]:
         body = {"prompt": list(prompt), "stream": True, "return_token_ids": True, **fields}
-        response = await send(server.port, "POST", "/v1/completions", body)
+        response = await send(server.port, "POST", "/v1/completions", body, server.headers)
         if response.status == 503:
             await response.read()
             await server.until_ready()

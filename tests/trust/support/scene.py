@@ -65,8 +65,7 @@ class Scene:
         """Send a request that provokes; its output, and the code of the error it ended with."""
         generation = self.llm.submit("guilty", *provoking(what, when))
         output = await generation.wait()
-        words = str(output.outputs[0].stop_reason)
-        return output, words.partition(":")[0] if generation.error is None else generation.error.error_code
+        return output, "" if generation.error is None else generation.error.error_code
 
     async def check_baseline(self) -> None:
         """Everything that was held for requests is free, and the engine answers as it did at first."""

@@ -28,6 +28,7 @@ class Server:
 
     Attributes:
         log: the log's entries so far; what is no JSON stands under "text".
+        headers: sent with every request, as an API key is.
 
     Args:
         environment: further variables, or none where a value is None. descriptors: the most that it may open.
@@ -50,6 +51,7 @@ class Server:
             command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
         environment = {**os.environ, "PYTHONPATH": path, **(environment or {})}
         self.log: list[dict[str, Any]] = []
+        self.headers: dict[str, str] = {}
         self._logged = threading.Condition()
         self.process = subprocess.Popen(
             command, env={name: value for name, value in environment.items() if value is not None},
@@ -132,7 +134,7 @@ class Server:
     # --- asking it --------------------------------------------------------------------------------------------------
 
     async def get(self, path: str) -> Answer:
-        return await ask(self.port, path)
+        return await ask(self.port, path, headers=self.headers)
 
     async def stats(self) -> dict[str, Any]:
         found: dict[str, Any] = (await self.get("/server/stats")).json()

@@ -28,6 +28,7 @@ from bestiary.nn.ops.registry import ChosenOps, Target, choose_ops
 from bestiary.nn.parallel import use_groups
 from bestiary.nn.placement import finish
 from bestiary.nn.pooling import Pooler
+from bestiary.nn.weights.fill import num_weights
 
 from .adapters import Adapters
 from .arguments import EngineArgs
@@ -70,6 +71,7 @@ class EngineBuilder:
         """`seat` is a rank's that another process started; otherwise this one finds its own, and starts the others.
         Where ranks are not to come `together`, there is no seat: to look at a model, or at a rank's part of it.
 
+        `parameters` is how many numbers this rank's part of a built model has; one that is shared counts once.
         `on_built` is called when this rank's part of the model is built, before it waits for the others.
         """
         self.on_built = on_built
@@ -83,6 +85,7 @@ class EngineBuilder:
         self._check_choices()
         self.description: ModelDescription = describe(args, self.hooks, registry)
         self.found: Resolution | None = None
+        self.parameters = 0
 
     def _check_choices(self) -> None:
         """A choice among plugins must name something that is there to be chosen."""
@@ -131,6 +134,7 @@ class EngineBuilder:
         try:
             with use_groups(None if team is None else team.groups):
                 model = build_model(model_class, config)
+                self.parameters = sum(num_weights(each) for each in model.parameters())
                 check_eplb(model, config)
                 check_lora(model, config)
                 pooler = pooler_of(model, config)

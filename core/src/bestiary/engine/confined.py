@@ -20,7 +20,6 @@ from bestiary.api.errors import BestiaryError, EngineError
 
 STACK_BYTES = 16 << 20
 """For threads that compile what others wrote. Where it was tried in a child first, that had half as much."""
-_START_S = 20.0
 _READY = "ready"
 
 
@@ -31,13 +30,19 @@ class ChildFailed(Exception):
 class ConfinedProcess:
     """Owns the child; several threads may call.
 
+    Attributes:
+        start_s: how long a start took; before the first, how long it may take.
+
     Args:
         module: what the child runs. first: what it is told before anything else, made when it is started.
-        deadline_s: for one request.
+        deadline_s: for one request. start_s: for a start.
     """
 
-    def __init__(self, module: str, *, deadline_s: float, first: Callable[[], bytes] | None = None) -> None:
+    def __init__(
+        self, module: str, *, deadline_s: float, start_s: float = 20.0, first: Callable[[], bytes] | None = None
+    ) -> None:
         self._module, self._deadline_s, self._first = module, deadline_s, first
+        self._longest_start_s = self.start_s = start_s
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -73,6 +78,7 @@ class ConfinedProcess:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
             self._end()
+            begun = time.monotonic()
             path = os.pathsep.join(os.path.abspath(entry or os.curdir) for entry in sys.path if isinstance(entry, str))
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-m", self._module],
@@ -85,12 +91,13 @@ class ConfinedProcess:
             try:
                 if self._first is not None:
                     _write(self._child, self._first())
-                ready = json.loads(_read_line(self._child, _START_S)) == _READY
+                ready = json.loads(_read_line(self._child, self._longest_start_s)) == _READY
             except (OSError, TimeoutError, ValueError):
                 ready = False
             if not ready:
                 self._end()
                 raise EngineError(f"the process {self._module} did not start", value=sys.executable)
+            self.start_s = time.monotonic() - begun
         return self._child
 
     def _end(self) -> None:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _LONG_TEXT = 20_000
 """Characters from which on a text is encoded off the event loop."""
+_LONG_TEXTS = 2
+"""Such texts at a time: while it is encoded, one takes a hundred times its size."""
 
 
 class AsyncLLM:
@@ -66,6 +68,7 @@ class AsyncLLM:
     ) -> None:
         self.args, self.tokenizer = args, tokenizer
         self.draining = False
+        self._long_texts = asyncio.Semaphore(_LONG_TEXTS)
         self._on_finish = on_finish
         self._supervisor = Supervisor(
             replace(args, max_queue=None),  # counted here, where it is known at once
@@ -178,7 +181,7 @@ class AsyncLLM:
         Raises:
             RequestError: it can never run, or not now (QUEUE_FULL, ENGINE_NOT_READY, SERVER_SHUTDOWN).
         """
-        adapter = self._check_open(request_id, sampling.n, lora_name)
+        adapter = self._accept(request_id, sampling.n, lora_name)
         if sampling.stop_strings and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer", field="stop", fix="without --skip-tokenizer-init")
         output = self._outputs.add(
@@ -202,7 +205,7 @@ class AsyncLLM:
         lora_name: str | None = None,
     ) -> PoolingGeneration:
         """The same for a vector of a prompt, of a model that makes them (`ModelInfo.pooling`)."""
-        adapter = self._check_open(request_id, 1, lora_name)
+        adapter = self._accept(request_id, 1, lora_name)
         output = self._outputs.add_pooling(
             request_id, prompt, prompt_token_ids, pooling,
             priority=priority, cache_salt=cache_salt, lora_request=adapter,
@@ -230,7 +233,8 @@ class AsyncLLM:
             raise RequestError("this needs a tokenizer", field="prompt", fix="without --skip-tokenizer-init")
         if len(text) < _LONG_TEXT:
             return self.tokenizer.encode(text, add_special_tokens)
-        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+        async with self._long_texts:
+            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
 
     async def render(
         self, messages: Sequence[Mapping[str, Any]], *, chat_template: str | None = None, **variables: Any
@@ -251,8 +255,9 @@ class AsyncLLM:
             self._templates.render, template, messages, bos_token=beginning, eos_token=end, **variables
         )
 
-    def _check_open(self, request_id: str, answers: int, lora_name: str | None) -> LoRARequest | None:
-        """Whether a request can be accepted now; returns its adapter."""
+    def check_open(self, answers: int = 1) -> None:
+        """Whether a request for so many answers could be accepted now: to be asked before its prompt is made, which
+        costs more. Raises as `submit`."""
         if self.draining or self._supervisor.state == "closed":
             raise RequestError("the server is shutting down", code="SERVER_SHUTDOWN")
         info = self.info
@@ -264,6 +269,10 @@ class AsyncLLM:
                 "too many requests are waiting", code="QUEUE_FULL", field="max_queue",
                 limit=f"{info.max_num_seqs} running and {room} waiting", value=self._answers + answers,
             )  # fmt: skip
+
+    def _accept(self, request_id: str, answers: int, lora_name: str | None) -> LoRARequest | None:
+        """Whether a request can be accepted now; returns its adapter."""
+        self.check_open(answers)
         if request_id in self._live:
             raise RequestError("the request id is in use", code="DUPLICATE_REQUEST", field="request_id")
         return self._adapters.request(lora_name)

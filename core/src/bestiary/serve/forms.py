@@ -11,7 +11,7 @@ from bestiary.api.errors import RequestError
 from bestiary.api.structured import FIELD, StructuredOutputsParams, Vocabulary
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.checks import unavailable
-from bestiary.engine.structured.process import DEADLINE_S, GrammarProcess
+from bestiary.engine.structured.process import GrammarProcess
 
 if TYPE_CHECKING:
     from .text.tokenizer import Tokenizer
@@ -47,11 +47,11 @@ class Forms:
         self._process.check(wanted)
 
     async def check_soon(self, wanted: StructuredOutputsParams) -> None:
-        """The same for an event loop: whoever would wait for others longer than the deadline is sent away."""
+        """The same for an event loop: whoever would wait for others longer than one of them may take is sent away."""
         if self._tokenizer is not None and self._process.knows(wanted):
             return
         try:
-            await asyncio.wait_for(self._turn.acquire(), DEADLINE_S)
+            await asyncio.wait_for(self._turn.acquire(), self._process.longest_s)
         except TimeoutError:
             raise RequestError(
                 "too many other forms of answers are being tried", code="QUEUE_FULL", field=FIELD

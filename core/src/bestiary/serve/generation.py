@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from bestiary.api.errors import EngineError
 from bestiary.api.outputs import PoolingRequestOutput, RequestOutput
+from bestiary.engine.parallel.messages import Trouble
 
 Output = TypeVar("Output", bound="RequestOutput | PoolingRequestOutput[Any]")
 
@@ -18,7 +19,7 @@ class Accepted(Generic[Output]):
     Changes that come while nobody looks count as one, so a slow reader makes nothing grow but the output itself.
 
     Attributes:
-        output: what there is so far. error: why the engine ended it, where it did.
+        output: what there is so far. error: why it ended, where that is an error.
     """
 
     def __init__(self, output: Output, abort: Callable[[Any], None]) -> None:
@@ -44,12 +45,24 @@ class Accepted(Generic[Output]):
 
     def changed(self) -> None:
         """For whoever fills `output`."""
+        if self.output.finished and self.error is None:
+            self.error = _failure(self.output)
         self._changed.set()
 
     def abort(self) -> None:
         """Nobody wants it any more. May be called at any time, also twice."""
         if not self.output.finished:
             self._abort(self)
+
+
+def _failure(output: RequestOutput | PoolingRequestOutput[Any]) -> EngineError | None:
+    """The first error that an answer ended with, as the engine says it: ``"CODE: message"``."""
+    answers = output.outputs if isinstance(output, RequestOutput) else [output.outputs]
+    for each in answers:
+        if each.finish_reason == "error":
+            code, _, message = str(each.stop_reason).partition(": ")
+            return Trouble(code, message or code).raised_as(EngineError)
+    return None
 
 
 class Generation(Accepted[RequestOutput]):

@@ -57,6 +57,8 @@ class PagedModel:
     """Executes plans over `num_blocks` pages of `block_size` states.
 
     numerical_at: request id → the number of the token whose drawing fails, from 0.
+    waits_at: request id → the numbers of tokens before each of which it waits for a step. ends_at: request id → the
+        number of the token in whose place it ends.
     prompt_salt: as the scheduler's; prompts to which it gives different salts have different states.
     lora_slots: how many slots there are for adapters; None: a request's adapter has to be in none.
     """
@@ -74,6 +76,8 @@ class PagedModel:
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.numerical_at = numerical_at or {}
+        self.waits_at: dict[str, set[int]] = {}
+        self.ends_at: dict[str, int] = {}
         self.prompt_salt = prompt_salt
         self.pages = [[0] * block_size for _ in range(num_blocks)]
         self.known: dict[str, _Known] = {}
@@ -102,7 +106,8 @@ class PagedModel:
         if lose:
             return None
         for request_id, token in sampled.items():
-            self.known[request_id].append(token.token_id)
+            if token.instead is None:
+                self.known[request_id].append(token.token_id)
         return StepResult(plan.step, sampled, prompt_logprobs, pooled)
 
     def generate_alone(self, request: NewRequest, max_model_len: int) -> Answer:
@@ -116,6 +121,8 @@ class PagedModel:
             drawn = len(known.tokens) - prompt
             if self.numerical_at.get(request.request_id) == drawn:
                 return Answer(known.tokens[prompt:], "error", None, entries if drawn else None)
+            if self.ends_at.get(request.request_id) == drawn:
+                return Answer(known.tokens[prompt:], "stop", None, entries)
             token = self._choose(request, known.state(len(known.tokens) - 1), drawn)
             known.append(token)
             output = known.tokens[prompt:]
@@ -174,6 +181,11 @@ class PagedModel:
         drawn = len(known.tokens) - len(known.request.prompt_token_ids)
         if self.numerical_at.get(item.request_id) == drawn:
             return SampledToken(0, error="numerical")
+        if drawn in self.waits_at.get(item.request_id, ()):
+            self.waits_at[item.request_id].remove(drawn)
+            return SampledToken(-1, instead="wait")
+        if self.ends_at.get(item.request_id) == drawn:
+            return SampledToken(-1, instead="end")
         return SampledToken(self._choose(known.request, self._read(item, item.start + item.count - 1), drawn))
 
     def _pool(self, item: ScheduledItem) -> PooledVector:

@@ -32,7 +32,7 @@ def model_info(engine: LLMEngine, builder: EngineBuilder) -> ModelInfo:
         dtype=str(config.model_config.dtype).removeprefix("torch."),
         quantization=None if config.quant_config is None else config.quant_config.get_name(),
         device=config.device_config.device,
-        parameters=sum(each.numel() for each in kept),
+        parameters=builder.parameters,
         weight_bytes=sum(each.numel() * each.element_size() for each in kept),
         max_model_len=limits.max_model_len,
         vocab_size=engine.vocab_size,

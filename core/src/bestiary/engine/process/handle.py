@@ -65,7 +65,7 @@ class EngineProcess(asyncio.Protocol):
     If this process ends, the other reads the end of the socket and ends too, whatever it was doing.
 
     Attributes:
-        pid: its process id. error: its last word.
+        pid: its process id.
 
     Args:
         take: called with every message; what it raises ends the process. gone: called once, with the reason why no
@@ -77,9 +77,8 @@ class EngineProcess(asyncio.Protocol):
         self._frames = Frames()
         self._process: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.WriteTransport | None = None
-        self._ending: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[object] | None = None
         self._leaving = False
-        self.error: Failed | None = None
 
     async def start(self, args: EngineArgs, eos_token_ids: frozenset[int], spawned: Spawned | None = None) -> None:
         """Start a process, or take one that was `spawned` before, and tell it what to load.
@@ -102,8 +101,8 @@ class EngineProcess(asyncio.Protocol):
         return None if self._process is None else self._process.pid
 
     @property
-    def is_alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+    def _is_over(self) -> bool:
+        return self._process is None or self._process.returncode is not None
 
     def send(self, message: ToEngine) -> None:
         """Say something; where the process is gone, `gone` tells."""
@@ -156,25 +155,30 @@ class EngineProcess(asyncio.Protocol):
                 if self._leaving:
                     return
                 if isinstance(message, Failed):
-                    self.error = message
-                self._take(message)
+                    self._has_failed(message)
+                else:
+                    self._take(message)
         except Exception as cause:  # whatever comes of what another process says, this one goes on
             if not isinstance(cause, EngineError | ValueError):
                 traceback.print_exception(cause, file=sys.stderr)
             self.lost(EngineError(f"what the engine process said is of no use: {cause}", code="BAD_MESSAGE"))
             self.kill()
 
+    def _has_failed(self, message: Failed) -> None:
+        """Its last word: nobody waits until it has cleared up as well."""
+        self._ending = asyncio.get_running_loop().create_task(self._exit_status(_EXIT_SECONDS))
+        self.lost(message.error.raised_as(EngineError))
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        if self._leaving and not self.is_alive:
-            return
-        self._ending = asyncio.get_running_loop().create_task(self._explain())
+        if self._ending is None and not (self._leaving and self._is_over):
+            self._ending = asyncio.get_running_loop().create_task(self._explain())
 
     async def _explain(self) -> None:
         """Tell why it is gone. One that no longer speaks is of no use, so it ends now."""
         code = await self._exit_status(_LAST_SECONDS)
         if not self._leaving:
-            self.lost(_death(self.pid, code, self.error))
+            self.lost(_death(self.pid, code))
 
     def lost(self, error: EngineError) -> None:
         """Give it up: nothing it says counts any more, and `gone` is told why, once."""
@@ -183,9 +187,7 @@ class EngineProcess(asyncio.Protocol):
             self._gone(error)
 
 
-def _death(pid: int | None, code: int | None, last: Failed | None) -> EngineError:
-    if last is not None:
-        return last.error.raised_as(EngineError)
+def _death(pid: int | None, code: int | None) -> EngineError:
     how = "was lost" if code is None else f"ended with exit status {code}"
     if code is not None and code < 0:
         how = f"was killed by {signal.Signals(-code).name}"

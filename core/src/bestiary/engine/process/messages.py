@@ -65,7 +65,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     Attributes:
         name: as the user calls it. architecture, model_class, distribution, version: who implements it.
-        parameters: stored numbers that the model's parameters hold, on this rank. weight_bytes: their memory.
+        parameters: numbers that the model has on this rank, those that are shared once. weight_bytes: the memory that
+            they take in the form in which they are computed with.
         max_model_len, vocab_size, eos_token_ids, cache_tokens, max_prompt: what requests are checked against.
         max_num_seqs: answers computed at once, over all copies. num_kv_blocks, block_size: the KV cache.
         attention_backend, ops: what was chosen. capabilities: what the class claims, by its protocols' names.

@@ -105,7 +105,11 @@ class Supervisor:
     # --- one process ------------------------------------------------------------------------------------------------
 
     async def _launch(self, pause: float = 0.0, spawned: Spawned | None = None) -> None:
-        """Start a process, in `pause` seconds: what killed two in a row may need a moment to pass."""
+        """Start a process, when the last has gone and its memory with it; and in `pause` seconds, for what killed two
+        in a row may need a moment to pass."""
+        for gone in tuple(self._ended):
+            await gone.close()
+            self._ended.discard(gone)
         await asyncio.sleep(pause)
         started = time.perf_counter()
         self.info, self.phases = None, {}
@@ -144,7 +148,7 @@ class Supervisor:
 
     def _lost(self, error: EngineError) -> None:
         if self._process is not None:
-            self._ended = {each for each in self._ended if each.is_alive} | {self._process}
+            self._ended.add(self._process)
         self._process = None
         if self.state == "closed":
             return

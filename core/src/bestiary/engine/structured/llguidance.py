@@ -143,6 +143,10 @@ def _lark(matcher: type[LLMatcher], params: StructuredOutputsParams) -> str:
     if params.grammar is not None:
         return params.grammar
     if params.regex is not None:
+        if (len(params.regex) - len(params.regex.rstrip("\\"))) % 2:  # the library would drop it
+            raise RequestError(
+                "the regular expression: a backslash at its end", code="BAD_REGEX", field=f"{FIELD}.regex"
+            )
         made: str = json.loads(matcher.grammar_from_regex(params.regex))["grammars"][0]["lark_grammar"]
         return made
     if params.choice is not None:

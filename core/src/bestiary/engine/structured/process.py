@@ -20,6 +20,8 @@ from bestiary.api.structured import FIELD, StructuredOutputsParams, Vocabulary
 from bestiary.engine.confined import ChildFailed, ConfinedProcess
 
 DEADLINE_S = 2.0
+START_S = 120.0
+"""For the child to read the largest vocabularies on a busy machine."""
 CACHE_BYTES = 2**20
 
 
@@ -40,9 +42,11 @@ class GrammarProcess:
         deadline_s: float = DEADLINE_S,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self._vocabulary = vocabulary
+        self._vocabulary, self._deadline_s = vocabulary, deadline_s
         self._told = {"backend": backend, "plugin": dict(plugin)}
-        self._process = ConfinedProcess("bestiary.engine.structured.child", deadline_s=deadline_s, first=self._first)
+        self._process = ConfinedProcess(
+            "bestiary.engine.structured.child", deadline_s=deadline_s, start_s=START_S, first=self._first
+        )
         self._verdicts = Verdicts(cache_bytes)
 
     def check(self, params: StructuredOutputsParams) -> None:
@@ -71,6 +75,11 @@ class GrammarProcess:
     def close(self) -> None:
         """End the child; the next question starts another."""
         self._process.close()
+
+    @property
+    def longest_s(self) -> float:
+        """How long one question takes at most: the child may have to be started first."""
+        return self._deadline_s + self._process.start_s
 
     @property
     def pid(self) -> int | None:

@@ -57,7 +57,7 @@ def config(ctx: click.Context, command: tuple[str, ...], as_json: bool) -> None:
         tables.append(
             Table(name, ("option", "value", "from"), [(r["option"], _text(r["value"]), r["from"]) for r in chosen])
         )
-    show([*tables, Table("unknown variables", ("variable",), [(name,) for name in strangers])])
+    show([*tables, Table("variables that no option has", ("variable",), [(name,) for name in strangers])])
     if not command and len([each for each in tables if each.rows]) < 2:
         print("\nnothing is set: every option has its default; bestiary config COMMAND shows them")
 

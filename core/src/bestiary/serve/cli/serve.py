@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,19 @@ if TYPE_CHECKING:
     from bestiary.serve.openai.options import ServeOptions
 
 MAX_QUEUE = 256
+_SAMPLING = {
+    "temperature": click.FLOAT, "top_p": click.FLOAT, "top_k": click.INT, "min_p": click.FLOAT,
+    "repetition_penalty": click.FLOAT,
+}  # fmt: skip
 _EXTRA = 'pip install "bestiary[serve]"'
 
 
 class AccessOption(Option):
     section = "Access options"
+
+
+class DefaultOption(Option):
+    section = "Sampling defaults"
 
 
 class ServerOption(Option):
@@ -67,6 +76,10 @@ def _options(command: Any) -> Any:
                      help="How tool calls are written; auto: as the chat template does."),
         click.option("--reasoning-parser", default="auto", show_default=True, metavar="NAME", cls=ServerOption,
                      help="How reasoning is marked; auto: as the chat template does."),
+        *(
+            click.option(f"--{name.replace('_', '-')}", type=kind, cls=DefaultOption, help="Where a request has none.")
+            for name, kind in _SAMPLING.items()
+        ),
         click.option("--strict-fields", is_flag=True, cls=ServerOption,
                      help="A field that nobody knows is an error, and no warning."),
         click.option("--max-body", type=MEMORY, default="8M", show_default=True, cls=ServerOption,
@@ -100,7 +113,9 @@ def serve(model: str, dry_run: bool, as_json: bool, **options: Any) -> int:
     The server listens at once and says 503 until the model is loaded. It ends after SIGTERM or Ctrl-C: no new requests,
     --drain seconds for those there are; a second signal ends it at once.
     """
-    args = engine_args(model, options)
+    args = engine_args(model, options | ({"progress": False} if options["log_json"] else {}))
+    if options["enable_runtime_lora"]:
+        args = replace(args, enable_lora=True)
     served = _served(options)
     if dry_run:
         return show_plan(args, as_json=as_json, more={"server": _plan(served, options)})
@@ -153,6 +168,7 @@ def _served(options: Mapping[str, Any]) -> ServeOptions:
         api_keys=(*options["api_keys"], *_keys_of(options["api_key_file"])),
         served_model_names=options["names"],
         chat_template=read_template(options["chat_template"]),
+        sampling={name: options[name] for name in _SAMPLING if options[name] is not None},
     )
 
 

@@ -94,6 +94,7 @@ def set_up_logging(*, as_json: bool, requests: bool) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # of a bad request there is a line of ours
     logging.getLogger("bestiary.serve").setLevel(logging.INFO)
     logging.getLogger("bestiary.http").setLevel(logging.INFO if requests else logging.WARNING)
 

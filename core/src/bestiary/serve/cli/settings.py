@@ -100,8 +100,7 @@ class Settings:
 
 
 _OTHER_VARIABLES = frozenset(
-    PREFIX + name
-    for name in ("CACHE", "CONFIG", "PLUGINS", "IMPORT_TIMEOUT", "STATE", "VENV", "CI_BOUNDED", "COMPLETE")
+    PREFIX + name for name in ("CACHE", "COMPLETE", "CONFIG", "IMPORT_TIMEOUT", "PLUGINS", "STATE")
 )
 
 

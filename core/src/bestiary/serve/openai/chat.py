@@ -13,7 +13,7 @@ from .documents import answer, much_to_write, off_the_loop, usage
 from .generations import changes, failure, finished
 from .logprobs import chat_logprobs, prompt_logprobs
 from .parsing import Tooling
-from .prompting import render
+from .prompting import ids_of, render
 from .schemas.base import plain
 from .schemas.chat import ChatCompletionRequest
 from .sse import DONE
@@ -85,11 +85,12 @@ def continued_text(request: ChatCompletionRequest) -> str:
 async def _accept(call: Call, request: ChatCompletionRequest, target: Target) -> Chat:
     """Render, check and submit. Raises `RequestError`, or `EngineError` where the engine takes nothing now."""
     service, llm = call.service, call.service.llm
+    llm.check_open(request.n or 1)
     tooling = Tooling.of(service.formats, plain(request.tools), plain(request.tool_choice))
     call.warnings += tooling.warnings()
     effort = request.reasoning_effort
     prompt = await render(service, request, plain(request.messages), tools=tooling.shown, reasoning_effort=effort)
-    token_ids = await llm.encode(prompt, add_special_tokens=False)
+    token_ids = await ids_of(service, prompt, add_special_tokens=False)
     limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if request.top_logprobs and not request.logprobs:
         call.warnings.append("top_logprobs implies logprobs")
@@ -100,6 +101,7 @@ async def _accept(call: Call, request: ChatCompletionRequest, target: Target) ->
     if request.parallel_tool_calls is False and tooling.callable and not tooling.forced:
         call.warnings.append("parallel_tool_calls has no effect unless a call is required")
     sampling = request.sampling(
+        service.options.sampling,
         max_tokens=limit,
         logprobs=request.top_logprobs or 0 if wants_logprobs(request) else None,
         structured_outputs=None if form is None else form.params,

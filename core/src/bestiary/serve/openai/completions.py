@@ -6,12 +6,15 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bestiary.api.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from bestiary.api.errors import RequestError
+from bestiary.api.outputs import CompletionOutput, RequestOutput
 
+from .completion_document import CompletionWriter, parameters
 from .documents import answer, much_to_write, off_the_loop, usage
 from .generations import aborting, changes, failure, finished
-from .logprobs import LegacyLogprobs, prompt_logprobs
+from .logprobs import prompt_logprobs
 from .prompting import encoded
+from .schemas.base import MAX_BATCH
 from .schemas.completions import CompletionRequest
 from .sse import DONE
 from .streaming import Chunks, stream
@@ -23,24 +26,25 @@ if TYPE_CHECKING:
     from .metrics import Clock
     from .service import Call, Target
 
-_DEFAULT_MAX_TOKENS = 16
-
 
 @dataclass(slots=True)
 class Batch:
     """The accepted prompts of one request."""
 
     call: Call
-    request: CompletionRequest
+    writer: CompletionWriter
     target: Target
     id: str
     generations: list[Generation]
     clocks: list[Clock]
 
     @property
-    def each(self) -> int:
-        """Answers to one prompt."""
-        return self.request.n or 1
+    def request(self) -> CompletionRequest:
+        return self.writer.request
+
+    def fields(self) -> dict[str, Any]:
+        """What every document of the answers begins with."""
+        return self.call.fields(self.id, "text_completion", self.target.name)
 
 
 async def completions(call: Call) -> Any:
@@ -52,35 +56,23 @@ async def completions(call: Call) -> Any:
         return stream(call, batch.generations, _events(batch))
     outputs = await finished(call.http, batch.generations, batch.clocks)
     return await off_the_loop(
-        lambda: answer(call, _document(batch, outputs)), much_to_write(outputs, request.logprobs)
+        lambda: answer(call, batch.writer.document(batch.fields(), outputs)), much_to_write(outputs, request.logprobs)
     )  # fmt: skip
-
-
-def _document(batch: Batch, outputs: list[RequestOutput]) -> dict[str, Any]:
-    choices = [
-        _choice(batch, index * batch.each + each.index, output, each)
-        for index, output in enumerate(outputs)
-        for each in output.outputs
-    ]
-    fields = batch.call.fields(batch.id, "text_completion", batch.target.name)
-    return fields | {"choices": choices, "usage": usage(outputs)}
 
 
 async def _accept(call: Call, request: CompletionRequest, target: Target) -> Batch:
     """Submit every prompt, or none. Raises `RequestError` or `EngineError`, naming the prompt where it may be."""
-    llm = call.service.llm
-    echoed = request.logprobs if request.echo else None
+    llm, answers = call.service.llm, len(request.prompt) * (request.n or 1)
+    if answers > MAX_BATCH:
+        raise RequestError("too many answers in one request", field="n", value=answers, limit=f"{MAX_BATCH} together")
+    llm.check_open(answers)
     form = stated_form(request)
-    sampling = request.sampling(
-        max_tokens=_DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
-        logprobs=request.logprobs,
-        prompt_logprobs=request.prompt_logprobs if echoed is None else max(echoed, request.prompt_logprobs or 0),
-        structured_outputs=None if form is None else form.params,
-    )
+    sampling = parameters(request, form, call.service.options.sampling)
     await check_form(llm, form, sampling)
     special = request.add_special_tokens is not False
     prompts = await encoded(call.service, request.prompt, add_special_tokens=special)
-    batch = Batch(call, request, target, call.new_id("cmpl-"), [], [])
+    writer = CompletionWriter(request, lambda: call.service.spelling)
+    batch = Batch(call, writer, target, call.new_id("cmpl-"), [], [])
     try:
         for index, (text, token_ids) in enumerate(prompts):
             generation = llm.submit(
@@ -95,48 +87,20 @@ async def _accept(call: Call, request: CompletionRequest, target: Target) -> Bat
     return batch
 
 
-def _choice(batch: Batch, index: int, request: RequestOutput, output: CompletionOutput) -> dict[str, Any]:
-    wanted = batch.request
-    choice = {
-        "index": index,
-        "text": (_prompt_text(batch, request) if wanted.echo else "") + output.text,
-        "logprobs": None,
-        "finish_reason": output.finish_reason,
-        "stop_reason": output.stop_reason,
-    }
-    if wanted.logprobs is not None and output.logprobs is not None:
-        ids, entries = list(output.token_ids), list[TokenLogprobs | None](output.logprobs)
-        if wanted.echo and request.prompt_logprobs is not None:
-            ids, entries = request.prompt_token_ids + ids, request.prompt_logprobs + entries
-        choice["logprobs"] = LegacyLogprobs(batch.call.service.spelling, wanted.logprobs).piece(ids, entries)
-    if wanted.return_token_ids:
-        choice |= {"token_ids": output.token_ids, "prompt_token_ids": request.prompt_token_ids}
-    if wanted.prompt_logprobs is not None:
-        choice["prompt_logprobs"] = prompt_logprobs(request.prompt_logprobs)
-    return choice
-
-
-def _prompt_text(batch: Batch, request: RequestOutput) -> str:
-    if request.prompt is not None:
-        return request.prompt
-    return batch.call.service.tokenizer.decode(request.prompt_token_ids, skip_special_tokens=False)
-
-
 async def _events(batch: Batch) -> AsyncGenerator[bytes, None]:
-    fields = batch.call.fields(batch.id, "text_completion", batch.target.name)
-    chunks = Chunks(fields, batch.request.stream_options)
+    chunks, each = Chunks(batch.fields(), batch.request.stream_options), batch.request.n or 1
     answers = [
-        [Answer(batch, index * batch.each + each.index, generation.output, each, chunks)
-         for each in generation.output.outputs]
+        [Answer(batch, index * each + output.index, generation.output, output, chunks)
+         for output in generation.output.outputs]
         for index, generation in enumerate(batch.generations)
     ]  # fmt: skip
     async for index in changes(batch.generations, batch.clocks):
-        if piece := b"".join([each.news() for each in answers[index]]):
+        if piece := b"".join([answer.news() for answer in answers[index]]):
             yield piece
         if (error := failure(batch.generations[index])) is not None:
             raise error
     if chunks.final_usage:
-        yield chunks.usage(usage([each.output for each in batch.generations]))
+        yield chunks.usage(usage([generation.output for generation in batch.generations]))
     yield DONE
 
 
@@ -150,7 +114,7 @@ class Answer:
         wanted = batch.request
         self._chars = self._tokens = 0
         self._begun = self._over = False
-        self._legacy = None if wanted.logprobs is None else LegacyLogprobs(batch.call.service.spelling, wanted.logprobs)
+        self._legacy = batch.writer.legacy()
         self._simple = self._legacy is None and not (wanted.return_token_ids or chunks.continuous)
         self._head, self._tail = b'%d,"text":' % index, b',"logprobs":null,"finish_reason":null}]'
 
@@ -180,7 +144,7 @@ class Answer:
             more["prompt_logprobs"] = prompt_logprobs(self._request.prompt_logprobs)
         if not wanted.echo:
             return self._growth(text, more)
-        prompt: dict[str, Any] = {"text": _prompt_text(self._batch, self._request), "logprobs": None}
+        prompt: dict[str, Any] = {"text": self._batch.writer.prompt_text(self._request), "logprobs": None}
         if self._legacy is not None and self._request.prompt_logprobs is not None:
             prompt["logprobs"] = self._legacy.piece(self._request.prompt_token_ids, self._request.prompt_logprobs)
         return self._chunk(prompt | more) + self._growth(text, {})

@@ -43,6 +43,7 @@ async def embeddings(call: Call) -> Any:
 
 async def _accept(call: Call, request: EmbeddingsRequest, target: Target) -> list[PoolingGeneration]:
     """Submit every text, or none."""
+    call.service.llm.check_open(len(request.input))
     params = PoolingParams(
         task="embed", normalize=request.normalize is not False, dimensions=request.dimensions
     )  # fmt: skip

@@ -35,6 +35,10 @@ class Spelling:
             found = self._known[token_id] = data.decode("utf-8", "replace"), data
         return found
 
+    def text(self, token_ids: Sequence[int]) -> str:
+        """What several stand for together, special tokens included."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
     def _piece(self, token_id: int) -> bytes:
         """A token of a SentencePiece vocabulary."""
         text = self._tokenizer.token_text(token_id) or ""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bestiary.api.errors import UsageError
+from bestiary.api.sampling import SamplingParams
 
 MAX_BODY_BYTES = 8 * 2**20
 
@@ -26,6 +29,7 @@ class ServeOptions:
         lora_dir: adapters may be loaded at run time from below this directory; None: not at all.
         chat_template: used in place of the checkpoint's. allow_request_template: a request may bring its own.
         tool_call_parser, reasoning_parser: names, or "auto".
+        sampling: parameters of requests that say nothing of them, checked as `SamplingParams`.
         metrics: whether `/metrics` exists. metrics_without_key: whether it is open.
         web: whether the page is served at `/`. log_requests: a line for every request.
     """
@@ -46,12 +50,14 @@ class ServeOptions:
     allow_request_template: bool = False
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     metrics: bool = True
     metrics_without_key: bool = False
     web: bool = True
     log_requests: bool = False
 
     def __post_init__(self) -> None:
+        SamplingParams(**self.sampling)
         for key in self.api_keys:
             if not (key.isascii() and key.isprintable() and key and " " not in key):
                 raise UsageError("this is no API key", field="--api-key", limit="printable ASCII without spaces")

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .schemas.base import JsonObject
     from .service import Service
 
+_LONG_TEXT = 20_000
+"""Characters from which on it is worth a look whether a text can fit."""
+
 
 class Conversation(Protocol):
     """The fields of a request that decide about its prompt."""
@@ -39,10 +42,23 @@ async def encoded(
     for each in prompts:
         if isinstance(each, str):
             await asyncio.sleep(0)  # many texts that are short take together as long as one that is not
-            found.append((each, await service.llm.encode(each, add_special_tokens=add_special_tokens)))
+            found.append((each, await ids_of(service, each, add_special_tokens=add_special_tokens)))
         else:
             found.append((None, each))
     return found
+
+
+async def ids_of(service: Service, text: str, *, add_special_tokens: bool) -> list[int]:
+    """The token ids of a prompt. Raises `CONTEXT_LENGTH_EXCEEDED` before time and memory are spent on what can be told
+    from its length."""
+    info = service.llm.info
+    fewest = service.tokenizer.fewest_ids(text) if len(text) >= _LONG_TEXT else 0
+    if info is not None and fewest > info.max_model_len:
+        raise RequestError(
+            f"the prompt has at least {fewest} tokens", code="CONTEXT_LENGTH_EXCEEDED", field="prompt", value=fewest,
+            limit=f"the context length, {info.max_model_len} tokens",
+        )  # fmt: skip
+    return await service.llm.encode(text, add_special_tokens=add_special_tokens)
 
 
 async def render(

@@ -16,7 +16,7 @@ from .errors import document as error_document
 from .generations import changes, failure, finished
 from .logprobs import chat_logprobs
 from .parsing import Tooling
-from .prompting import render
+from .prompting import ids_of, render
 from .response_input import as_messages, as_tools
 from .response_items import Event, Items
 from .schemas.base import plain
@@ -85,19 +85,20 @@ def _whole(response: Response) -> dict[str, Any]:
 
 async def _accept(call: Call, request: ResponsesRequest, target: Target) -> Response:
     service = call.service
+    service.llm.check_open()
     tooling = Tooling.of(service.formats, as_tools(request), plain(request.tool_choice))
     call.warnings += tooling.warnings()
     effort = None if request.reasoning is None else request.reasoning.effort
     prompt = await render(
         service, _Template(request), as_messages(request), tools=tooling.shown, reasoning_effort=effort
     )  # fmt: skip
-    token_ids = await service.llm.encode(prompt, add_special_tokens=False)
+    token_ids = await ids_of(service, prompt, add_special_tokens=False)
     several = request.parallel_tool_calls is not False
     form = tooling.form(text_form(request), prompt, service.tokenizer.special_tokens, several=several)
+    stated = {"temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}
     sampling = SamplingParams(
-        max_tokens=request.max_output_tokens, logprobs=request.top_logprobs, seed=request.seed,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
+        **{**service.options.sampling, **{name: value for name, value in stated.items() if value is not None}},
+        max_tokens=request.max_output_tokens, logprobs=request.top_logprobs,
         structured_outputs=None if form is None else form.params,
         shown_token_ids=() if tooling.plain else service.mark_ids,
     )  # fmt: skip
@@ -128,6 +129,7 @@ def _status(response: Response) -> str:
 
 def _document(response: Response, status: str, error: BestiaryError | None) -> dict[str, Any]:
     request, call = response.request, response.call
+    defaults = call.service.options.sampling
     over = status != "in_progress"
     shown = None if error is None else error_document(error, call.id)["error"]
     return {
@@ -146,11 +148,11 @@ def _document(response: Response, status: str, error: BestiaryError | None) -> d
         "previous_response_id": None,
         "reasoning": {"effort": None if request.reasoning is None else request.reasoning.effort, "summary": None},
         "store": False,
-        "temperature": 1.0 if request.temperature is None else request.temperature,
+        "temperature": defaults.get("temperature", 1.0) if request.temperature is None else request.temperature,
         "text": {"format": {"type": "text"}} if request.text is None else plain(request.text),
         "tool_choice": plain(request.tool_choice) or "auto",
         "tools": plain(request.tools or []),
-        "top_p": 1.0 if request.top_p is None else request.top_p,
+        "top_p": defaults.get("top_p", 1.0) if request.top_p is None else request.top_p,
         "top_logprobs": request.top_logprobs or 0,
         "truncation": "disabled",
         "usage": _usage(response) if over else None,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ID_KEY, TENANT_KEY = "bestiary.request_id", "bestiary.tenant"
 _CLEAN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_VERSIONS = ("1.0", "1.1")
 _WILDCARDS = ("0.0.0.0", "::", "")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
 _PREFLIGHT = {
@@ -68,11 +69,14 @@ class Gate:
                 return
         try:
             scope[TENANT_KEY] = None if scope["path"] in self._open else self._keys.tenant(headers)
+            _check_version(scope["http_version"])
             self._hosts.check(headers)
             if origin is not None and not allowed:
                 _check_same_origin(origin, headers)
         except BestiaryError as error:
             answer: Any = refusal(error, request_id, method=scope["method"], path=scope["path"])
+            if error.error_code == "BAD_HTTP":
+                extra.append((b"connection", b"close"))
         else:
             answer = self._app
         await answer(scope, receive, _adding(extra, send))
@@ -124,6 +128,14 @@ class Hosts:
                 "this host name is not served here", code="HOST_NOT_ALLOWED", field="host", value=given,
                 fix="start with --allowed-host NAME",
             )  # fmt: skip
+
+
+def _check_version(version: str) -> None:
+    if version not in _VERSIONS:
+        raise RequestError(
+            "this version of HTTP is not spoken here", code="BAD_HTTP", field="version", value=version,
+            limit=" or ".join(_VERSIONS),
+        )  # fmt: skip
 
 
 def _check_same_origin(origin: str, headers: Mapping[bytes, list[bytes]]) -> None:

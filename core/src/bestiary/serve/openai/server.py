@@ -27,7 +27,7 @@ async def info(call: Call) -> Any:
         facts = msgspec.to_builtins(llm.info) | {"name": service.names[0]}
         del facts["adapters"]
     adapters = [{"name": each.name, "rank": each.rank, "modules": each.target_modules} for each in llm.list_loras()]
-    defaults = SamplingParams(max_tokens=None)
+    defaults = SamplingParams(**{**service.options.sampling, "max_tokens": None})
     return answer(
         call,
         {

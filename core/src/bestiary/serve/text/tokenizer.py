@@ -7,10 +7,11 @@ transformers is imported only for a directory that holds nothing but a SentenceP
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bestiary.api.errors import ConfigError, RequestError
 
@@ -28,6 +29,16 @@ def byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF_LETTER = byte_alphabet()
+_LONG_TEXT = 10_000
+_KEEPING = frozenset({"ByteLevel", "Split", "Digits"})
+
+
+def _steps(pre_tokenizer: tokenizers.pre_tokenizers.PreTokenizer | None) -> list[dict[str, Any]]:
+    """What is done with a text before its parts are looked up, one after another."""
+    if pre_tokenizer is None:
+        return []
+    found: dict[str, Any] = json.loads(pre_tokenizer.__getstate__())
+    return list(found["pretokenizers"]) if found["type"] == "Sequence" else [found]
 
 
 class Tokenizer:
@@ -67,7 +78,31 @@ class Tokenizer:
             raise RequestError(
                 "the text holds half of a surrogate pair and is not Unicode", field="prompt", value=text[error.start]
             ) from error
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        if len(text) < _LONG_TEXT:
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # where there may be several texts, the library lets other threads work meanwhile
+        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def fewest_ids(self, text: str) -> int:
+        """How many ids `text` has at least, known without encoding it; 0 where this vocabulary does not tell."""
+        return len(text.encode(errors="replace")) // self._longest if self._longest else 0
+
+    @cached_property
+    def _longest(self) -> int:
+        """Bytes of the longest token, where every byte of a text ends up in a token: byte-level BPE. Otherwise 0."""
+        from tokenizers.models import BPE
+
+        added = self.backend.get_added_tokens_decoder().values()
+        steps = _steps(self.backend.pre_tokenizer)
+        keeps = all(step["type"] in _KEEPING and step.get("behavior") != "Removed" for step in steps)
+        if (
+            not isinstance(self.backend.model, BPE) or self.backend.normalizer is not None or not keeps
+            or not any(step["type"] == "ByteLevel" for step in steps)
+            or any(each.lstrip or each.rstrip for each in added)
+        ):  # fmt: skip
+            return 0
+        own = (len(token) for token in self.backend.get_vocab(with_added_tokens=False))  # a letter is a byte
+        return max((*own, *(len(each.content.encode()) for each in added)), default=0)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`, exactly as the library decodes it: no clean-up of spaces; bytes that are not UTF-8 become

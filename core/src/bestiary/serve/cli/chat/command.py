@@ -98,7 +98,8 @@ def _engine(ctx: click.Context, model: str | None, options: dict[str, Any], *, d
 
 @contextmanager
 def _served(model: str | None, options: dict[str, Any]) -> Iterator[Responder]:
-    from .server import Server, ServerResponder
+    from .served import ServerResponder
+    from .server import Server
 
     yield ServerResponder(Server.at(options["url"], options["api_key"]), model)
 

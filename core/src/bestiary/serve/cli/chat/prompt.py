@@ -67,13 +67,13 @@ class TypedMessages:
         lines = [line]
         while lines[-1].endswith("\\"):
             lines[-1] = lines[-1][:-1].rstrip()
-            lines.append(self._line("… ").rstrip())
+            lines.append(self._line("... ").rstrip())
         return "\n".join(lines).strip()
 
     def _quoted(self, line: str) -> str:
         lines = [line]
         while not lines[-1].rstrip().endswith(QUOTES):
-            lines.append(self._line("… "))
+            lines.append(self._line("... "))
         lines[-1] = lines[-1].rstrip()[: -len(QUOTES)]
         return "\n".join(lines).strip()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
@@ -117,12 +118,13 @@ class SamplingFields(Request):
     prompt_embeds: None = None
     bad_words: Annotated[list[Any], Field(max_length=0)] | None = None
 
-    def sampling(self, **others: Any) -> SamplingParams:
-        """The parameters this request states, and `others`. Raises `RequestError` for what does not go together."""
+    def sampling(self, defaults: Mapping[str, Any], **others: Any) -> SamplingParams:
+        """The parameters this request states, beside `defaults`, and `others`. Raises `RequestError` for what does not
+        go together."""
         given = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) is not None}
         if self.logit_bias is not None:
             given["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
-        return SamplingParams(**given | others)
+        return SamplingParams(**{**defaults, **given, **others})
 
 
 SAMPLING_UNSUPPORTED: dict[str, str | None] = {

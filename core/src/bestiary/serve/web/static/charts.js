@@ -12,7 +12,7 @@ export class LineChart {
     this.lines = lines;
     this.say = say;
     this.title = title;
-    this.now = h("output", {}, "–");
+    this.now = h("span", { class: "now" }, "–");
     this.top = h("span", { class: "top" });
     this.svg = s("svg", { preserveAspectRatio: "none", role: "img" });
     const key =
@@ -57,7 +57,7 @@ export class LineChart {
 export class Meter {
   constructor(title) {
     this.title = title;
-    this.now = h("output", {}, "–");
+    this.now = h("span", { class: "now" }, "–");
     this.fill = s("rect", { class: "fill", height: "1", width: "0" });
     this.svg = s("svg", { viewBox: "0 0 100 1", preserveAspectRatio: "none", role: "img" }, this.fill);
     this.note = h("p", { class: "hint" });

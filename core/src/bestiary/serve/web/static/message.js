@@ -85,14 +85,14 @@ export class MessageView {
   }
 
   #buttons(live, last) {
-    const { role, content } = this.message;
+    const { role, content, error } = this.message;
     if (live || role === "tool") return [];
     const { regenerate, edit, goOn } = this.actions;
     const mine = role === "user";
     return [
       content && copyButton(() => content, mine ? "Copy what you wrote" : "Copy the answer"),
       mine && last && iconButton("edit", "Edit and ask again (e)", edit, { class: "icon-button edit" }),
-      !mine && last && iconButton("again", "Answer again (r)", () => regenerate()),
+      !mine && last && !error && iconButton("again", "Answer again (r)", () => regenerate()),
       !mine &&
         last &&
         this.#mayGoOn() &&
