@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from .support.baseline import alive, family
+from .support.baseline import alive
 from .support.scene import SONGS
 
 LAYOUTS = [
@@ -22,7 +22,7 @@ def test_a_rank_is_killed(scenes, case, layout, times):
     scene = scenes(**{layout: 2})
 
     async def work():
-        started = family()
+        started = scene.family()
         (rank,) = [pid for pid, line in started.items() if "parallel.worker" in line]
         async with scene.canaries() as canaries:
             os.kill(rank, signal.SIGKILL)
@@ -38,6 +38,6 @@ def test_a_rank_is_killed(scenes, case, layout, times):
         canaries = scene.run(work())
         assert canaries.wrong == []
         assert set(canaries.ended) == {"length", "RANK_DIED"}
-        assert canaries.ended["RANK_DIED"] == len(SONGS)
+        assert canaries.ended["RANK_DIED"] >= len(SONGS)  # who asks again before the engine has said so is told as well
     scene.run(scene.check_baseline())
     case("F02", times)

@@ -26,19 +26,23 @@ PLAIN = {"dtype": "float32", "progress": False, "hf_overrides": OVERRIDES, "num_
 
 @dataclass
 class Scene:
-    """One engine process (and those after it) with the chaos plugin, and what it held when it was new."""
+    """One engine process (and those after it) with the chaos plugin, and what it held when it was new.
+
+    others: processes that were there before, and are other tests'.
+    """
 
     llm: AsyncLLM
     golden: Golden
     runner: asyncio.Runner
+    others: frozenset[int] = frozenset()
     before: Holding = field(init=False)
 
     @classmethod
     def open(cls, model: Path, golden: Golden, *, unready_after: float = 30.0, **options: Any) -> Scene:
-        runner = asyncio.Runner()
+        runner, others = asyncio.Runner(), frozenset(family())
         args = EngineArgs.make(str(model), PLAIN | options)
         llm = runner.run(AsyncLLM.start(args, unready_after=unready_after))
-        scene = cls(llm, golden, runner)
+        scene = cls(llm, golden, runner, others)
         scene.run(llm.wait_ready())
         scene.run(scene.ask(SONGS[0]))  # threads that the first request starts belong to the baseline
         scene.before = Holding.of()
@@ -47,6 +51,10 @@ class Scene:
     def close(self) -> None:
         self.run(self.llm.close())
         self.runner.close()
+
+    def family(self) -> dict[int, str]:
+        """Its living processes: id → command line."""
+        return {pid: line for pid, line in family().items() if pid not in self.others}
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(asyncio.wait_for(work, PATIENCE))
@@ -76,5 +84,5 @@ class Scene:
         now = Holding.of()
         assert now.descriptors <= self.before.descriptors
         assert now.threads <= self.before.threads + 2, "more threads than the first request and one restart started"
-        engines = [line for line in family().values() if "engine.process.child" in line]
+        engines = [line for line in self.family().values() if "engine.process.child" in line]
         assert len(engines) == 1
