@@ -3,6 +3,12 @@
 The tests of tests/clients run in an environment of their own, by scripts/clients."""
 
 import os
+import signal
+import threading
 
 collect_ignore = ["tests/clients"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # so that programs which tests start hear it: workers of pytest-xdist ignore it, and children would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
