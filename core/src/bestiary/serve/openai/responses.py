@@ -161,13 +161,14 @@ def _document(response: Response, status: str, error: BestiaryError | None) -> d
 
 
 def _usage(response: Response) -> dict[str, Any]:
-    output = response.generation.output
+    output, reasoning = response.generation.output, response.items.reasoning
     prompt, generated = len(output.prompt_token_ids), len(response.output.token_ids)
+    reasoned = len(response.call.service.tokenizer.encode(reasoning, False)) if reasoning else 0
     return {
         "input_tokens": prompt,
         "input_tokens_details": {"cached_tokens": output.metrics.cached_tokens},
         "output_tokens": generated,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": min(reasoned, generated)},
         "total_tokens": prompt + generated,
     }
 
