@@ -132,7 +132,7 @@ class Stream:
     events: int = 0
 
     async def follow(self, response: Response) -> AsyncIterator[Stream]:
-        """Read the stream, and show itself after every event."""
+        """Read the stream, and show itself after every event; then the connection is ended."""
         last = time.monotonic()
         try:
             async for piece in response.pieces():
