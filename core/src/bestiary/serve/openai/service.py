@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bestiary.api.errors import EngineError, RequestError
 
 from .body import parse_object, read_body
-from .documents import off_the_loop
+from .documents import Result, off_the_loop
 from .logprobs import Spelling
 from .metrics import Metrics
 from .options import ServeOptions
@@ -117,7 +118,11 @@ def public_name(model: str) -> str:
 
 @dataclass(slots=True)
 class Call:
-    """One request: where it came from, and what is to be said of it in the answer's headers."""
+    """One request: where it came from, and what is to be said of it in the answer's headers.
+
+    Attributes:
+        large: its body was so large that work on all of it is no work for the event loop.
+    """
 
     service: Service
     http: Request
@@ -125,6 +130,7 @@ class Call:
     warnings: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
+    large: bool = False
 
     @property
     def id(self) -> str:
@@ -147,9 +153,14 @@ class Call:
         def understood() -> tuple[Wanted, list[str]]:
             return validated(model, parse_object(data), strict_fields=options.strict_fields)
 
-        request, warnings = await off_the_loop(understood, len(data) > _LARGE_BODY)
+        self.large = len(data) > _LARGE_BODY
+        request, warnings = await self.apart(understood)
         self.warnings += warnings
         return request
+
+    async def apart(self, work: Callable[[], Result]) -> Result:
+        """What `work` on the whole of the body gives."""
+        return await off_the_loop(work, self.large)
 
     def end(self, outcome: str) -> None:
         """Whatever became of it, once: "finished", "refused", "shed", "failed" or "aborted"."""
