@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bestiary.api.errors import RequestError
 from bestiary.serve.text.json_marks import Marks, count_marks
 
+from .body_budget import Share
 from .options import ServeOptions
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ MAX_NODES = 60_000
 _JSON_TYPE = re.compile(r'application/json\s*(?:;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
 
 
-async def read_body(request: Request, options: ServeOptions) -> bytes:
-    """The body's bytes.
+async def read_body(request: Request, options: ServeOptions, share: Share) -> bytes:
+    """The body's bytes, which `share` accounts for.
 
     Raises:
-        RequestError: UNSUPPORTED_MEDIA_TYPE, TOO_LARGE, REQUEST_TIMEOUT.
+        RequestError: UNSUPPORTED_MEDIA_TYPE, TOO_LARGE, REQUEST_TIMEOUT, BODIES_LIMIT.
     """
     _check_headers(request, options)
     data = bytearray()
@@ -36,6 +37,7 @@ async def read_body(request: Request, options: ServeOptions) -> bytes:
                 data += piece
                 if len(data) > options.max_body:
                     raise _too_large(options.max_body)
+                share.grow(len(data))
     except TimeoutError:
         limit = f"{options.read_timeout:g} s"
         raise RequestError("the body did not come", code="REQUEST_TIMEOUT", field="body", limit=limit) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bestiary.api.errors import EngineError, RequestError
 
 from .body import parse_object, read_body
-from .documents import Result, off_the_loop
+from .body_budget import SMALL_BODY, BodyBudget
+from .documents import Result
 from .logprobs import Spelling
 from .metrics import Metrics
 from .options import ServeOptions
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
     from .routes import Endpoint
 
-_LARGE_BODY = 64 * 2**10
 logger = logging.getLogger("bestiary.http")
 Wanted = TypeVar("Wanted", bound=RequestModel)
 
@@ -52,6 +53,7 @@ class Service:
 
     Attributes:
         formats: how the model writes reasoning and calls. endpoints: those that are there.
+        bodies: what may be read of requests at once.
         names: the ids of the model alone, the first being the one that answers show.
     """
 
@@ -60,6 +62,7 @@ class Service:
     ) -> None:
         self.llm, self.options, self.formats, self.endpoints = llm, options, formats, endpoints
         self.metrics = Metrics(llm)
+        self.bodies = BodyBudget(options.max_body)
         self.started = time.time()
         self.names = options.served_model_names or (public_name(llm.args.model),)
         self._secret = secrets.token_bytes(32)
@@ -148,19 +151,23 @@ class Call:
     async def body(self, model: type[Wanted]) -> Wanted:
         """The request's body as `model`; what is ignored of it becomes a warning."""
         options = self.service.options
-        data = await read_body(self.http, options)
+        with self.service.bodies.share() as share:
+            data = await read_body(self.http, options, share)
 
-        def understood() -> tuple[Wanted, list[str]]:
-            return validated(model, parse_object(data), strict_fields=options.strict_fields)
+            def understood() -> tuple[Wanted, list[str]]:
+                return validated(model, parse_object(data), strict_fields=options.strict_fields)
 
-        self.large = len(data) > _LARGE_BODY
-        request, warnings = await self.apart(understood)
+            self.large = len(data) > SMALL_BODY
+            request, warnings = await self.apart(understood)
         self.warnings += warnings
         return request
 
     async def apart(self, work: Callable[[], Result]) -> Result:
         """What `work` on the whole of the body gives."""
-        return await off_the_loop(work, self.large)
+        if not self.large:
+            return work()
+        async with self.service.bodies.turn:
+            return await asyncio.to_thread(work)
 
     def end(self, outcome: str) -> None:
         """Whatever became of it, once: "finished", "refused", "shed", "failed" or "aborted"."""
