@@ -7,8 +7,8 @@ from typing import Any
 
 from .row import ANSWER, CHAT, FINE, HI, TOKENS, Row, chat, encoded
 
-SECONDS = 3.0
-"""The deadline of the template process, and one more."""
+SECONDS = 1.5
+"""How long a template may compute, and one more."""
 ERROR, LIMIT, FORBIDDEN = (400, "TEMPLATE_ERROR"), (400, "TEMPLATE_LIMIT"), (400, "NOT_ALLOWED")
 INJECTIONS = [
     "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.__class__.__base__.__subclasses__() }}",
