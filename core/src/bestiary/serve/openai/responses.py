@@ -86,15 +86,17 @@ def _whole(response: Response) -> dict[str, Any]:
 async def _accept(call: Call, request: ResponsesRequest, target: Target) -> Response:
     service = call.service
     service.llm.check_open()
-    tooling = Tooling.of(service.formats, as_tools(request), plain(request.tool_choice))
+    tooling = await call.apart(lambda: Tooling.of(service.formats, as_tools(request), plain(request.tool_choice)))
     call.warnings += tooling.warnings()
     effort = None if request.reasoning is None else request.reasoning.effort
     prompt = await render(
-        service, _Template(request), as_messages(request), tools=tooling.shown, reasoning_effort=effort
+        call, _Template(request), lambda: as_messages(request), tools=tooling.shown, reasoning_effort=effort
     )  # fmt: skip
     token_ids = await ids_of(service, prompt, add_special_tokens=False)
     several = request.parallel_tool_calls is not False
-    form = tooling.form(text_form(request), prompt, service.tokenizer.special_tokens, several=several)
+    form = await call.apart(
+        lambda: tooling.form(text_form(request), prompt, service.tokenizer.special_tokens, several=several)
+    )
     stated = {"temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}
     sampling = SamplingParams(
         **{**service.options.sampling, **{name: value for name, value in stated.items() if value is not None}},
