@@ -185,15 +185,20 @@ PROGRAMMES: Mapping[str, Programme] = {
         not_covered="messages between ranks on several machines, whose network must be one's own.",
     ),
 }  # fmt: skip
-CLIENTS = {
-    "documents": "the page of clients, as it is printed",
-    "langchain": "LangChain",
-    "litellm": "LiteLLM",
-    "llm": "the `llm` command",
-    "lm_eval": "lm-eval",
-    "node": "OpenAI's library for Node, Vercel's AI SDK",
-    "openai": "OpenAI's library for Python",
-    "openai_responses": "OpenAI's library for Python, `/v1/responses`",
-    "schemathesis": "requests that Schemathesis makes of the API's description",
-}
+CLIENTS = Programme(
+    title="Other people's clients",
+    cases={
+        "documents": "the page of clients, as it is printed",
+        "langchain": "LangChain",
+        "litellm": "LiteLLM",
+        "llm": "the `llm` command",
+        "lm_eval": "lm-eval",
+        "node": "OpenAI's library for Node, Vercel's AI SDK",
+        "openai": "OpenAI's library for Python",
+        "openai_responses": "OpenAI's library for Python, `/v1/responses`",
+        "schemathesis": "requests that Schemathesis makes of the API's description",
+    },
+    files=(),
+    not_covered="other versions of the clients than those in the record.",
+)
 """What scripts/clients tries, in an environment of its own: its files, and whose clients they drive."""

@@ -61,7 +61,8 @@ def run_clients(name: str, tier: str, further: Sequence[str]) -> tuple[int, dict
             ["scripts/clients", *marks, *further], env=os.environ | {"BESTIARY_CLIENTS_RECORD": str(file)}, check=False
         )
         kept = json.loads(file.read_text("utf-8")) if file.exists() else {"cases": {}, "failed": {}, "figures": {}}
-    cases = {suite: _of_a_suite(kept, suite) for suite in CLIENTS if suite in kept["cases"] or suite in kept["failed"]}
+    suites = [suite for suite in CLIENTS.cases if suite in kept["cases"].keys() | kept["failed"].keys()]
+    cases = {suite: _of_a_suite(kept, suite) for suite in suites}
     tests = {what: sum(case[what] for case in cases.values()) for what in ("passed", "failed")}
     parts = {what: kept[what] for what in ("versions", "node_versions") if what in kept}
     record = document(

@@ -39,7 +39,7 @@ def test_every_file_belongs_to_a_programme():
     files = {file for each in HERE.values() for file in each.files}
     there = {file.relative_to(ROOT).as_posix() for file in ROOT.glob("tests/trust/test_*.py")}
     assert there - files == {"tests/trust/test_cases.py"}
-    assert CLIENTS.keys() == {file.stem.removeprefix("test_") for file in ROOT.glob("tests/clients/test_*.py")}
+    assert CLIENTS.cases.keys() == {file.stem.removeprefix("test_") for file in ROOT.glob("tests/clients/test_*.py")}
 
 
 def test_what_is_tried_elsewhere_is_there():
