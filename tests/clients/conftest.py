@@ -20,6 +20,7 @@ for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
 
 figures: dict[str, Any] = {}
 tried: dict[str, list[str]] = {}
+failed: dict[str, list[str]] = {}
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +69,9 @@ def note() -> Callable[[str, Any], None]:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call" and report.passed:
+    if report.failed or (report.when == "call" and report.passed):
         file, _, case = report.nodeid.partition("::")
-        tried.setdefault(Path(file).stem.removeprefix("test_"), []).append(case)
+        (failed if report.failed else tried).setdefault(Path(file).stem.removeprefix("test_"), []).append(case)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -95,5 +96,6 @@ def record() -> dict[str, Any]:
         "node_versions": package["dependencies"],
         "passed": {name: len(cases) for name, cases in tried.items()},
         "cases": tried,
+        "failed": failed,
         "figures": figures,
     }

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["scripts/demo", "scripts/test", "scripts/check", "scripts/browser", "scripts/clients"]
+COMMANDS = ["scripts/demo", "scripts/test", "scripts/check", "scripts/browser", "scripts/clients", "scripts/trust"]
 SHELL = [*COMMANDS, "scripts/lib.sh", ".ci/run"]
 
 STAND_IN = """#!/bin/sh

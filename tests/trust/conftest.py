@@ -70,7 +70,8 @@ def t0_server(t0):
 
 @pytest.fixture
 def case(record_property):
-    """`case(id, inputs, **figures)`: which case of the programme a test tried, and with how many inputs."""
+    """`case(id, inputs, **figures)`: which case of the programme (`cases.py`) a test tried, with how many inputs, and
+    what it counted (whole numbers) or measured (others). Said also where the test then fails."""
 
     def note(name, inputs=1, **figures):
         record_property("case", {"id": name, "inputs": inputs, "figures": figures})

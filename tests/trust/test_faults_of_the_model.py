@@ -15,6 +15,7 @@ ENDS = {
 @pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("what", list(ENDS))
 def test_only_the_guilty_request_ends(scenes, case, what, when, times):
+    """F08, F09, F10."""
     scene, (name, want) = scenes(), ENDS[what]
     pid, restarts = scene.llm.engine_pid, scene.llm.restarts
 

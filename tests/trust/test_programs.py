@@ -127,13 +127,16 @@ def mistake(monkeypatch):
         yield patch
 
 
-def test_a_mistake_is_found(laboratory, mistake):
+def test_a_mistake_is_found(laboratory, mistake, case):
+    """EX7 can fail."""
     with pytest.raises(Wrong, match="alone"):
         walks(laboratory, range(100))
+    case("EX7", 0, mistakes_found=1)
 
 
 @pytest.mark.full
-def test_a_mistake_is_shrunk_and_replayed(laboratory, mistake, tmp_path):
+def test_a_mistake_is_shrunk_and_replayed(laboratory, mistake, case, tmp_path):
+    """EX7 can fail, and its failures are small."""
     file = tmp_path / "trace.json"
     with pytest.raises(Wrong):
         hypothesis_programs(laboratory, file, 200)
@@ -143,3 +146,4 @@ def test_a_mistake_is_shrunk_and_replayed(laboratory, mistake, tmp_path):
     assert len([what for what, _ in trace.actions if what == "add"]) <= 6
     mistake.undo()
     replay(laboratory, trace)
+    case("EX7", 0, mistakes_found=1)

@@ -99,9 +99,9 @@ class Stage:
         await self._check_log(report, logged)
         late = [each for each in report.verdicts if each.heard.seconds > each.row.seconds]
         report.figures |= {
-            "seconds_to_the_slowest_answer": round(max((v.heard.seconds for v in report.verdicts), default=0), 3),
+            "seconds_to_the_slowest_answer": round(max((v.heard.seconds for v in report.verdicts), default=0.0), 3),
             "answers_later_than_promised": len(late), "largest_gap_of_a_canary": round(canaries.largest_gap, 3),
-            "songs_of_canaries": canaries.ended["length"], "growth_in_bytes": max(growth),
+            "songs_of_canaries": canaries.ended["length"], "growth_in_mib": round(max(growth) / 2**20, 2),
         }  # fmt: skip
 
     async def _check_log(self, report: Report, logged: int) -> None:

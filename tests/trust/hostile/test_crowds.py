@@ -153,11 +153,12 @@ def test_only_the_port_listens(stage, case):
     assert [(each.laddr.ip, each.laddr.port) for each in listening] == [(LOCALHOST, stage.server.port)]
     named = [each.laddr for one in processes for each in one.net_connections("unix") if each.laddr]
     assert named == []
-    case("I02")
+    case("I02", len(processes))
+    case("I03", len(processes))
 
 
 @pytest.mark.parametrize("given", [b"", b"GET", b"POST /v1/completions HTTP/1.1\r\n", b"\r\n"])
-def test_who_leaves_in_the_middle_of_a_head_is_forgotten(stage, run, given):
+def test_who_leaves_in_the_middle_of_a_head_is_forgotten(stage, run, case, given):
     async def work():
         for _ in range(20):
             _, writer = await asyncio.open_connection(LOCALHOST, stage.server.port)
@@ -168,3 +169,4 @@ def test_who_leaves_in_the_middle_of_a_head_is_forgotten(stage, run, given):
         return await stage.server.get("/health/live")
 
     assert json.loads(run(work()).body)["status"]
+    case("H10", 20)

@@ -72,10 +72,11 @@ def test_serve_ends_with_the_reason(t0, broken_plugin, tmp_path, case):
             damage(model)
             servers[id_] = stack.enter_context(Server(model))
         ends = {id_: (server.exit_code(), server) for id_, server in servers.items()}
+    for id_ in CASES:
+        case(id_)
     for id_, (_, code, words) in CASES.items():
         found, server = ends[id_]
         text = server.text
         assert found == code and all(word in text for word in words), (id_, found, text)
         assert "Traceback" not in text and len(text.splitlines()) < 40, (id_, text)
-        case(id_)
     assert not Path("evil-was-here").exists()

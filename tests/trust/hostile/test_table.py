@@ -23,8 +23,8 @@ def warm(stage, run):
 @pytest.mark.parametrize("name", GROUPS)
 def test_group(stage, run, warm, case, name):
     report = run(stage.run(GROUPS[name].rows()))
-    assert report.wrong == [], "\n".join(report.wrong)
     for id_, count in report.inputs().items():
         case(id_, count)
-    case(name, len(report.verdicts), **report.figures)
+    case(name, 0, **report.figures)
+    assert report.wrong == [], "\n".join(report.wrong)
     assert not list(Path().glob("evil-was-here"))

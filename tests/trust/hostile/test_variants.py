@@ -63,14 +63,12 @@ rows = st.lists(cheap, min_size=BATCH - 5, max_size=BATCH - 5)
 def test_the_tables_again(stage, run, case, name):
     for _ in range(TIMES):
         report = run(stage.run(GROUPS[name].rows()))
+        case("again", len(report.verdicts), **report.figures)
         assert report.wrong == [], "\n".join(report.wrong)
-    case(f"{name} again", TIMES * len(report.verdicts), **report.figures)
 
 
 def test_variants(stage, run, case):
     """Whatever is sent is answered, or refused as the request's own fault."""
-    figures: dict[str, object] = {}
-    tried = [0]
 
     @settings(
         max_examples=VARIANTS // BATCH, deadline=None, derandomize=True, database=None,
@@ -79,9 +77,7 @@ def test_variants(stage, run, case):
     @given(rows, st.lists(schemas | templates, min_size=5, max_size=5))
     def together(many, costly):
         report = run(stage.run([*many, *costly]))
-        tried[0] += len(report.verdicts)
-        figures.update({name: max(value, figures.get(name, 0)) for name, value in report.figures.items()})
+        case("variants", len(report.verdicts), **report.figures)
         assert report.wrong == [], "\n".join(report.wrong)
 
     together()
-    case("variants", tried[0], **figures)
