@@ -59,7 +59,9 @@ def test_a_mixed_load(server, golden, case, requests):
 @pytest.mark.parametrize("requests", sizes("LD2"))
 def test_conversations_with_a_real_model(case, requests):
     """LD2: what it says alone, it says to eight at once."""
-    questions = [f"Tell me about {what}." for what in ("owls", "rain", "bread", "the sea", "clocks", "maps", "tea", "ice")]
+    questions = [
+        f"Tell me about {what}." for what in ("owls", "rain", "bread", "the sea", "clocks", "maps", "tea", "ice")
+    ]
     params = SamplingParams(temperature=0, max_tokens=64)
     oracle = Golden("smollm2", max_model_len=512, num_gpu_blocks_override=64)
     tokenizer = oracle.llm.get_tokenizer()
