@@ -31,7 +31,7 @@ _KINDS: Sequence[tuple[str, int, Mapping[str, Any]]] = (
     ("logprobs", 10, {"logprobs": 3}),
     ("cancelled", 10, {"max_tokens": 200}),
 )
-"""Name, share in percent, and in what its parameters differ from the plain ones. The seed is one with which no draw falls
+"""Name, share in percent, and in what its parameters differ from the plain ones. With this seed no draw falls
 where rounding decides between two tokens."""
 
 
