@@ -26,7 +26,7 @@ HI = [{"role": "user", "content": "Hi"}]
 PROMPT = {"prompt": [40, 41, 42], "max_tokens": 4, "ignore_eos": True, "temperature": 0}
 OPTIONS = ("--num-gpu-blocks-override", "256", "--max-queue", "1000", "--allow-request-template",
            "--enable-runtime-lora", "--lora-dir")  # fmt: skip
-MOST_KEPT_OF_A_TEXT = 48 << 20
+MOST_KEPT_OF_A_TEXT = 64 << 20
 MOST_OF_ENGINES = 4 << 20
 
 
