@@ -127,8 +127,9 @@ def _tokenizer(make: type[LLTokenizer], vocabulary: Vocabulary) -> LLTokenizer:
     The library lets no other thread work meanwhile, so it is asked for less at a time: without merges, since it is
     never asked to split a text, and for what makes masks fast (slices) afterwards.
     """
-    ends, described = list(vocabulary.eos_token_ids) or None, _without_merges(vocabulary.tokenizer_json)
+    ends = list(vocabulary.eos_token_ids) or None
     try:
+        described = _without_merges(vocabulary.tokenizer_json)
         try:
             made = make(described, n_vocab=vocabulary.vocab_size, eos_token=ends, slices=[])
         except ValueError as error:
