@@ -1,4 +1,4 @@
-"""Tokens do not depend on how they were scheduled: batch, arrival, chunks, prefix cache, preemption, aborts.
+"""Tokens do not depend on how they were scheduled: batch, arrival, chunks, prefix cache, preemption.
 
 The oracle is the same engine with one request at a time. A difference is allowed in one case alone: where the two
 likeliest tokens were closer than 1e-4 (`same`), and never in deterministic mode, where log-probabilities agree bitwise.
@@ -8,8 +8,6 @@ import random
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from bestiary import LLM, SamplingParams
 
@@ -108,60 +106,6 @@ def test_answers_of_one_request_equal_single_requests(engine, alone, n):
     for index, got in enumerate(output.outputs):
         same(got, alone(ids, each.child(index)))
     assert len({tuple(got.token_ids) for got in output.outputs}) > 1
-
-
-def program(llm, alone, plan, rng):
-    """Add and abort requests between steps as `plan` says, run everything, compare what was not aborted."""
-    outputs = llm._outputs
-    live, whole = [], []
-    for index, (length, kind, tokens, action) in enumerate(plan):
-        ids, each = prompt(index % 3, 30)[:length], params(kind, tokens, seed=index)
-        request = outputs.add(f"program-{rng.random()}", None, ids, each, priority=rng.randint(0, 2))
-        live.append(request)
-        whole.append((request, ids, each))
-        for _ in range(action):
-            llm._step()
-        if action == 3 and live:
-            victim = live.pop(rng.randrange(len(live)))
-            if not victim.finished:
-                outputs.abort(victim)
-    while any(not request.finished for request in live):
-        llm._step()
-    for request, ids, each in whole:
-        assert request.finished
-        if request.outputs[0].finish_reason == "length":
-            same(request.outputs[0], alone(ids, each), "program")
-    usage = llm.engine.stats()
-    assert usage.running == usage.waiting == 0
-
-
-def programs(examples, engine, alone):
-    step = st.tuples(st.integers(1, 30), st.sampled_from(KINDS), st.sampled_from([1, 4, 9]), st.integers(0, 3))
-
-    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=examples < 100)
-    @given(
-        plan=st.lists(step, min_size=1, max_size=8),
-        budget=st.sampled_from([3, 7, 64]),
-        blocks=st.sampled_from([12, 40]),
-        cache=st.booleans(),
-        seed=st.integers(0, 2**20),
-    )
-    def check(plan, budget, blocks, cache, seed):
-        llm = engine(
-            block_size=4, num_gpu_blocks_override=blocks, max_num_batched_tokens=budget, enable_prefix_caching=cache
-        )
-        program(llm, alone, plan, random.Random(seed))
-
-    check()
-
-
-def test_random_programs(engine, alone):
-    programs(60, engine, alone)
-
-
-@pytest.mark.full
-def test_many_random_programs(engine, alone):
-    programs(5000, engine, alone)
 
 
 def test_deterministic_mode_is_bitwise(engine):

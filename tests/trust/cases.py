@@ -112,7 +112,6 @@ _EXACTNESS_ELSEWHERE: Places = {
         f"{_LORA}::test_a_mixed_batch_equals_peft", f"{_LORA}::test_ranks_answer_as_peft_does",
         f"{_LORA}::test_processes_answer_as_peft_does",
     ),
-    "EX7": (f"{_SCHEDULES}::test_random_programs", f"{_SCHEDULES}::test_many_random_programs"),
     "EX8": (
         *(
             f"plugins/{file}::{contract}::{check}"

@@ -221,7 +221,7 @@ def test_streams_with_pieces_missing(engine_end, case):
 
 
 @pytest.mark.parametrize(
-    "times", [2, pytest.param(30, marks=pytest.mark.full), pytest.param(300, marks=pytest.mark.soak)]
+    "times", [1, pytest.param(30, marks=pytest.mark.full), pytest.param(300, marks=pytest.mark.soak)]
 )
 def test_a_living_engine_process(scenes, case, sentinel, times):
     """Frames one after another until it ends; then every request ends with an error, and the next process is well."""

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from bestiary.engine import kv_cache
 
 from .support.programs import ENGINES, SHAPE, Laboratory, Program, Trace, Wrong, replay
 
-PARTS = [(0, 50), *(pytest.param(part, 650, marks=pytest.mark.full) for part in range(1, 5))]
-"""Four parts, for several processes of pytest-xdist: 5,200 programs."""
+PARTS = [(0, 16), *(pytest.param(part, 650, marks=pytest.mark.full) for part in range(1, 5))]
+"""Four parts, for several processes of pytest-xdist: 5,200 programs; 32 of them by default."""
 shapes = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in SHAPE.items()})
 
 
@@ -49,9 +49,8 @@ def machine(laboratory: Laboratory, trace_file: Path) -> type[RuleBasedStateMach
         def step(self, times):
             self.program.do("step", times)
 
-        @precondition(lambda self: self.program and len(self.program.live) > 1)
         @rule(which=st.integers(0, 20))
-        def abort(self, which):
+        def abort(self, which):  # nothing where none lives: which do depends on how soon a grammar was ready
             self.program.do("abort", which)
 
         def teardown(self):

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from bestiary.api.errors import RequestError
-from bestiary.serve.openai.body import MAX_VALUES, parse_object
+from bestiary.serve.openai.body import MAX_NODES, MAX_VALUES, parse_object
 
 from .conftest import JSON
 
@@ -25,8 +25,8 @@ PATH = "/v1/completions"
         (b'"x"', "no JSON object"),
         (b"7", "no JSON object"),
         (b'"' + b"x" * 2**20 + b'"', "no JSON object"),
-        (b"[" * 10**6, "recursion limit"),
-        (b'{"a":' * 10**6, "recursion limit"),
+        (b"[" * 10**4, "recursion limit"),
+        (b'{"a":' * 10**4, "recursion limit"),
         (b'{"a": 1, "a": 2}', "stands twice"),
         (b'{"a": {"b": ":", "b": 2}}', "stands twice"),
         (b'{"a": 1, "\\u0061": 2}', "stands twice"),
@@ -40,13 +40,34 @@ PATH = "/v1/completions"
         (b'{"prompt": "a\x00b"}', "control character"),
         (b'{"prompt": "x"} {}', "trailing"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "number out of range"),
-        (b'{"a": [' + b"1," * (MAX_VALUES + 1) + b"1]}", "too many values"),
     ],
 )
 def test_what_is_no_json_object(ask, body, words):
     error = ask("POST", PATH, content=body, headers=JSON)
     assert (error.status_code, error.json()["error"]["code"]) == (400, "BAD_JSON")
     assert words in error.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [
+        (b'{"a": [' + b"1," * (MAX_VALUES + 1) + b"1]}", f"at most {MAX_VALUES}"),
+        (b'{"a": [' + b"{}," * (MAX_NODES - 3) + b"{}]}", f"at most {MAX_NODES}"),
+        (b'{"a": [' + b"[]," * MAX_NODES + b"1]}", f"at most {MAX_NODES}"),
+        (json.dumps({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 1000}] * 240}).encode(),
+         f"at most {MAX_NODES}"),
+        (json.dumps({f"f{number}": 1 for number in range(MAX_NODES)}).encode(), f"at most {MAX_NODES}"),
+    ],
+)  # fmt: skip
+def test_what_holds_too_much_is_refused_before_it_is_read(ask, body, limit):
+    error = ask("POST", PATH, content=body, headers=JSON)
+    assert (error.status_code, error.json()["error"]["code"]) == (400, "JSON_LIMIT")
+    assert limit in error.json()["error"]["message"]
+
+
+def test_what_stands_in_strings_is_no_structure():
+    document = {"prompt": '{"a": [1, 2]},' * MAX_NODES, "quoted": '\\":{[,' * MAX_NODES}
+    assert parse_object(json.dumps(document).encode()) == document
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,14 @@ def test_texts_to_ids_and_back(ask, llm):
     assert chat["tokens"] == llm.tokenizer.encode("<s>user: a</s><s>", add_special_tokens=False)
 
 
+def test_a_text_that_would_take_a_hundred_times_its_size_is_refused(ask):
+    error = ask("POST", "/tokenize", {"prompt": "x" * (2**20 + 1)}).json()["error"]
+    assert (error["code"], error["param"]) == ("TEXT_LIMIT", "prompt")
+    assert "1048576 characters" in error["limit"]
+    many = ask("POST", "/tokenize", {"prompt": "the " * 6000, "return_token_strs": True}).json()
+    assert many["count"] == len(many["token_strs"]) > 20_000 // 2
+
+
 def test_vectors(ask, llm):
     llm.info = msgspec.structs.replace(MODEL, pooling=PoolingOffer(("embed",), 2))
     body = {"input": ["a", "b"]}

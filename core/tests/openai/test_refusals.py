@@ -95,6 +95,20 @@ CHATS = [
     ({"messages": []}, "BAD_MESSAGES", "messages"),
     ({"messages": "Hi"}, "BAD_MESSAGES", "messages"),
     ({"messages": HI * 2_049}, "BAD_MESSAGES", "messages"),
+    (
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "tool_calls": [
+                        {"id": "a", "type": "function", "function": {"name": "f", "arguments": f"[{'1,' * 100_001}1]"}}
+                    ],
+                }
+            ]
+        },
+        "BAD_MESSAGES",
+        "messages[0].tool_calls[0].function.arguments",
+    ),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "BAD_MESSAGES", "messages[0].role"),
     ({"messages": [{"content": "x"}]}, "BAD_MESSAGES", "messages[0].role"),
     ({"messages": [{"role": "user"}]}, "BAD_MESSAGES", "messages[0].content"),

@@ -86,8 +86,11 @@ def test_items_of_a_response(ask):
     kinds = ["reasoning", "message", "function_call", "function_call"]
     assert [each["type"] for each in document["output"]] == kinds
     assert [(each["name"], json.loads(each["arguments"])) for each in document["output"][2:]] == CALLS
+    used = document["usage"]
+    assert 0 < used["output_tokens_details"]["reasoning_tokens"] < used["output_tokens"]
     found = events(ask("POST", ANSWER, {"input": "Hi", "stream": True} | tools, formats=FORMATS))
     last = found[-1]["response"]
+    assert last["usage"] == used
     ResponseDocument.model_validate(last)
     assert [each["type"] for each in last["output"]] == kinds
     added = [each for each in found if each["type"] == "response.output_item.added"]

@@ -97,7 +97,7 @@ def test_what_can_never_run_is_refused_at_once(folder):
     assert len(with_llm(folder, work, max_num_seqs=2, max_queue=1).outputs[0].token_ids) == 6
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.full)])
 def test_after_a_death_requests_end_with_an_error_and_another_process_answers(folder, want, how):
     async def work(llm):
         first = llm.engine_pid
@@ -137,6 +137,7 @@ def test_one_that_dies_again_and_again_is_given_up(folder, monkeypatch):
     with_llm(folder, work)
 
 
+@pytest.mark.full
 def test_one_that_is_stopped_counts_as_stalled_and_comes_back(folder, want):
     async def work(llm):
         asked = llm.submit("0", [4, 5], LONG)
@@ -153,6 +154,7 @@ def test_one_that_is_stopped_counts_as_stalled_and_comes_back(folder, want):
     assert with_llm(folder, work, unready_after=1.0) == expected
 
 
+@pytest.mark.full
 def test_one_that_does_not_come_back_is_replaced(folder):
     async def work(llm):
         asked = llm.submit("0", [4, 5], LONG)

@@ -13,16 +13,13 @@ def test_a_blocked_loop_is_told_of_once_with_its_stack(caplog):
             pause.wait(0.01)
 
     async def run():
-        with LoopWatch(0.05) as watch:
-            await asyncio.sleep(0.2)
-            assert watch.blocked == 0
+        with LoopWatch(0.4) as watch:
             await hangs_here(watch)
-            await asyncio.sleep(0.1)
             return watch
 
     watch = asyncio.run(run())
-    assert watch.blocked == 1 and watch.longest >= 0.05
-    assert "hangs_here" in caplog.text
+    assert watch.longest >= 0.4
+    assert caplog.text.count("in hangs_here") == 1
 
 
 def test_a_loop_that_turns_is_left_alone(caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,18 +134,29 @@ def test_what_was_answered_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_answers_take_no_more_room_than_they_may() -> None:
-    verdicts = Verdicts(limit=1000)
-    for index in range(200):
+    """As the interpreter counts it, whatever kind of answers there are."""
+    for verdict in ({}, {"message": "no", "code": "BAD_REGEX", "limit": None, "details": {"pointer": "/a/b"}}):
+        tracemalloc.start()
+        verdicts = Verdicts(limit=2**18)
+        for index in range(2000):
+            verdicts.keep(index.to_bytes(32, "little"), dict(verdict))
+        taken = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert 2**16 < taken < 2**18
+        assert verdicts.size <= 2**18
+
+
+def test_the_oldest_answers_go() -> None:
+    verdicts = Verdicts(limit=8000)
+    for index in range(100):
         verdicts.keep(index.to_bytes(32, "little"), {"message": "x" * (index % 50)})
-        assert verdicts.size <= 1000
-        assert verdicts.size == sum(size for _, size in verdicts._kept.values())
-    assert verdicts.get((199).to_bytes(32, "little")) is not None
+    assert verdicts.get((99).to_bytes(32, "little")) is not None
     assert verdicts.get((0).to_bytes(32, "little")) is None
     verdicts.keep(b"k" * 32, {})
-    for index in range(9):
+    for index in range(100):
         assert verdicts.get(b"k" * 32) == {}, "what is asked for is kept"
         verdicts.keep(index.to_bytes(32, "big"), {"message": "x" * 40})
-    verdicts.keep(b"l" * 32, {"message": "x" * 2000})
+    verdicts.keep(b"l" * 32, {"message": "x" * 9000})
     assert verdicts.size == 0
 
 

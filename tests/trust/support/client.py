@@ -67,6 +67,22 @@ class Response:
         self.writer.transport.abort()
 
 
+def head(port: int, method: str, path: str, data: bytes, headers: Mapping[str, str] | None, *, last: bool) -> bytes:
+    """A request's head. `last`: the connection is to end after its answer."""
+    given = {"host": f"{LOCALHOST}:{port}", "connection": "close" if last else "keep-alive"}
+    given |= {"content-length": str(len(data))} if data else {}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (given | dict(headers or {})).items())
+    return f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1")
+
+
+async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Response:
+    """The next response on a connection, when its head is there."""
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    fields = dict(line.split(": ", 1) for line in lines[1:] if line)
+    found = {name.lower(): value for name, value in fields.items()}
+    return Response(int(lines[0].split()[1]), found, reader, writer)
+
+
 async def send(
     port: int, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
 ) -> Response:
@@ -76,22 +92,15 @@ async def send(
         body: sent as it is where it is bytes, otherwise as JSON.
     """
     data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    given = {"host": f"{LOCALHOST}:{port}", "connection": "close"} | (
-        {"content-length": str(len(data))} if data else {}
-    )
-    given |= {} if body is None or isinstance(body, bytes) else {"content-type": "application/json"}
-    head = "".join(f"{name}: {value}\r\n" for name, value in (given | dict(headers or {})).items())
+    kind = {} if body is None or isinstance(body, bytes) else {"content-type": "application/json"}
     reader, writer = await asyncio.open_connection(LOCALHOST, port, limit=1 << 20)
     try:
-        writer.write(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + data)
+        writer.write(head(port, method, path, data, kind | dict(headers or {}), last=True) + data)
         await writer.drain()
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        return await answered(reader, writer)
     except BaseException:
         writer.transport.abort()
         raise
-    fields = dict(line.split(": ", 1) for line in lines[1:] if line)
-    found = {name.lower(): value for name, value in fields.items()}
-    return Response(int(lines[0].split()[1]), found, reader, writer)
 
 
 async def ask(
@@ -123,7 +132,7 @@ class Stream:
     events: int = 0
 
     async def follow(self, response: Response) -> AsyncIterator[Stream]:
-        """Read the stream, and show itself after every event."""
+        """Read the stream, and show itself after every event; then the connection is ended."""
         last = time.monotonic()
         try:
             async for piece in response.pieces():
@@ -137,6 +146,14 @@ class Stream:
             self.cut = True
         finally:
             response.writer.transport.abort()
+
+    async def read(self, response: Response) -> Stream:
+        """The whole stream, on a connection that goes on."""
+        async for piece in response.pieces():
+            for line in piece.decode().split("\n"):
+                if line.startswith("data: "):
+                    self.take(line.removeprefix("data: "))
+        return self
 
     def take(self, data: str) -> None:
         self.events += 1

@@ -28,7 +28,7 @@ reported by one error, in `details`, one line each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 _VALUE_CHARS = 64
@@ -37,11 +37,37 @@ _DETAIL_LINES = 20
 
 def shorten(value: object) -> str:
     """`repr(value)` cut to 64 characters: an error never repeats a hostile input at length."""
+    text = ""
     try:
-        text = repr(value[: _VALUE_CHARS * 2]) if isinstance(value, str | bytes) else repr(value)
+        for piece in _pieces(value):
+            text += piece
+            if len(text) > _VALUE_CHARS:
+                return text[: _VALUE_CHARS - 1] + "…"
     except Exception:  # an integer of thousands of digits, a repr that raises
-        text = f"({type(value).__name__} that cannot be shown)"
-    return text if len(text) <= _VALUE_CHARS else text[: _VALUE_CHARS - 1] + "…"
+        return f"({type(value).__name__} that cannot be shown)"
+    return text
+
+
+def _pieces(value: object) -> Iterator[str]:
+    """`repr(value)` piece by piece, so that nobody need write the whole of a large list."""
+    if isinstance(value, str | bytes):
+        yield repr(value[: _VALUE_CHARS * 2])
+    elif type(value) is list:
+        yield "["
+        for number, item in enumerate(value):
+            yield ", " if number else ""
+            yield from _pieces(item)
+        yield "]"
+    elif type(value) is dict:
+        yield "{"
+        for number, (name, item) in enumerate(value.items()):
+            yield ", " if number else ""
+            yield from _pieces(name)
+            yield ": "
+            yield from _pieces(item)
+        yield "}"
+    else:
+        yield repr(value)
 
 
 class BestiaryError(Exception):

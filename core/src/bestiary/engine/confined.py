@@ -1,7 +1,8 @@
 """`ConfinedProcess`: work on what others wrote, done in a child which may crash or hang without taking anybody along.
 
-The child has a deadline for each request, after which it is killed, and a limit on memory. It is started at the first
-request and stays; the two speak JSON, a line each way. The child runs a module of ours (`serve_lines`).
+The child has a deadline for each request, after which it is killed, and a limit on memory; it may have one on the
+processor's time too, which does not shrink where others are busy. It is started at the first request and stays; the two
+speak JSON, a line each way. The child runs a module of ours (`serve_lines`).
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from bestiary.api.errors import BestiaryError, EngineError
@@ -36,12 +39,19 @@ class ConfinedProcess:
     Args:
         module: what the child runs. first: what it is told before anything else, made when it is started.
         deadline_s: for one request. start_s: for a start.
+        cpu_s: of the processor for one request; the child is told so as its argument, and keeps to it (`rationed`).
     """
 
     def __init__(
-        self, module: str, *, deadline_s: float, start_s: float = 20.0, first: Callable[[], bytes] | None = None
+        self,
+        module: str,
+        *,
+        deadline_s: float,
+        start_s: float = 20.0,
+        cpu_s: float | None = None,
+        first: Callable[[], bytes] | None = None,
     ) -> None:
-        self._module, self._deadline_s, self._first = module, deadline_s, first
+        self._module, self._deadline_s, self._cpu_s, self._first = module, deadline_s, cpu_s, first
         self._longest_start_s = self.start_s = start_s
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -68,8 +78,10 @@ class ConfinedProcess:
             line = _read_line(child, self._deadline_s)
         except (OSError, TimeoutError) as cause:
             self._end()
-            late = isinstance(cause, TimeoutError)
-            raise ChildFailed(f"took longer than {self._deadline_s:g} s" if late else "crashed") from None
+            if isinstance(cause, TimeoutError):
+                raise ChildFailed(f"took longer than {self._deadline_s:g} s") from None
+            used_up = self._cpu_s is not None and child.returncode == -signal.SIGPROF
+            raise ChildFailed(f"computed for longer than {self._cpu_s:g} s" if used_up else "crashed") from None
         except BaseException:
             self._end()  # its answer would be taken for the next one's
             raise
@@ -80,8 +92,9 @@ class ConfinedProcess:
             self._end()
             begun = time.monotonic()
             path = os.pathsep.join(os.path.abspath(entry or os.curdir) for entry in sys.path if isinstance(entry, str))
+            arguments = [] if self._cpu_s is None else [str(self._cpu_s)]
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", self._module],
+                [sys.executable, "-P", "-m", self._module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -114,11 +127,37 @@ class ConfinedProcess:
             self._end()
 
 
-def serve_lines(answer: Callable[[Any], object]) -> None:
-    """The child's part, once it is prepared: a line in, a line out, until there are no more."""
+def serve_lines(
+    answer: Callable[[Any], object], ration: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext()
+) -> None:
+    """The child's part, once it is prepared: a line in, a line out, until there are no more.
+
+    Args:
+        ration: around the work on a line of so many characters.
+    """
     print(json.dumps(_READY), flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), flush=True)
+        with ration(len(line)):
+            said = json.dumps(answer(json.loads(line)))
+        print(said, flush=True)
+
+
+@contextmanager
+def rationed(cpu_s: float, num_bytes: int) -> Iterator[None]:
+    """In the child: inside, the processor for `cpu_s`, after which SIGPROF ends the process, and so much memory of its
+    own; it cannot have more than `limit_memory` leaves it."""
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    least = num_bytes if most == resource.RLIM_INFINITY else min(num_bytes, most)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_DATA, (least, most))
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def told(error: BestiaryError) -> dict[str, Any]:

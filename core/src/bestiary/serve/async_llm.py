@@ -27,6 +27,7 @@ from bestiary.engine.sequence import SequenceUpdate
 
 from .forms import Facts, Forms
 from .generation import Accepted, Generation, PoolingGeneration
+from .heap import trim
 from .outputs import OutputProcessor
 from .remote import RemoteEngine
 from .remote_adapters import RemoteAdapters
@@ -40,6 +41,8 @@ _LONG_TEXT = 20_000
 """Characters from which on a text is encoded off the event loop."""
 _LONG_TEXTS = 2
 """Such texts at a time: while it is encoded, one takes a hundred times its size."""
+_HUGE_TEXT = 200_000
+"""Characters from which on what it took is given back at once."""
 
 
 class AsyncLLM:
@@ -234,7 +237,7 @@ class AsyncLLM:
         if len(text) < _LONG_TEXT:
             return self.tokenizer.encode(text, add_special_tokens)
         async with self._long_texts:
-            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+            return await asyncio.to_thread(_encode_long, self.tokenizer, text, add_special_tokens)
 
     async def render(
         self, messages: Sequence[Mapping[str, Any]], *, chat_template: str | None = None, **variables: Any
@@ -364,3 +367,11 @@ class AsyncLLM:
         await self._supervisor.close()
         await asyncio.to_thread(self._templates.close)
         await asyncio.to_thread(self._forms.close)
+
+
+def _encode_long(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    try:
+        return tokenizer.encode(text, add_special_tokens)
+    finally:
+        if len(text) >= _HUGE_TEXT:
+            trim()

@@ -23,6 +23,8 @@ DEADLINE_S = 2.0
 START_S = 120.0
 """For the child to read the largest vocabularies on a busy machine."""
 CACHE_BYTES = 2**20
+_ENTRY_BYTES = 400
+"""What one answer takes beside its text: two objects, and a place in a mapping that keeps their order."""
 
 
 class GrammarProcess:
@@ -95,27 +97,33 @@ class Verdicts:
 
     def __init__(self, limit: int) -> None:
         self._limit, self._lock = limit, threading.Lock()
-        self._kept: OrderedDict[bytes, tuple[dict[str, Any], int]] = OrderedDict()
+        self._kept: OrderedDict[bytes, bytes] = OrderedDict()
         self.size = 0
 
     def keep(self, digest: bytes, verdict: dict[str, Any]) -> None:
-        size = len(digest) + len(json.dumps(verdict))
         with self._lock:
             self._drop(digest)
-            self._kept[digest] = verdict, size
-            self.size += size
+            self._kept[digest] = json.dumps(verdict).encode()
+            self.size += _size(self._kept[digest])
             while self.size > self._limit:
                 self._drop(next(iter(self._kept)))
 
     def get(self, digest: bytes) -> dict[str, Any] | None:
         with self._lock:
             found = self._kept.get(digest)
-            if found is not None:
-                self._kept.move_to_end(digest)
-            return None if found is None else found[0]
+            if found is None:
+                return None
+            self._kept.move_to_end(digest)
+        verdict: dict[str, Any] = json.loads(found)
+        return verdict
 
     def _drop(self, digest: bytes) -> None:
-        self.size -= self._kept.pop(digest, ({}, 0))[1]
+        if digest in self._kept:
+            self.size -= _size(self._kept.pop(digest))
+
+
+def _size(verdict: bytes) -> int:
+    return _ENTRY_BYTES + len(verdict)
 
 
 def _digest(params: StructuredOutputsParams) -> bytes:

@@ -89,7 +89,7 @@ def _handler(endpoint: Endpoint, service: Service) -> Callable[[Request], Awaita
 
 
 def _outcome(error: BestiaryError) -> str:
-    if error.error_code == "QUEUE_FULL":
+    if error.error_code in ("QUEUE_FULL", "BODIES_LIMIT"):
         return "shed"
     return "refused" if status_of(error) < 500 else "failed"
 

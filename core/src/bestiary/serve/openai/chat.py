@@ -86,17 +86,23 @@ async def _accept(call: Call, request: ChatCompletionRequest, target: Target) ->
     """Render, check and submit. Raises `RequestError`, or `EngineError` where the engine takes nothing now."""
     service, llm = call.service, call.service.llm
     llm.check_open(request.n or 1)
-    tooling = Tooling.of(service.formats, plain(request.tools), plain(request.tool_choice))
+    tooling = await call.apart(
+        lambda: Tooling.of(service.formats, plain(request.tools), plain(request.tool_choice))
+    )  # fmt: skip
     call.warnings += tooling.warnings()
     effort = request.reasoning_effort
-    prompt = await render(service, request, plain(request.messages), tools=tooling.shown, reasoning_effort=effort)
+    prompt = await render(
+        call, request, lambda: plain(request.messages), tools=tooling.shown, reasoning_effort=effort
+    )  # fmt: skip
     token_ids = await ids_of(service, prompt, add_special_tokens=False)
     limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if request.top_logprobs and not request.logprobs:
         call.warnings.append("top_logprobs implies logprobs")
-    form = tooling.form(
-        stated_form(request), prompt, service.tokenizer.special_tokens,
-        several=request.parallel_tool_calls is not False, continued=continued_text(request),
+    form = await call.apart(
+        lambda: tooling.form(
+            stated_form(request), prompt, service.tokenizer.special_tokens,
+            several=request.parallel_tool_calls is not False, continued=continued_text(request),
+        )
     )  # fmt: skip
     if request.parallel_tool_calls is False and tooling.callable and not tooling.forced:
         call.warnings.append("parallel_tool_calls has no effect unless a call is required")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-_MANY = 20_000
+MANY = 20_000
+"""Tokens, from which on a document takes long to write."""
 
 encode = msgspec.json.Encoder().encode
 
@@ -30,7 +31,7 @@ async def off_the_loop(work: Callable[[], Result], much: bool) -> Result:
 def much_to_write(outputs: Iterable[RequestOutput], logprobs: int | None) -> bool:
     """Whether documents of `outputs` take long to make: they hold very many tokens or log-probabilities."""
     tokens = sum(len(each.token_ids) for output in outputs for each in output.outputs)
-    return tokens * (1 + (logprobs or 0)) > _MANY
+    return tokens * (1 + (logprobs or 0)) > MANY
 
 
 def answer(call: Call, document: Any) -> Response:

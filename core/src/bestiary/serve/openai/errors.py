@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bestiary.http")
 
-_RETRY_AFTER = {"QUEUE_FULL": 1, "SERVER_SHUTDOWN": 30}
+_RETRY_AFTER = {"QUEUE_FULL": 1, "BODIES_LIMIT": 1, "SERVER_SHUTDOWN": 30}
 _RETRY_AFTER_RESTART = 5
 _FAILURES: Mapping[str, str] = {
     "INTERNAL": "the server failed; its log says why, under this request's id",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -170,20 +170,23 @@ class Clock:
 
 
 class Window:
-    """The values of the last five minutes, as many as fit."""
+    """The values of the last five minutes, as many as fit. It takes no more memory when it is full than when it is
+    new."""
 
     def __init__(self) -> None:
-        self._values: deque[tuple[float, float]] = deque(maxlen=_WINDOW_COUNT)
+        self._times, self._values = array("d", bytes(8 * _WINDOW_COUNT)), array("d", bytes(8 * _WINDOW_COUNT))
+        self._added = 0
 
     def add(self, value: float) -> None:
-        self._values.append((time.monotonic(), value))
+        place = self._added % _WINDOW_COUNT
+        self._times[place], self._values[place] = time.monotonic(), value
+        self._added += 1
 
     def quantiles(self) -> dict[str, float | None]:
         """p50, p90 and p99; None where nothing happened."""
         oldest = time.monotonic() - _WINDOW_S
-        while self._values and self._values[0][0] < oldest:
-            self._values.popleft()
-        ordered = sorted(value for _, value in self._values)
+        kept = zip(self._times[: self._added], self._values[: self._added], strict=True)
+        ordered = sorted(value for at, value in kept if at >= oldest)
         last = len(ordered) - 1
         return {name: ordered[math.ceil(share * last)] if ordered else None for name, share in _QUANTILES}
 

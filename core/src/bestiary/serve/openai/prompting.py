@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bestiary.api.errors import RequestError
@@ -12,10 +13,13 @@ from bestiary.serve.text.conversation import check_conversation
 if TYPE_CHECKING:
     from .options import ServeOptions
     from .schemas.base import JsonObject
-    from .service import Service
+    from .service import Call, Service
 
 _LONG_TEXT = 20_000
 """Characters from which on it is worth a look whether a text can fit."""
+_TEXT_CHARS, _CHARS_PER_TOKEN = 2**20, 8
+"""The longest text that is encoded, or as many characters as a context of usual text has at most, twice over. While it
+is encoded, a text takes a hundred times its size."""
 
 
 class Conversation(Protocol):
@@ -50,7 +54,7 @@ async def encoded(
 
 async def ids_of(service: Service, text: str, *, add_special_tokens: bool) -> list[int]:
     """The token ids of a prompt. Raises `CONTEXT_LENGTH_EXCEEDED` before time and memory are spent on what can be told
-    from its length."""
+    from its length, and as `counted_ids`."""
     info = service.llm.info
     fewest = service.tokenizer.fewest_ids(text) if len(text) >= _LONG_TEXT else 0
     if info is not None and fewest > info.max_model_len:
@@ -58,13 +62,26 @@ async def ids_of(service: Service, text: str, *, add_special_tokens: bool) -> li
             f"the prompt has at least {fewest} tokens", code="CONTEXT_LENGTH_EXCEEDED", field="prompt", value=fewest,
             limit=f"the context length, {info.max_model_len} tokens",
         )  # fmt: skip
+    return await counted_ids(service, text, add_special_tokens=add_special_tokens)
+
+
+async def counted_ids(service: Service, text: str, *, add_special_tokens: bool) -> list[int]:
+    """The token ids of a text, which may be more than the context takes. Raises `TEXT_LIMIT` for one so long that
+    nobody should wait for it."""
+    info = service.llm.info
+    most = max(_TEXT_CHARS, 0 if info is None else info.max_model_len * _CHARS_PER_TOKEN)
+    if len(text) > most:
+        raise RequestError(
+            "the text is too long to be made tokens of at once", code="TEXT_LIMIT", field="prompt", value=len(text),
+            limit=f"at most {most} characters", fix="send it in parts",
+        )  # fmt: skip
     return await service.llm.encode(text, add_special_tokens=add_special_tokens)
 
 
 async def render(
-    service: Service,
+    call: Call,
     request: Conversation,
-    messages: list[dict[str, Any]],
+    given: Callable[[], list[dict[str, Any]]],
     *,
     tools: list[dict[str, Any]] | None = None,
     **variables: Any,
@@ -72,26 +89,31 @@ async def render(
     """The prompt.
 
     Args:
+        given: makes the messages as data.
         variables: for the template, where the request's own do not say otherwise; None counts as not given.
 
     Raises:
         RequestError: NOT_ALLOWED for a template that the request brings, and what rendering raises.
     """
-    own = dict(request.chat_template_kwargs or {})
-    check_variables(own)
+    service, own = call.service, dict(request.chat_template_kwargs or {})
+    await call.apart(lambda: check_variables(own))
     options = {name: value for name, value in variables.items() if value is not None} | own
     if tools is not None:
         options["tools"] = tools
     continued = bool(request.continue_final_message)
     generate = not continued if request.add_generation_prompt is None else request.add_generation_prompt
-    if continued:
-        _check_continued(messages, generate)
     template = _template(service, request)
-    checked = check_conversation(
-        messages, arguments=service.formats.arguments, developer="developer" in (template or "")
-    )  # fmt: skip
+
+    def checking() -> tuple[list[dict[str, Any]], Any]:
+        messages = given()
+        if continued:
+            _check_continued(messages, generate)
+        developer = "developer" in (template or "")
+        return check_conversation(messages, arguments=service.formats.arguments, developer=developer), messages[-1]
+
+    checked, last = await call.apart(checking)
     text = await service.llm.render(checked, chat_template=template, add_generation_prompt=generate, **options)
-    return _cut(text, messages[-1]["content"]) if continued else text
+    return _cut(text, last["content"]) if continued else text
 
 
 def _template(service: Service, request: Conversation) -> str | None:

@@ -26,6 +26,12 @@ class Items:
     documents: list[dict[str, Any]] = field(default_factory=list)
     _open: _Text | _Function | None = None
 
+    @property
+    def reasoning(self) -> str:
+        """The text of all reasoning."""
+        found = (each["content"] for each in self.documents if each["type"] == "reasoning")
+        return "".join(part["text"] for content in found for part in content)
+
     def feed(self, delta: TextDelta, logprobs: list[dict[str, Any]]) -> Iterator[Event]:
         """New text, with the log-probabilities of the tokens that came with it."""
         if delta.reasoning:

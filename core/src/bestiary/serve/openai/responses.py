@@ -86,15 +86,17 @@ def _whole(response: Response) -> dict[str, Any]:
 async def _accept(call: Call, request: ResponsesRequest, target: Target) -> Response:
     service = call.service
     service.llm.check_open()
-    tooling = Tooling.of(service.formats, as_tools(request), plain(request.tool_choice))
+    tooling = await call.apart(lambda: Tooling.of(service.formats, as_tools(request), plain(request.tool_choice)))
     call.warnings += tooling.warnings()
     effort = None if request.reasoning is None else request.reasoning.effort
     prompt = await render(
-        service, _Template(request), as_messages(request), tools=tooling.shown, reasoning_effort=effort
+        call, _Template(request), lambda: as_messages(request), tools=tooling.shown, reasoning_effort=effort
     )  # fmt: skip
     token_ids = await ids_of(service, prompt, add_special_tokens=False)
     several = request.parallel_tool_calls is not False
-    form = tooling.form(text_form(request), prompt, service.tokenizer.special_tokens, several=several)
+    form = await call.apart(
+        lambda: tooling.form(text_form(request), prompt, service.tokenizer.special_tokens, several=several)
+    )
     stated = {"temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}
     sampling = SamplingParams(
         **{**service.options.sampling, **{name: value for name, value in stated.items() if value is not None}},
@@ -161,13 +163,14 @@ def _document(response: Response, status: str, error: BestiaryError | None) -> d
 
 
 def _usage(response: Response) -> dict[str, Any]:
-    output = response.generation.output
+    output, reasoning = response.generation.output, response.items.reasoning
     prompt, generated = len(output.prompt_token_ids), len(response.output.token_ids)
+    reasoned = len(response.call.service.tokenizer.encode(reasoning, False)) if reasoning else 0
     return {
         "input_tokens": prompt,
         "input_tokens_details": {"cached_tokens": output.metrics.cached_tokens},
         "output_tokens": generated,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": min(reasoned, generated)},
         "total_tokens": prompt + generated,
     }
 

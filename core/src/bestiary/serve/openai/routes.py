@@ -28,7 +28,7 @@ class Endpoint:
     Attributes:
         takes: the model of its body, if it has one. gives: the model of a good answer, where that is JSON.
         open: no key is asked for. streams: it may answer with events.
-        loads: it needs the engine, and may be refused with 503.
+        loads: it needs the engine, which may fail.
         others: further statuses. media_type: of an answer that is no JSON.
     """
 
@@ -50,7 +50,7 @@ class Endpoint:
         if keys and not self.open:
             found.add(401)
         if self.takes is not None:
-            found |= {400, 404, 408, 413, 415}
+            found |= {400, 404, 408, 413, 415, 503}
         if self.loads:
             found |= {500, 503}
         return sorted(found)

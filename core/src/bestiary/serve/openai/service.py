@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import secrets
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bestiary.api.errors import EngineError, RequestError
 
 from .body import parse_object, read_body
-from .documents import off_the_loop
+from .body_budget import SMALL_BODY, BodyBudget
+from .documents import Result
 from .logprobs import Spelling
 from .metrics import Metrics
 from .options import ServeOptions
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
 
     from .routes import Endpoint
 
-_LARGE_BODY = 64 * 2**10
 logger = logging.getLogger("bestiary.http")
 Wanted = TypeVar("Wanted", bound=RequestModel)
 
@@ -51,6 +53,7 @@ class Service:
 
     Attributes:
         formats: how the model writes reasoning and calls. endpoints: those that are there.
+        bodies: what may be read of requests at once.
         names: the ids of the model alone, the first being the one that answers show.
     """
 
@@ -59,6 +62,7 @@ class Service:
     ) -> None:
         self.llm, self.options, self.formats, self.endpoints = llm, options, formats, endpoints
         self.metrics = Metrics(llm)
+        self.bodies = BodyBudget(options.max_body)
         self.started = time.time()
         self.names = options.served_model_names or (public_name(llm.args.model),)
         self._secret = secrets.token_bytes(32)
@@ -117,7 +121,11 @@ def public_name(model: str) -> str:
 
 @dataclass(slots=True)
 class Call:
-    """One request: where it came from, and what is to be said of it in the answer's headers."""
+    """One request: where it came from, and what is to be said of it in the answer's headers.
+
+    Attributes:
+        large: its body was so large that work on all of it is no work for the event loop.
+    """
 
     service: Service
     http: Request
@@ -125,6 +133,7 @@ class Call:
     warnings: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
+    large: bool = False
 
     @property
     def id(self) -> str:
@@ -142,14 +151,23 @@ class Call:
     async def body(self, model: type[Wanted]) -> Wanted:
         """The request's body as `model`; what is ignored of it becomes a warning."""
         options = self.service.options
-        data = await read_body(self.http, options)
+        with self.service.bodies.share() as share:
+            data = await read_body(self.http, options, share)
 
-        def understood() -> tuple[Wanted, list[str]]:
-            return validated(model, parse_object(data), strict_fields=options.strict_fields)
+            def understood() -> tuple[Wanted, list[str]]:
+                return validated(model, parse_object(data), strict_fields=options.strict_fields)
 
-        request, warnings = await off_the_loop(understood, len(data) > _LARGE_BODY)
+            self.large = len(data) > SMALL_BODY
+            request, warnings = await self.apart(understood)
         self.warnings += warnings
         return request
+
+    async def apart(self, work: Callable[[], Result]) -> Result:
+        """What `work` on the whole of the body gives."""
+        if not self.large:
+            return work()
+        async with self.service.bodies.turn:
+            return await asyncio.to_thread(work)
 
     def end(self, outcome: str) -> None:
         """Whatever became of it, once: "finished", "refused", "shed", "failed" or "aborted"."""

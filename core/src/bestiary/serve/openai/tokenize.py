@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from bestiary.api.errors import RequestError
 
-from .documents import answer
+from .documents import MANY, answer, off_the_loop
 from .parsing import Tooling
-from .prompting import render
+from .prompting import counted_ids, render
 from .schemas.base import plain
 from .schemas.tokenize import DetokenizeRequest, TokenizeRequest
 
@@ -25,14 +25,18 @@ async def tokenize(call: Call) -> Any:
     if request.messages is None:
         text, special = request.prompt or "", True
     else:
-        tools = Tooling.of(service.formats, plain(request.tools), None).shown
-        text, special = await render(service, request, plain(request.messages), tools=tools), False
+        tools = (await call.apart(lambda: Tooling.of(service.formats, plain(request.tools), None))).shown
+        text, special = await render(call, request, lambda: plain(request.messages), tools=tools), False
     if request.add_special_tokens is not None:
         special = request.add_special_tokens
-    tokens = await service.llm.encode(text, add_special_tokens=special)
-    names = [service.tokenizer.token_text(token) for token in tokens] if request.return_token_strs else None
-    longest = None if service.llm.info is None else service.llm.info.max_model_len
-    return answer(call, {"count": len(tokens), "max_model_len": longest, "tokens": tokens, "token_strs": names})
+    tokens = await counted_ids(service, text, add_special_tokens=special)
+
+    def written() -> Any:
+        names = [service.tokenizer.token_text(token) for token in tokens] if request.return_token_strs else None
+        longest = None if service.llm.info is None else service.llm.info.max_model_len
+        return answer(call, {"count": len(tokens), "max_model_len": longest, "tokens": tokens, "token_strs": names})
+
+    return await off_the_loop(written, len(tokens) > MANY)
 
 
 async def detokenize(call: Call) -> Any:

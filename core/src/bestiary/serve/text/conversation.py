@@ -5,20 +5,39 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from bestiary.api.errors import RequestError
 
+from .json_marks import count_marks
 from .messages import part_text, plain
 
 MESSAGE_LIMIT = 10_000
 CALL_LIMIT = 128
 """Of one message."""
+ARGUMENT_LIMIT = 100_000
+"""Names and values in the arguments of all calls of a conversation."""
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _NAME = re.compile(r"[^\s<|\\/>]{1,64}")
 _ID_CHARS = 256
 _CALL = '{"id": "…", "type": "function", "function": {"name": "…", "arguments": "{…}"}}'
+
+
+@dataclass(slots=True)
+class _Calls:
+    """The calls of a conversation so far: their ids, and how much more their arguments may hold."""
+
+    ids: set[str] = field(default_factory=set)
+    room: int = ARGUMENT_LIMIT
+
+    def take(self, arguments: str, where: str) -> None:
+        """Raises RequestError where there is no room for what this JSON text holds."""
+        marks = count_marks(arguments.encode(errors="replace"))
+        self.room -= marks.nodes + marks.values
+        if self.room < 0:
+            _refuse("the calls' arguments hold too much", where, None, f"{ARGUMENT_LIMIT} names and values altogether")
 
 
 def check_conversation(
@@ -37,7 +56,7 @@ def check_conversation(
         _refuse("messages are a list", "messages", messages)
     if not 0 < len(messages) <= MESSAGE_LIMIT:
         _refuse(f"{len(messages)} messages", "messages", len(messages), f"1 to {MESSAGE_LIMIT}")
-    called: set[str] = set()
+    called = _Calls()
     checked = []
     for number, message in enumerate(messages):
         copy = _message(message, f"messages[{number}]", called)
@@ -49,7 +68,7 @@ def check_conversation(
     return checked
 
 
-def _message(message: object, where: str, called: set[str]) -> dict[str, Any]:
+def _message(message: object, where: str, called: _Calls) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         _refuse("a message is an object with a role", where, message)
     role = message.get("role")
@@ -83,7 +102,7 @@ def _content(content: object, where: str, *, optional: bool) -> object:
     return content
 
 
-def _calls(calls: object, where: str, role: object, called: set[str]) -> list[dict[str, Any]]:
+def _calls(calls: object, where: str, role: object, called: _Calls) -> list[dict[str, Any]]:
     where = f"{where}.tool_calls"
     if calls is None or (calls == [] and role == "assistant"):
         return []
@@ -92,7 +111,7 @@ def _calls(calls: object, where: str, role: object, called: set[str]) -> list[di
     return [_call(call, f"{where}[{number}]", called) for number, call in enumerate(calls)]
 
 
-def _call(call: object, where: str, called: set[str]) -> dict[str, Any]:
+def _call(call: object, where: str, called: _Calls) -> dict[str, Any]:
     if not isinstance(call, Mapping) or not isinstance(call.get("function"), Mapping):
         _refuse("a tool call is a function's", where, call, fix=_CALL)
     if call.get("type", "function") != "function":
@@ -100,19 +119,20 @@ def _call(call: object, where: str, called: set[str]) -> dict[str, Any]:
     call_id, function = call.get("id"), call["function"]
     if not isinstance(call_id, str) or not 0 < len(call_id) <= _ID_CHARS:
         _refuse("a tool call has an id", f"{where}.id", call_id, f"1 to {_ID_CHARS} characters", _CALL)
-    called.add(call_id)
+    called.ids.add(call_id)
     name = function.get("name")
     if not isinstance(name, str) or not 0 < len(name) <= _ID_CHARS:
         _refuse("a function has a name", f"{where}.function.name", name, fix=_CALL)
-    arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
+    arguments = _arguments(function.get("arguments"), f"{where}.function.arguments", called)
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _arguments(text: object, where: str) -> object:
+def _arguments(text: object, where: str, called: _Calls) -> object:
     """The object that the arguments are, whose JSON text a caller sends; an empty text is an empty object."""
     if text is None or text == "":
         return {}
     if isinstance(text, str):
+        called.take(text, where)
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError):
@@ -135,10 +155,10 @@ def _as_template_takes(call: dict[str, Any], arguments: str) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
 
-def _check_answered(call_id: object, where: str, called: set[str]) -> None:
+def _check_answered(call_id: object, where: str, called: _Calls) -> None:
     if not isinstance(call_id, str) or len(call_id) > _ID_CHARS:
         _refuse("a tool's message says which call it answers", where, call_id)
-    if call_id not in called:
+    if call_id not in called.ids:
         _refuse("no earlier message has this tool call", where, call_id, "the id of one of an assistant's tool_calls")
 
 

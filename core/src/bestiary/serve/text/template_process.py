@@ -2,27 +2,33 @@
 
 A template's ration (`chat_template.py`) bounds the steps it takes, not what one step costs, nor how deep a value that
 it ties into itself makes the renderer recurse. So it is rendered in a child (`bestiary.engine.confined`), which imports
-neither torch nor transformers.
+neither torch nor transformers, with little time of the processor and little memory for each conversation.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bestiary.api.errors import RequestError
-from bestiary.engine.confined import ChildFailed, ConfinedProcess, limit_memory, serve_lines, told
+from bestiary.engine.confined import ChildFailed, ConfinedProcess, limit_memory, rationed, serve_lines, told
 
-DEADLINE_S = 2.0
+CPU_S = 0.5
+DEADLINE_S = 5.0
+"""Seconds for one conversation: of the processor, and altogether, which matters where the machine is busy."""
 _MEMORY_BYTES = 1 << 30
+_OWN_BYTES, _BYTES_PER_CHARACTER = 48 << 20, 16
+"""Of one conversation: what any template may use, and what a long conversation takes. As JSON in ASCII, where a lion is
+12 characters, the longest takes 5 bytes for each."""
 
 
 class TemplateProcess:
     """Renders as `render_chat` does, elsewhere. Owns the child; several threads may call."""
 
-    def __init__(self, deadline_s: float = DEADLINE_S) -> None:
-        self._process = ConfinedProcess("bestiary.serve.text.template_process", deadline_s=deadline_s)
+    def __init__(self, deadline_s: float = DEADLINE_S, cpu_s: float = CPU_S) -> None:
+        self._process = ConfinedProcess("bestiary.serve.text.template_process", deadline_s=deadline_s, cpu_s=cpu_s)
 
     @property
     def pid(self) -> int | None:
@@ -79,7 +85,8 @@ def main() -> None:
     limit_memory(_MEMORY_BYTES)
     import minijinja  # noqa: F401 - now, so that no conversation waits for it
 
-    serve_lines(_answer)
+    cpu_s = float(sys.argv[1])
+    serve_lines(_answer, lambda size: rationed(cpu_s, _OWN_BYTES + _BYTES_PER_CHARACTER * size))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class TextPart(Strict):
     text: str
 
 
-Content = str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
+Content = str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 Name = Annotated[str, Field(pattern=r"^[^\s<|\\/>]{1,64}$")]
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
@@ -68,7 +68,7 @@ class AssistantMessage(Strict):
     role: Literal["assistant"]
     content: Content | None = None
     name: Name | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
     audio: None = None
@@ -90,4 +90,4 @@ class ToolMessage(Strict):
 Message = Annotated[
     SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
 ]
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]

@@ -20,7 +20,7 @@ class InputText(Strict):
 class InputMessage(Strict):
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS)]
+    content: str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 
 
 class FunctionCallItem(Strict):
@@ -110,7 +110,8 @@ class ResponsesRequest(Request):
     }
 
     input: (
-        Annotated[str, Field(min_length=1)] | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     )
     instructions: str | None = None
     max_output_tokens: Count | None = None

@@ -29,7 +29,7 @@ _MAX_PRIORITY = 2**31 - 1
 
 Count = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1, json_schema_extra={TOKEN_ID: True}), WHOLE]
-TokenIds = Annotated[list[TokenId], Field(max_length=MAX_IDS)]
+TokenIds = Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)]
 Choices = Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE]
@@ -98,7 +98,7 @@ class SamplingFields(Request):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     logit_bias: LogitBias | None = None
-    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)] | None = None
     bad_token_ids: TokenIds | None = None
     prompt_logprobs: Logprobs | None = None
     skip_special_tokens: bool | None = None

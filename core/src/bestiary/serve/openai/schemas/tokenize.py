@@ -50,7 +50,7 @@ class Tokenized(Reply):
 
 
 class DetokenizeRequest(Request):
-    tokens: Annotated[list[TokenId], Field(max_length=MAX_PROMPT_IDS)]
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_PROMPT_IDS, fail_fast=True)]
 
 
 class Detokenized(Reply):
