@@ -19,9 +19,9 @@ from bestiary.engine.process import supervisor
 from bestiary.serve.async_llm import AsyncLLM
 
 from .support.chaos import HARMLESS
-from .support.scene import PLAIN, Scene
+from .support.scene import PATIENCE, PLAIN, Scene
+from .support.times import TIMES
 
-TIMES = [1, pytest.param(10, marks=pytest.mark.full), pytest.param(100, marks=pytest.mark.soak)]
 LONG = replace(HARMLESS, max_tokens=60)
 PROMPTS = [[20 + number, *range(100, 159)] for number in range(32)]
 """With their answers 120 tokens each: 8 blocks of 16."""
@@ -53,31 +53,34 @@ def test_too_few_blocks_for_all_at_once(t0, golden, chaos_file, case, times):
     case("F07", times * len(PROMPTS), preemptions=preemptions)
 
 
-def test_a_model_that_always_fails_is_given_up_at_once(scenes, chaos_file, case):
+@pytest.mark.parametrize("times", TIMES)
+def test_a_model_that_always_fails_is_given_up_at_once(t0, golden, chaos_file, case, times):
     """F10: it is not restarted, since the next process would fail as well; this one goes on."""
-    scene = scenes(seed=1)
-    asked = []
 
-    async def work():
-        asked.append(scene.llm.submit("long", [40, 41], replace(HARMLESS, max_tokens=900)))
+    async def work(llm):
+        asked = llm.submit("long", [40, 41], replace(HARMLESS, max_tokens=900))
         chaos_file.write_text("raise")
-        while scene.llm.state != "failed":
-            await scene.llm.changes()
+        while llm.state != "failed":
+            await llm.changes()
         with pytest.raises(RequestError) as caught:
-            scene.llm.submit("next", [40, 41], HARMLESS)
-        return caught.value
+            llm.submit("next", [40, 41], HARMLESS)
+        assert caught.value.error_code == "ENGINE_NOT_READY"
+        return asked
 
-    try:
-        refusal = scene.run(work())
-    finally:
-        chaos_file.unlink(missing_ok=True)
-    assert refusal.error_code == "ENGINE_NOT_READY"
-    assert asked[0].error.error_code == scene.llm.error.error_code == "MODEL_FAILED"
-    assert scene.llm.restarts == 0
-    case("F10")
+    for _ in range(times):
+        scene = Scene.open(t0, golden)
+        try:
+            asked = scene.run(work(scene.llm))
+            assert asked.error.error_code == scene.llm.error.error_code == "MODEL_FAILED"
+            assert scene.llm.restarts == 0
+        finally:
+            chaos_file.unlink(missing_ok=True)
+            scene.close()
+    case("F10", times)
 
 
-def test_no_process_can_be_started(t0, chaos_file, case, monkeypatch):
+@pytest.mark.parametrize("times", TIMES)
+def test_no_process_can_be_started(t0, chaos_file, case, monkeypatch, times):
     """F13: a restart without a descriptor left is tried again and then given up, with the system's own words."""
     monkeypatch.setattr(supervisor, "MOST_RESTARTS", 2)
 
@@ -95,10 +98,11 @@ def test_no_process_can_be_started(t0, chaos_file, case, monkeypatch):
             await llm.close()
         return llm.error
 
-    error = asyncio.run(asyncio.wait_for(work(), 200))
-    assert error.error_code == "ENGINE_DEAD"
-    assert "Too many open files" in error.message
-    case("F13")
+    for _ in range(times):
+        error = asyncio.run(asyncio.wait_for(work(), PATIENCE))
+        assert error.error_code == "ENGINE_DEAD"
+        assert "Too many open files" in error.message
+    case("F13", times)
 
 
 @pytest.mark.parametrize("flips", [30, pytest.param(1000, marks=pytest.mark.full)])

@@ -2,7 +2,8 @@
 
 import pytest
 
-TIMES = [1, pytest.param(10, marks=pytest.mark.full), pytest.param(100, marks=pytest.mark.soak)]
+from .support.times import TIMES
+
 WHEN = ["prefill", "decode", "idle"]
 ENDS = {
     "memory": ("F08", "OUT_OF_MEMORY"), "eat": ("F08", "OUT_OF_MEMORY"), "nan": ("F09", "NUMERICAL"),

@@ -8,12 +8,8 @@ import time
 import pytest
 
 from .support.chaos import HARMLESS
-from .support.scene import SONGS
-
-TIMES = [1, pytest.param(10, marks=pytest.mark.full), pytest.param(100, marks=pytest.mark.soak)]
-LONG = [70 + number % 9 for number in range(900)]
-SMALL_STEPS = {"max_num_batched_tokens": 16}
-"""So that `LONG` takes many steps, and there is a time in the middle of it."""
+from .support.scene import SMALL_STEPS, SONGS
+from .support.times import TIMES
 
 
 async def killed(scene, when):
@@ -24,10 +20,7 @@ async def killed(scene, when):
         return None, *await dead_and_back(llm, pid)
     async with scene.canaries() as canaries:
         if when == "prefill":
-            long = llm.submit("long", LONG, HARMLESS)
-            while llm.stats().running <= len(SONGS):
-                await asyncio.sleep(0.001)
-            assert long.output.outputs[0].token_ids == []
+            await scene.in_a_prompt()
         seconds = await dead_and_back(llm, pid)
         await canaries.sing()
     return canaries, *seconds
@@ -96,9 +89,9 @@ def test_the_plugin_ends_the_process(scenes, case, what, times):
 
 
 @pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("when", ["decode", "idle"])
+@pytest.mark.parametrize("when", ["decode", "idle", pytest.param("prefill", marks=pytest.mark.full)])
 def test_stopped_and_continued(scenes, case, when, times):
-    scene = scenes(unready_after=1.0)
+    scene = scenes(unready_after=1.0, **SMALL_STEPS)
     pid, restarts, seconds = scene.llm.engine_pid, scene.llm.restarts, []
 
     async def stopped():
@@ -115,7 +108,12 @@ def test_stopped_and_continued(scenes, case, when, times):
         if when == "idle":
             return await stopped()
         async with scene.canaries() as canaries:
+            if when == "decode":
+                await stopped()
+                return canaries
+            long, prompt = await scene.in_a_prompt()
             await stopped()
+            assert (await long.wait()).outputs[0].token_ids == scene.golden.tokens(prompt, HARMLESS)
         return canaries
 
     for _ in range(times):

@@ -12,6 +12,7 @@ import torch
 import transformers
 from click.testing import CliRunner
 
+from bestiary.api.errors import EngineError
 from bestiary.bench import run
 from bestiary.bench.cli import bench
 from bestiary.bench.hardware import Hardware
@@ -128,20 +129,46 @@ def test_quiet_and_debug_are_options_as_everywhere(command: str, capsys: pytest.
     assert "Traceback" in said and "MODEL_NOT_FOUND" in said
 
 
-def test_http(tiny: str, tmp_path: Path) -> None:
-    """A real server and the offline API do the same work."""
-    output = tmp_path / "record.json"
-    given = ["--streams", "3", "--input-len", "4", "--output-len", "5", "--repeats", "1", "--output", str(output)]
-    options = ["--dtype", "float32", "--device", "cpu", "--quiet", "--json"]
+@pytest.fixture
+def speaking(tiny: str, tmp_path: Path) -> str:
+    """With a tokenizer."""
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)
     letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     vocabulary = {letter: index for index, letter in enumerate(sorted(letters))}
     tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [])).save(str(folder / "tokenizer.json"))
-    done = CliRunner().invoke(bench, ["http", str(folder), *options, *given], catch_exceptions=False)
+    return str(folder)
+
+
+def test_http(speaking: str, tmp_path: Path) -> None:
+    """A real server and the offline API do the same work."""
+    output = tmp_path / "record.json"
+    given = ["--streams", "3", "--input-len", "4", "--output-len", "5", "--repeats", "1", "--output", str(output)]
+    options = ["--dtype", "float32", "--device", "cpu", "--quiet", "--json"]
+    done = CliRunner().invoke(bench, ["http", speaking, *options, *given], catch_exceptions=False)
     record = json.loads(done.stdout)
     assert record == json.loads(output.read_text())
     found = record["results"]
     assert found["lost"] == pytest.approx(1 - found["http"] / found["offline"], rel=1e-3)
     assert len(found["rounds"]) == 1 and found["client_cpu_per_1000"] > 0
     assert str(tmp_path) not in output.read_text()
+
+
+def test_start(speaking: str, tmp_path: Path) -> None:
+    """A real server, from its command to a token."""
+    output = tmp_path / "record.json"
+    options = ["--dtype", "float32", "--repeats", "1", "--quiet", "--output", str(output)]
+    done = CliRunner().invoke(bench, ["start", speaking, *options], catch_exceptions=False)
+    record = json.loads(output.read_text())
+    found = record["results"]
+    assert found["phases"].keys() >= {"import torch", "load the model"}
+    rest = found["first_token"] - found["phases"]["import torch"] - found["phases"]["load the model"]
+    assert found["elsewhere"] == pytest.approx(rest, rel=1e-3)
+    assert 0 < found["listening"] <= found["ready"] < found["first_token"]
+    assert len(found["rounds"]) == 1 and str(tmp_path) not in output.read_text()
+    assert "neither torch nor weights" in done.stdout and "  import torch" in done.stdout
+
+
+def test_a_server_that_ends_before_it_starts_is_told(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="ended with exit status 2"):
+        CliRunner().invoke(bench, ["start", str(tmp_path / "nowhere"), "--quiet"], catch_exceptions=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from bestiary.api.outputs import RequestOutput
 from bestiary.engine.arguments import EngineArgs
 from bestiary.serve.async_llm import AsyncLLM
+from bestiary.serve.generation import Generation
 
 from .baseline import Holding, family
 from .canaries import Canaries, engine_song
@@ -18,9 +20,13 @@ from .chaos import HARMLESS, OVERRIDES, provoking
 from .golden import Golden
 
 T = TypeVar("T")
+_NUMBERS = itertools.count()
 PATIENCE = 240.0
 """Seconds after which a test that waits has failed: nothing here takes a tenth of it on an idle machine."""
 SONGS = [[40 + number, 41, 42 + 3 * number, 43][: 2 + number % 3] for number in range(8)]
+LONG = [70 + number % 9 for number in range(900)]
+SMALL_STEPS = {"max_num_batched_tokens": 16}
+"""So that `LONG` takes many steps beside the songs, and there is a time in the middle of it."""
 PLAIN = {"dtype": "float32", "progress": False, "hf_overrides": OVERRIDES, "num_gpu_blocks_override": 256}
 
 
@@ -68,6 +74,17 @@ class Scene:
 
     async def ask(self, prompt: Sequence[int]) -> RequestOutput:
         return await self.llm.submit(f"ask {prompt}", prompt, HARMLESS).wait()
+
+    async def in_a_prompt(self) -> tuple[Generation, list[int]]:
+        """Until the engine is in the middle of a long prompt that no cache has, in `SMALL_STEPS` beside canaries; the
+        request, and the prompt."""
+        prompt = [40 + next(_NUMBERS) % 400, *LONG]
+        before = self.llm.stats().tokens
+        long = self.llm.submit("long", prompt, HARMLESS)
+        while self.llm.stats().tokens < before + len(LONG) // 4:
+            await asyncio.sleep(0.001)
+        assert long.output.outputs[0].token_ids == []
+        return long, prompt
 
     async def provoke(self, what: str, when: str) -> tuple[RequestOutput, str]:
         """Send a request that provokes; its output, and the code of the error it ended with."""

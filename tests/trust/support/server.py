@@ -6,21 +6,28 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from .baseline import alive, family
 from .client import Answer, ask
 
 _START_SECONDS = 120.0
-_PLAIN = ("--port", "0", "--log-json", "--dtype", "float32", "--no-progress")
+_PLAIN = ("--log-json", "--dtype", "float32", "--no-progress")
+
+
+def free_port() -> int:
+    """One that nobody listens at now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 class Server:
@@ -32,7 +39,7 @@ class Server:
 
     Args:
         environment: further variables, or none where a value is None. descriptors: the most that it may open.
-        meddled: it listens to the signals of `meddled.py`. errors: where standard error goes instead of `log`.
+        meddled: it listens to the signals of `meddled.py`. full_disk: where it would log there is no room.
     """
 
     def __init__(
@@ -42,22 +49,24 @@ class Server:
         environment: Mapping[str, str | None] | None = None,
         descriptors: int | None = None,
         meddled: bool = False,
-        errors: IO[str] | None = None,
+        full_disk: bool = False,
     ) -> None:
         path = os.pathsep.join(filter(None, sys.path))
         program = [str(Path(__file__).with_name("meddled.py"))] if meddled else ["-m", "bestiary"]
-        command = [sys.executable, *program, "serve", str(model), *_PLAIN, *options]
+        self._port = free_port() if full_disk else 0
+        command = [sys.executable, *program, "serve", str(model), *_PLAIN, "--port", str(self._port), *options]
         if descriptors is not None:
             command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
         environment = {**os.environ, "PYTHONPATH": path, **(environment or {})}
         self.log: list[dict[str, Any]] = []
         self.headers: dict[str, str] = {}
         self._logged = threading.Condition()
-        self.process = subprocess.Popen(
-            command, env={name: value for name, value in environment.items() if value is not None},
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors or subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
+        with ExitStack() as opened:
+            self.process = subprocess.Popen(
+                command, env={name: value for name, value in environment.items() if value is not None},
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+                stderr=opened.enter_context(open("/dev/full", "w")) if full_disk else subprocess.PIPE,
+            )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -106,7 +115,7 @@ class Server:
 
     @property
     def port(self) -> int:
-        return int(str(self.wait_for("listening")["url"]).rpartition(":")[2])
+        return self._port or int(str(self.wait_for("listening")["url"]).rpartition(":")[2])
 
     @property
     def text(self) -> str:
@@ -139,6 +148,15 @@ class Server:
     async def stats(self) -> dict[str, Any]:
         found: dict[str, Any] = (await self.get("/server/stats")).json()
         return found
+
+    async def until_listening(self) -> None:
+        """What the log says, of a server that has none."""
+        while self.process.poll() is None:
+            with suppress(ConnectionError):
+                await self.get("/health/live")
+                return
+            await asyncio.sleep(0.01)
+        raise RuntimeError(f"the server ended with {self.process.returncode}")
 
     async def until_ready(self, status: int = 200) -> float:
         """Poll `/health/ready` until it says `status`; seconds that took."""

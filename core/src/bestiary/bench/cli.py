@@ -1,4 +1,5 @@
-"""`bestiary bench latency`, `throughput`, `perplexity`, `serve` and `http`: progress on stderr, figures on stdout."""
+"""`bestiary bench latency`, `throughput`, `perplexity`, `serve`, `http` and `start`: progress on stderr, figures on
+stdout."""
 
 from __future__ import annotations
 
@@ -127,6 +128,17 @@ def http(streams: int, input_len: int, output_len: int, repeats: int, skip_token
     engine = {name: shared[name] for name in _ENGINE if name != "max_model_len"}
     work = HttpWork(streams, input_len, output_len, repeats)
     finish(shared, run_http(shared["model"], engine, work, _say(shared)))
+
+
+@bench.command()
+@_shared
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Starts; medians are told.")
+def start(repeats: int, **shared: Any) -> None:
+    """How long `bestiary serve` takes from the command to the first token, and for what."""
+    from .start import StartWork, run_start
+
+    engine = {name: shared[name] for name in _ENGINE}
+    finish(shared, run_start(shared["model"], engine, StartWork(repeats), _say(shared)))
 
 
 def _options(shared: dict[str, Any]) -> Any:

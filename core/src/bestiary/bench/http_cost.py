@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -25,8 +18,9 @@ from .load.arrivals import Closed
 from .load.load import Load
 from .load.work import Work
 from .record import load_average, new_record
+from .serving import START_SECONDS, answered, serving
 
-_START_SECONDS = 600.0
+_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +38,11 @@ def run_http(model: str, engine: dict[str, Any], work: HttpWork, say: Callable[[
     longest = work.input_len + work.output_len
     engine = {name: value for name, value in engine.items() if value is not None and name != "progress"}
     engine |= {"max_model_len": longest, "max_num_seqs": work.streams}
-    with LLM(model, progress=False, enable_prefix_caching=False, **engine) as llm, _serving(model, engine) as server:
+    with (
+        LLM(model, progress=False, enable_prefix_caching=False, **engine) as llm,
+        serving(model, engine, "--no-enable-prefix-caching") as (server, process),
+    ):
+        answered(server, process, "/health/ready", _LOOK_SECONDS)
         asked = Work(
             model, "completions", requests=work.streams, shortest=work.input_len, longest=work.input_len,
             output_len=work.output_len, vocab_size=llm.engine.vocab_size,
@@ -73,7 +71,7 @@ def _offline(llm: LLM, asked: Work, work: HttpWork) -> float:
 
 async def _over_http(server: Server, asked: Work, work: HttpWork) -> dict[str, float]:
     """New tokens a second, and seconds of computing that the client took for a thousand of them."""
-    async with Load(server, asked, timeout=_START_SECONDS) as load:
+    async with Load(server, asked, timeout=START_SECONDS) as load:
         started = time.perf_counter()
         run = await load.run(Closed(work.streams))
         seconds = time.perf_counter() - started
@@ -82,36 +80,3 @@ async def _over_http(server: Server, asked: Work, work: HttpWork) -> dict[str, f
     if failed or tokens != work.streams * work.output_len:
         raise EngineError(f"the server answered {tokens} tokens, with errors: {failed[:3]}", code="BENCH_FAILED")
     return {"http": tokens / seconds, "client_cpu_per_1000": 1000 * run.cpu / tokens}
-
-
-@contextmanager
-def _serving(model: str, engine: dict[str, Any]) -> Iterator[Server]:
-    """A server of the model in processes of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = [word for name, value in engine.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "bestiary", "serve", model, "--port", str(port), "--served-model-name", model]
-    process = subprocess.Popen(
-        [*command, "--no-enable-prefix-caching", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        _wait(f"http://127.0.0.1:{port}/health/ready", process)
-        yield Server.at(f"http://127.0.0.1:{port}")
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise EngineError(f"the server ended with exit status {process.returncode}", code="BENCH_FAILED")
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                json.load(answer)
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise EngineError("the server did not become ready", code="BENCH_FAILED")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 
@@ -14,6 +15,8 @@ def table(record: dict[str, Any]) -> str:
         return _serve_table(record)
     if record["kind"] == "http":
         return _http_table(record)
+    if record["kind"] == "start":
+        return _start_table(record)
     rows = _latency_rows(record) if record["kind"] == "latency" else _throughput_rows(record)
     hardware, loads = record["hardware"], record["load_average"]
     return "\n".join(
@@ -65,6 +68,31 @@ def _http_table(record: dict[str, Any]) -> str:
             *aligned(rows),
         ]
     )
+
+
+def _start_table(record: dict[str, Any]) -> str:
+    """When what was there, and how long each phase of the engine took, beside the rest of the server's start."""
+    rounds = record["results"]["rounds"]
+    parts = [("the server listens", "listening"), ("it is ready", "ready"), ("the first token", "first_token")]
+    rows = [["", "median", "least", "most"]]
+    for title, name in parts:
+        rows.append(_spread(title, [each[name] for each in rounds]))
+    for name in rounds[0]["phases"]:
+        rows.append(_spread(f"  {name}", [each["phases"][name] for each in rounds]))
+    rows.append(_spread("neither torch nor weights", [each["elsewhere"] for each in rounds]))
+    loads = record["load_average"]
+    return "\n".join(
+        [
+            f"{record['model']}, {record['hardware']['name']}, {len(rounds)} starts, seconds since the command",
+            f"load average {loads['start']} to {loads['end']}",
+            "",
+            *aligned(rows),
+        ]
+    )
+
+
+def _spread(title: str, values: Sequence[float]) -> list[str]:
+    return [title, *(f"{value:.2f}" for value in (median(values), min(values), max(values)))]
 
 
 def _serve_table(record: dict[str, Any]) -> str:

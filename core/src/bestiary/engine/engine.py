@@ -324,6 +324,14 @@ class LLMEngine:
         if self.dead.error_code != "CLOSED":
             raise self.dead
 
+    def check_team(self) -> None:
+        """Between two steps: raises the error of a rank that was lost, and ends the others."""
+        self._refuse_if_dead()
+        if self.team is not None and self.team.workers is not None and self.team.workers.failure is not None:
+            self.dead = self.team.workers.failure
+            self.team.abandon()
+            raise self.dead
+
     def _refuse_if_dead(self) -> None:
         if self.dead is not None:
             raise self.dead

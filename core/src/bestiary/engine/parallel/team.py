@@ -8,7 +8,7 @@ After a step the rank that drew its tokens shows them to everybody (`exchange`),
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -33,6 +33,7 @@ class Team:
 
     Attributes:
         ticks: steps begun so far. own: this rank's copy of the model (data parallelism).
+        on_lost: called, from another thread, when a rank that this process started is lost.
     """
 
     def __init__(self, parallel: ParallelConfig, seat: Seat, device: str) -> None:
@@ -44,6 +45,7 @@ class Team:
         self._store: Store | None = None
         self._events: list[Event] = []
         self.workers: Workers | None = None
+        self.on_lost: Callable[[], None] = lambda: None
         self.ticks = 0
         self._threads: int | None = None
 
@@ -61,7 +63,7 @@ class Team:
         """Meet the other ranks; `workers` are those that this process started."""
         self.workers = workers
         if workers is not None:
-            workers.on_failure = self._leave
+            workers.on_failure = self._lost
             workers.wait_ready()
         with self.blaming_peers():
             self._store = store = self.seat.store(self.parallel.world_size_across_dp)
@@ -198,6 +200,10 @@ class Team:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
             self._threads = None
+
+    def _lost(self) -> None:
+        self._leave()
+        self.on_lost()
 
     def _leave(self) -> None:
         for group in (*self._world, self.groups.tensor, self.groups.pipeline):

@@ -15,6 +15,7 @@ from typing import Any
 
 from bestiary.api.errors import BestiaryError, EngineError
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.stderr import never_fail_stderr
 from bestiary.nn.parallel.distributed import TorchGroup
 
 from .frames import receive_frame, send_frame
@@ -52,6 +53,7 @@ class Parent:
 def main(descriptor: int) -> None:
     """The whole life of a local worker, at the other end of socket `descriptor`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    never_fail_stderr()
     channel = socket.socket(fileno=descriptor)
     frame = receive_frame(channel)
     if frame is None:

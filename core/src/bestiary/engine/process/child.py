@@ -17,6 +17,7 @@ from bestiary.api.lora import LoRARequest
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.parallel.messages import AddRequest, EndRequest, Trouble, UseTokenizer, sendable
 from bestiary.engine.sequence import SequenceUpdate
+from bestiary.engine.stderr import never_fail_stderr
 
 from .messages import (
     Answer,
@@ -45,6 +46,8 @@ class Worker:
         self._engine, self._parent = engine, parent
         self._seconds, self._steps, self._tokens, self._numerical = 0.0, 0, 0, 0
         engine.observers = (*engine.observers, self)
+        if engine.team is not None:
+            engine.team.on_lost = parent.wake
 
     def on_step(self, plan: object, seconds: float) -> None:
         """As a `StepObserver`."""
@@ -52,7 +55,8 @@ class Worker:
         self._seconds += seconds
 
     def run(self) -> None:
-        """Until the parent says `Quit`. Raises what the engine died of."""
+        """Until the parent says `Quit`. Raises what the engine died of, which needs no request to be noticed."""
+        self._engine.check_team()
         while self._take():
             if not self._engine.has_unfinished_requests:
                 continue
@@ -83,7 +87,10 @@ class Worker:
             message = self._parent.hear()
             if isinstance(message, Quit):
                 return False
-            self._apply(message)
+            if message is None:
+                self._engine.check_team()
+            else:
+                self._apply(message)
         return True
 
     def _apply(self, message: ToEngine) -> None:
@@ -155,6 +162,7 @@ def main(descriptor: int) -> None:
     business: signals that a service manager sends to both are the parent's to answer."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the processes of a plugin would inherit
+    never_fail_stderr()
     end_with_parent()
     parent = Parent(socket.socket(fileno=descriptor))
     parent.start()

@@ -32,7 +32,7 @@ class Parent:
         self._channel = channel
         self._outbox: queue.SimpleQueue[FromEngine | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="bestiary-writer", daemon=True)
-        self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
         self.moves = 0
         self.busy = True
 
@@ -40,8 +40,12 @@ class Parent:
         threading.Thread(target=self._read, name="bestiary-reader", daemon=True).start()
         self._writer.start()
 
-    def hear(self) -> ToEngine:
-        """The next message, waited for; and whoever waits is not busy."""
+    def wake(self) -> None:
+        """End the wait of whoever hears, from any thread: there is something else to look after."""
+        self.inbox.put(None)
+
+    def hear(self) -> ToEngine | None:
+        """The next message, waited for, or None after `wake`; and whoever waits is not busy."""
         self.busy = False
         message = self.inbox.get()
         self.busy = True
