@@ -17,8 +17,9 @@ MOST_SLOPE = 0.1
 """KiB a request."""
 MOST_GROWTH = 16 << 20
 """Bytes of one process, whatever was asked."""
-GRAIN = 4 << 20
-"""Bytes by which allocators grow: with few requests, one such step looks like a slope."""
+MANY, GRAIN = 10_000, 8 << 20
+"""With fewer requests a slope may be one step of an allocator, or a heap that is not yet as divided as it will be: then
+`GRAIN` bytes are allowed in all, and it is the census that tells of a leak."""
 MOST_OBJECTS, FEW_OBJECTS, SOME_OBJECTS = 0.001, 0.02, 20
 """Of each type there may be more than at first by the first share of their number, the second of the number of
 requests, or the third: so a leak shows that each of fifty requests has a part in."""
@@ -34,7 +35,7 @@ Asking = Callable[[Kept, int], Awaitable[None]]
 
 def warm_up(requests: int) -> int:
     """How many come before those: until everything was used once, and a heap is as divided as it will be."""
-    return max(200, requests // 4)
+    return max(120, requests // 4)
 
 
 class Watch:
@@ -112,7 +113,7 @@ class Watch:
 
 
 def _memory(samples: Samples, requests: int) -> list[str]:
-    allowed = max(MOST_SLOPE, GRAIN / 1024 / requests)
+    allowed = MOST_SLOPE if requests >= MANY else GRAIN / 1024 / requests
     steep = [f"{role}: {each:.2f} KiB a request" for role, each in samples.slopes().items() if each > allowed]
     much = [f"{role} grew by {each} bytes" for role, each in samples.growth().items() if each > MOST_GROWTH]
     return steep + much
