@@ -44,9 +44,9 @@ class Watch:
     def __init__(self, server: Server, folder: Path) -> None:
         self.server, self._folder = server, folder
 
-    async def run(self, asking: Asking, requests: int) -> tuple[dict[str, Any], list[str]]:
-        """Ask so often, after a warm-up; returns figures, and what has grown."""
-        warm = warm_up(requests)
+    async def run(self, asking: Asking, requests: int, warm: int = 0) -> tuple[dict[str, Any], list[str]]:
+        """Ask so often, after a warm-up of at least `warm`; returns figures, and what has grown."""
+        warm = max(warm, warm_up(requests))
         await self._ask(asking, 0, warm)
         await self.server.until_quiet()
         self._census()  # the first makes objects of its own
@@ -61,7 +61,7 @@ class Watch:
         await self.server.until_quiet()
         complaints = await self._until_baseline(samples)
         grown = self._grown(before, requests)
-        return self._figures(samples, requests), complaints + grown + _memory(samples, requests)
+        return {"warm_up": warm, **_figures(samples)}, complaints + grown + _memory(samples, requests)
 
     async def _ask(self, asking: Asking, start: int, stop: int) -> None:
         numbers = iter(range(start, stop))
@@ -106,10 +106,11 @@ class Watch:
             return wrong
         return []
 
-    def _figures(self, samples: Samples, requests: int) -> dict[str, Any]:
-        slopes = {f"{role}_kib_per_request": round(each, 4) for role, each in samples.slopes().items()}
-        growth = {f"{role}_grown_mib": round(each / 2**20, 2) for role, each in samples.growth().items()}
-        return {"warm_up": warm_up(requests), **slopes, **growth}
+
+def _figures(samples: Samples) -> dict[str, Any]:
+    slopes = {f"{role}_kib_per_request": round(each, 4) for role, each in samples.slopes().items()}
+    growth = {f"{role}_grown_mib": round(each / 2**20, 2) for role, each in samples.growth().items()}
+    return slopes | growth
 
 
 def _memory(samples: Samples, requests: int) -> list[str]:
