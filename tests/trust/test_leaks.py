@@ -26,7 +26,7 @@ HI = [{"role": "user", "content": "Hi"}]
 PROMPT = {"prompt": [40, 41, 42], "max_tokens": 4, "ignore_eos": True, "temperature": 0}
 OPTIONS = ("--num-gpu-blocks-override", "256", "--max-queue", "1000", "--allow-request-template")
 """Few blocks of the KV cache, for each is given by the system when it is first written, and then kept."""
-MOST_KEPT_OF_A_TEXT = 64 << 20
+MOST_KEPT_OF_A_TEXT = 84 << 20
 MOST_OF_ENGINES = 4 << 20
 
 
