@@ -14,9 +14,10 @@ SIZES: Mapping[str, tuple[int | None, int | None, int | None]] = {
     "LD3": (1, 10, 100),  # bursts of 500 requests
     "LD4": (60, 1_000, 10_000),  # clients that leave; a fifth as many that read slowly
     "LD5": (None, None, 600),  # seconds of twice the load that there is room for
-    "LK1": (1_000, 20_000, 200_000),  # requests of every kind
-    "LK2": (200, 10_000, 50_000),  # requests of which each brings what nobody had before
-    "LK3": (600, 20_000, 100_000),  # half of them given up, half of them refused
+    "LK1": (600, 20_000, 200_000),  # requests of every kind
+    "LK2": (120, 10_000, 50_000),  # requests of which each brings what nobody had before
+    "LK2a": (None, 500, 5_000),  # adapters, each loaded, used and unloaded
+    "LK3": (400, 20_000, 100_000),  # half of them given up, half of them refused
     "LK4": (2, 20, 200),  # engines in one process
     "LK4s": (1, 20, 200),  # servers, one after another
 }  # fmt: skip

@@ -17,8 +17,9 @@ MOST_SLOPE = 0.1
 """KiB a request."""
 MOST_GROWTH = 16 << 20
 """Bytes of one process, whatever was asked."""
-GRAIN = 4 << 20
-"""Bytes by which allocators grow: with few requests, one such step looks like a slope."""
+MANY, GRAIN = 10_000, 8 << 20
+"""With fewer requests a slope may be one step of an allocator, or a heap that is not yet as divided as it will be: then
+`GRAIN` bytes are allowed in all, and it is the census that tells of a leak."""
 MOST_OBJECTS, FEW_OBJECTS, SOME_OBJECTS = 0.001, 0.02, 20
 """Of each type there may be more than at first by the first share of their number, the second of the number of
 requests, or the third: so a leak shows that each of fifty requests has a part in."""
@@ -34,7 +35,7 @@ Asking = Callable[[Kept, int], Awaitable[None]]
 
 def warm_up(requests: int) -> int:
     """How many come before those: until everything was used once, and a heap is as divided as it will be."""
-    return max(200, requests // 4)
+    return max(120, requests // 4)
 
 
 class Watch:
@@ -43,9 +44,9 @@ class Watch:
     def __init__(self, server: Server, folder: Path) -> None:
         self.server, self._folder = server, folder
 
-    async def run(self, asking: Asking, requests: int) -> tuple[dict[str, Any], list[str]]:
-        """Ask so often, after a warm-up; returns figures, and what has grown."""
-        warm = warm_up(requests)
+    async def run(self, asking: Asking, requests: int, warm: int = 0) -> tuple[dict[str, Any], list[str]]:
+        """Ask so often, after a warm-up of at least `warm`; returns figures, and what has grown."""
+        warm = max(warm, warm_up(requests))
         await self._ask(asking, 0, warm)
         await self.server.until_quiet()
         self._census()  # the first makes objects of its own
@@ -60,7 +61,7 @@ class Watch:
         await self.server.until_quiet()
         complaints = await self._until_baseline(samples)
         grown = self._grown(before, requests)
-        return self._figures(samples, requests), complaints + grown + _memory(samples, requests)
+        return {"warm_up": warm, **_figures(samples)}, complaints + grown + _memory(samples, requests)
 
     async def _ask(self, asking: Asking, start: int, stop: int) -> None:
         numbers = iter(range(start, stop))
@@ -105,14 +106,15 @@ class Watch:
             return wrong
         return []
 
-    def _figures(self, samples: Samples, requests: int) -> dict[str, Any]:
-        slopes = {f"{role}_kib_per_request": round(each, 4) for role, each in samples.slopes().items()}
-        growth = {f"{role}_grown_mib": round(each / 2**20, 2) for role, each in samples.growth().items()}
-        return {"warm_up": warm_up(requests), **slopes, **growth}
+
+def _figures(samples: Samples) -> dict[str, Any]:
+    slopes = {f"{role}_kib_per_request": round(each, 4) for role, each in samples.slopes().items()}
+    growth = {f"{role}_grown_mib": round(each / 2**20, 2) for role, each in samples.growth().items()}
+    return slopes | growth
 
 
 def _memory(samples: Samples, requests: int) -> list[str]:
-    allowed = max(MOST_SLOPE, GRAIN / 1024 / requests)
+    allowed = MOST_SLOPE if requests >= MANY else GRAIN / 1024 / requests
     steep = [f"{role}: {each:.2f} KiB a request" for role, each in samples.slopes().items() if each > allowed]
     much = [f"{role} grew by {each} bytes" for role, each in samples.growth().items() if each > MOST_GROWTH]
     return steep + much
