@@ -8,13 +8,13 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from bestiary.api.errors import BestiaryError, EngineError
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.notices import last_words
 from bestiary.nn.parallel.distributed import TorchGroup
 
 from .frames import receive_frame, send_frame
@@ -103,6 +103,6 @@ def _run(start: Start, parent: Parent) -> None:
 def _fail(parent: Parent, error: BestiaryError, cause: BaseException) -> int:
     """Tell the parent, and, unless this rank only lost another, whoever reads the standard error."""
     if error.error_code not in SYMPTOMS:
-        traceback.print_exception(cause, file=sys.stderr)
+        last_words(cause)
     parent.say(Failed(Trouble.of(error)))
     return 1

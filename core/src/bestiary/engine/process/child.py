@@ -9,12 +9,12 @@ import os
 import signal
 import socket
 import sys
-import traceback
 from typing import TYPE_CHECKING
 
 from bestiary.api.errors import BestiaryError, EngineError, RequestError
 from bestiary.api.lora import LoRARequest
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.notices import last_words
 from bestiary.engine.parallel.messages import AddRequest, EndRequest, Trouble, UseTokenizer, sendable
 from bestiary.engine.sequence import SequenceUpdate
 
@@ -207,7 +207,7 @@ def _start(parent: Parent) -> LLMEngine:
 def _fail(parent: Parent, error: BestiaryError, cause: BaseException) -> int:
     """Tell the parent, and, where it is nobody's input, whoever reads the standard error."""
     if isinstance(error, EngineError):
-        traceback.print_exception(cause, file=sys.stderr)
+        last_words(cause)
     parent.say(Failed(type(error).__name__, Trouble.of(error)))
     parent.finish()
     return error.exit_code

@@ -71,7 +71,8 @@ class Parent:
                 self.inbox.put(decode_to_engine(frame))
             status = 0
         except (OSError, EngineError, ValueError) as error:
-            print(f"bestiary: the engine process ends: {error}", file=sys.stderr, flush=True)
+            with suppress(OSError):
+                print(f"bestiary: the engine process ends: {error}", file=sys.stderr, flush=True)
         finally:
             os._exit(status)
 
