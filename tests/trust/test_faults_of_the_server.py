@@ -334,6 +334,52 @@ def test_a_unix_socket_that_somebody_left(t0, tmp_path, case):
     case("F16", 3)
 
 
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize("log", [">/dev/full", pytest.param(">log", marks=FULL), pytest.param(">&-", marks=FULL)])
+def test_a_log_that_cannot_be_written(t0, case, log, tmp_path):
+    """F12: the disk is full, or a quota is used up (not one byte may be written to files), or the log is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    script = f'ulimit -f 0; exec "$@" 2{log}'
+    command = [sys.executable, "-m", "bestiary", "serve", str(t0), "--port", str(port), "--dtype", "float32"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        ["sh", "-c", script, "sh", *command],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        cwd=tmp_path,
+    ) as process:
+        assert process.stdout.readline()  # the URL: it listens
+
+        async def work():
+            while (await ask(port, "/health/ready")).status != 200:
+                await asyncio.sleep(0.02)
+            found = [await ask(port, "/v1/completions", {"prompt": prompt, "max_tokens": 2}) for prompt in ("Hi", "")]
+            form = {"prompt": "Hi", "max_tokens": 2, "guided_regex": "a+"}
+            return [*found, await ask(port, "/v1/completions", form)]
+
+        try:
+            assert [each.status for each in run(work())] == [200, 400, 200]
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+    case("F12")
+
+
+def test_too_few_descriptors_to_start_with(t0, case):
+    """F13: no defect of ours, and the limit is named."""
+    command = ["sh", "-c", 'ulimit -n 12; exec "$@"', "sh", sys.executable, "-m", "bestiary", "serve", str(t0)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment, check=False)
+    assert done.returncode == 1 and "SYSTEM_LIMIT" in done.stderr and "ulimit -n" in done.stderr
+    assert "Traceback" not in done.stderr and "internal error" not in done.stderr
+    case("F13")
+
+
 @pytest.mark.parametrize("times", MORE_TIMES)
 def test_no_home(t0, golden, case, times):
     """F12: nothing needs to be written."""

@@ -144,3 +144,19 @@ def test_a_writer_that_ends_without_text_shows_nothing() -> None:
 )
 def test_what_can_no_longer_change(text: str, place: int) -> None:
     assert settled(text) == place
+
+
+def test_reasoning_is_dimmed_and_stands_above_the_answer() -> None:
+    out = console()
+    writer = MarkdownWriter(out)
+    for thought in ("Hmm", "Hmm, *well*", "Hmm, *well*\nyes\x1b]0;x"):
+        writer.think(thought)
+    for text in ("The *an", "The *answer*."):
+        writer.update(text)
+    writer.end()
+    shown = out.file.getvalue()  # type: ignore[attr-defined]
+    screen = Screen()
+    screen.feed(shown)
+    assert screen.text == "Hmm, *well*\nyes]0;x\n\nThe answer."
+    assert shown.startswith("\x1b[2mHmm\x1b[0m") and "\x1b[2m, *well*\x1b[0m" in shown
+    assert not screen.hidden

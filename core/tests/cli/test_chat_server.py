@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from pathlib import Path
@@ -15,7 +16,7 @@ from bestiary.serve.cli.chat.conversation import Answer
 from bestiary.serve.cli.chat.sampling import SamplingChoice
 from bestiary.serve.cli.chat.served import ServerResponder, sampling_fields
 from bestiary.serve.cli.chat.server import Server
-from bestiary.serve.cli.streaming import Interrupt
+from bestiary.serve.cli.streaming import Interrupt, TextWriter
 
 from .conftest import Run
 from .openai_server import Script, event, serving
@@ -41,6 +42,53 @@ def test_an_answer_is_read_as_it_comes() -> None:
         {"model": "beast", "messages": HELLO, "stream": True, "stream_options": {"include_usage": True},
          "temperature": 0.5, "top_k": 3, "stop": ["x"], "max_tokens": 9}
     ]  # fmt: skip
+
+
+class Heard:
+    """A writer that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def think(self, text: str) -> None:
+        self.told.append(("think", text))
+
+    def update(self, text: str) -> None:
+        self.told.append(("update", text))
+
+    def end(self) -> None:
+        self.told.append(("end", ""))
+
+
+def test_reasoning_comes_before_the_answer_and_is_no_part_of_it() -> None:
+    deltas = [{"role": "assistant", "content": ""}, {"reasoning_content": "Hm"}, {"reasoning_content": "m."},
+              {"content": "Yes"}, {"content": "."}]  # fmt: skip
+    raw = b"".join(event({"choices": [{"delta": delta, "finish_reason": None}]}) for delta in deltas)
+    raw += event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+    heard = Heard()
+    with serving(Script(raw=raw)) as url:
+        responder = ServerResponder(Server.at(url), None)
+        found = responder.answer(HELLO, SamplingChoice(SamplingParams()), heard, Interrupt())
+    assert (found.text, found.reasoning, found.finish_reason) == ("Yes.", "Hmm.", "stop")
+    told = list(dict.fromkeys(heard.told))
+    assert told == [("think", "Hm"), ("think", "Hmm."), ("update", "Yes"), ("update", "Yes.")]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "shown"), [(True, "\x1b[2mHm\x1b[0m\x1b[2mm.\x1b[0m\n\nYes.\n"), (False, "Yes.\n")]
+)
+def test_reasoning_is_dimmed_on_a_terminal_and_left_out_elsewhere(terminal: bool, shown: str) -> None:
+    class Out(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    writer = TextWriter(out := Out())
+    for thought in ("Hm", "Hmm."):
+        writer.think(thought)
+    for text in ("Yes", "Yes."):
+        writer.update(text)
+    writer.end()
+    assert out.getvalue() == shown
 
 
 def test_a_server_hears_of_nothing_that_was_not_asked_for() -> None:

@@ -185,6 +185,7 @@ def test_the_variable_that_names_a_file(folder: Path, monkeypatch: pytest.Monkey
         ("pipeline_layers = '1,2'", ["a list of whole numbers"]),
         ("dtype = 'float8'", ["float8", "bfloat16", "(from bestiary.toml)"]),
         ("[plugins]\nA = 1", ["must map names to distributions"]),
+        ("[generate]\ntop-p = 7.0", ["top_p must be", "top_p is set by bestiary.toml [generate]"]),
     ],
 )
 def test_what_is_wrong_in_a_file_is_an_error(text: str, words: list[str], folder: Path, bestiary: Run) -> None:
@@ -213,6 +214,17 @@ def test_what_is_wrong_in_the_environment_is_an_error(
     assert all(word in result.err for word in words), result.err
     assert bestiary("config", "generate").code == 1
     assert bestiary("generate", "--help").code == 0
+
+
+def test_what_is_wrong_for_a_model_says_who_set_it_unless_a_flag_did(
+    folder: Path, bestiary: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / PROJECT).write_text("temperature = 0.5")
+    monkeypatch.setenv("BESTIARY_TEMPERATURE", "-1")
+    result = bestiary("generate", "./nowhere", "hello")
+    assert result.code == 1 and "temperature is set by BESTIARY_TEMPERATURE" in result.err
+    result = bestiary("generate", "./nowhere", "hello", "--temperature", "-2")
+    assert result.code == 1 and "temperature must be" in result.err and "is set by" not in result.err
 
 
 def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

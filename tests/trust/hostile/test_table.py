@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from . import grammar, http_rows, lora, request_rows, templates
-from .row import Row
+from .row import FINE, Row
 
 GROUPS = {"requests": request_rows, "http": http_rows, "templates": templates, "lora": lora, "grammar": grammar}
 
@@ -17,7 +17,8 @@ def warm(stage, run):
     for group in GROUPS.values():
         for row in group.rows():
             first.setdefault(row.id, row)
-    run(stage.run(first.values()))
+    longest = [row for row in request_rows.rows() if row.id == "R02" and row.outcomes == (FINE,)]
+    run(stage.run([*first.values(), *longest]))
 
 
 @pytest.mark.parametrize("name", GROUPS)

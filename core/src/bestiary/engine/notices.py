@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
+import traceback
+from contextlib import suppress
 
 logger = logging.getLogger("bestiary")
 
@@ -10,3 +13,10 @@ logger = logging.getLogger("bestiary")
 def notice(text: str) -> None:
     """Say one thing, in one line."""
     logger.warning("%s", text)
+
+
+def last_words(cause: BaseException) -> None:
+    """What a process ends of, with its traceback, on standard error. On a full disk nobody reads it, and whoever waits
+    for the process is to be told all the same."""
+    with suppress(OSError):
+        traceback.print_exception(cause, file=sys.stderr)

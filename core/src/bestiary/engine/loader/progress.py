@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from .weights import Progress
@@ -61,4 +61,5 @@ class _Lines:
         seconds = max(now - self._begun, 1e-6)
         unit, size = ("MB", 1e6) if total >= 1e6 else ("kB", 1e3)
         text = f"{self._description}: {done / size:,.0f} of {total / size:,.0f} {unit}"
-        print(f"{text}, {seconds:.1f} s, {done / seconds / size:,.0f} {unit}/s", file=self._out, flush=True)
+        with suppress(OSError):  # a full disk is no reason to load nothing
+            print(f"{text}, {seconds:.1f} s, {done / seconds / size:,.0f} {unit}/s", file=self._out, flush=True)

@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from bestiary.api.errors import EngineError, UsageError
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.notices import last_words
 from bestiary.engine.parallel.frames import LONGEST, Frames, pack
 
 from .messages import Failed, FromEngine, Launch, Quit, ToEngine, decode_from_engine, encode
@@ -160,7 +160,7 @@ class EngineProcess(asyncio.Protocol):
                     self._take(message)
         except Exception as cause:  # whatever comes of what another process says, this one goes on
             if not isinstance(cause, EngineError | ValueError):
-                traceback.print_exception(cause, file=sys.stderr)
+                last_words(cause)
             self.lost(EngineError(f"what the engine process said is of no use: {cause}", code="BAD_MESSAGE"))
             self.kill()
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
 from bestiary.api import choices
+from bestiary.api.errors import RequestError, UsageError
 from bestiary.engine.notices import notice
 
 from .config_files import Keys, find_files, read_files
-from .settings import Settings, command_path, environment, options_of, remember
+from .settings import COMMAND_LINE, Settings, command_path, environment, options_of, origin_of, remember
 
 _META = "bestiary.config_file"
 ARGUMENTS = "bestiary.arguments"
@@ -22,7 +26,30 @@ def configured(command: click.Command) -> click.Command:
     """`command`, which reads the settings before its other options are looked at. Groups hand it to their commands."""
     if not isinstance(command, click.Group) and all(each.name != "config_file" for each in command.params):
         command.params.append(config_option(_use))
+        if command.callback is not None:
+            command.callback = _telling(command.callback)
     return command
+
+
+def _telling(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """`callback`, whose errors about an option say which file or variable set it, where no flag did."""
+
+    @wraps(callback)
+    def call(*values: Any, **options: Any) -> Any:
+        try:
+            return callback(*values, **options)
+        except (UsageError, RequestError) as error:
+            key = re.split(r"[.\[]", (error.field or "").lstrip("-").replace("-", "_"), maxsplit=1)[0]
+            origin = _origin_of_key(click.get_current_context(), key)
+            if origin not in (None, COMMAND_LINE):
+                error.details = (*error.details, f"{key} is set by {origin}")
+            raise
+
+    return call
+
+
+def _origin_of_key(ctx: click.Context, key: str) -> str | None:
+    return next((origin_of(ctx, each) for name, each in options_of(ctx.command).items() if name == key), None)
 
 
 def config_option(callback: Any) -> click.Option:

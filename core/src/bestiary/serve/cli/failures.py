@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
@@ -9,13 +10,22 @@ from functools import partial
 
 import click
 
-from bestiary.api.errors import BestiaryError, UsageError
+from bestiary.api.errors import BestiaryError, EngineError, UsageError
 
 from .output import clean, say, write_json, write_json_line
 from .settings import COMMAND_LINE, origin_of
 from .streams import abandon, flush, give_up_stdout, is_lost
 
 INTERRUPTED, INTERNAL = 130, 70
+_EXHAUSTED = {
+    errno.EMFILE: "let it open more files: ulimit -n 1024",
+    errno.ENFILE: "close other programs: this machine has too many open files",
+    errno.EAGAIN: "let it start more processes: ulimit -u",
+    errno.ENOSPC: "free space on the disk",
+    errno.EDQUOT: "free space on the disk",
+    errno.ENOMEM: "free memory",
+}
+"""What of → what to do."""
 
 
 def report(error: BaseException, *, debug: bool, as_json: bool, on_one_line: bool = False) -> int:
@@ -69,9 +79,14 @@ def _last_words(write: Callable[[], None] | None, code: int) -> int:
 
 
 def _as_bestiary_error(error: BaseException) -> BestiaryError | None:
-    """Click's complaints about the command line are usage errors like our own."""
+    """Click's complaints about the command line are usage errors like our own; what the system has no more of is no
+    defect of ours."""
     if isinstance(error, BestiaryError):
         return error
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        return EngineError(
+            f"the system has no more: {error.strerror}", code="SYSTEM_LIMIT", fix=_EXHAUSTED[error.errno]
+        )
     if not isinstance(error, click.ClickException):
         return None
     context = getattr(error, "ctx", None)

@@ -105,7 +105,8 @@ def main() -> NoReturn:
     A crash in native code names the Python files it came from, and torch does not import entry points of its own that
     packages nobody asked for may bring.
     """
-    faulthandler.enable()
+    if sys.stderr is not None:
+        faulthandler.enable()
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     sys.exit(run(sys.argv[1:]))
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 class Writer(Protocol):
     """Shows an answer while it grows."""
 
+    def think(self, text: str) -> None:
+        """The reasoning so far, before the first of the answer."""
+        ...
+
     def update(self, text: str) -> None:
         """The text so far: what was shown is a beginning of it."""
         ...
@@ -38,18 +42,31 @@ def printable(text: str) -> str:
 
 
 class TextWriter:
-    """Writes growing text as it is. On a terminal, control characters are left out."""
+    """Writes growing text as it is. On a terminal, control characters are left out, and reasoning is written dimmed;
+    elsewhere there is no reasoning, for what is read there is the answer."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._terminal = stream.isatty()
-        self._written = 0
+        self._written = self._thought = 0
         self._last = "\n"
+
+    def think(self, text: str) -> None:
+        new = text[self._thought :]
+        if self._terminal and new:
+            self._thought = len(text)
+            self._last = new[-1]
+            self._stream.write(f"\x1b[2m{printable(new)}\x1b[0m")
+            self._stream.flush()
 
     def update(self, text: str) -> None:
         """Write what `text` has beyond what was written of it."""
         new = text[self._written :]
         self._written = len(text)
+        if self._thought and new:
+            self.end()
+            self._written = len(text)
+            self.write("\n")
         if new:
             self.write(new)
 
@@ -64,7 +81,7 @@ class TextWriter:
         """End the line, if one is begun."""
         if self._last != "\n":
             self.write("\n")
-        self._written = 0
+        self._written = self._thought = 0
 
 
 class Interrupt:

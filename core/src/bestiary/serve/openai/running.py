@@ -19,6 +19,7 @@ from bestiary.engine.process.messages import ModelInfo
 from bestiary.engine.process.supervisor import Restart
 from bestiary.serve.async_llm import AsyncLLM
 from bestiary.serve.loop_watch import LoopWatch
+from bestiary.serve.memory import give_large_buffers_back
 
 from .app import make_app
 from .listening import BACKLOG
@@ -74,6 +75,7 @@ class Running:
 
     async def run(self, bound: socket.socket) -> int:
         """Serve on `bound`. Raises what the model could not be loaded for, and what its engine died of for good."""
+        give_large_buffers_back()
         with self._handlers(), LoopWatch():
             start = asyncio.create_task(AsyncLLM.start(self._args, self._spawned, **self._engine_options))
             await self._first(start)

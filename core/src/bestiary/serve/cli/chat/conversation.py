@@ -16,13 +16,15 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer. `stats`: as `streaming.stats` has them. `trouble`: why it ended with an error."""
+    """One answer. `stats`: as `streaming.stats` has them. `trouble`: why it ended with an error.
+    `reasoning`: what the model thought before it, where a server tells the two apart."""
 
     text: str
     finish_reason: str
     stats: Mapping[str, Any]
     lora_name: str | None = None
     trouble: str | None = None
+    reasoning: str = ""
 
     @property
     def interrupted(self) -> bool:

@@ -58,8 +58,9 @@ class JsonFace:
         return None
 
     def answered(self, message: str, answer: Answer) -> None:
+        thought = {"reasoning": answer.reasoning} if answer.reasoning else {}
         write_json_line(
-            {"message": message, "answer": answer.text, "finish_reason": answer.finish_reason,
+            {"message": message, **thought, "answer": answer.text, "finish_reason": answer.finish_reason,
              "lora_name": answer.lora_name, "stats": dict(answer.stats)}
         )  # fmt: skip
 

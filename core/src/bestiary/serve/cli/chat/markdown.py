@@ -52,10 +52,21 @@ class MarkdownWriter:
         self._clock = clock
         self._live: Live | None = None
         self._text = ""
-        self._printed = self._blocks = 0
+        self._printed = self._blocks = self._thought = 0
         self._drawn = -_EVERY_SECONDS
 
+    def think(self, text: str) -> None:
+        """As it comes, and not as Markdown."""
+        from rich.text import Text
+
+        new = printable(text[self._thought :])
+        self._thought = len(text)
+        self._console.print(Text(new, "dim"), end="", soft_wrap=True)
+
     def update(self, text: str) -> None:
+        if self._thought and text:
+            self._console.print("\n")
+            self._thought = 0
         self._text = printable(text)
         self._print_until(self._printed + settled(self._text[self._printed :]))
         if self._clock() - self._drawn >= _EVERY_SECONDS:
@@ -68,7 +79,9 @@ class MarkdownWriter:
             self._live.stop()
             self._live = None
         self._print_until(len(self._text))
-        self._text, self._printed, self._blocks = "", 0, 0
+        if self._thought:
+            self._console.print()
+        self._text, self._printed, self._blocks, self._thought = "", 0, 0, 0
 
     def _region(self) -> Live:
         """Where the growing part is drawn; it vanishes when it is stopped."""

@@ -46,7 +46,7 @@ class ServerResponder:
     ) -> Answer:
         body = {"model": self.name, "messages": list(messages), "stream": True,
                 "stream_options": {"include_usage": True}, **sampling_fields(choice)}  # fmt: skip
-        text, reason = "", "abort"
+        text, thought, reason = "", "", "abort"
         usage: Mapping[str, Any] = {}
         first: float | None = None
         start = time.monotonic()
@@ -55,15 +55,20 @@ class ServerResponder:
                 raise told_error(event["error"])
             usage = event.get("usage") or usage
             for part in event.get("choices") or []:
-                text += part.get("delta", {}).get("content") or ""
+                delta = part.get("delta", {})
+                text += delta.get("content") or ""
+                thought += delta.get("reasoning_content") or delta.get("reasoning") or ""
                 reason = part.get("finish_reason") or reason
-            if text and first is None:
+            if (text or thought) and first is None:
                 first = time.monotonic() - start
-            if writer is not None:
+            if writer is not None and text:
                 writer.update(text)
+            elif writer is not None and thought:
+                writer.think(thought)
         if reason == "abort" and not interrupt.pressed:
             raise self._server.unreachable(EOFError("the answer has no end"))
-        return Answer(text, "abort" if interrupt.pressed else reason, _stats(usage, first, time.monotonic() - start))
+        how = _stats(usage, first, time.monotonic() - start)
+        return Answer(text, "abort" if interrupt.pressed else reason, how, reasoning=thought)
 
 
 def sampling_fields(choice: SamplingChoice) -> dict[str, Any]:
