@@ -15,10 +15,9 @@ from .record import Found, document, write
 
 OF_THE_TABLES = {"test_cases.py", "test_coverage.py"}
 HERE = {name: each for name, each in PROGRAMMES.items() if name != "hostile"}  # that has `hostile/test_coverage.py`
-WRITTEN = [name for name, each in HERE.items() if all((ROOT / file).exists() for file in each.files)]
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", list(HERE))
 def test_every_case_is_named_by_a_test(name):
     programme = PROGRAMMES[name]
     named = set().union(*(ids for file in programme.files for ids in named_in(ROOT / file).values()))
@@ -78,15 +77,21 @@ def found_in(*runs):
 
 def test_counts_are_added_and_measurements_ranged():
     found = found_in(
-        reports(f"{NODE}[a]", said=[("F02", 3, {"deaths": 2, "seconds": 0.5, "gap": None})]),
-        reports(f"{NODE}[b]", said=[("F02", 4, {"deaths": 1, "seconds": 0.25})]),
+        reports(f"{NODE}[a]", said=[("F02", 3, {"deaths": 2, "seconds": 0.5, "gap": None, "by": {200: 3}})]),
+        reports(f"{NODE}[b]", said=[("F02", 3, {"deaths": 1, "seconds": 0.25, "by": {200: 2, 503: 1}})]),
     )
     assert found.cases == {
         "F02": {
-            "inputs": 7, "passed": 2, "failed": 0, "skipped": 0, "seconds": 3.0,
-            "figures": {"deaths": 3, "seconds": [0.25, 0.5]},
+            "inputs": 6, "passed": 2, "failed": 0, "skipped": 0, "seconds": 3.0,
+            "figures": {"deaths": 3, "seconds": [0.25, 0.5], "by": {"200": 5, "503": 1}},
         }
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [(3, 30), (30, 3)])
+def test_what_many_inputs_measured_is_kept(sizes):
+    runs = [reports(NODE, said=[("F02", inputs, {"seconds": 1.0 / inputs, "deaths": inputs})]) for inputs in sizes]
+    assert found_in(*runs).cases["F02"]["figures"] == {"seconds": [0.03333, 0.03333], "deaths": 33}
 
 
 @pytest.mark.parametrize("how", [{"call": "failed"}, {"setup": "failed"}])
