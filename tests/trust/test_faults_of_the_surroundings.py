@@ -18,6 +18,8 @@ from .support.scene import PATIENCE, SONGS
 from .support.server import Server
 from .support.times import MORE_TIMES, TIMES
 
+pytestmark = pytest.mark.usefixtures("chaos_file")
+
 
 def refused(t0, *options):
     """Exit code and standard error of a server that does not start."""
@@ -109,7 +111,7 @@ def test_a_log_on_a_full_disk(t0, chaos_file, case, times):
     case("F12", times)
 
 
-@pytest.mark.parametrize("times", MORE_TIMES)
+@pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.full), pytest.param(10, marks=pytest.mark.soak)])
 def test_few_descriptors(t0, http_canaries, case, times):
     """F13: more connections than it may open wait or are refused; streams that run go on, and so does the server."""
     with Server(t0, *CHAOS, descriptors=64).ready() as server:
