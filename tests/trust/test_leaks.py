@@ -19,15 +19,14 @@ from .support.server import Server
 from .support.sizes import sizes
 from .support.t0 import CHATML, CONTEXT, VOCAB
 from .support.traffic import COMPLETIONS, Traffic, order
-from .support.watch import Watch
+from .support.watch import Watch, warm_up
 
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "Hi"}]
 PROMPT = {"prompt": [40, 41, 42], "max_tokens": 4, "ignore_eos": True, "temperature": 0}
 OPTIONS = ("--num-gpu-blocks-override", "256", "--max-queue", "1000", "--allow-request-template",
            "--enable-runtime-lora", "--lora-dir")  # fmt: skip
-WARM = 200
-MOST_KEPT_OF_A_TEXT = 48 << 20
+MOST_KEPT_OF_A_TEXT = 64 << 20
 MOST_OF_ENGINES = 4 << 20
 
 
@@ -41,7 +40,7 @@ def watch(t0, tmp_path_factory):
     write_adapters(adapters)
     environment = census.install(folder)
     with Server(t0, *OPTIONS, str(adapters), environment=environment).ready() as server:
-        yield Watch(server, folder, WARM)
+        yield Watch(server, folder)
 
 
 @pytest.mark.parametrize("requests", sizes("LK1"))
@@ -54,7 +53,7 @@ def test_requests_of_every_kind_leave_nothing(watch, golden, case, requests):
 
     figures, grown = run(watch.run(asking, requests))
     assert not traffic.tally.wrong, "\n".join(traffic.tally.wrong[:5])
-    assert sum(traffic.tally.ended.values()) == requests + WARM
+    assert sum(traffic.tally.ended.values()) == requests + warm_up(requests)
     assert not grown, "\n".join(grown)
     case("LK1", requests, **figures)
 

@@ -9,11 +9,10 @@ from collections import Counter
 
 import pytest
 
-from bestiary import SamplingParams
+from bestiary import LLM, SamplingParams
 
 from .support.baseline import Holding
 from .support.client import Stream, ask, send
-from .support.golden import Golden
 from .support.kept import Kept
 from .support.server import Server
 from .support.sizes import sizes
@@ -27,6 +26,7 @@ BURST, QUEUE, RUNNING = 500, 256, 64
 OPTIONS = ("--max-queue", f"{QUEUE}", "--max-num-seqs", f"{RUNNING}", "--num-gpu-blocks-override", "4096")
 SHORT = {"max_tokens": 8, "ignore_eos": True, "temperature": 0}
 BASELINE_SECONDS = 5.0
+REAL = {"dtype": "float32", "max_model_len": 512, "num_gpu_blocks_override": 256, "progress": False}
 
 
 def run(work, seconds=14_400):
@@ -62,14 +62,10 @@ def test_conversations_with_a_real_model(case, requests):
     questions = [
         f"Tell me about {what}." for what in ("owls", "rain", "bread", "the sea", "clocks", "maps", "tea", "ice")
     ]
-    params = SamplingParams(temperature=0, max_tokens=64)
-    oracle = Golden("smollm2", max_model_len=512, num_gpu_blocks_override=64)
-    tokenizer = oracle.llm.get_tokenizer()
-    wants = {}
-    for question in questions:
-        text = oracle.llm.render([{"role": "user", "content": question}])
-        wants[question] = oracle.outputs(tokenizer.encode(text, False), params)[0].text
-    oracle.close()
+    with LLM("smollm2", max_num_seqs=1, enable_prefix_caching=False, **REAL) as alone:
+        asked = [[{"role": "user", "content": question}] for question in questions]
+        answers = alone.chat(asked, SamplingParams(temperature=0, max_tokens=64), use_tqdm=False)
+    wants = {question: answer.outputs[0].text for question, answer in zip(questions, answers, strict=True)}
     tally = Tally()
 
     async def client(connection, numbers):
@@ -91,7 +87,7 @@ def test_conversations_with_a_real_model(case, requests):
         numbers = iter(range(requests))
         await asyncio.gather(*(client(Kept(server.port), numbers) for _ in range(8)))
 
-    with Server("smollm2", "--max-model-len", "512").ready() as server:
+    with Server("smollm2", "--max-model-len", "512", "--num-gpu-blocks-override", "512").ready() as server:
         started = time.monotonic()
         run(work(server))
         elapsed = time.monotonic() - started

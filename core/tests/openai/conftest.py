@@ -14,11 +14,13 @@ import pytest
 
 from bestiary.serve.openai.app import make_app
 from bestiary.serve.openai.options import ServeOptions
+from bestiary.serve.openai.routes import ENDPOINTS
 from bestiary.serve.text.parsers.formats import AnswerFormats
 
 from .fake import FakeLLM
 
 JSON = {"content-type": "application/json"}
+HEAD = {"authorization", "content-encoding", "content-type", "host", "method", "model", "origin", "path", "version"}
 LEAKS = re.compile(r"/(?:home|root|tmp|usr|work|opt|etc|proc)/|0x[0-9a-f]{6,}|Traceback|<class|File \"|\.py\b")
 
 
@@ -69,8 +71,18 @@ async def check_refusal(response: httpx.Response) -> None:
     assert error["message"] and error["request_id"] == response.headers["x-request-id"]
     assert not LEAKS.search(response.text), response.text
     assert len(response.text) < 8192
+    if error["code"] != "UNKNOWN_FIELD":
+        check_field(response.request.url.path, error["param"])
     if response.status_code == 503:
         assert int(response.headers["retry-after"]) > 0
+
+
+def check_field(path: str, param: str | None) -> None:
+    """What an error names stands in the request: in its body, or in its head."""
+    model = next((each.takes for each in ENDPOINTS if each.path == path), None)
+    fields = {} if model is None else model.model_fields
+    names = {field.alias or name for name, field in fields.items()} | HEAD | {"body"}
+    assert param is None or re.split(r"[.\[]", param)[0] in names, (path, param)
 
 
 def events(response: httpx.Response) -> list[Any]:

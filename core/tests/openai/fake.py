@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -12,6 +13,7 @@ from bestiary.api.outputs import CompletionOutput, Logprob, RequestOutput
 from bestiary.api.structured import StructuredOutputsParams
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.process.messages import EngineStats, ModelInfo
+from bestiary.engine.structured.json_schema import wrong
 from bestiary.serve.pooled import new_pooled
 from bestiary.serve.text.chat_template import render_chat
 from bestiary.serve.text.tokenizer import Tokenizer
@@ -185,6 +187,12 @@ class FakeLLM:
         self.forms.append(wanted)
         if wanted.form == "regex" and "(?=" in wanted.regex:
             raise RequestError("no look-ahead", code="BAD_REGEX", field="structured_outputs.regex")
+        if wanted.form == "grammar" and "(?=" in wanted.grammar:
+            raise RequestError("no look-ahead", code="BAD_GRAMMAR", field="structured_outputs.grammar")
+        if wanted.form == "json" and "(?=" in wanted.json:
+            schemas = json.loads(wanted.json)["properties"]
+            number = next(name for name, each in schemas.items() if "(?=" in each["pattern"])
+            raise wrong(f"/properties/{number}/pattern", "no look-ahead")
         if wanted.form == "json" and "$ref" in wanted.json:
             raise RequestError("it leads nowhere, at /properties/a", code="BAD_SCHEMA", field="structured_outputs.json")
 

@@ -44,7 +44,9 @@ PROMPTS = [
     ({"prompt": [5] * (CONTEXT - 3), "max_tokens": 4}, "context_length_exceeded", "max_tokens"),
     ({"prompt": [-1]}, "TOKEN_OUT_OF_RANGE", "prompt[0]"),
     ({"prompt": [2**32]}, "TOKEN_OUT_OF_RANGE", "prompt[0]"),
-    ({"prompt": [5, 260]}, "TOKEN_OUT_OF_RANGE", "prompt_token_ids[1]"),
+    ({"prompt": [5, 260]}, "TOKEN_OUT_OF_RANGE", "prompt[1]"),
+    ({"prompt": [[5, 260], [5]]}, "TOKEN_OUT_OF_RANGE", "prompt[0][1]"),
+    ({"prompt": ["x" * CONTEXT, "Hi"]}, "context_length_exceeded", "prompt[0]"),
     ({"prompt": [1.5]}, "BAD_REQUEST", "prompt[0]"),
     ({"prompt": [5, True]}, "BAD_REQUEST", "prompt[1]"),
     ({"prompt": [[5], [[5]]]}, "BAD_REQUEST", "prompt[1][0]"),
@@ -137,6 +139,9 @@ CHATS = [
     (chat(logprobs=5), "BAD_REQUEST", "logprobs"),
     (chat(max_completion_tokens=0), "BAD_REQUEST", "max_completion_tokens"),
     (chat(min_tokens=9, max_tokens=8), "BAD_REQUEST", "min_tokens"),
+    ({"messages": [{"role": "user", "content": "x" * CONTEXT}]}, "context_length_exceeded", "messages"),
+    (chat(max_tokens=CONTEXT), "context_length_exceeded", "max_tokens"),
+    (chat(max_completion_tokens=CONTEXT), "context_length_exceeded", "max_completion_tokens"),
     (chat(chat_template="{{ 1 }}"), "NOT_ALLOWED", "chat_template"),
     *[
         (chat(chat_template_kwargs={name: 1}), "NOT_ALLOWED", "chat_template_kwargs")
@@ -168,6 +173,11 @@ ANSWERS = [
     ({"input": "x", "truncation": "auto"}, "UNSUPPORTED_PARAMETER", "truncation"),
     ({"input": "x", "max_output_tokens": 0}, "BAD_REQUEST", "max_output_tokens"),
     ({"input": "x", "tools": [{"type": "web_search"}]}, "BAD_REQUEST", "tools[0].type"),
+    ({"input": "x" * CONTEXT}, "context_length_exceeded", "input"),
+    ({"input": "x", "max_output_tokens": CONTEXT}, "context_length_exceeded", "max_output_tokens"),
+    ({"input": [{"type": "function_call_output", "call_id": "x", "output": "y"}]}, "BAD_MESSAGES", "input"),
+    ({"input": "x", "tools": [{"type": "function", "name": "f", "parameters": {"type": 7}}]}, "BAD_SCHEMA",
+     "tools[0].parameters#/type"),
 ]  # fmt: skip
 
 ROWS = [

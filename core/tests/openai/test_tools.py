@@ -203,6 +203,28 @@ def test_a_strict_tool_is_held_to_its_schema(ask, llm):
     assert first.form == "grammar" and second is None
 
 
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        (
+            {"properties": {"a": {"pattern": "a+"}, "b": {"items": {"pattern": "(?=a)b"}}}},
+            "/properties/b/items/pattern",
+        ),
+        ({"patternProperties": {"(?=/~)": {}}}, "/patternProperties/(?=~1~0)"),
+        ({"properties": {"a": {"minimum": 1, "uniqueItems": True}}}, "/properties/a/uniqueItems"),
+    ],
+)
+def test_what_cannot_be_enforced_of_a_strict_tool_is_named_with_its_place(ask, schema, place):
+    def function(name, **fields):
+        return {"type": "function", "function": {"name": name, **fields}}
+
+    loose = function("f", parameters={"properties": {"a": {"pattern": "(?=a)"}}})
+    tools = [loose, function("g", strict=True, parameters=schema)]
+    for body in (HI | {"tools": tools}, HI | {"tools": tools, "tool_choice": "required"}):
+        error = ask("POST", CHAT, body, formats=FORMATS).json()["error"]
+        assert (error["code"], error["param"]) == ("BAD_SCHEMA", f"tools[1].function.parameters#{place}")
+
+
 def test_where_strict_cannot_be_kept_the_answer_says_so(ask, llm):
     strict = {"tools": [{"type": "function", "function": FUNCTION | {"strict": True}}]}
     bare = AnswerFormats(TOOL_FORMATS["llama3_json"], shows_tools=True)

@@ -307,3 +307,27 @@ def whatever_the_schema(schema: dict[str, Any], referred: bool, seed: int) -> No
 
 test_whatever_the_schema_answers_satisfy_it = quick(cases(whatever_the_schema))
 test_the_same_of_many_schemas = pytest.mark.full(settings(quick, max_examples=3000)(cases(whatever_the_schema)))
+
+
+@pytest.mark.parametrize("kind", ["byte-level BPE", "GGUF"])
+def test_masks_are_those_of_the_whole_tokenizer(kind: str) -> None:
+    """It is made of less than the library asks for, and without more than masks need."""
+    import llguidance
+
+    backend, _, vocabulary = made(kind)
+    whole = LLGuidanceBackend(vocabulary)
+    whole._tokenizer = llguidance.LLTokenizer(
+        vocabulary.tokenizer_json, n_vocab=vocabulary.vocab_size, eos_token=list(vocabulary.eos_token_ids)
+    )
+    forms: list[dict[str, Any]] = [{"json": FINITE}, {"regex": r"(\w+ ){9}\."}, {"choice": ["the one", "the other"]}]
+    for form in forms:
+        one, other = (each.compile_grammar(StructuredOutputsParams(**form)) for each in (backend, whole))
+        draw = random.Random(7)
+        for _ in range(9):
+            assert one.allowed_tokens() == other.allowed_tokens()
+            ids = sorted({*allowed_ids(one, vocabulary.vocab_size)} - {*vocabulary.eos_token_ids})
+            if not ids:
+                break
+            token = draw.choice(ids)
+            one.accept_token(token)
+            other.accept_token(token)

@@ -367,7 +367,8 @@ def test_a_strict_tool_that_cannot_be_enforced_is_refused() -> None:
     (tool,) = check_tools([{"type": "function", "function": {"name": "f", "strict": True, "parameters": UNUSUAL}}])
     with pytest.raises(RequestError, match=r"f is strict, and .* cannot be enforced") as caught:
         forced_calls(HERMES, [tool])
-    assert (caught.value.error_code, caught.value.field) == ("BAD_SCHEMA", "tools")
+    assert caught.value.error_code == "BAD_SCHEMA"
+    assert str(caught.value.field).startswith("tools[0].function.parameters#/")
     with pytest.raises(RequestError):
         free_calls(HERMES, [tool])
 

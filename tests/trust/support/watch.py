@@ -32,16 +32,21 @@ Asking = Callable[[Kept, int], Awaitable[None]]
 """Asks the server the request of a number over a connection."""
 
 
-class Watch:
-    """Args: server: ready, and its processes can be asked for a census in `folder`. warm: requests before the first
-    sample, after which nothing is used for the first time."""
+def warm_up(requests: int) -> int:
+    """How many come before those: until everything was used once, and a heap is as divided as it will be."""
+    return max(200, requests // 4)
 
-    def __init__(self, server: Server, folder: Path, warm: int) -> None:
-        self.server, self._folder, self._warm = server, folder, warm
+
+class Watch:
+    """Args: server: ready, and its processes can be asked for a census in `folder`."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server, self._folder = server, folder
 
     async def run(self, asking: Asking, requests: int) -> tuple[dict[str, Any], list[str]]:
-        """Ask so often; returns figures, and what has grown."""
-        await self._ask(asking, 0, self._warm)
+        """Ask so often, after a warm-up; returns figures, and what has grown."""
+        warm = warm_up(requests)
+        await self._ask(asking, 0, warm)
         await self.server.until_quiet()
         self._census()  # the first makes objects of its own
         pid, before = self.server.process.pid, self._census()
@@ -50,7 +55,7 @@ class Watch:
         step = max(1, requests // _SAMPLES)
         for start in range(0, requests, step):
             stop = min(start + step, requests)
-            await self._ask(asking, self._warm + start, self._warm + stop)
+            await self._ask(asking, warm + start, warm + stop)
             samples.take(stop)
         await self.server.until_quiet()
         complaints = await self._until_baseline(samples)
@@ -103,7 +108,7 @@ class Watch:
     def _figures(self, samples: Samples, requests: int) -> dict[str, Any]:
         slopes = {f"{role}_kib_per_request": round(each, 4) for role, each in samples.slopes().items()}
         growth = {f"{role}_grown_mib": round(each / 2**20, 2) for role, each in samples.growth().items()}
-        return {"requests": requests, **slopes, **growth}
+        return {"warm_up": warm_up(requests), **slopes, **growth}
 
 
 def _memory(samples: Samples, requests: int) -> list[str]:

@@ -44,17 +44,18 @@ class RequestChecks:
         if isinstance(params, SamplingParams):
             for name in _ID_LISTS:
                 self._check_ids(name, getattr(params, name) or ())
-            self._check_ids("logit_bias", tuple(params.logit_bias))
+            self._check_ids("logit_bias", tuple(params.logit_bias), by_name=True)
             self._check_drawable(params)
         self.limits.most(len(prompt_token_ids), params)
 
-    def _check_ids(self, field: str, ids: Sequence[int]) -> None:
+    def _check_ids(self, field: str, ids: Sequence[int], *, by_name: bool = False) -> None:
+        """by_name: the ids are names in an object, and no list."""
         for index, token in enumerate(ids):
             if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self.vocab_size:
                 raise RequestError(
-                    f"{field}[{index}] is not a token of this model",
+                    "not a token of this model",
                     code="TOKEN_OUT_OF_RANGE",
-                    field=f"{field}[{index}]",
+                    field=f"{field}.{token}" if by_name else f"{field}[{index}]",
                     value=token,
                     limit=f"an integer from 0 to {self.vocab_size - 1}",
                 )

@@ -17,6 +17,7 @@ from bestiary.api.errors import RequestError, shorten
 from bestiary.engine.loader.config_json import parse_json_object
 
 FIELD = "structured_outputs.json"
+_AT = "at "
 MOST_DEMANDED = 100_000
 """The largest `minItems`, `minLength` and `minProperties`: no answer holds more."""
 
@@ -119,8 +120,14 @@ def wrong(
     where = pointer or "the top"
     return RequestError(
         f"{what}, at {shorten(where)}", code="BAD_SCHEMA", field=FIELD, value=value, limit=limit,
-        details=[f"at {where[:200]}"], fix=fix,
+        details=[f"{_AT}{where[:200]}"], fix=fix,
     )  # fmt: skip
+
+
+def pointer_of(error: RequestError) -> str | None:
+    """Where in the schema the mistake is that such an error tells of; None where it does not say."""
+    place = next((each for each in error.details if each.startswith(f"{_AT}/")), None)
+    return None if place is None else place.removeprefix(_AT)
 
 
 def _subschemas(pointer: str, schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -122,20 +122,34 @@ class LLGuidanceGrammar:
 
 
 def _tokenizer(make: type[LLTokenizer], vocabulary: Vocabulary) -> LLTokenizer:
-    """As wide as the logits, or as the vocabulary where that is larger."""
+    """As wide as the logits, or as the vocabulary where that is larger.
+
+    The library lets no other thread work meanwhile, so it is asked for less at a time: without merges, since it is
+    never asked to split a text, and for what makes masks fast (slices) afterwards.
+    """
     ends = list(vocabulary.eos_token_ids) or None
     try:
+        described = _without_merges(vocabulary.tokenizer_json)
         try:
-            return make(vocabulary.tokenizer_json, n_vocab=vocabulary.vocab_size, eos_token=ends)
+            made = make(described, n_vocab=vocabulary.vocab_size, eos_token=ends, slices=[])
         except ValueError as error:
             if "vocab size too small" not in str(error):
                 raise
-            return make(vocabulary.tokenizer_json, eos_token=ends)
+            made = make(described, eos_token=ends, slices=[])
+        return made.with_slices(make.general_slices())
     except ValueError as error:
         raise RequestError(
             f"the form of an answer cannot be enforced with this tokenizer: {_reason(str(error))}",
             code="STRUCTURED_OUTPUTS_UNAVAILABLE", field=FIELD, limit="byte-level BPE, or BPE with byte fallback",
         ) from error  # fmt: skip
+
+
+def _without_merges(tokenizer_json: str) -> str:
+    described = json.loads(tokenizer_json)
+    model = described.get("model", {})
+    if "merges" in model:
+        model["merges"] = []
+    return json.dumps(described, ensure_ascii=False)
 
 
 def _lark(matcher: type[LLMatcher], params: StructuredOutputsParams) -> str:

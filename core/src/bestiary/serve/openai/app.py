@@ -73,7 +73,7 @@ def _handler(endpoint: Endpoint, service: Service) -> Callable[[Request], Awaita
             answer = await endpoint.run(call)
         except BestiaryError as error:
             call.end(_outcome(error))
-            return _refuse(http, error)
+            return _refuse(http, call.in_its_words(error))
         except (ClientGone, ClientDisconnect):
             call.end("aborted")
             return Response(status_code=_CLIENT_CLOSED_REQUEST)

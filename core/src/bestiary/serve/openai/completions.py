@@ -11,6 +11,7 @@ from bestiary.api.outputs import CompletionOutput, RequestOutput
 
 from .completion_document import CompletionWriter, parameters
 from .documents import answer, much_to_write, off_the_loop, usage
+from .field_names import about_prompt
 from .generations import aborting, changes, failure, finished
 from .logprobs import prompt_logprobs
 from .prompting import encoded
@@ -70,15 +71,16 @@ async def _accept(call: Call, request: CompletionRequest, target: Target) -> Bat
     sampling = parameters(request, form, call.service.options.sampling)
     await check_form(llm, form, sampling)
     special = request.add_special_tokens is not False
-    prompts = await encoded(call.service, request.prompt, add_special_tokens=special)
+    prompts = await encoded(call.service, "prompt", request.prompt, add_special_tokens=special)
     writer = CompletionWriter(request, lambda: call.service.spelling)
     batch = Batch(call, writer, target, call.new_id("cmpl-"), [], [])
     try:
         for index, (text, token_ids) in enumerate(prompts):
-            generation = llm.submit(
-                f"{batch.id}-{index}", token_ids, sampling, prompt=text, priority=request.priority or 0,
-                cache_salt=call.salt(request.cache_salt), lora_name=target.lora_name,
-            )  # fmt: skip
+            with about_prompt("prompt", index if len(prompts) > 1 else None, is_text=text is not None):
+                generation = llm.submit(
+                    f"{batch.id}-{index}", token_ids, sampling, prompt=text, priority=request.priority or 0,
+                    cache_salt=call.salt(request.cache_salt), lora_name=target.lora_name,
+                )  # fmt: skip
             batch.generations.append(generation)
             batch.clocks.append(call.service.metrics.accepted(len(token_ids)))
     except BaseException:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bestiary.api.pooling import PoolingParams
 
 from .documents import answer
+from .field_names import about_prompt
 from .generations import aborting, finished
 from .prompting import encoded
 from .schemas.embeddings import EmbeddingsRequest
@@ -47,15 +48,16 @@ async def _accept(call: Call, request: EmbeddingsRequest, target: Target) -> lis
     params = PoolingParams(
         task="embed", normalize=request.normalize is not False, dimensions=request.dimensions
     )  # fmt: skip
-    prompts = await encoded(call.service, request.input)
+    prompts = await encoded(call.service, "input", request.input)
     id_ = call.new_id("embd-")
     found: list[PoolingGeneration] = []
     try:
         for index, (text, token_ids) in enumerate(prompts):
-            generation = call.service.llm.submit_pooling(
-                f"{id_}-{index}", token_ids, params, prompt=text, priority=request.priority or 0,
-                cache_salt=call.salt(None), lora_name=target.lora_name,
-            )  # fmt: skip
+            with about_prompt("input", index if len(prompts) > 1 else None, is_text=text is not None):
+                generation = call.service.llm.submit_pooling(
+                    f"{id_}-{index}", token_ids, params, prompt=text, priority=request.priority or 0,
+                    cache_salt=call.salt(None), lora_name=target.lora_name,
+                )  # fmt: skip
             found.append(generation)
             call.service.metrics.prompt(len(token_ids))
     except BaseException:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bestiary.api.errors import RequestError
+from bestiary.serve.text.enforceable import enforced_patterns
 from bestiary.serve.text.parsers.answer import AnswerParser
 from bestiary.serve.text.parsers.choose import choose_formats
 from bestiary.serve.text.parsers.formats import AnswerFormats
@@ -108,7 +109,10 @@ class Tooling:
         grammar = self.formats.grammar(
             prompt, self.callable, forced=self.forced, several=several, continued=continued, special=special
         )
-        return None if grammar is None else Form.of("tools", {"grammar": grammar})
+        if grammar is None:
+            return None
+        patterns = {place: each for tool in self.callable for place, each in enforced_patterns(tool).items()}
+        return Form.of("tools", {"grammar": grammar}, patterns)
 
     def warnings(self) -> list[str]:
         found = []

@@ -10,6 +10,8 @@ from bestiary.api.errors import RequestError
 from bestiary.serve.text.chat_template import check_variables
 from bestiary.serve.text.conversation import check_conversation
 
+from .field_names import about_prompt
+
 if TYPE_CHECKING:
     from .options import ServeOptions
     from .schemas.base import JsonObject
@@ -39,14 +41,15 @@ class Conversation(Protocol):
 
 
 async def encoded(
-    service: Service, prompts: list[str | list[int]], *, add_special_tokens: bool = True
+    service: Service, field: str, prompts: list[str | list[int]], *, add_special_tokens: bool = True
 ) -> list[tuple[str | None, list[int]]]:
-    """Each prompt's text, where it came as one, and its token ids."""
+    """Each prompt's text, where it came as one, and its token ids. field: where they stand in the request."""
     found: list[tuple[str | None, list[int]]] = []
-    for each in prompts:
+    for index, each in enumerate(prompts):
         if isinstance(each, str):
             await asyncio.sleep(0)  # many texts that are short take together as long as one that is not
-            found.append((each, await ids_of(service, each, add_special_tokens=add_special_tokens)))
+            with about_prompt(field, index if len(prompts) > 1 else None, is_text=True):
+                found.append((each, await ids_of(service, each, add_special_tokens=add_special_tokens)))
         else:
             found.append((None, each))
     return found

@@ -15,11 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bestiary.api.errors import EngineError, RequestError
+from bestiary.api.errors import BestiaryError, EngineError, RequestError
 
 from .body import parse_object, read_body
 from .body_budget import SMALL_BODY, BodyBudget
 from .documents import Result
+from .field_names import in_its_words
 from .logprobs import Spelling
 from .metrics import Metrics
 from .options import ServeOptions
@@ -125,6 +126,7 @@ class Call:
 
     Attributes:
         large: its body was so large that work on all of it is no work for the event loop.
+        understood: the body, once it is known to be a good one.
     """
 
     service: Service
@@ -134,6 +136,7 @@ class Call:
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
     large: bool = False
+    understood: RequestModel | None = None
 
     @property
     def id(self) -> str:
@@ -160,7 +163,14 @@ class Call:
             self.large = len(data) > SMALL_BODY
             request, warnings = await self.apart(understood)
         self.warnings += warnings
+        self.understood = request
         return request
+
+    def in_its_words(self, error: BestiaryError) -> BestiaryError:
+        """The error with the name that its field has in the request, if it came after the body was understood."""
+        if self.understood is None:
+            return error
+        return in_its_words(error, type(self.understood), self.understood.model_fields_set)
 
     async def apart(self, work: Callable[[], Result]) -> Result:
         """What `work` on the whole of the body gives."""

@@ -3,13 +3,16 @@ calls that a request forces."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bestiary.api.errors import RequestError
 from bestiary.api.structured import FIELD, StructuredOutputsParams
+from bestiary.engine.structured.json_schema import pointer_of
 
 from .schemas.base import plain
 from .schemas.chat import GrammarFormat, JsonObjectFormat, JsonSchemaFormat, RegexFormat
@@ -23,16 +26,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The form of an answer, and the field of the request that asks for it."""
+    """The form of an answer, and the field of the request that asks for it.
+
+    Attributes:
+        patterns: regular expressions that a grammar of ours took from the request: place → expression.
+    """
 
     field: str
     params: StructuredOutputsParams
+    patterns: Mapping[str, str]
 
     @classmethod
-    def of(cls, field: str, given: dict[str, Any]) -> Form:
+    def of(cls, field: str, given: dict[str, Any], patterns: Mapping[str, str] = MappingProxyType({})) -> Form:
         """Raises `RequestError` that names `field`."""
         with _named(field):
-            return cls(field, StructuredOutputsParams.of(given))
+            return cls(field, StructuredOutputsParams.of(given), patterns)
 
 
 def stated_form(request: SamplingFields) -> Form | None:
@@ -52,9 +60,32 @@ def text_form(request: ResponsesRequest) -> Form | None:
 
 async def check_form(llm: AsyncLLM, form: Form | None, sampling: SamplingParams) -> None:
     """Raises `RequestError`, naming the request's field, where an answer in this form cannot be had."""
-    if form is not None:
+    if form is None:
+        return
+    try:
         with _named(form.field):
             await llm.check_structured_outputs(sampling)
+    except RequestError as error:
+        if error.error_code == "BAD_GRAMMAR" and form.patterns:
+            await _check_patterns(llm, form.patterns, sampling)
+        raise
+
+
+async def _check_patterns(llm: AsyncLLM, patterns: Mapping[str, str], sampling: SamplingParams) -> None:
+    """Raises BAD_SCHEMA with the place of the first that cannot be enforced."""
+    places = list(patterns)
+    try:
+        properties = {str(number): {"pattern": patterns[place]} for number, place in enumerate(places)}
+        form = StructuredOutputsParams(json={"type": "object", "properties": properties})
+        await llm.check_structured_outputs(replace(sampling, structured_outputs=form))
+    except RequestError as error:
+        match = re.fullmatch(r"/properties/(\d+)/pattern", pointer_of(error) or "")
+        if match is not None:
+            place = places[int(match[1])]
+            raise RequestError(
+                error.message.partition(", at ")[0], code="BAD_SCHEMA", field=place, value=patterns[place],
+                fix="correct it, or leave it out",
+            ) from None  # fmt: skip
 
 
 def _stated(request: SamplingFields) -> Iterator[Form]:

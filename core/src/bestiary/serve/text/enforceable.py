@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bestiary.api.errors import RequestError
-from bestiary.engine.structured.json_schema import UNENFORCEABLE, check_schema
+from bestiary.engine.structured.json_schema import UNENFORCEABLE, check_schema, pointer_of
 
-from .schema_check import changed
+from .schema_check import changed, patterns
 from .tools import Tool
 
 _NOTES = frozenset(
@@ -31,11 +31,21 @@ def enforceable(tool: Tool) -> Mapping[str, Any]:
     try:
         check_schema(json.dumps(tool.parameters))
     except RequestError as error:
+        place = f"{tool.where}#{pointer_of(error) or ''}"
         raise RequestError(
-            f"{tool.name} is strict, and {error.message}", code=error.error_code, field="tools", limit=error.limit,
+            f"{tool.name} is strict, and {error.message}", code=error.error_code, field=place, limit=error.limit,
             value=error.value, details=error.details, fix='correct it, or leave out "strict"',
         ) from None  # fmt: skip
     return changed(tool.parameters, _without_notes)  # type: ignore[no-any-return]
+
+
+def enforced_patterns(tool: Tool) -> dict[str, str]:
+    """The regular expressions that a grammar for this tool holds: place in the request → expression."""
+    return {
+        f"{tool.where}#{pointer}": pattern
+        for pointer, pattern in patterns(tool.parameters).items()
+        if tool.strict or not _LOOKS_AROUND.search(pattern)
+    }
 
 
 def _without_notes(schema: Mapping[str, Any]) -> dict[str, Any]:

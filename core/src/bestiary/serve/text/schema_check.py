@@ -71,6 +71,17 @@ def _walk(schema: Any, pointer: str, where: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(value, here, where)
 
 
+def patterns(schema: Any) -> dict[str, str]:
+    """The regular expressions of a checked schema: JSON pointer → expression."""
+    found: dict[str, str] = {}
+    for pointer, each in _walk(schema, "", ""):
+        if "pattern" in each:
+            found[f"{pointer}/pattern"] = each["pattern"]
+        for pattern in each.get("patternProperties", ()):
+            found[f"{pointer}/patternProperties/{_escaped(pattern)}"] = pattern
+    return found
+
+
 def changed(schema: Any, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Any:
     """A copy of a checked schema: `change` gives the keywords of each schema in it, from the outside in."""
     if not isinstance(schema, Mapping):

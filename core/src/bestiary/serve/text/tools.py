@@ -30,12 +30,14 @@ class Tool:
     Attributes:
         parameters: the JSON Schema of its arguments, an object's.
         strict: the arguments must fulfil it.
+        where: the schema's place in the request.
     """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
     strict: bool = False
+    where: str = field(default="tools", compare=False)
 
     def shown(self) -> dict[str, Any]:
         """As chat templates take it."""
@@ -120,8 +122,9 @@ def _tool(tool: object, where: str) -> Tool:
         )  # fmt: skip
     if not isinstance(strict, bool | None):
         _refuse("strict is true or false", f"{where}.strict", strict)
-    parameters = _parameters(function.get("parameters"), f"{where}.parameters")
-    return Tool(name, str(plain(description or "", where, code="BAD_TOOLS")), parameters, bool(strict))
+    place = f"{where}.parameters"
+    parameters = _parameters(function.get("parameters"), place)
+    return Tool(name, str(plain(description or "", where, code="BAD_TOOLS")), parameters, bool(strict), place)
 
 
 def _parameters(schema: object, where: str) -> Mapping[str, Any]:
