@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -136,3 +137,19 @@ def test_a_record_names_its_run_and_no_machine(tmp_path):
     assert kept["command"] == "scripts/trust faults --tier full --record"
     assert (kept["seconds"], kept["inputs"], kept["failures"]) == (61, 2, [f"{NODE}[b]"])
     assert {"commit", "cpu", "cores", "memory_gib", "python", "versions"} <= kept["environment"].keys()
+
+
+def test_clients_are_counted_from_their_own_record(monkeypatch):
+    def clients(command, *, env, check):
+        kept = {
+            "cases": {"openai": ["a", "b"]}, "failed": {"openai": ["c"], "litellm": ["d"]}, "figures": {},
+            "versions": {"openai": "1"},
+        }  # fmt: skip
+        Path(env["BESTIARY_CLIENTS_RECORD"]).write_text(json.dumps(kept))
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(run.subprocess, "run", clients)
+    monkeypatch.setattr(run, "document", lambda *facts, **parts: {"cases": facts[4], **parts})
+    code, record = run.run_clients("clients", "fast", [])
+    assert (code, record["tests"], record["failures"]) == (1, {"passed": 2, "failed": 2}, ["c", "d"])
+    assert (record["cases"]["openai"]["inputs"], record["cases"]["litellm"]["failed"]) == (3, 1)
