@@ -24,8 +24,8 @@ what runs when, the [threat model](../threat-model.md) what is defended against 
 {headline}
 
 Inputs are requests, faults, programs, messages or whatever is tried one by one; passed and failed are tests, which try
-many. Of what was measured in several tests the least and the most are given; what was counted is added up. The tiers
-are `fast`, `full` and `soak`, each with the tests of those before it.
+many. Of what was measured in several tests the least and the most are given, of those with the most inputs; what was
+counted is added up. The tiers are `fast`, `full` and `soak`, each with the tests of those before it.
 """
 
 
@@ -51,7 +51,7 @@ def headline(records: Mapping[str, Record]) -> str:
             ("hostile", f"{_tried(records, 'hostile', KINDS)} kinds of hostile input ({_inputs(records, 'hostile')})"),
             ("faults", f"{_tried(records, 'faults')} kinds of fault ({_inputs(records, 'faults')})"),
             ("load", f"{_inputs(records, 'load')} requests under load"),
-            ("leaks", f"{_inputs(records, 'leaks')} requests watched for leaks"),
+            ("leaks", f"{_inputs(records, 'leaks')} requests watched for leaks{_kept_of_each(records)}"),
             ("exactness", f"{_inputs(records, 'exactness', 'EX7')} random programs compared token by token"),
             ("frames", f"{_inputs(records, 'frames')} damaged messages"),
             ("clients", f"{_inputs(records, 'clients')} uses of other people's clients"),
@@ -73,6 +73,13 @@ def _tried(records: Mapping[str, Record], name: str, among: Mapping[str, str] | 
 def _inputs(records: Mapping[str, Record], name: str, id_: str | None = None) -> str:
     record = records.get(name, {"cases": {}, "inputs": 0})
     return f"{record['inputs'] if id_ is None else record['cases'].get(id_, {'inputs': 0})['inputs']:,}"
+
+
+def _kept_of_each(records: Mapping[str, Record]) -> str:
+    """The most that any process kept of a request of LK1."""
+    figures = records.get("leaks", {"cases": {}})["cases"].get("LK1", {"figures": {}})["figures"]
+    slopes = [limits[1] for name, limits in figures.items() if name.endswith("kib_per_request")]
+    return f" (at most {max(0.0, *slopes):.2g} KiB kept of each)" if slopes else ""
 
 
 def section(name: str, programme: Programme, record: Record | None) -> Iterator[str]:
@@ -106,7 +113,9 @@ def row(id_: str, what: str, case: Record | None) -> str:
 
 
 def figure(name: str, value: Any) -> str:
-    """`value`: a count, or the least and the most."""
+    """`value`: a count, the least and the most, or several by name."""
+    if isinstance(value, dict):
+        value = ", ".join(figure(each, more) for each, more in value.items())
     if isinstance(value, list):
         least, most = (f"{each:,.4g}" for each in value)
         value = least if least == most else f"{least} to {most}"

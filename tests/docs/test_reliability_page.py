@@ -50,3 +50,10 @@ def test_what_has_no_record_is_said(folder: Path) -> None:
     for path in folder.glob("*.json"):
         path.unlink()
     assert "No run is recorded yet." in reliability_page.page(folder)
+
+
+def test_what_a_request_leaves_is_in_the_headline(folder: Path) -> None:
+    slopes = {"server_kib_per_request": [0.01, 0.0312], "engine_kib_per_request": [-0.2, -0.1]}
+    tests = {"passed": 1, "failed": 0, "skipped": 0}
+    write(document("leaks", "fast", "", 5, {"LK1": case(20_000, 1, **slopes)}, tests=tests, failures=[]), folder)
+    assert "20,000 requests watched for leaks (at most 0.031 KiB kept of each)" in reliability_page.page(folder)

@@ -137,7 +137,7 @@ PROGRAMMES: Mapping[str, Programme] = {
         title="Faults",
         cases=_FAULTS,
         files=tuple(f"tests/trust/test_faults_of_{name}.py" for name in
-                    ("the_process", "the_server", "the_model", "resources", "ranks")),
+                    ("the_process", "the_server", "the_surroundings", "the_model", "resources", "ranks")),
         not_covered="machines that fail, networks between ranks, accelerators; all is tried on one machine, on a CPU.",
     ),
     "exactness": Programme(

@@ -9,8 +9,11 @@ import pytest
 from bestiary.engine.process import supervisor
 
 from .support import chaos
+from .support.canaries import Canaries, http_song
+from .support.chaos import HARMLESS
+from .support.completions import FIELDS
 from .support.golden import Golden
-from .support.scene import Scene
+from .support.scene import SONGS, Scene
 from .support.server import Server
 from .support.t0 import write_t0
 
@@ -66,6 +69,12 @@ def t0_server(t0):
     """A server of T0 as it is."""
     with Server(t0, "--max-queue", "256") as made:
         yield made.ready()
+
+
+@pytest.fixture(scope="session")
+def http_canaries(golden):
+    """`http_canaries(server)`: eight streams over HTTP."""
+    return lambda server: Canaries(http_song(server, FIELDS), golden, SONGS, HARMLESS)
 
 
 @pytest.fixture

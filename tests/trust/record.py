@@ -31,13 +31,15 @@ class Found:
     """A plugin of pytest that keeps what tests say with `case`, and what became of every test.
 
     A figure that is a whole number is a count, and counts are added up. Any other is a measurement, of which the least
-    and the most are kept. A test that fails counts against every case that it named, said or not.
+    and the most are kept, from the tests that had the most inputs: they say more. A figure may hold others by name. A
+    test that fails counts against every case that it named, said or not.
     """
 
     def __init__(self, programme: Programme) -> None:
         self._programme = programme
         self._seconds: dict[str, float] = {}
         self._outcomes: dict[str, str] = {}
+        self._inputs: dict[str, int] = {}
         self.cases: dict[str, dict[str, Any]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -60,7 +62,20 @@ class Found:
             own = [case for case in said if case["id"] == id_]
             kept["inputs"] += sum(case["inputs"] for case in own) if own else outcome != "skipped"
             for case in own:
-                _merge(kept["figures"], case["figures"])
+                self._merge(kept["figures"], case["figures"], case["inputs"], id_)
+
+    def _merge(self, kept: dict[str, Any], figures: Mapping[str, Any], inputs: int, where: str) -> None:
+        for name, value in figures.items():
+            place = f"{where} {name}"
+            if isinstance(value, Mapping):
+                self._merge(kept.setdefault(name, {}), {str(key): each for key, each in value.items()}, inputs, place)
+            elif isinstance(value, float):
+                known = kept.get(name, [value]) if inputs == self._inputs.get(place) else [value]
+                if inputs >= self._inputs.get(place, 0):
+                    self._inputs[place] = inputs
+                    kept[name] = [float(f"{limit:.4g}") for limit in (min(*known, value), max(*known, value))]
+            elif value is not None:
+                kept[name] = kept.get(name, 0) + value
 
     @property
     def tests(self) -> dict[str, int]:
@@ -70,15 +85,6 @@ class Found:
     @property
     def failures(self) -> list[str]:
         return [node for node, outcome in self._outcomes.items() if outcome == "failed"]
-
-
-def _merge(kept: dict[str, Any], figures: Mapping[str, Any]) -> None:
-    for name, value in figures.items():
-        if isinstance(value, float):
-            least, most = kept.get(name, (value, value))
-            kept[name] = [float(f"{limit:.4g}") for limit in (min(least, value), max(most, value))]
-        elif value is not None:
-            kept[name] = kept.get(name, 0) + value
 
 
 def document(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +16,9 @@ from .record import Found, document, write
 
 OF_THE_TABLES = {"test_cases.py", "test_coverage.py"}
 HERE = {name: each for name, each in PROGRAMMES.items() if name != "hostile"}  # that has `hostile/test_coverage.py`
-WRITTEN = [name for name, each in HERE.items() if all((ROOT / file).exists() for file in each.files)]
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", list(HERE))
 def test_every_case_is_named_by_a_test(name):
     programme = PROGRAMMES[name]
     named = set().union(*(ids for file in programme.files for ids in named_in(ROOT / file).values()))
@@ -78,15 +78,21 @@ def found_in(*runs):
 
 def test_counts_are_added_and_measurements_ranged():
     found = found_in(
-        reports(f"{NODE}[a]", said=[("F02", 3, {"deaths": 2, "seconds": 0.5, "gap": None})]),
-        reports(f"{NODE}[b]", said=[("F02", 4, {"deaths": 1, "seconds": 0.25})]),
+        reports(f"{NODE}[a]", said=[("F02", 3, {"deaths": 2, "seconds": 0.5, "gap": None, "by": {200: 3}})]),
+        reports(f"{NODE}[b]", said=[("F02", 3, {"deaths": 1, "seconds": 0.25, "by": {200: 2, 503: 1}})]),
     )
     assert found.cases == {
         "F02": {
-            "inputs": 7, "passed": 2, "failed": 0, "skipped": 0, "seconds": 3.0,
-            "figures": {"deaths": 3, "seconds": [0.25, 0.5]},
+            "inputs": 6, "passed": 2, "failed": 0, "skipped": 0, "seconds": 3.0,
+            "figures": {"deaths": 3, "seconds": [0.25, 0.5], "by": {"200": 5, "503": 1}},
         }
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [(3, 30), (30, 3)])
+def test_what_many_inputs_measured_is_kept(sizes):
+    runs = [reports(NODE, said=[("F02", inputs, {"seconds": 1.0 / inputs, "deaths": inputs})]) for inputs in sizes]
+    assert found_in(*runs).cases["F02"]["figures"] == {"seconds": [0.03333, 0.03333], "deaths": 33}
 
 
 @pytest.mark.parametrize("how", [{"call": "failed"}, {"setup": "failed"}])
@@ -131,3 +137,19 @@ def test_a_record_names_its_run_and_no_machine(tmp_path):
     assert kept["command"] == "scripts/trust faults --tier full --record"
     assert (kept["seconds"], kept["inputs"], kept["failures"]) == (61, 2, [f"{NODE}[b]"])
     assert {"commit", "cpu", "cores", "memory_gib", "python", "versions"} <= kept["environment"].keys()
+
+
+def test_clients_are_counted_from_their_own_record(monkeypatch):
+    def clients(command, *, env, check):
+        kept = {
+            "cases": {"openai": ["a", "b"]}, "failed": {"openai": ["c"], "litellm": ["d"]}, "figures": {},
+            "versions": {"openai": "1"},
+        }  # fmt: skip
+        Path(env["BESTIARY_CLIENTS_RECORD"]).write_text(json.dumps(kept))
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(run.subprocess, "run", clients)
+    monkeypatch.setattr(run, "document", lambda *facts, **parts: {"cases": facts[4], **parts})
+    code, record = run.run_clients("clients", "fast", [])
+    assert (code, record["tests"], record["failures"]) == (1, {"passed": 2, "failed": 2}, ["c", "d"])
+    assert (record["cases"]["openai"]["inputs"], record["cases"]["litellm"]["failed"]) == (3, 1)

@@ -63,7 +63,7 @@ rows = st.lists(cheap, min_size=BATCH - 5, max_size=BATCH - 5)
 def test_the_tables_again(stage, run, case, name):
     for _ in range(TIMES):
         report = run(stage.run(GROUPS[name].rows()))
-        case("again", len(report.verdicts), **report.figures)
+        case(name, len(report.verdicts), **report.figures)
         assert report.wrong == [], "\n".join(report.wrong)
 
 
