@@ -27,7 +27,7 @@ from bestiary.engine.sequence import SequenceUpdate
 
 from .forms import Facts, Forms
 from .generation import Accepted, Generation, PoolingGeneration
-from .heap import trim
+from .memory import trim
 from .outputs import OutputProcessor
 from .remote import RemoteEngine
 from .remote_adapters import RemoteAdapters
