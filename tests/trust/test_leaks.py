@@ -166,7 +166,7 @@ def test_who_leaves_and_who_is_refused_leaves_nothing(watch, case, requests):
 
 def test_a_long_text_leaves_nothing(watch, case):
     """What it took is a hundred times its size, in small pieces."""
-    pid, text = watch.server.process.pid, "What is read here, is gone. " * 40_000
+    pid, text = watch.server.process.pid, "What is read here, is gone. " * 36_000
     before = holdings(pid)["server"].memory
     for _ in range(2):
         assert run(ask(watch.server.port, "/tokenize", {"prompt": text})).status == 200
