@@ -177,7 +177,7 @@ def test_embeddings_of_a_model_that_makes_none(client):
     [
         (openai.NotFoundError, "model_not_found", "model", {"model": "another"}),
         (openai.BadRequestError, "BAD_REQUEST", "temperature", {"temperature": -1}),
-        (openai.BadRequestError, "context_length_exceeded", "prompt", {"messages": LONG}),
+        (openai.BadRequestError, "context_length_exceeded", "messages", {"messages": LONG}),
         (openai.BadRequestError, "UNSUPPORTED_PARAMETER", "modalities[0]", {"modalities": ["audio"]}),
     ],
 )  # fmt: skip
