@@ -1,0 +1,105 @@
+// The quantized formats' kernels: every format's templates, put into tables.
+#include "formats.h"
+#include "weights.h"
+
+namespace bst {
+namespace {
+
+template <class F>
+void pack(uint8_t* panel, int64_t columns, const uint8_t* source, int64_t stride, int rows) {
+  std::memset(panel, 0, static_cast<size_t>(Panel<F>::bytes(columns)));
+  uint8_t* heads = panel + Panel<F>::codes_bytes(columns);
+  uint8_t code[kBlock];
+  for (int64_t super = 0; super < columns / (kBlock * F::kSubBlocks); ++super) {
+    for (int lane = 0; lane < rows; ++lane) {
+      const uint8_t* block = source + lane * stride + super * F::kSourceBytes;
+      F::head::put(heads + super * Panel<F>::kHead, lane, block);
+      for (int j = 0; j < F::kSubBlocks; ++j) {
+        F::codes(block, j, code);
+        write_codes<F::kStored>(panel + (super * F::kSubBlocks + j) * Panel<F>::kCodes, lane, code);
+      }
+    }
+  }
+}
+
+template <class F>
+void decode(const uint8_t* panel, int64_t columns, int64_t first, int count, Decoded* to) {
+  const uint8_t* heads = panel + Panel<F>::codes_bytes(columns);
+  for (int i = 0; i < count; ++i) decode_block<F>(panel, heads, first + i, to[i]);
+}
+
+template <class K>
+void to_floats(const Decoded& w, float* to) {
+  float scale[kLanes], second[kLanes];
+  store(scale, w.scale);
+  if (K::kMinimum || K::kHalves) store(second, w.second);
+  for (int k = 0; k < kBlock; ++k) {
+    uint8_t codes[kVector];
+    store_bytes(codes, w.q[k / 4]);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint8_t code = codes[4 * lane + k % 4];
+      const int weight = (K::kBits == 8 && kSignedDot ? static_cast<int8_t>(code) : code) - K::kZero;
+      const float product = static_cast<float>(weight) * (K::kHalves && k >= 16 ? second[lane] : scale[lane]);
+      to[k * kLanes + lane] = K::kMinimum ? product + second[lane] : product;
+    }
+  }
+}
+
+template <class F, int kRows>
+void direct(const uint8_t* panel, int64_t columns, const Record* x, int64_t step, float* acc) {
+  const uint8_t* codes = panel;
+  const uint8_t* heads = panel + Panel<F>::codes_bytes(columns);
+  Floats sum[kRows];
+  for (int r = 0; r < kRows; ++r) sum[r] = set(0.0f);
+  for (int64_t left = columns / (kBlock * F::kSubBlocks); left > 0; --left) {
+#pragma GCC unroll 1
+    for (int j = 0; j < F::kSubBlocks; ++j) {
+      Decoded w;
+      F::decode(codes, w);
+      F::head::get(heads, j, w);
+      add_block<typename F::kind, kRows>(w, x, sum);
+      codes += Panel<F>::kCodes;
+      x += step;
+    }
+    heads += Panel<F>::kHead;
+  }
+  for (int r = 0; r < kRows; ++r) store(acc + r * kLanes, sum[r]);
+}
+
+template <class K, int kRows>
+void decoded(const Decoded* w, int count, const Record* x, int64_t step, float* acc) {
+  Floats sum[kRows];
+  for (int r = 0; r < kRows; ++r) sum[r] = load(acc + r * kLanes);
+  for (int i = 0; i < count; ++i, x += step) add_block<K, kRows>(w[i], x, sum);
+  for (int r = 0; r < kRows; ++r) store(acc + r * kLanes, sum[r]);
+}
+
+template <class F>
+constexpr Quantized table(int format) {
+  using K = typename F::kind;
+  return {format,
+          F::kSubBlocks,
+          F::kSourceBytes,
+          Panel<F>::bytes,
+          pack<F>,
+          decode<F>,
+          to_floats<K>,
+          {direct<F, 1>, direct<F, 2>, direct<F, 3>, direct<F, 4>},
+          {decoded<K, 1>, decoded<K, 2>, decoded<K, 3>, decoded<K, 4>, decoded<K, 5>, decoded<K, 6>, decoded<K, 7>,
+           decoded<K, 8>}};
+}
+
+constexpr Quantized kFormats[] = {
+    table<Q4_0>(2),  table<Q4_1>(3),  table<Q5_0>(6),  table<Q5_1>(7),   table<Q8_0>(8),
+    table<Q4_K>(12), table<Q5_K>(13), table<Q6_K>(14), table<IQ4_NL>(20),
+};
+
+}  // namespace
+
+const Quantized* quantized_format(int format) {
+  for (const auto& each : kFormats)
+    if (each.format == format) return &each;
+  return nullptr;
+}
+
+}  // namespace bst

@@ -1,0 +1,88 @@
+"""The C interface, mirrored for ctypes: argument structures and signatures of `native/bestiary_cpu.h`."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_void_p
+
+ABI = 1
+FORKED = 1
+"""What `bst_run` answers in a process that has only a copy of the pool."""
+
+
+class PackArgs(ctypes.Structure):
+    _fields_ = [
+        ("format", c_int32), ("source", c_void_p), ("source_stride", c_int64), ("n_out", c_int64), ("n_in", c_int64),
+        ("packed", c_void_p),
+    ]  # fmt: skip
+
+
+class DecodeArgs(ctypes.Structure):
+    _fields_ = [
+        ("format", c_int32), ("packed", c_void_p), ("n_out", c_int64), ("n_in", c_int64), ("ids", c_void_p),
+        ("count", c_int64), ("out", c_void_p), ("out_stride", c_int64),
+    ]  # fmt: skip
+
+
+class QuantizeArgs(ctypes.Structure):
+    _fields_ = [
+        ("format", c_int32), ("source", c_void_p), ("source_stride", c_int64), ("n_out", c_int64), ("n_in", c_int64),
+        ("blocks", c_void_p),
+    ]  # fmt: skip
+
+
+class PrepareArgs(ctypes.Structure):
+    _fields_ = [
+        ("quantized", c_int32), ("x", c_void_p), ("x_stride", c_int64), ("rows_of", c_void_p), ("rows", c_int64),
+        ("n_in", c_int64), ("prepared", c_void_p),
+    ]  # fmt: skip
+
+
+class MatmulArgs(ctypes.Structure):
+    _fields_ = [
+        ("format", c_int32), ("weight", c_void_p), ("prepared", c_void_p), ("rows", c_int64), ("n_out", c_int64),
+        ("n_in", c_int64), ("out", c_void_p), ("out_stride", c_int64), ("bias", c_void_p), ("add", c_void_p),
+        ("add_stride", c_int64),
+    ]  # fmt: skip
+
+
+class Step(ctypes.Structure):
+    _fields_ = [("kernel", c_void_p), ("args", c_void_p), ("wait", c_int32)]
+
+
+KERNELS = {
+    "bst_pack": PackArgs,
+    "bst_decode": DecodeArgs,
+    "bst_quantize_weights": QuantizeArgs,
+    "bst_prepare": PrepareArgs,
+    "bst_matmul": MatmulArgs,
+}
+"""Kernels by their symbol; each takes (arguments, part, parts)."""
+
+_FUNCTIONS = {
+    "bst_abi": (c_int, []),
+    "bst_isa": (c_char_p, []),
+    "bst_lanes": (c_int, []),
+    "bst_cpu_level": (c_int, []),
+    "bst_allocate": (c_void_p, [c_size_t]),
+    "bst_free": (None, [c_void_p, c_size_t]),
+    "bst_packed_size": (c_int64, [c_int, c_int64, c_int64]),
+    "bst_row_size": (c_int64, [c_int, c_int64]),
+    "bst_takes_quantized": (c_int, [c_int]),
+    "bst_prepared_size": (c_int64, [c_int, c_int64, c_int64]),
+    "bst_pool_create": (c_void_p, [c_int]),
+    "bst_pool_destroy": (None, [c_void_p]),
+    "bst_pool_threads": (c_int, [c_void_p]),
+    "bst_run": (c_int, [c_void_p, POINTER(Step), c_int64]),
+}
+
+
+def declare(native: ctypes.CDLL) -> ctypes.CDLL:
+    """Give every function of a loaded library its signature."""
+    for name, (result, arguments) in _FUNCTIONS.items():
+        function = getattr(native, name)
+        function.restype, function.argtypes = result, arguments
+    for name in KERNELS:
+        function = getattr(native, name)
+        function.restype, function.argtypes = None, [c_void_p, c_int, c_int]
+    return native
