@@ -94,6 +94,16 @@ typedef struct {
 } bst_matmul_args;
 BST_API void bst_matmul(const void* bst_matmul_args, int part, int parts);
 
+// --- measuring ---
+
+// The sum of fp32 numbers, one for each part: what reading memory costs.
+typedef struct {
+  const float* data;
+  int64_t count;
+  float* sums;
+} bst_read_args;
+BST_API void bst_read(const void* bst_read_args, int part, int parts);
+
 // --- threads ---
 
 typedef struct bst_pool bst_pool;

@@ -175,25 +175,17 @@ struct Q5_1 : Format<Bits5Min, ScaleMin, 1, 24> {
   }
 };
 
-constexpr int kFlip = kSignedDot ? 0 : 0x80;  // signed bytes as `dots` wants them
-
 struct Q8_0 : Format<Bits8, Scale, 1, 34> {
   static void codes(const uint8_t* block, int, uint8_t (&code)[kBlock]) {
-    for (int i = 0; i < kBlock; ++i) code[i] = static_cast<uint8_t>(block[2 + i] ^ kFlip);
+    for (int i = 0; i < kBlock; ++i) code[i] = block[2 + i] ^ 0x80;  // signed bytes as codes with the zero point 128
   }
 };
 
 struct IQ4_NL : Format<Bits8, Scale, 1, 18, 4> {
   static void codes(const uint8_t* block, int, uint8_t (&code)[kBlock]) { nibbles(block + 2, code); }
   static void decode(const uint8_t* codes, Decoded& w) {
-    constexpr int z = kSignedDot ? 0 : -128;  // code - z, modulo 256
-    static constexpr int8_t values[16] = {
-        static_cast<int8_t>(-127 - z), static_cast<int8_t>(-104 - z), static_cast<int8_t>(-83 - z),
-        static_cast<int8_t>(-65 - z),  static_cast<int8_t>(-49 - z),  static_cast<int8_t>(-35 - z),
-        static_cast<int8_t>(-22 - z),  static_cast<int8_t>(-10 - z),  static_cast<int8_t>(1 - z),
-        static_cast<int8_t>(13 - z),   static_cast<int8_t>(25 - z),   static_cast<int8_t>(38 - z),
-        static_cast<int8_t>(53 - z),   static_cast<int8_t>(69 - z),   static_cast<int8_t>(89 - z),
-        static_cast<int8_t>(113 - z)};
+    static constexpr uint8_t values[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                           129, 141, 153, 166, 181, 197, 217, 241};  // -127 … 113, plus 128
     read_codes<4>(codes, w.q);
     for (auto& q : w.q) q = lookup(values, q);
   }

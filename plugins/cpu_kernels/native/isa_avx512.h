@@ -8,7 +8,8 @@
 namespace bst {
 
 constexpr int kLanes = 16;
-constexpr bool kSignedDot = false;  // VNNI multiplies unsigned weights by signed activations
+// Whether `dots` multiplies by code - 128 instead of the code.
+constexpr bool signed_dot(int, int) { return false; }
 constexpr const char* kIsaName = "avx512";
 
 struct Floats { __m512 v; };
@@ -67,7 +68,7 @@ static inline Bytes operator|(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b
 // Shifts of 16-bit words: bits cross from byte to byte, so the caller masks what he keeps.
 template <int n> static inline Bytes left(Bytes a) { return {_mm512_slli_epi16(a.v, n)}; }
 template <int n> static inline Bytes right(Bytes a) { return {_mm512_srli_epi16(a.v, n)}; }
-static inline Bytes lookup(const int8_t* sixteen, Bytes index) {
+static inline Bytes lookup(const uint8_t* sixteen, Bytes index) {
   const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(sixteen));
   return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), index.v)};
 }

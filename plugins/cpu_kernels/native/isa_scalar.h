@@ -9,7 +9,8 @@
 namespace bst {
 
 constexpr int kLanes = 8;
-constexpr bool kSignedDot = true;
+// Whether `dots` multiplies by code - 128 instead of the code.
+constexpr bool signed_dot(int, int) { return false; }
 constexpr const char* kIsaName = "scalar";
 
 struct Floats { float v[kLanes]; };
@@ -74,9 +75,9 @@ static inline Bytes operator|(Bytes a, Bytes b) { Bytes c; BST_EACH(c, 4 * kLane
 // Shifts of bytes; wider ones elsewhere let bits cross, so the caller masks what he keeps.
 template <int n> static inline Bytes left(Bytes a) { Bytes c; BST_EACH(c, 4 * kLanes, static_cast<uint8_t>(a.v[i] << n)); return c; }
 template <int n> static inline Bytes right(Bytes a) { Bytes c; BST_EACH(c, 4 * kLanes, static_cast<uint8_t>(a.v[i] >> n)); return c; }
-static inline Bytes lookup(const int8_t* sixteen, Bytes index) {
+static inline Bytes lookup(const uint8_t* sixteen, Bytes index) {
   Bytes c;
-  BST_EACH(c, 4 * kLanes, static_cast<uint8_t>(sixteen[index.v[i]]));
+  BST_EACH(c, 4 * kLanes, sixteen[index.v[i]]);
   return c;
 }
 
@@ -85,7 +86,7 @@ template <int kBits, int kRows, int kFrom, int kTo>
 static inline void dots(const Bytes* q, const int8_t* const (&x)[kRows], Ints (&sum)[kRows]) {
   for (int r = 0; r < kRows; ++r)
     for (int g = kFrom; g < kTo; ++g)
-      for (int i = 0; i < 4 * kLanes; ++i) sum[r].v[i / 4] += static_cast<int8_t>(q[g].v[i]) * x[r][4 * g + i % 4];
+      for (int i = 0; i < 4 * kLanes; ++i) sum[r].v[i / 4] += q[g].v[i] * x[r][4 * g + i % 4];
 }
 
 #undef BST_OP

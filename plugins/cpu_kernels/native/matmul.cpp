@@ -17,45 +17,23 @@ int64_t rows_at_once(int64_t row_bytes) {
   return fit < kTile ? kTile : fit > kMostRows ? kMostRows : fit;
 }
 
-void one_panel_direct(const Quantized& q, const bst_matmul_args& a, const uint8_t* panel, int64_t p) {
-  float acc[kDirectRows * kLanes];
-  q.direct[a.rows - 1](panel, a.n_in, static_cast<const Record*>(a.prepared), a.rows, acc);
-  for (int64_t r = 0; r < a.rows; ++r) write_out(a, r, p, acc + r * kLanes);
+void tile_product(const Quantized& q, const bst_matmul_args& a, const uint8_t* panel, int64_t p, Tile tile) {
+  alignas(64) float acc[kTile * kLanes];
+  const Record* x = static_cast<const Record*>(a.prepared) + tile.first * (a.n_in / kBlock);
+  q.product[tile.rows - 1](panel, a.n_in, x, tile.rows, acc);
+  for (int r = 0; r < tile.rows; ++r) write_out(a, tile.first + r, p, acc + r * kLanes);
 }
 
-void one_panel_decoded(const Quantized& q, const bst_matmul_args& a, const uint8_t* panel, int64_t p, Range tiles) {
-  alignas(64) Decoded chunk[kChunkBlocks];
-  alignas(64) float acc[kMostRows * kLanes];
-  const int64_t blocks = a.n_in / kBlock;
-  std::memset(acc, 0, sizeof(float) * static_cast<size_t>((tiles.end - tiles.begin) * kTile * kLanes));
-  for (int64_t first = 0; first < blocks; first += kChunkBlocks) {
-    const int count = static_cast<int>(blocks - first < kChunkBlocks ? blocks - first : kChunkBlocks);
-    q.decode(panel, a.n_in, first, count, chunk);
-    for (int64_t t = tiles.begin; t < tiles.end; ++t) {
-      const Tile tile = tile_at(t, a.rows);
-      const Record* x = static_cast<const Record*>(a.prepared) + tile.first * blocks + first * tile.rows;
-      q.decoded[tile.rows - 1](chunk, count, x, tile.rows, acc + (t - tiles.begin) * kTile * kLanes);
-    }
-  }
-  for (int64_t t = tiles.begin; t < tiles.end; ++t) {
-    const Tile tile = tile_at(t, a.rows);
-    for (int r = 0; r < tile.rows; ++r) write_out(a, tile.first + r, p, acc + ((t - tiles.begin) * kTile + r) * kLanes);
-  }
-}
-
+// All tiles that fit a near cache meet a panel while it is there too.
 void quantized_product(const Quantized& q, const bst_matmul_args& a, Range panels) {
   const int64_t size = q.panel_bytes(a.n_in);
   const auto* weight = static_cast<const uint8_t*>(a.weight);
-  if (a.rows <= kDirectRows) {
-    for (int64_t p = panels.begin; p < panels.end; ++p) one_panel_direct(q, a, weight + p * size, p);
-    return;
-  }
   const int64_t step = rows_at_once(a.n_in / kBlock * static_cast<int64_t>(sizeof(Record))) / kTile;
   const int64_t tiles = tiles_of(a.rows);
-  for (int64_t t = 0; t < tiles; t += step) {
-    const Range some = {t, t + step < tiles ? t + step : tiles};
-    for (int64_t p = panels.begin; p < panels.end; ++p) one_panel_decoded(q, a, weight + p * size, p, some);
-  }
+  for (int64_t first = 0; first < tiles; first += step)
+    for (int64_t p = panels.begin; p < panels.end; ++p)
+      for (int64_t t = first; t < tiles && t < first + step; ++t)
+        tile_product(q, a, weight + p * size, p, tile_at(t, a.rows));
 }
 
 }  // namespace

@@ -60,11 +60,9 @@ static void decode_row(const bst_decode_args& a, int64_t row, float* out) {
     for (int64_t k = 0; k < a.n_in; ++k) out[k] = one_float(a.format, panel + (k * kLanes + lane) * size);
     return;
   }
-  Decoded w;
   float values[kBlock * kLanes];
   for (int64_t block = 0; block < a.n_in / kBlock; ++block) {
-    q->decode(panel, a.n_in, block, 1, &w);
-    q->to_floats(w, values);
+    q->decode(panel, a.n_in, block, values);
     for (int k = 0; k < kBlock; ++k) out[block * kBlock + k] = values[k * kLanes + lane];
   }
 }

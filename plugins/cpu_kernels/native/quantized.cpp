@@ -22,12 +22,6 @@ void pack(uint8_t* panel, int64_t columns, const uint8_t* source, int64_t stride
   }
 }
 
-template <class F>
-void decode(const uint8_t* panel, int64_t columns, int64_t first, int count, Decoded* to) {
-  const uint8_t* heads = panel + Panel<F>::codes_bytes(columns);
-  for (int i = 0; i < count; ++i) decode_block<F>(panel, heads, first + i, to[i]);
-}
-
 template <class K>
 void to_floats(const Decoded& w, float* to) {
   float scale[kLanes], second[kLanes];
@@ -37,16 +31,22 @@ void to_floats(const Decoded& w, float* to) {
     uint8_t codes[kVector];
     store_bytes(codes, w.q[k / 4]);
     for (int lane = 0; lane < kLanes; ++lane) {
-      const uint8_t code = codes[4 * lane + k % 4];
-      const int weight = (K::kBits == 8 && kSignedDot ? static_cast<int8_t>(code) : code) - K::kZero;
+      const int weight = codes[4 * lane + k % 4] - K::kZero;
       const float product = static_cast<float>(weight) * (K::kHalves && k >= 16 ? second[lane] : scale[lane]);
       to[k * kLanes + lane] = K::kMinimum ? product + second[lane] : product;
     }
   }
 }
 
+template <class F>
+void decode(const uint8_t* panel, int64_t columns, int64_t block, float* to) {
+  Decoded w;
+  decode_block<F>(panel, panel + Panel<F>::codes_bytes(columns), block, w);
+  to_floats<typename F::kind>(w, to);
+}
+
 template <class F, int kRows>
-void direct(const uint8_t* panel, int64_t columns, const Record* x, int64_t step, float* acc) {
+void product(const uint8_t* panel, int64_t columns, const Record* x, int64_t step, float* acc) {
   const uint8_t* codes = panel;
   const uint8_t* heads = panel + Panel<F>::codes_bytes(columns);
   Floats sum[kRows];
@@ -66,27 +66,16 @@ void direct(const uint8_t* panel, int64_t columns, const Record* x, int64_t step
   for (int r = 0; r < kRows; ++r) store(acc + r * kLanes, sum[r]);
 }
 
-template <class K, int kRows>
-void decoded(const Decoded* w, int count, const Record* x, int64_t step, float* acc) {
-  Floats sum[kRows];
-  for (int r = 0; r < kRows; ++r) sum[r] = load(acc + r * kLanes);
-  for (int i = 0; i < count; ++i, x += step) add_block<K, kRows>(w[i], x, sum);
-  for (int r = 0; r < kRows; ++r) store(acc + r * kLanes, sum[r]);
-}
-
 template <class F>
 constexpr Quantized table(int format) {
-  using K = typename F::kind;
   return {format,
           F::kSubBlocks,
           F::kSourceBytes,
           Panel<F>::bytes,
           pack<F>,
           decode<F>,
-          to_floats<K>,
-          {direct<F, 1>, direct<F, 2>, direct<F, 3>, direct<F, 4>},
-          {decoded<K, 1>, decoded<K, 2>, decoded<K, 3>, decoded<K, 4>, decoded<K, 5>, decoded<K, 6>, decoded<K, 7>,
-           decoded<K, 8>}};
+          {product<F, 1>, product<F, 2>, product<F, 3>, product<F, 4>, product<F, 5>, product<F, 6>, product<F, 7>,
+           product<F, 8>}};
 }
 
 constexpr Quantized kFormats[] = {

@@ -4,19 +4,14 @@
 
 namespace bst {
 
-constexpr int kDirectRows = 4;   // as many rows meet blocks as they are decoded; more meet blocks decoded to memory
-constexpr int kChunkBlocks = 32; // decoded at once: 20 KiB at 16 lanes
-
 // A quantized format. `panel` is one packed panel of `columns` columns; x the first Record of rows in a tile, `step`
 // the Records from block to block; acc fp32 [rows][kLanes].
 struct Quantized {
   int format, sub_blocks, source_bytes;
   int64_t (*panel_bytes)(int64_t columns);
   void (*pack)(uint8_t* panel, int64_t columns, const uint8_t* source, int64_t stride, int rows);
-  void (*decode)(const uint8_t* panel, int64_t columns, int64_t first, int count, Decoded* to);
-  void (*to_floats)(const Decoded& w, float* to);  // fp32 [32][kLanes]
-  void (*direct[kDirectRows])(const uint8_t* panel, int64_t columns, const Record* x, int64_t step, float* acc);
-  void (*decoded[kTile])(const Decoded* w, int count, const Record* x, int64_t step, float* acc);
+  void (*decode)(const uint8_t* panel, int64_t columns, int64_t block, float* to);  // fp32 [32][kLanes]
+  void (*product[kTile])(const uint8_t* panel, int64_t columns, const Record* x, int64_t step, float* acc);
 };
 
 const Quantized* quantized_format(int format);  // null: not one of them

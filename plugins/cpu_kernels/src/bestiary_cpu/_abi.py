@@ -46,6 +46,10 @@ class MatmulArgs(ctypes.Structure):
     ]  # fmt: skip
 
 
+class ReadArgs(ctypes.Structure):
+    _fields_ = [("data", c_void_p), ("count", c_int64), ("sums", c_void_p)]
+
+
 class Step(ctypes.Structure):
     _fields_ = [("kernel", c_void_p), ("args", c_void_p), ("wait", c_int32)]
 
@@ -56,6 +60,7 @@ KERNELS = {
     "bst_quantize_weights": QuantizeArgs,
     "bst_prepare": PrepareArgs,
     "bst_matmul": MatmulArgs,
+    "bst_read": ReadArgs,
 }
 """Kernels by their symbol; each takes (arguments, part, parts)."""
 

@@ -102,13 +102,15 @@ def prepare(pool: Pool, format: GgmlType, x: Floats, rows_of: NDArray[np.int32] 
 def matmul_args(
     matrix: Matrix, x: Prepared, out: Floats, bias: Floats | None = None, add: Floats | None = None
 ) -> MatmulArgs:
-    """The call ``out = x · matrixᵀ + bias + add``."""
+    """The call ``out = x · matrixᵀ + bias + add``; it keeps what it points to alive."""
     if x.n_in != matrix.n_in or out.shape != (x.rows, matrix.n_out):
         raise UsageError("shapes do not fit", value=(x.rows, x.n_in, out.shape), limit=(matrix.n_out, matrix.n_in))
-    return MatmulArgs(
+    args = MatmulArgs(
         matrix.format, address(matrix.data), address(x.data), x.rows, matrix.n_out, matrix.n_in, address(out),
         _stride(out), address(bias), address(add), 0 if add is None else _stride(add),
     )  # fmt: skip
+    args.keep = (matrix, x, out, bias, add)
+    return args
 
 
 def matmul(pool: Pool, matrix: Matrix, x: Floats, bias: Floats | None = None, add: Floats | None = None) -> Floats:
