@@ -9,7 +9,7 @@ namespace bst {
 
 constexpr int kLanes = 8;
 // Whether `dots` multiplies by code - 128 instead of the code.
-constexpr bool signed_dot(int bits, int rows) { return bits == 8 && rows == 1; }
+constexpr bool signed_dot(int bits) { return bits == 8; }
 constexpr const char* kIsaName = "avx2";
 
 struct Floats { __m256 v; };
@@ -98,53 +98,26 @@ static inline void small_dots(const Bytes* q, const int8_t* const (&x)[kRows], I
   }
 }
 
-// 8-bit codes of one row as signed numbers: |w| * (x with w's sign), in pairs at most 2 * 128 * 127 = 32512.
-static inline void signed_dots(const Bytes* q, const int8_t* x, Ints& sum) {
+// 8-bit codes as signed numbers: |w| * (x with w's sign), in pairs at most 2 * 128 * 127 = 32512.
+template <int kRows>
+static inline void signed_dots(const Bytes* q, const int8_t* const (&x)[kRows], Ints (&sum)[kRows]) {
   const __m256i ones = _mm256_set1_epi16(1), flip = _mm256_set1_epi8(-128);
 #pragma GCC unroll 8
   for (int g = 0; g < 8; ++g) {
-    const __m256i w = _mm256_xor_si256(q[g].v, flip);
-    const __m256i product = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(four(x + 4 * g).v, w));
-    sum.v = _mm256_add_epi32(sum.v, _mm256_madd_epi16(product, ones));
-  }
-}
-
-// 8-bit codes of several rows are two 4-bit ones each: more multiplications, but far fewer sums to widen. Rows
-// begin…end-1: as many as have two sums in registers.
-template <int kBegin, int kEnd, int kRows>
-static inline void nibble_dots(const Bytes* q, const int8_t* const (&x)[kRows], Ints (&sum)[kRows]) {
-  const __m256i ones = _mm256_set1_epi16(1), mask = _mm256_set1_epi8(15);
-  __m256i high[kRows], low[kRows];
+    const __m256i w = _mm256_xor_si256(q[g].v, flip), size = _mm256_abs_epi8(w);
 #pragma GCC unroll 8
-  for (int g = 0; g < 8; ++g) {
-    const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(q[g].v, 4), mask), lower = _mm256_and_si256(q[g].v, mask);
-#pragma GCC unroll 8
-    for (int r = kBegin; r < kEnd; ++r) {
-      const __m256i value = four(x[r] + 4 * g).v;
-      const __m256i first = _mm256_maddubs_epi16(upper, value), second = _mm256_maddubs_epi16(lower, value);
-      high[r] = g == 0 ? first : _mm256_add_epi16(high[r], first);
-      low[r] = g == 0 ? second : _mm256_add_epi16(low[r], second);
+    for (int r = 0; r < kRows; ++r) {
+      const __m256i product = _mm256_maddubs_epi16(size, _mm256_sign_epi8(four(x[r] + 4 * g).v, w));
+      sum[r].v = _mm256_add_epi32(sum[r].v, _mm256_madd_epi16(product, ones));
     }
-  }
-  const __m256i sixteen = _mm256_set1_epi16(16);
-#pragma GCC unroll 8
-  for (int r = kBegin; r < kEnd; ++r) {
-    const __m256i wide = _mm256_add_epi32(_mm256_madd_epi16(high[r], sixteen), _mm256_madd_epi16(low[r], ones));
-    sum[r].v = _mm256_add_epi32(sum[r].v, wide);
   }
 }
 
 // sum[r] += the dot products of vectors from..to-1 of `q` with the same groups of four of row r's activations.
 template <int kBits, int kRows, int kFrom, int kTo>
 static inline void dots(const Bytes* q, const int8_t* const (&x)[kRows], Ints (&sum)[kRows]) {
-  if constexpr (kBits < 8) {
-    small_dots<kBits, kRows, kFrom, kTo>(q, x, sum);
-  } else if constexpr (kRows == 1) {
-    signed_dots(q, x[0], sum[0]);
-  } else {
-    nibble_dots<0, (kRows < 4 ? kRows : 4)>(q, x, sum);
-    if constexpr (kRows > 4) nibble_dots<4, kRows>(q, x, sum);
-  }
+  if constexpr (kBits == 8) signed_dots(q, x, sum);
+  else small_dots<kBits, kRows, kFrom, kTo>(q, x, sum);
 }
 
 }  // namespace bst

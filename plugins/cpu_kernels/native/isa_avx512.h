@@ -9,7 +9,7 @@ namespace bst {
 
 constexpr int kLanes = 16;
 // Whether `dots` multiplies by code - 128 instead of the code.
-constexpr bool signed_dot(int, int) { return false; }
+constexpr bool signed_dot(int) { return false; }
 constexpr const char* kIsaName = "avx512";
 
 struct Floats { __m512 v; };

@@ -10,7 +10,7 @@ namespace bst {
 
 constexpr int kLanes = 8;
 // Whether `dots` multiplies by code - 128 instead of the code.
-constexpr bool signed_dot(int, int) { return false; }
+constexpr bool signed_dot(int) { return false; }
 constexpr const char* kIsaName = "scalar";
 
 struct Floats { float v[kLanes]; };

@@ -41,9 +41,9 @@ struct Decoded {
   Floats second;  // the minimum, or the scale of columns 16…31
 };
 
-template <class K, int kRows>
+template <class K>
 static inline Ints start(int32_t minus_sum) {
-  if constexpr (K::kZero == 0 || signed_dot(K::kBits, kRows)) return set(int32_t{0});
+  if constexpr (K::kZero == 0 || signed_dot(K::kBits)) return set(int32_t{0});
   else return shift_left<log2_of(K::kZero)>(set(minus_sum));
 }
 
@@ -54,16 +54,16 @@ static inline void add_block(const Decoded& w, const Record* x, Floats (&acc)[kR
   Ints sum[kRows];
   for (int r = 0; r < kRows; ++r) q[r] = x[r].q;
   if constexpr (K::kHalves) {
-    for (int r = 0; r < kRows; ++r) sum[r] = start<K, kRows>(x[r].minus_sum_low);
+    for (int r = 0; r < kRows; ++r) sum[r] = start<K>(x[r].minus_sum_low);
     dots<K::kBits, kRows, 0, 4>(w.q, q, sum);
     for (int r = 0; r < kRows; ++r) {
       acc[r] = fma(w.scale * set(x[r].scale), to_floats(sum[r]), acc[r]);
-      sum[r] = start<K, kRows>(x[r].minus_sum - x[r].minus_sum_low);
+      sum[r] = start<K>(x[r].minus_sum - x[r].minus_sum_low);
     }
     dots<K::kBits, kRows, 4, 8>(w.q, q, sum);
     for (int r = 0; r < kRows; ++r) acc[r] = fma(w.second * set(x[r].scale), to_floats(sum[r]), acc[r]);
   } else {
-    for (int r = 0; r < kRows; ++r) sum[r] = start<K, kRows>(x[r].minus_sum);
+    for (int r = 0; r < kRows; ++r) sum[r] = start<K>(x[r].minus_sum);
     dots<K::kBits, kRows, 0, 8>(w.q, q, sum);
     for (int r = 0; r < kRows; ++r) {
       acc[r] = fma(w.scale * set(x[r].scale), to_floats(sum[r]), acc[r]);

@@ -111,7 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     print(f"{found['library']}, {found['threads']} threads, {options.out} × {options.inputs}")
     print(f"read {found['read GB/s']:.1f} GB/s; torch fp32 GEMM {found['torch fp32 gemm GFLOP/s']:.0f} GFLOP/s")
-    print(f"{'':8}{'gemv GB/s':>10}{'of read':>9}" + "".join(f"{f'gemm {rows}':>10}" for rows in GEMM_ROWS) + "  of torch")
+    print(
+        f"{'':8}{'gemv GB/s':>10}{'of read':>9}" + "".join(f"{f'gemm {rows}':>10}" for rows in GEMM_ROWS) + "  of torch"
+    )
     for name, row in found["formats"].items():
         gemms = "".join(f"{row[f'gemm {rows} GFLOP/s']:10.0f}" for rows in GEMM_ROWS)
         print(f"{name:8}{row['gemv GB/s']:10.1f}{row['gemv of bandwidth']:9.0%}{gemms}{row['gemm 512 of torch']:10.2f}")
