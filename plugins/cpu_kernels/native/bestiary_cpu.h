@@ -94,6 +94,112 @@ typedef struct {
 } bst_matmul_args;
 BST_API void bst_matmul(const void* bst_matmul_args, int part, int parts);
 
+// --- between products ---
+//
+// `out` and `prepared` are both optional: fp32 rows, and rows prepared for the next product (`quantized` as for
+// bst_prepare; then columns must be whole blocks of 32).
+
+// y = (x + residual - mean) / sqrt(variance + eps) * (weight + weight_offset) + bias, the mean being 0 unless `center`
+// (layer norm; otherwise RMS norm). `sum`, optional, receives x + residual; it may be neither of them.
+typedef struct {
+  const float* x;
+  int64_t x_stride;
+  const float* residual;  // optional
+  int64_t residual_stride;
+  float* sum;  // optional
+  int64_t sum_stride;
+  const float* weight;  // optional
+  const float* bias;    // optional
+  float weight_offset;  // 1 for Gemma
+  float eps;
+  int32_t center;
+  int64_t rows, n;
+  float* out;
+  int64_t out_stride;
+  int32_t quantized;
+  void* prepared;
+} bst_norm_args;
+BST_API void bst_norm(const void* bst_norm_args, int part, int parts);
+
+enum { BST_IDENTITY, BST_SILU, BST_GELU, BST_GELU_TANH, BST_QUICK_GELU, BST_RELU2 };
+// y = f(x), or with `gated` f(x[:n]) * x[n:2n].
+typedef struct {
+  int32_t function, gated;
+  const float* x;
+  int64_t x_stride;
+  int64_t rows, n;  // columns of the result
+  float* out;
+  int64_t out_stride;
+  int32_t quantized;
+  void* prepared;
+} bst_activation_args;
+BST_API void bst_activation(const void* bst_activation_args, int part, int parts);
+
+// --- attention ---
+
+#define BST_MOST_CHANNELS 512  // of a head
+enum { BST_KV_F32, BST_KV_F16, BST_KV_BF16, BST_KV_INT8 };
+
+// Queries rotated in place; keys, rotated, and values written to the cache, [block][offset][2][kv_heads][head_size].
+typedef struct {
+  float* query;  // [rows, heads * head_size]
+  int64_t query_stride;
+  const float* key;  // optional; with `value`
+  int64_t key_stride;
+  const float* value;
+  int64_t value_stride;
+  const float* cos;  // [positions, rotary_dim], in the layout's channel order
+  const float* sin;  // the same; negative on the first channel of each pair
+  int64_t angle_stride;
+  const int64_t* positions;  // optional: which row of cos and sin; without it row i has row i
+  const int64_t* slots;      // block * block_size + offset; negative: not written
+  int64_t rows;
+  int32_t heads, kv_heads, head_size;
+  int32_t rotary_dim;  // leading channels; 0: nothing is rotated
+  int32_t neox;        // pairs are i and i + rotary_dim / 2; otherwise neighbours
+  int32_t kv_type;
+  void* kv_cache;
+  float* kv_scales;  // int8: [block][offset][2][kv_heads]
+} bst_rope_args;
+BST_API void bst_rope(const void* bst_rope_args, int part, int parts);
+
+// Causal attention of the last query_start[s + 1] - query_start[s] tokens of every sequence over its seq_lens[s] keys.
+// head_size: a multiple of 16 (32 for `prepared`), at most BST_MOST_CHANNELS.
+// With `partial`, bst_attention only fills it, in parts as small as a split of bst_attention_split() keys, and
+// bst_attention_join, called with the same arguments behind a barrier, writes the result: same bits, more parallel.
+typedef struct {
+  const float* query;  // [tokens, heads * head_size]
+  int64_t query_stride;
+  const void* kv_cache;
+  const float* kv_scales;
+  const int32_t* query_start;   // [sequences + 1]
+  const int32_t* seq_lens;      // [sequences]
+  const int32_t* block_tables;  // [sequences, table_stride]
+  int64_t table_stride;
+  int64_t rows, sequences;  // rows: all tokens
+  int32_t kv_type, block_size, heads, kv_heads, head_size;
+  int32_t window;       // keys that a query sees, itself included; 0: all
+  float scale, soft_cap;  // soft_cap 0: none
+  const float* alibi;   // optional: a slope for each head
+  const float* sinks;   // optional: a logit for each head
+  float* partial;       // optional: [rows, heads, most_splits, head_size + 2]
+  int64_t most_splits;  // of bst_attention_split() keys in the longest sequence
+  float* out;
+  int64_t out_stride;
+  int32_t quantized;
+  void* prepared;
+} bst_attention_args;
+BST_API int bst_attention_split(void);
+BST_API void bst_attention(const void* bst_attention_args, int part, int parts);
+BST_API void bst_attention_join(const void* bst_attention_args, int part, int parts);
+
+typedef struct {
+  const float* x;
+  int64_t x_stride, rows, n;
+  int64_t* ids;
+} bst_argmax_args;
+BST_API void bst_argmax(const void* bst_argmax_args, int part, int parts);
+
 // --- measuring ---
 
 // The sum of fp32 numbers, one for each part: what reading memory costs.

@@ -12,6 +12,13 @@ static inline float bfloat_to_float(uint16_t h) {
   return x;
 }
 
+static inline uint16_t float_to_bfloat(float x) {
+  uint32_t n;
+  std::memcpy(&n, &x, 4);
+  if ((n & 0x7FFFFFFF) > 0x7F800000) return static_cast<uint16_t>((n >> 16) | 0x40);
+  return static_cast<uint16_t>((n + 0x7FFF + ((n >> 16) & 1)) >> 16);
+}
+
 static inline float half_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
   const uint32_t exponent = (h >> 10) & 31, fraction = h & 1023;

@@ -78,6 +78,26 @@ static inline Bytes four(const int8_t* p) {
   return {_mm512_set1_epi32(x)};
 }
 
+// Lane i: the sum of the lanes of x[i], in the order of `fold` (vec.h). Halves, quarters, pairs, neighbours are added,
+// of two vectors at once; lane 4 k + j at the end belongs to the (4 j + k)-th vector of the beginning.
+static inline Floats sum_lanes(const Floats (&x)[kLanes]) {
+  __m512 a[8], b[4], c[2];
+  for (int i = 0; i < 8; ++i) {
+    const int first = 2 * i, second = first + 1;
+    const __m512 u = x[first % 4 * 4 + first / 4].v, v = x[second % 4 * 4 + second / 4].v;
+    a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(u, v, 0x44), _mm512_shuffle_f32x4(u, v, 0xEE));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512 u = a[2 * i], v = a[2 * i + 1];
+    b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(u, v, 0x88), _mm512_shuffle_f32x4(u, v, 0xDD));
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m512 u = b[2 * i], v = b[2 * i + 1];
+    c[i] = _mm512_add_ps(_mm512_shuffle_ps(u, v, 0x44), _mm512_shuffle_ps(u, v, 0xEE));
+  }
+  return {_mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xDD))};
+}
+
 // sum[r] += the dot products of vectors from..to-1 of `q` with the same groups of four of row r's activations.
 // `kBits`: the weights lie below 2^kBits. VNNI needs no such promise: its sums are exact.
 template <int kBits, int kRows, int kFrom, int kTo>

@@ -81,6 +81,18 @@ static inline Bytes lookup(const uint8_t* sixteen, Bytes index) {
   return c;
 }
 
+// Lane i: the sum of the lanes of x[i], in the order of `fold` (vec.h).
+static inline Floats sum_lanes(const Floats (&x)[kLanes]) {
+  Floats c;
+  for (int i = 0; i < kLanes; ++i) {
+    Floats y = x[i];
+    for (int width = kLanes / 2; width > 0; width /= 2)
+      for (int k = 0; k < width; ++k) y.v[k] += y.v[k + width];
+    c.v[i] = y.v[0];
+  }
+  return c;
+}
+
 // sum[r] += the dot products of vectors from..to-1 of `q` with the same groups of four of row r's activations.
 template <int kBits, int kRows, int kFrom, int kTo>
 static inline void dots(const Bytes* q, const int8_t* const (&x)[kRows], Ints (&sum)[kRows]) {

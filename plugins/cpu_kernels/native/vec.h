@@ -39,6 +39,13 @@ static inline float sum(const Sixteen& s) {
   return fold(s, [](float a, float b) { return a + b; });
 }
 
+// Lane i: sum(x[i]).
+static inline Floats sum_each(const Sixteen (&x)[kLanes]) {
+  Floats folded[kLanes];
+  for (int i = 0; i < kLanes; ++i) folded[i] = Sixteen::kParts == 1 ? x[i].part[0] : x[i].part[0] + x[i].part[Sixteen::kParts - 1];
+  return sum_lanes(folded);
+}
+
 static inline float largest(const Sixteen& s) {
   return fold(s, [](float a, float b) { return a > b ? a : b; });
 }

@@ -1,0 +1,171 @@
+// Attention over the paged cache: decode and prefill are the same code.
+//
+// Keys are taken in splits of kSplit positions, counted from position 0. A split's softmax stands by itself (largest
+// score, sum, weighted values), and splits are joined in order; so a query's result depends on its own keys alone,
+// whatever else is in the batch, and whether one thread walked its splits or several.
+//
+// Queries that read the same keys are taken together: the heads of a group (GQA), and neighbouring tokens.
+#include "attention.h"
+
+#include "math.h"
+
+namespace bst {
+namespace {
+
+// One split's keys, and for each query which of them it sees.
+struct Split {
+  int64_t first;             // position of the first key
+  int count;                 // as many as any query sees
+  const char* key[kSplit];   // rows of the cache; a value lies `to_value` bytes behind its key
+  int64_t to_value;
+  float key_scale[kSplit], value_scale[kSplit];  // int8 caches
+};
+
+struct Visible {
+  int begin, end;  // within a split
+};
+
+template <class Kv>
+void find_keys(const bst_attention_args& a, const Queries& q, int64_t first, int count, Split& s) {
+  const int32_t* table = a.block_tables + q.sequence * a.table_stride;
+  const int64_t row = int64_t{a.head_size} * Kv::kBytes;
+  s.first = first, s.count = count, s.to_value = a.kv_heads * row;
+  for (int k = 0; k < count; ++k) {
+    const int64_t position = first + k;
+    const int64_t slot = int64_t{table[position / a.block_size]} * a.block_size + position % a.block_size;
+    const int64_t at = 2 * slot * a.kv_heads + q.kv_head;
+    s.key[k] = static_cast<const char*>(a.kv_cache) + at * row;
+    if constexpr (Kv::kScaled) s.key_scale[k] = a.kv_scales[at], s.value_scale[k] = a.kv_scales[at + a.kv_heads];
+  }
+}
+
+// score[r][k] = q[r] · key[k], kLanes keys at a time. Channel c is summed in lane c % 16.
+template <class Kv>
+void dot_products(const bst_attention_args& a, const Queries& q, const Split& s, float (*score)[kSplit]) {
+  Sixteen sums[kMostQueries][kLanes];
+  for (int first = 0; first < s.count; first += kLanes) {
+    const int keys = s.count - first < kLanes ? s.count - first : kLanes;
+    for (int k = 0; k < kLanes; ++k) {
+      const char* key = s.key[first + (k < keys ? k : 0)];
+      for (int r = 0; r < q.count; ++r) sums[r][k] = sixteen(0.0f);
+      for (int c = 0; c < a.head_size; c += 16)
+        for (int i = 0; i < Sixteen::kParts; ++i) {
+          const Floats x = Kv::get(key, c + i * kLanes);
+          for (int r = 0; r < q.count; ++r)
+            sums[r][k].part[i] = fma(load(q.row[r] + c + i * kLanes), x, sums[r][k].part[i]);
+        }
+    }
+    for (int r = 0; r < q.count; ++r) store(score[r] + first, sum_each(sums[r]));
+  }
+}
+
+// Dot products to scores: scale, soft-cap, ALiBi; what is not seen becomes -inf.
+template <class Kv>
+void finish_scores(const bst_attention_args& a, const Queries& q, const Split& s, int r, Visible seen, float* score) {
+  for (int k = 0; k < kSplit; k += kLanes) {
+    Floats x = load(score + k) * set(a.scale);
+    if constexpr (Kv::kScaled) x = x * load(s.key_scale + k);
+    if (a.soft_cap > 0) x = set(a.soft_cap) * tanh(x / set(a.soft_cap));
+    store(score + k, x);
+  }
+  if (a.alibi)
+    for (int k = seen.begin; k < seen.end; ++k)
+      score[k] += a.alibi[q.head[r]] * static_cast<float>(s.first + k - q.position[r]);
+  for (int k = 0; k < seen.begin; ++k) score[k] = -INFINITY;
+  for (int k = seen.end; k < kSplit; ++k) score[k] = -INFINITY;
+}
+
+// Scores to weights, e^(score - largest); returns the largest, and their sum.
+void weigh(float* score, Visible seen, float& most, float& total) {
+  Sixteen top = sixteen(-INFINITY), all = sixteen(0.0f);
+  for (int k = 0; k < kSplit; k += 16)
+    for (int i = 0; i < Sixteen::kParts; ++i) top.part[i] = max(top.part[i], load(score + k + i * kLanes));
+  most = largest(top);
+  for (int k = 0; k < kSplit; k += kLanes) store(score + k, exp(load(score + k) - set(most)));
+  for (int k = 0; k < seen.begin; ++k) score[k] = 0.0f;
+  for (int k = seen.end; k < kSplit; ++k) score[k] = 0.0f;
+  for (int k = 0; k < kSplit; k += 16)
+    for (int i = 0; i < Sixteen::kParts; ++i) all.part[i] = all.part[i] + load(score + k + i * kLanes);
+  total = sum(all);
+}
+
+// out[r] += Σ weight[r][k] * value[k] for keys begin … end - 1, in order.
+template <class Kv, int kRows>
+void add_values(const Split& s, int channels, int begin, int end, const float (*weight)[kSplit], float* out, int stride) {
+  constexpr int kStep = 16, kParts = kStep / kLanes;
+  for (int c = 0; c < channels; c += kStep) {
+    Floats sum[kRows][kParts];
+    for (int r = 0; r < kRows; ++r)
+      for (int i = 0; i < kParts; ++i) sum[r][i] = load(out + r * stride + c + i * kLanes);
+    for (int k = begin; k < end; ++k) {
+      for (int i = 0; i < kParts; ++i) {
+        const Floats value = Kv::get(s.key[k] + s.to_value, c + i * kLanes);
+        for (int r = 0; r < kRows; ++r) sum[r][i] = fma(set(weight[r][k]), value, sum[r][i]);
+      }
+    }
+    for (int r = 0; r < kRows; ++r)
+      for (int i = 0; i < kParts; ++i) store(out + r * stride + c + i * kLanes, sum[r][i]);
+  }
+}
+
+// Up to four queries at once over what all of them see; what only some see is added for each alone, so that a key that
+// a query does not see has no part in it, not even by 0 * NaN.
+template <class Kv, int kRows>
+void values_of(const Split& s, int channels, const Visible* seen, const float (*weight)[kSplit], float* out) {
+  int begin = 0, end = kSplit;
+  for (int r = 0; r < kRows; ++r) {
+    begin = seen[r].begin > begin ? seen[r].begin : begin;
+    end = seen[r].end < end ? seen[r].end : end;
+  }
+  if (kRows == 1 || begin >= end) {
+    for (int r = 0; r < kRows; ++r)
+      add_values<Kv, 1>(s, channels, seen[r].begin, seen[r].end, weight + r, out + r * channels, channels);
+    return;
+  }
+  for (int r = 0; r < kRows; ++r)
+    add_values<Kv, 1>(s, channels, seen[r].begin, begin, weight + r, out + r * channels, channels);
+  add_values<Kv, kRows>(s, channels, begin, end, weight, out, channels);
+  for (int r = 0; r < kRows; ++r)
+    add_values<Kv, 1>(s, channels, end, seen[r].end, weight + r, out + r * channels, channels);
+}
+
+template <class Kv>
+void one_split(const bst_attention_args& a, const Queries& q, int64_t first, Partial& found) {
+  Split s;
+  alignas(64) float score[kMostQueries][kSplit];
+  Visible seen[kMostQueries];
+  const int64_t left = q.last_position() + 1 - first;
+  const int count = static_cast<int>(left < kSplit ? left : kSplit);
+  find_keys<Kv>(a, q, first, count, s);
+  for (int k = count; k < kSplit; ++k) s.key_scale[k] = 0.0f;
+  for (int r = 0; r < q.count; ++r)
+    for (int k = count / kLanes * kLanes; k < kSplit; ++k) score[r][k] = 0.0f;
+  dot_products<Kv>(a, q, s, score);
+  for (int r = 0; r < q.count; ++r) {
+    const int64_t begin = a.window > 0 ? q.position[r] + 1 - a.window - first : 0, end = q.position[r] + 1 - first;
+    seen[r].end = static_cast<int>(end < 0 ? 0 : end < count ? end : count);
+    seen[r].begin = static_cast<int>(begin < 0 ? 0 : begin < seen[r].end ? begin : seen[r].end);
+    finish_scores<Kv>(a, q, s, r, seen[r], score[r]);
+    weigh(score[r], seen[r], found.most[r], found.total[r]);
+    if constexpr (Kv::kScaled)
+      for (int k = seen[r].begin; k < seen[r].end; ++k) score[r][k] *= s.value_scale[k];
+  }
+  std::memset(found.out, 0, sizeof(float) * static_cast<size_t>(q.count * a.head_size));
+  int r = 0;
+  for (; r + 4 <= q.count; r += 4) values_of<Kv, 4>(s, a.head_size, seen + r, score + r, found.out + r * a.head_size);
+  for (; r < q.count; ++r) values_of<Kv, 1>(s, a.head_size, seen + r, score + r, found.out + r * a.head_size);
+}
+
+}  // namespace
+
+void attend_split(const bst_attention_args& a, const Queries& q, int64_t split, Partial& found) {
+  switch (a.kv_type) {
+    case BST_KV_F32: return one_split<KvF32>(a, q, split * kSplit, found);
+    case BST_KV_F16: return one_split<KvF16>(a, q, split * kSplit, found);
+    case BST_KV_BF16: return one_split<KvBF16>(a, q, split * kSplit, found);
+    case BST_KV_INT8: return one_split<KvInt8>(a, q, split * kSplit, found);
+    default: return;
+  }
+}
+
+}  // namespace bst
