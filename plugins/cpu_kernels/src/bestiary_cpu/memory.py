@@ -22,7 +22,7 @@ def bytes_array(size: int, library_: Library | None = None) -> NDArray[np.uint8]
         raise EngineError("no memory for packed weights", value=size)
     buffer = (ctypes.c_uint8 * size).from_address(address)
     weakref.finalize(buffer, native.bst_free, address, max(size, 1)).atexit = False
-    return np.frombuffer(buffer, np.uint8)
+    return np.frombuffer(memoryview(buffer), np.uint8)
 
 
 def address(array: NDArray[Any] | None) -> int | None:
