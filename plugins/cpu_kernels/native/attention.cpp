@@ -91,12 +91,12 @@ void weigh(float* score, Visible seen, float& most, float& total) {
 
 // out[r] += Σ weight[r][k] * value[k] for keys begin … end - 1, in order.
 template <class Kv, int kRows>
-void add_values(const Split& s, int channels, int begin, int end, const float (*weight)[kSplit], float* out, int stride) {
+void add_values(const Split& s, int channels, int begin, int end, const float (*weight)[kSplit], float* out) {
   constexpr int kStep = 16, kParts = kStep / kLanes;
   for (int c = 0; c < channels; c += kStep) {
     Floats sum[kRows][kParts];
     for (int r = 0; r < kRows; ++r)
-      for (int i = 0; i < kParts; ++i) sum[r][i] = load(out + r * stride + c + i * kLanes);
+      for (int i = 0; i < kParts; ++i) sum[r][i] = load(out + r * channels + c + i * kLanes);
     for (int k = begin; k < end; ++k) {
       for (int i = 0; i < kParts; ++i) {
         const Floats value = Kv::get(s.key[k] + s.to_value, c + i * kLanes);
@@ -104,7 +104,7 @@ void add_values(const Split& s, int channels, int begin, int end, const float (*
       }
     }
     for (int r = 0; r < kRows; ++r)
-      for (int i = 0; i < kParts; ++i) store(out + r * stride + c + i * kLanes, sum[r][i]);
+      for (int i = 0; i < kParts; ++i) store(out + r * channels + c + i * kLanes, sum[r][i]);
   }
 }
 
@@ -119,14 +119,14 @@ void values_of(const Split& s, int channels, const Visible* seen, const float (*
   }
   if (kRows == 1 || begin >= end) {
     for (int r = 0; r < kRows; ++r)
-      add_values<Kv, 1>(s, channels, seen[r].begin, seen[r].end, weight + r, out + r * channels, channels);
+      add_values<Kv, 1>(s, channels, seen[r].begin, seen[r].end, weight + r, out + r * channels);
     return;
   }
   for (int r = 0; r < kRows; ++r)
-    add_values<Kv, 1>(s, channels, seen[r].begin, begin, weight + r, out + r * channels, channels);
-  add_values<Kv, kRows>(s, channels, begin, end, weight, out, channels);
+    add_values<Kv, 1>(s, channels, seen[r].begin, begin, weight + r, out + r * channels);
+  add_values<Kv, kRows>(s, channels, begin, end, weight, out);
   for (int r = 0; r < kRows; ++r)
-    add_values<Kv, 1>(s, channels, end, seen[r].end, weight + r, out + r * channels, channels);
+    add_values<Kv, 1>(s, channels, end, seen[r].end, weight + r, out + r * channels);
 }
 
 template <class Kv>

@@ -19,7 +19,8 @@ struct Shape {
   }
 };
 
-Queries queries_at(const bst_attention_args& a, const Shape& shape, int64_t sequence, int64_t tile, int kv_head, int chunk) {
+Queries queries_at(const bst_attention_args& a, const Shape& shape, int64_t sequence, int64_t tile, int pack) {
+  const int kv_head = pack / shape.chunks, chunk = pack % shape.chunks;
   Queries q;
   q.sequence = sequence, q.kv_head = kv_head, q.count = 0;
   const int64_t start = a.query_start[sequence], length = a.query_start[sequence + 1] - start;
@@ -82,7 +83,8 @@ void whole(const bst_attention_args& a, const Queries& q) {
       join(sums.most[r], sums.total[r], sums.out + r * a.head_size, next.most[r], next.total[r],
            next.out + r * a.head_size, a.head_size);
   }
-  for (int r = 0; r < q.count; ++r) write(a, q.token[r], q.head[r], sums.most[r], sums.total[r], sums.out + r * a.head_size);
+  for (int r = 0; r < q.count; ++r)
+    write(a, q.token[r], q.head[r], sums.most[r], sums.total[r], sums.out + r * a.head_size);
 }
 
 // The place of a split's sums: largest, total, values.
@@ -114,7 +116,7 @@ BST_API void bst_attention(const void* args, int part, int parts) {
     for (int64_t tile = 0; tile * shape.tokens < length; ++tile)
       for (int i = 0; i < a.kv_heads * shape.chunks; ++i) {
         if (!a.partial && turn++ % parts != part) continue;
-        const Queries q = queries_at(a, shape, sequence, tile, i / shape.chunks, i % shape.chunks);
+        const Queries q = queries_at(a, shape, sequence, tile, i);
         if (!a.partial) {
           whole(a, q);
           continue;
@@ -135,7 +137,7 @@ BST_API void bst_attention_join(const void* args, int part, int parts) {
     for (int64_t tile = 0; tile * shape.tokens < length; ++tile)
       for (int i = 0; i < a.kv_heads * shape.chunks; ++i) {
         if (turn++ % parts != part) continue;
-        const Queries q = queries_at(a, shape, sequence, tile, i / shape.chunks, i % shape.chunks);
+        const Queries q = queries_at(a, shape, sequence, tile, i);
         const Range splits = splits_of(a, q);
         for (int r = 0; r < q.count; ++r) {
           float* sums = kept(a, q.token[r], q.head[r], splits.begin);

@@ -134,7 +134,7 @@ struct HalfScales {
   }
 };
 
-// --- formats: `codes` gives the codes of sub-block j of a GGUF block of `kSourceBytes` and 32 * `kSubBlocks` columns ---
+// --- formats: `codes` gives those of sub-block j of a GGUF block of `kSourceBytes` and 32 * `kSubBlocks` columns ---
 
 template <class K, class H, int sub_blocks, int source_bytes, int stored_bits = K::kBits>
 struct Format {

@@ -51,7 +51,11 @@ BST_OP(Ints, operator+, wrap(int64_t{a.v[i]} + b.v[i]))
 BST_OP(Ints, operator-, wrap(int64_t{a.v[i]} - b.v[i]))
 BST_OP(Ints, operator&, a.v[i] & b.v[i])
 BST_OP(Ints, max, a.v[i] > b.v[i] ? a.v[i] : b.v[i])
-template <int n> static inline Ints shift_left(Ints a) { Ints c; BST_EACH(c, kLanes, wrap(int64_t{a.v[i]} * (int64_t{1} << n))); return c; }
+template <int n> static inline Ints shift_left(Ints a) {
+  Ints c;
+  BST_EACH(c, kLanes, wrap(int64_t{a.v[i]} * (int64_t{1} << n)));
+  return c;
+}
 static inline Floats to_floats(Ints a) { Floats c; BST_EACH(c, kLanes, static_cast<float>(a.v[i])); return c; }
 // To nearest, ties to even; what does not fit becomes INT32_MIN, as on x86.
 static inline Ints round(Floats a) {
@@ -73,8 +77,16 @@ static inline Bytes set_bytes(int x) { Bytes c; BST_EACH(c, 4 * kLanes, static_c
 static inline Bytes operator&(Bytes a, Bytes b) { Bytes c; BST_EACH(c, 4 * kLanes, a.v[i] & b.v[i]); return c; }
 static inline Bytes operator|(Bytes a, Bytes b) { Bytes c; BST_EACH(c, 4 * kLanes, a.v[i] | b.v[i]); return c; }
 // Shifts of bytes; wider ones elsewhere let bits cross, so the caller masks what he keeps.
-template <int n> static inline Bytes left(Bytes a) { Bytes c; BST_EACH(c, 4 * kLanes, static_cast<uint8_t>(a.v[i] << n)); return c; }
-template <int n> static inline Bytes right(Bytes a) { Bytes c; BST_EACH(c, 4 * kLanes, static_cast<uint8_t>(a.v[i] >> n)); return c; }
+template <int n> static inline Bytes left(Bytes a) {
+  Bytes c;
+  BST_EACH(c, 4 * kLanes, static_cast<uint8_t>(a.v[i] << n));
+  return c;
+}
+template <int n> static inline Bytes right(Bytes a) {
+  Bytes c;
+  BST_EACH(c, 4 * kLanes, static_cast<uint8_t>(a.v[i] >> n));
+  return c;
+}
 static inline Bytes lookup(const uint8_t* sixteen, Bytes index) {
   Bytes c;
   BST_EACH(c, 4 * kLanes, sixteen[index.v[i]]);

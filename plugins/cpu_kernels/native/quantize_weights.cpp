@@ -17,7 +17,8 @@ void put_half_at(uint8_t* to, float x) {
 }
 
 int clamped(float x, int low, int high) {
-  return !(x > static_cast<float>(low)) ? low : x >= static_cast<float>(high) ? high : static_cast<int>(std::nearbyint(x));
+  if (!(x > static_cast<float>(low))) return low;
+  return x >= static_cast<float>(high) ? high : static_cast<int>(std::nearbyint(x));
 }
 
 // 0, or NaN where a weight is NaN or infinite: added to a scale, it keeps such a block from passing for numbers.
@@ -48,7 +49,8 @@ void q4_1(const float* x, uint8_t* block) {
   std::memcpy(halves, block, 4);
   const float scale = half_to_float(halves[0]), minimum = half_to_float(halves[1]), factor = scale > 0 ? 1 / scale : 0;
   for (int i = 0; i < 16; ++i) {
-    const int first = clamped((x[i] - minimum) * factor, 0, 15), second = clamped((x[i + 16] - minimum) * factor, 0, 15);
+    const int first = clamped((x[i] - minimum) * factor, 0, 15);
+    const int second = clamped((x[i + 16] - minimum) * factor, 0, 15);
     block[4 + i] = static_cast<uint8_t>(first | second << 4);
   }
 }

@@ -31,7 +31,10 @@ void put(const bst_rope_args& a, int64_t at, const float* x) {
   const int n = a.head_size;
   const int64_t first = at * n;
   switch (a.kv_type) {
-    case BST_KV_F32: std::memcpy(static_cast<float*>(a.kv_cache) + first, x, sizeof(float) * static_cast<size_t>(n)); return;
+    case BST_KV_F32: {
+      std::memcpy(static_cast<float*>(a.kv_cache) + first, x, sizeof(float) * static_cast<size_t>(n));
+      return;
+    }
     case BST_KV_F16: return put_halves(static_cast<uint16_t*>(a.kv_cache) + first, x, n);
     case BST_KV_BF16: {
       auto* to = static_cast<uint16_t*>(a.kv_cache) + first;

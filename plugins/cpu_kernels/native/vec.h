@@ -42,7 +42,10 @@ static inline float sum(const Sixteen& s) {
 // Lane i: sum(x[i]).
 static inline Floats sum_each(const Sixteen (&x)[kLanes]) {
   Floats folded[kLanes];
-  for (int i = 0; i < kLanes; ++i) folded[i] = Sixteen::kParts == 1 ? x[i].part[0] : x[i].part[0] + x[i].part[Sixteen::kParts - 1];
+  for (int i = 0; i < kLanes; ++i) {
+    if constexpr (Sixteen::kParts == 1) folded[i] = x[i].part[0];
+    else folded[i] = x[i].part[0] + x[i].part[1];
+  }
   return sum_lanes(folded);
 }
 
