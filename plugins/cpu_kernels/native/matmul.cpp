@@ -24,6 +24,16 @@ void tile_product(const Quantized& q, const bst_matmul_args& a, const uint8_t* p
   for (int r = 0; r < tile.rows; ++r) write_out(a, tile.first + r, p, acc + r * kLanes);
 }
 
+void single_row(const Quantized& q, const bst_matmul_args& a, Range panels) {
+  alignas(64) float acc[kPanels * kLanes];
+  const auto* weight = static_cast<const uint8_t*>(a.weight);
+  for (int64_t p = panels.begin; p < panels.end; p += kPanels) {
+    const int count = static_cast<int>(panels.end - p < kPanels ? panels.end - p : kPanels);
+    q.single[count - 1](weight + p * q.panel_bytes(a.n_in), a.n_in, static_cast<const Record*>(a.prepared), acc);
+    for (int i = 0; i < count; ++i) write_out(a, 0, p + i, acc + i * kLanes);
+  }
+}
+
 // All tiles that fit a near cache meet a panel while it is there too.
 void quantized_product(const Quantized& q, const bst_matmul_args& a, Range panels) {
   const int64_t size = q.panel_bytes(a.n_in);
@@ -44,6 +54,8 @@ BST_API void bst_matmul(const void* args, int part, int parts) {
   const auto& a = *static_cast<const bst_matmul_args*>(args);
   if (a.rows <= 0) return;
   const Range panels = share((a.n_out + kLanes - 1) / kLanes, part, parts);
-  if (const Quantized* q = quantized_format(a.format)) quantized_product(*q, a, panels);
-  else float_product(a, panels);
+  const Quantized* q = quantized_format(a.format);
+  if (!q) float_product(a, panels);
+  else if (a.rows == 1) single_row(*q, a, panels);
+  else quantized_product(*q, a, panels);
 }

@@ -45,6 +45,7 @@ void decode(const uint8_t* panel, int64_t columns, int64_t block, float* to) {
   to_floats<typename F::kind>(w, to);
 }
 
+// kRows rows with one panel.
 template <class F, int kRows>
 void product(const uint8_t* panel, int64_t columns, const Record* x, int64_t step, float* acc) {
   const uint8_t* codes = panel;
@@ -66,6 +67,33 @@ void product(const uint8_t* panel, int64_t columns, const Record* x, int64_t ste
   for (int r = 0; r < kRows; ++r) store(acc + r * kLanes, sum[r]);
 }
 
+// One row with kPanels neighbouring panels at once. Such a product waits for memory; a processor looks ahead in each
+// stream only so far, and several streams together reach what one does not.
+template <class F, int kPanels>
+void single(const uint8_t* panel, int64_t columns, const Record* x, float* acc) {
+  const int64_t size = Panel<F>::bytes(columns);
+  const uint8_t* codes = panel;
+  const uint8_t* heads = panel + Panel<F>::codes_bytes(columns);
+  Floats sum[kPanels][1];
+  for (auto& each : sum) each[0] = set(0.0f);
+  for (int64_t left = columns / (kBlock * F::kSubBlocks); left > 0; --left) {
+#pragma GCC unroll 1
+    for (int j = 0; j < F::kSubBlocks; ++j) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) {
+        Decoded w;
+        F::decode(codes + p * size, w);
+        F::head::get(heads + p * size, j, w);
+        add_block<typename F::kind, 1>(w, x, sum[p]);
+      }
+      codes += Panel<F>::kCodes;
+      ++x;
+    }
+    heads += Panel<F>::kHead;
+  }
+  for (int p = 0; p < kPanels; ++p) store(acc + p * kLanes, sum[p][0]);
+}
+
 template <class F>
 constexpr Quantized table(int format) {
   return {format,
@@ -75,7 +103,8 @@ constexpr Quantized table(int format) {
           pack<F>,
           decode<F>,
           {product<F, 1>, product<F, 2>, product<F, 3>, product<F, 4>, product<F, 5>, product<F, 6>, product<F, 7>,
-           product<F, 8>}};
+           product<F, 8>},
+          {single<F, 1>, single<F, 2>, single<F, 3>, single<F, 4>}};
 }
 
 constexpr Quantized kFormats[] = {

@@ -4,6 +4,8 @@
 
 namespace bst {
 
+constexpr int kPanels = 4;  // that one row meets at once
+
 // A quantized format. `panel` is one packed panel of `columns` columns; x the first Record of rows in a tile, `step`
 // the Records from block to block; acc fp32 [rows][kLanes].
 struct Quantized {
@@ -12,6 +14,8 @@ struct Quantized {
   void (*pack)(uint8_t* panel, int64_t columns, const uint8_t* source, int64_t stride, int rows);
   void (*decode)(const uint8_t* panel, int64_t columns, int64_t block, float* to);  // fp32 [32][kLanes]
   void (*product[kTile])(const uint8_t* panel, int64_t columns, const Record* x, int64_t step, float* acc);
+  // One row with neighbouring panels: acc fp32 [panels][kLanes].
+  void (*single[kPanels])(const uint8_t* panel, int64_t columns, const Record* x, float* acc);
 };
 
 const Quantized* quantized_format(int format);  // null: not one of them
