@@ -223,6 +223,8 @@ typedef struct {
   const void* args;
   int32_t wait;  // whether this step needs the results of those before it
 } bst_step;
-// Run steps in order, each divided among all threads. 0, or BST_FORKED in a process that has only a copy of the pool.
+// Run steps in order, each divided among all threads: 0. Refused: BST_FORKED in a process that has only a copy of the
+// pool, BST_BUSY while another thread runs something.
 #define BST_FORKED 1
+#define BST_BUSY 2
 BST_API int bst_run(bst_pool* pool, const bst_step* steps, int64_t count);

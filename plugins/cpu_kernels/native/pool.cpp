@@ -3,6 +3,7 @@
 // A run of steps is announced by a new `epoch`. Every thread walks the same list; a step that needs earlier results
 // begins behind a barrier, as does the end of the list. Both are `Gate`s: a number that only grows.
 #include <pthread.h>
+#include <signal.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -64,7 +65,7 @@ struct bst_pool {
   std::thread* workers = nullptr;
   Gate epoch, barrier;
   std::atomic<int> arrived{0};
-  std::atomic<bool> stop{false};
+  std::atomic<bool> stop{false}, busy{false};
   const bst_step* steps = nullptr;  // of the current epoch; written before it is announced
   int64_t count = 0;
 
@@ -103,6 +104,21 @@ struct bst_pool {
   }
 };
 
+// Starts the workers, which leave signals to the threads that expect them. If the system has no more threads, none.
+static bool start(bst_pool* pool) {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int part = 1;
+  try {
+    for (; part < pool->threads; ++part) pool->workers[part - 1] = std::thread([pool, part] { pool->work(part); });
+  } catch (...) {
+    pool->finish(part - 1);
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return part == pool->threads;
+}
+
 BST_API bst_pool* bst_pool_create(int threads) {
   static const int watched = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
   if (threads < 1 || watched != 0) return nullptr;
@@ -112,15 +128,8 @@ BST_API bst_pool* bst_pool_create(int threads) {
   pool->forks_seen = forks.load();
   pool->workers = new (std::nothrow) std::thread[static_cast<size_t>(threads)];
   if (!pool->workers) return delete pool, nullptr;
-  for (int part = 1; part < threads; ++part) {
-    try {
-      pool->workers[part - 1] = std::thread([pool, part] { pool->work(part); });
-    } catch (...) {  // the system has no more threads
-      pool->finish(part - 1);
-      return delete pool, nullptr;
-    }
-  }
-  return pool;
+  if (start(pool)) return pool;
+  return delete pool, nullptr;
 }
 
 BST_API void bst_pool_destroy(bst_pool* pool) {
@@ -133,9 +142,11 @@ BST_API int bst_pool_threads(const bst_pool* pool) { return pool->threads; }
 
 BST_API int bst_run(bst_pool* pool, const bst_step* steps, int64_t count) {
   if (pool->forks_seen != forks.load()) return BST_FORKED;
+  if (pool->busy.exchange(true)) return BST_BUSY;
   pool->steps = steps;
   pool->count = count;
   if (pool->threads > 1) pool->epoch.advance();
   pool->walk(0);
+  pool->busy.store(false);
   return 0;
 }

@@ -67,6 +67,8 @@ void product(const uint8_t* panel, int64_t columns, const Record* x, int64_t ste
   for (int r = 0; r < kRows; ++r) store(acc + r * kLanes, sum[r]);
 }
 
+constexpr int64_t kAhead = 2048;  // bytes that memory is asked for in advance, into the second cache
+
 // One row with kPanels neighbouring panels at once. Such a product waits for memory; a processor looks ahead in each
 // stream only so far, and several streams together reach what one does not.
 template <class F, int kPanels>
@@ -82,6 +84,7 @@ void single(const uint8_t* panel, int64_t columns, const Record* x, float* acc) 
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
         Decoded w;
+        for (int at = 0; at < Panel<F>::kCodes; at += 64) __builtin_prefetch(codes + p * size + kAhead + at, 0, 2);
         F::decode(codes + p * size, w);
         F::head::get(heads + p * size, j, w);
         add_block<typename F::kind, 1>(w, x, sum[p]);

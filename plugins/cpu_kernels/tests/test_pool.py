@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -62,6 +63,28 @@ def test_the_default_is_the_cores_this_process_may_use() -> None:
     code = one + "from bestiary_cpu.threads import physical_cores; print(physical_cores())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.strip() == "1"
+
+
+def test_a_second_thread_is_refused_or_takes_its_turn_and_no_result_is_lost() -> None:
+    stored, x = blocks(GgmlType.F32, 512, 512), normal(8, 512)
+    with Pool(2) as pool:
+        packed = matrix.pack(pool, GgmlType.F32, stored, 512)
+        want = matrix.matmul(pool, packed, x)
+
+        def use() -> tuple[list[bool], list[str]]:
+            right, refused = [], []
+            for _ in range(50):
+                try:
+                    right.append(np.array_equal(matrix.matmul(pool, packed, x), want))
+                except EngineError as refusal:
+                    refused.append(str(refusal))
+            return right, refused
+
+        with ThreadPoolExecutor(3) as others:
+            found = [each.result(60) for each in [others.submit(use) for _ in range(3)]]
+    right, refused = (sum(lists, []) for lists in zip(*found, strict=True))
+    assert len(right) > 0 and all(right)
+    assert all("another thread" in text for text in refused)
 
 
 def in_child(pool: Pool, answers: multiprocessing.queues.Queue[str]) -> None:

@@ -6,8 +6,8 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 
 ABI = 1
-FORKED = 1
-"""What `bst_run` answers in a process that has only a copy of the pool."""
+FORKED, BUSY = 1, 2
+"""What `bst_run` answers in a process that has only a copy of the pool, and while another thread is in it."""
 
 
 class PackArgs(ctypes.Structure):

@@ -10,7 +10,7 @@ from typing import Any
 
 from bestiary.api.errors import EngineError
 
-from ._abi import FORKED, KERNELS, Step
+from ._abi import BUSY, FORKED, KERNELS, Step
 from ._library import Library, library
 from .threads import physical_cores
 
@@ -54,8 +54,11 @@ class Pool:
         """Run steps whose addresses are filled in; whoever made them keeps what they point to."""
         if self._handle is None:
             raise EngineError("the thread pool is closed")
-        if self.library.native.bst_run(self._handle, steps, len(steps)) == FORKED:
+        refusal = self.library.native.bst_run(self._handle, steps, len(steps))
+        if refusal == FORKED:
             raise EngineError("this thread pool belongs to the parent process", fix="make a Pool after the fork")
+        if refusal == BUSY:
+            raise EngineError("another thread is using this thread pool", fix="a Pool for each thread")
 
     def close(self) -> None:
         handle, self._handle = self._handle, None
