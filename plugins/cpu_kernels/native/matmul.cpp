@@ -9,6 +9,7 @@ using namespace bst;
 namespace {
 
 constexpr int64_t kMostRows = 512;
+constexpr int64_t kGroup = 4;  // panels
 constexpr int64_t kNearBytes = 512 << 10;  // of activations that are read again for every panel: half of an L2 cache
 
 // Rows between two walks over the weights: whole tiles.
@@ -34,16 +35,18 @@ void single_row(const Quantized& q, const bst_matmul_args& a, Range panels) {
   }
 }
 
-// All tiles that fit a near cache meet a panel while it is there too.
+// All tiles that fit a near cache meet a few panels while these are there too; a tile's rows of the result are then
+// written some lines at a time.
 void quantized_product(const Quantized& q, const bst_matmul_args& a, Range panels) {
   const int64_t size = q.panel_bytes(a.n_in);
   const auto* weight = static_cast<const uint8_t*>(a.weight);
   const int64_t step = rows_at_once(a.n_in / kBlock * static_cast<int64_t>(sizeof(Record))) / kTile;
   const int64_t tiles = tiles_of(a.rows);
   for (int64_t first = 0; first < tiles; first += step)
-    for (int64_t p = panels.begin; p < panels.end; ++p)
+    for (int64_t begin = panels.begin; begin < panels.end; begin += kGroup)
       for (int64_t t = first; t < tiles && t < first + step; ++t)
-        tile_product(q, a, weight + p * size, p, tile_at(t, a.rows));
+        for (int64_t p = begin; p < panels.end && p < begin + kGroup; ++p)
+          tile_product(q, a, weight + p * size, p, tile_at(t, a.rows));
 }
 
 }  // namespace
