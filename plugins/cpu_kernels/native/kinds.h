@@ -34,7 +34,7 @@ using Bits8 = Kind<8, 128>;
 
 constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
 
-// In memory, for kernels that meet many rows of activations with one block.
+// A decoded block.
 struct Decoded {
   Bytes q[8];
   Floats scale;

@@ -8,14 +8,13 @@ using namespace bst;
 
 namespace {
 
-constexpr int64_t kMostRows = 512;
-constexpr int64_t kGroup = 4;  // panels
-constexpr int64_t kNearBytes = 512 << 10;  // of activations that are read again for every panel: half of an L2 cache
+constexpr int64_t kGroup = 4;              // panels that a tile of rows meets in turn
+constexpr int64_t kNearBytes = 512 << 10;  // of activations that are read again for every group: half of an L2 cache
 
 // Rows between two walks over the weights: whole tiles.
 int64_t rows_at_once(int64_t row_bytes) {
   const int64_t fit = kNearBytes / row_bytes / kTile * kTile;
-  return fit < kTile ? kTile : fit > kMostRows ? kMostRows : fit;
+  return fit < kTile ? kTile : fit;
 }
 
 void tile_product(const Quantized& q, const bst_matmul_args& a, const uint8_t* panel, int64_t p, Tile tile) {
