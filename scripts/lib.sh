@@ -92,11 +92,12 @@ install() {
   local plugin core=$ROOT/core
   local -a packages
   warn_of_cuda
-  say "installing the build backend"
+  say "installing the build backends"
   pip_install hatchling editables
   case $1 in
     demo) packages=(-e "$core[serve]" -e "$ROOT/plugins/llama_plugin") ;;
     test)
+      pip_install scikit-build-core ninja
       packages=(-r "$ROOT/tests/requirements.txt" -e "$core[serve,testing]")
       for plugin in "$ROOT"/plugins/*/; do packages+=(-e "${plugin%/}"); done
       ;;

@@ -31,7 +31,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: dict[str, Built]) -
         }
         assert f"{one.package.name}/py.typed" in sources
         files = files_in_wheel(one.wheel)
-        assert {name: data for name, data in files.items() if ".dist-info/" not in name} == sources
+        native = {name for name in files if (one.folder / "native").is_dir() and Path(name).suffix in (".so", ".dylib")}
+        ours = {name: data for name, data in files.items() if ".dist-info/" not in name and name not in native}
+        assert ours == sources
+        assert bool(native) == (one.folder / "native").is_dir()
         assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
 
 
@@ -75,8 +78,8 @@ def test_the_sdist_holds_the_tests_and_nothing_private(built: dict[str, Built]) 
     for one in built.values():
         with tarfile.open(one.sdist) as archive:
             names = {Path(*Path(name).parts[1:]).as_posix() for name in archive.getnames()}
-        allowed = {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO", ".gitignore"}
-        assert {name for name in names if name.split("/")[0] not in ("src", "tests")} <= allowed
+        allowed = {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO", ".gitignore", "CMakeLists.txt"}
+        assert {name for name in names if name.split("/")[0] not in ("src", "tests", "native")} <= allowed
         tests = {path.relative_to(one.folder).as_posix() for path in one.folder.glob("tests/**/*.py")}
         assert tests <= names
         assert not any("__pycache__" in name for name in names)
@@ -106,7 +109,7 @@ def test_core_alone_knows_no_architecture_and_a_plugin_adds_its_own(
     assert (empty_environment.parent / "bestiary").exists()
     for more in ([first], others):
         installed(empty_environment, *(one.wheel for one in more))
-        known = known.union(*(one.project["entry-points"].get("vllm_models", {}) for one in more))
+        known = known.union(*(one.project.get("entry-points", {}).get("vllm_models", {}) for one in more))
         listed = run(empty_environment, "-c", ARCHITECTURES, env=CLEAN).split(maxsplit=1)[1].strip()
         assert listed == str(sorted(known))
     assert "LlamaForCausalLM" in known

@@ -1,0 +1,27 @@
+// Weights that are plain numbers: fp32, fp16, bfloat16, kept as they are and multiplied in fp32.
+//
+// A panel is kLanes rows, column by column: [column][row], rounded up to 64 bytes.
+// An output is a sum of sums: over runs of kRun columns one fma after another from zero, and these added in order.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "vec.h"
+
+namespace bst {
+
+constexpr int kRun = 128;
+
+static inline int64_t float_panel_bytes(int size, int64_t columns) {
+  return (columns * kLanes * size + 63) / 64 * 64;
+}
+
+static inline void pack_floats(uint8_t* panel, int64_t bytes, int size, int64_t columns, const uint8_t* source,
+                               int64_t stride, int rows) {
+  std::memset(panel, 0, static_cast<size_t>(bytes));
+  for (int lane = 0; lane < rows; ++lane)
+    for (int64_t k = 0; k < columns; ++k)
+      std::memcpy(panel + (k * kLanes + lane) * size, source + lane * stride + k * size, static_cast<size_t>(size));
+}
+
+}  // namespace bst

@@ -1,0 +1,113 @@
+// AVX-512 (F, BW, VL, DQ, VNNI): 16 lanes. Included by vec.h alone.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace bst {
+
+constexpr int kLanes = 16;
+// Whether `dots` multiplies by code - 128 instead of the code.
+constexpr bool signed_dot(int) { return false; }
+constexpr const char* kIsaName = "avx512";
+
+struct Floats { __m512 v; };
+struct Ints { __m512i v; };
+struct Bytes { __m512i v; };  // four bytes a lane
+
+static inline Floats set(float x) { return {_mm512_set1_ps(x)}; }
+static inline Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline void store(float* p, Floats x) { _mm512_storeu_ps(p, x.v); }
+static inline Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline Floats fma(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// The second operand where either is NaN, as the instruction has it.
+static inline Floats max(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline Floats min(Floats a, Floats b) { return {_mm512_min_ps(a.v, b.v)}; }
+static inline Floats from_half(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+static inline void to_half(uint16_t* p, Floats x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline Floats from_bfloat(const uint16_t* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+
+static inline Ints set(int32_t x) { return {_mm512_set1_epi32(x)}; }
+static inline Ints load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline void store(int32_t* p, Ints x) { _mm512_storeu_si512(p, x.v); }
+static inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline Ints operator-(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+static inline Ints operator&(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
+static inline Ints max(Ints a, Ints b) { return {_mm512_max_epi32(a.v, b.v)}; }
+template <int n> static inline Ints shift_left(Ints a) { return {_mm512_slli_epi32(a.v, n)}; }
+static inline Floats to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
+static inline Ints round(Floats a) { return {_mm512_cvtps_epi32(a.v)}; }  // to nearest, ties to even
+static inline Ints bits(Floats a) { return {_mm512_castps_si512(a.v)}; }
+static inline Floats as_floats(Ints a) { return {_mm512_castsi512_ps(a.v)}; }
+static inline Floats from_uint8(const uint8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+static inline Floats from_int8(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+static inline void to_int8(int8_t* p, Ints a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
+}
+
+static inline Bytes load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }
+static inline void store_bytes(void* p, Bytes x) { _mm512_storeu_si512(p, x.v); }
+static inline Bytes set_bytes(int x) { return {_mm512_set1_epi8(static_cast<char>(x))}; }
+static inline Bytes operator&(Bytes a, Bytes b) { return {_mm512_and_si512(a.v, b.v)}; }
+static inline Bytes operator|(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b.v)}; }
+// Shifts of 16-bit words: bits cross from byte to byte, so the caller masks what he keeps.
+template <int n> static inline Bytes left(Bytes a) { return {_mm512_slli_epi16(a.v, n)}; }
+template <int n> static inline Bytes right(Bytes a) { return {_mm512_srli_epi16(a.v, n)}; }
+static inline Bytes lookup(const uint8_t* sixteen, Bytes index) {
+  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(sixteen));
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), index.v)};
+}
+static inline Bytes four(const int8_t* p) {
+  int32_t x;
+  std::memcpy(&x, p, 4);
+  return {_mm512_set1_epi32(x)};
+}
+
+// Lane i: the sum of the lanes of x[i], in the order of `fold` (vec.h). Halves, quarters, pairs, neighbours are added,
+// of two vectors at once; lane 4 k + j at the end belongs to the (4 j + k)-th vector of the beginning.
+static inline Floats sum_lanes(const Floats (&x)[kLanes]) {
+  __m512 a[8], b[4], c[2];
+  for (int i = 0; i < 8; ++i) {
+    const int first = 2 * i, second = first + 1;
+    const __m512 u = x[first % 4 * 4 + first / 4].v, v = x[second % 4 * 4 + second / 4].v;
+    a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(u, v, 0x44), _mm512_shuffle_f32x4(u, v, 0xEE));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512 u = a[2 * i], v = a[2 * i + 1];
+    b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(u, v, 0x88), _mm512_shuffle_f32x4(u, v, 0xDD));
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m512 u = b[2 * i], v = b[2 * i + 1];
+    c[i] = _mm512_add_ps(_mm512_shuffle_ps(u, v, 0x44), _mm512_shuffle_ps(u, v, 0xEE));
+  }
+  return {_mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xDD))};
+}
+
+// sum[r] += the dot products of vectors from..to-1 of `q` with the same groups of four of row r's activations.
+// `kBits`: the weights lie below 2^kBits. VNNI needs no such promise: its sums are exact.
+template <int kBits, int kRows, int kFrom, int kTo>
+static inline void dots(const Bytes* q, const int8_t* const (&x)[kRows], Ints (&sum)[kRows]) {
+#pragma GCC unroll 8
+  for (int g = kFrom; g < kTo; ++g) {
+    const Bytes w = q[g];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) sum[r].v = _mm512_dpbusd_epi32(sum[r].v, w.v, four(x[r] + 4 * g).v);
+  }
+}
+
+}  // namespace bst

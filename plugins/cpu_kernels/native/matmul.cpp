@@ -1,0 +1,63 @@
+// Products: which kernel meets which rows, in an order that keeps what is read again in the nearer caches.
+#include "bestiary_cpu.h"
+#include "float_matmul.h"
+#include "output.h"
+#include "weights.h"
+
+using namespace bst;
+
+namespace {
+
+constexpr int64_t kGroup = 4;              // panels that a tile of rows meets in turn
+constexpr int64_t kNearBytes = 512 << 10;  // of activations that are read again for every group: half of an L2 cache
+
+// Rows between two walks over the weights: whole tiles.
+int64_t rows_at_once(int64_t row_bytes) {
+  const int64_t fit = kNearBytes / row_bytes / kTile * kTile;
+  return fit < kTile ? kTile : fit;
+}
+
+void tile_product(const Quantized& q, const bst_matmul_args& a, const uint8_t* panel, int64_t p, Tile tile) {
+  alignas(64) float acc[kTile * kLanes];
+  const Record* x = static_cast<const Record*>(a.prepared) + tile.first * (a.n_in / kBlock);
+  q.product[tile.rows - 1](panel, a.n_in, x, tile.rows, acc);
+  for (int r = 0; r < tile.rows; ++r) write_out(a, tile.first + r, p, acc + r * kLanes);
+}
+
+void single_row(const Quantized& q, const bst_matmul_args& a, Range panels) {
+  alignas(64) float acc[kPanels * kLanes];
+  const auto* weight = static_cast<const uint8_t*>(a.weight);
+  for (int64_t p = panels.begin; p < panels.end; p += kPanels) {
+    const int count = static_cast<int>(panels.end - p < kPanels ? panels.end - p : kPanels);
+    q.single[count - 1](weight + p * q.panel_bytes(a.n_in), a.n_in, static_cast<const Record*>(a.prepared), acc);
+    for (int i = 0; i < count; ++i) write_out(a, 0, p + i, acc + i * kLanes);
+  }
+}
+
+// All tiles that fit a near cache meet a few panels while these are there too; a tile's rows of the result are then
+// written some lines at a time.
+void quantized_product(const Quantized& q, const bst_matmul_args& a, Range panels) {
+  const int64_t size = q.panel_bytes(a.n_in);
+  const auto* weight = static_cast<const uint8_t*>(a.weight);
+  const int64_t step = rows_at_once(a.n_in / kBlock * static_cast<int64_t>(sizeof(Record))) / kTile;
+  const int64_t tiles = tiles_of(a.rows);
+  for (int64_t first = 0; first < tiles; first += step)
+    for (int64_t begin = panels.begin; begin < panels.end; begin += kGroup)
+      for (int64_t t = first; t < tiles && t < first + step; ++t)
+        for (int64_t p = begin; p < panels.end && p < begin + kGroup; ++p)
+          tile_product(q, a, weight + p * size, p, tile_at(t, a.rows));
+}
+
+}  // namespace
+
+BST_API int bst_takes_quantized(int format) { return quantized_format(format) != nullptr; }
+
+BST_API void bst_matmul(const void* args, int part, int parts) {
+  const auto& a = *static_cast<const bst_matmul_args*>(args);
+  if (a.rows <= 0) return;
+  const Range panels = share((a.n_out + kLanes - 1) / kLanes, part, parts);
+  const Quantized* q = quantized_format(a.format);
+  if (!q) float_product(a, panels);
+  else if (a.rows == 1) single_row(*q, a, panels);
+  else quantized_product(*q, a, panels);
+}

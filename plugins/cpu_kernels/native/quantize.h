@@ -1,0 +1,60 @@
+// Activations to int8: one block of 32, the rule that everything which prepares activations follows.
+//
+// scale = max|x| / 127; q = x * (127 / max|x|), to nearest, ties to even. Blocks of (almost) nothing become zeros.
+// A block with NaN or infinity gets the scale NaN, so that what is computed from it is NaN.
+#pragma once
+#include <limits>
+
+#include "records.h"
+#include "vec.h"
+
+namespace bst {
+
+static inline void quantize_block(const float* x, Record* to) {
+  constexpr int kParts = kBlock / kLanes;
+  const Ints magnitude = set(int32_t{0x7FFFFFFF});
+  Ints top = set(int32_t{0});
+  for (int i = 0; i < kParts; ++i) top = max(top, bits(load(x + i * kLanes)) & magnitude);
+  int32_t lane[kLanes], most = 0;  // magnitudes are in the order of their bits, with infinity and NaN at the end
+  store(lane, top);
+  for (int i = 0; i < kLanes; ++i) most = lane[i] > most ? lane[i] : most;
+  float size;
+  std::memcpy(&size, &most, 4);
+  const bool finite = most < 0x7F800000, some = finite && size > 1e-30f;
+  const Floats factor = set(some ? 127.0f / size : 0.0f);
+  int32_t sums[2] = {0, 0};
+  for (int i = 0; i < kParts; ++i) {
+    const Ints q = some ? round(load(x + i * kLanes) * factor) : set(int32_t{0});
+    to_int8(to->q + i * kLanes, q);
+  }
+  for (int i = 0; i < kBlock; ++i) sums[i / 16] += to->q[i];
+  to->scale = finite ? (some ? size / 127.0f : 0.0f) : std::numeric_limits<float>::quiet_NaN();
+  to->scaled_sum = to->scale * static_cast<float>(sums[0] + sums[1]);
+  to->minus_sum = -(sums[0] + sums[1]);
+  to->minus_sum_low = -sums[0];
+}
+
+// Where block `block` of row `row` lies among the prepared rows.
+static inline Record* record_at(void* prepared, int64_t rows, int64_t blocks, int64_t row, int64_t block) {
+  const Tile tile = tile_at(row / kTile, rows);
+  return static_cast<Record*>(prepared) + tile.first * blocks + block * tile.rows + (row - tile.first);
+}
+
+static inline float* float_at(void* prepared, int64_t rows, int64_t columns, int64_t row, int64_t column) {
+  const Tile tile = tile_at(row / kTile, rows);
+  return static_cast<float*>(prepared) + tile.first * columns + column * tile.rows + (row - tile.first);
+}
+
+// 32 values of one row into their place among the prepared rows.
+static inline void put_block(bool quantized, void* prepared, int64_t rows, int64_t n_in, int64_t row, int64_t block,
+                             const float* x) {
+  if (quantized) {
+    quantize_block(x, record_at(prepared, rows, n_in / kBlock, row, block));
+    return;
+  }
+  const Tile tile = tile_at(row / kTile, rows);
+  float* to = float_at(prepared, rows, n_in, row, block * kBlock);
+  for (int i = 0; i < kBlock; ++i) to[i * tile.rows] = x[i];
+}
+
+}  // namespace bst

@@ -1,0 +1,79 @@
+// Rotary embedding of queries in place; keys, rotated too, and values into the paged cache.
+//
+// Both products are rounded before they are added, as the torch reference does: the bits are the same.
+#include <cmath>
+
+#include "bestiary_cpu.h"
+#include "cache.h"
+#include "half.h"
+#include "records.h"
+
+using namespace bst;
+
+namespace {
+
+constexpr int kMostChannels = BST_MOST_CHANNELS;
+
+// to = x turned; `to` may not be `x`. sin is negative on the first channel of a pair.
+void turn(const bst_rope_args& a, const float* x, const float* cos, const float* sin, float* to) {
+  const int n = a.rotary_dim, half = n / 2;
+  if (a.neox) {
+    for (int i = 0; i < half; ++i) to[i] = x[i] * cos[i] + x[i + half] * sin[i];
+    for (int i = half; i < n; ++i) to[i] = x[i] * cos[i] + x[i - half] * sin[i];
+  } else {
+    for (int i = 0; i < n; ++i) to[i] = x[i] * cos[i] + x[i ^ 1] * sin[i];
+  }
+  std::memcpy(to + n, x + n, sizeof(float) * static_cast<size_t>(a.head_size - n));
+}
+
+// One head's vector into the cache; of int8 the largest magnitude becomes 127.
+void put(const bst_rope_args& a, int64_t at, const float* x) {
+  const int n = a.head_size;
+  const int64_t first = at * n;
+  switch (a.kv_type) {
+    case BST_KV_F32: {
+      std::memcpy(static_cast<float*>(a.kv_cache) + first, x, sizeof(float) * static_cast<size_t>(n));
+      return;
+    }
+    case BST_KV_F16: return put_halves(static_cast<uint16_t*>(a.kv_cache) + first, x, n);
+    case BST_KV_BF16: {
+      auto* to = static_cast<uint16_t*>(a.kv_cache) + first;
+      for (int i = 0; i < n; ++i) to[i] = float_to_bfloat(x[i]);
+      return;
+    }
+    case BST_KV_INT8: a.kv_scales[at] = put_bytes(static_cast<int8_t*>(a.kv_cache) + first, x, n); return;
+  }
+}
+
+void one_query(const bst_rope_args& a, int64_t row, int head, const float* cos, const float* sin) {
+  float turned[kMostChannels];
+  float* x = a.query + row * a.query_stride + int64_t{head} * a.head_size;
+  turn(a, x, cos, sin, turned);
+  std::memcpy(x, turned, sizeof(float) * static_cast<size_t>(a.rotary_dim));
+}
+
+void one_key(const bst_rope_args& a, int64_t row, int head, const float* cos, const float* sin) {
+  float turned[kMostChannels];
+  const int64_t offset = int64_t{head} * a.head_size, slot = a.slots[row];
+  if (slot < 0) return;
+  const float* key = a.key + row * a.key_stride + offset;
+  if (a.rotary_dim > 0) turn(a, key, cos, sin, turned), key = turned;
+  put(a, (2 * slot) * a.kv_heads + head, key);
+  put(a, (2 * slot + 1) * a.kv_heads + head, a.value + row * a.value_stride + offset);
+}
+
+}  // namespace
+
+BST_API void bst_rope(const void* args, int part, int parts) {
+  const auto& a = *static_cast<const bst_rope_args*>(args);
+  const int queries = a.rotary_dim > 0 ? a.heads : 0, keys = a.key ? a.kv_heads : 0, each = queries + keys;
+  const Range mine = share(a.rows * each, part, parts);
+  for (int64_t i = mine.begin; i < mine.end; ++i) {
+    const int64_t row = i / each, angle = a.positions ? a.positions[row] : row;
+    const int head = static_cast<int>(i % each);
+    const float* cos = a.cos + angle * a.angle_stride;
+    const float* sin = a.sin + angle * a.angle_stride;
+    if (head < queries) one_query(a, row, head, cos, sin);
+    else one_key(a, row, head - queries, cos, sin);
+  }
+}

@@ -1,0 +1,56 @@
+// The vector types of the instruction set that this shared object is compiled for.
+//
+// All sets offer the same names (`Floats`, `Ints`, `Bytes`, `dots`, …) with the same results, bit for bit: integer
+// sums are exact, every multiplication that is added to something is one `fma`, and what is summed across lanes is
+// summed by `Sixteen`, whose lanes do not depend on a register's width.
+#pragma once
+
+#if defined(BST_AVX512)
+#include "isa_avx512.h"
+#elif defined(BST_AVX2)
+#include "isa_avx2.h"
+#else
+#include "isa_scalar.h"
+#endif
+
+namespace bst {
+
+// Sixteen lanes, whatever the register: element k of a row belongs to lane k % 16.
+struct Sixteen {
+  static constexpr int kParts = 16 / kLanes;
+  Floats part[kParts];
+};
+
+static inline Sixteen sixteen(float x) {
+  Sixteen s;
+  for (auto& part : s.part) part = set(x);
+  return s;
+}
+
+static inline float fold(const Sixteen& s, float (*two)(float, float)) {
+  float lane[16];
+  for (int i = 0; i < Sixteen::kParts; ++i) store(lane + i * kLanes, s.part[i]);
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] = two(lane[i], lane[i + width]);
+  return lane[0];
+}
+
+static inline float sum(const Sixteen& s) {
+  return fold(s, [](float a, float b) { return a + b; });
+}
+
+// Lane i: sum(x[i]).
+static inline Floats sum_each(const Sixteen (&x)[kLanes]) {
+  Floats folded[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    if constexpr (Sixteen::kParts == 1) folded[i] = x[i].part[0];
+    else folded[i] = x[i].part[0] + x[i].part[1];
+  }
+  return sum_lanes(folded);
+}
+
+static inline float largest(const Sixteen& s) {
+  return fold(s, [](float a, float b) { return a > b ? a : b; });
+}
+
+}  // namespace bst

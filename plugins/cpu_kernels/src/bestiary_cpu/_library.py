@@ -1,0 +1,76 @@
+"""Which of the shared objects beside this file runs here."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from bestiary.api.errors import BrokenPlugin, UsageError
+
+from ._abi import ABI, declare
+
+ISAS = ("scalar", "avx2", "avx512")
+"""Instruction sets by the processor level that they need (`bst_cpu_level`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """One loaded shared object.
+
+    Attributes:
+        isa: the instruction set it was compiled for. lanes: rows of a packed panel.
+        native: the object; its functions are those of `native/bestiary_cpu.h`.
+    """
+
+    isa: str
+    lanes: int
+    path: Path
+    native: ctypes.CDLL
+
+    def __str__(self) -> str:
+        return f"bestiary_cpu ({self.isa})"
+
+
+@functools.cache
+def library(isa: str | None = None) -> Library:
+    """The fastest version that this processor can run, or the one for `isa`.
+
+    Raises:
+        UsageError: the processor cannot run `isa`. BrokenPlugin: the installation lacks it, or has another version's.
+    """
+    level = _load("scalar").native.bst_cpu_level()
+    able = ISAS[: level + 1]
+    if isa is None:
+        present = [name for name in able if _path(name) is not None]
+        return _load(present[-1])
+    if isa not in able:
+        raise UsageError("this processor cannot run these kernels", field="isa", value=isa, limit=f"one of {able}")
+    return _load(isa)
+
+
+def _path(isa: str) -> Path | None:
+    """Where the object lies; an editable installation keeps it apart from the sources."""
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    places = sys.modules[__package__].__path__
+    found = (Path(place) / f"libbestiary_cpu_{isa}.{suffix}" for place in places)
+    return next((path for path in found if path.is_file()), None)
+
+
+@functools.cache
+def _load(isa: str) -> Library:
+    path = _path(isa)
+    fix = "pip install --force-reinstall bestiary-cpu"
+    if path is None:
+        raise BrokenPlugin(f"bestiary-cpu has no library for {isa}", field="bestiary-cpu", value=isa, fix=fix)
+    try:
+        native = declare(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError) as cause:
+        raise BrokenPlugin(f"{path.name} cannot be loaded: {cause}", field="bestiary-cpu", fix=fix) from cause
+    if native.bst_abi() != ABI:
+        raise BrokenPlugin(
+            f"{path.name} is of another version", field="bestiary-cpu", value=native.bst_abi(), limit=ABI, fix=fix
+        )
+    return Library(native.bst_isa().decode(), native.bst_lanes(), path, native)

@@ -1,0 +1,140 @@
+// Every kernel once over, in buffers of exactly the size that the interface asks for: run under sanitizers, which see
+// what lies beyond. Numbers are compared elsewhere; here only that parts add up to the same whole.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "bestiary_cpu.h"
+
+namespace {
+
+std::mt19937 generator(1);
+
+// A heap block of exactly `bytes`: one byte too many is an error that the sanitizer sees.
+struct Buffer {
+  explicit Buffer(size_t bytes) : size(bytes), data(static_cast<unsigned char*>(std::malloc(bytes ? bytes : 1))) {
+    for (size_t i = 0; i < size; ++i) data[i] = static_cast<unsigned char>(generator() & 0xBF);  // no NaN, no infinity
+  }
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { std::free(data); }
+  float* floats() { return reinterpret_cast<float*>(data); }
+
+  size_t size;
+  unsigned char* data;
+};
+
+struct Numbers : Buffer {
+  explicit Numbers(int64_t count) : Buffer(static_cast<size_t>(count) * 4) {
+    std::normal_distribution<float> normal;
+    for (int64_t i = 0; i < count; ++i) floats()[i] = normal(generator);
+  }
+};
+
+[[noreturn]] void fail(const char* what, int format) {
+  std::fprintf(stderr, "%s, format %d\n", what, format);
+  std::exit(1);
+}
+
+void run(bst_pool* pool, bst_kernel kernel, const void* args) {
+  const bst_step step = {kernel, args, 1};
+  if (bst_run(pool, &step, 1) != 0) fail("a run was refused", -1);
+}
+
+void products(bst_pool* pool, int format, int64_t n_out, int64_t n_in) {
+  const int64_t row = bst_row_size(format, n_in);
+  Buffer source(static_cast<size_t>(row * n_out)), packed(static_cast<size_t>(bst_packed_size(format, n_out, n_in)));
+  const bst_pack_args pack = {format, source.data, row, n_out, n_in, packed.data};
+  run(pool, bst_pack, &pack);
+  Numbers decoded(n_out * n_in);
+  const bst_decode_args decode = {format, packed.data, n_out, n_in, nullptr, n_out, decoded.floats(), n_in};
+  run(pool, bst_decode, &decode);
+  const int quantized = bst_takes_quantized(format);
+  for (int64_t rows : {1, 2, 5, 8, 9, 19}) {
+    Numbers x(rows * n_in), bias(n_out), out(rows * n_out), again(rows * n_out);
+    Buffer prepared(static_cast<size_t>(bst_prepared_size(quantized, rows, n_in)));
+    const bst_prepare_args prepare = {quantized, x.floats(), n_in, nullptr, rows, n_in, prepared.data};
+    bst_matmul_args product = {format, packed.data, prepared.data, rows, n_out, n_in, out.floats(), n_out,
+                               bias.floats(), nullptr, 0};
+    const bst_step steps[] = {{bst_prepare, &prepare, 0}, {bst_matmul, &product, 1}};
+    if (bst_run(pool, steps, 2) != 0) fail("a run was refused", format);
+    product.out = again.floats();
+    for (int part = 6; part >= 0; --part) bst_matmul(&product, part, 7);
+    if (std::memcmp(out.data, again.data, out.size) != 0) fail("parts do not add up", format);
+  }
+}
+
+void between(bst_pool* pool, int64_t rows, int64_t n) {
+  Numbers x(rows * 2 * n), weight(n), bias(n), residual(rows * n), sum(rows * n), out(rows * n);
+  Buffer prepared(static_cast<size_t>(bst_prepared_size(1, rows, n)));
+  const bst_norm_args norm = {x.floats(), 2 * n, residual.floats(), n, sum.floats(), n, weight.floats(), bias.floats(),
+                              0.0f, 1e-5f, 1, rows, n, out.floats(), n, 1, n % 32 ? nullptr : prepared.data};
+  run(pool, bst_norm, &norm);
+  for (int function = BST_IDENTITY; function <= BST_RELU2; ++function) {
+    const bst_activation_args activation = {function, 1, x.floats(), 2 * n, rows, n, out.floats(), n, 1,
+                                            n % 32 ? nullptr : prepared.data};
+    run(pool, bst_activation, &activation);
+  }
+  std::vector<int64_t> ids(static_cast<size_t>(rows));
+  const bst_argmax_args argmax = {x.floats(), 2 * n, rows, 2 * n, ids.data()};
+  run(pool, bst_argmax, &argmax);
+}
+
+void attention(bst_pool* pool, int kv_type, int head_size, int window) {
+  const int heads = 6, kv_heads = 2, block_size = 16, width = heads * head_size, kv_width = kv_heads * head_size;
+  const int32_t start[] = {0, 1, 21}, lengths[] = {300, 270};
+  const int blocks = 19, bytes = kv_type == BST_KV_F32 ? 4 : kv_type == BST_KV_INT8 ? 1 : 2;
+  const int64_t slots = 2 * blocks * block_size, rows = 21;
+  std::vector<int32_t> tables(2 * blocks);
+  for (size_t i = 0; i < tables.size(); ++i) tables[i] = static_cast<int32_t>(tables.size() - 1 - i);
+  Buffer cache(static_cast<size_t>(slots * 2 * kv_width * bytes));
+  Numbers scales(slots * 2 * kv_heads), key(slots * kv_width), value(slots * kv_width), angles(slots * head_size);
+  Numbers query(slots * width), out(rows * width), again(rows * width), slopes(heads), sinks(heads);
+  std::vector<int64_t> places(static_cast<size_t>(slots));
+  for (int64_t i = 0; i < slots; ++i) places[static_cast<size_t>(i)] = slots - 1 - i;
+  const bst_rope_args rope = {query.floats(), width, key.floats(), kv_width, value.floats(), kv_width, angles.floats(),
+                              angles.floats(), head_size, nullptr, places.data(), slots, heads, kv_heads, head_size,
+                              head_size, kv_type % 2, kv_type, cache.data, scales.floats()};
+  run(pool, bst_rope, &rope);
+  const int64_t splits = 2;
+  Numbers partial(rows * heads * splits * (head_size + 2));
+  bst_attention_args args = {query.floats(), width, cache.data, scales.floats(), start, lengths, tables.data(), blocks,
+                             rows, 2, kv_type, block_size, heads, kv_heads, head_size, window, 0.1f, 5.0f,
+                             slopes.floats(), sinks.floats(), nullptr, splits, out.floats(), width, 1, nullptr};
+  run(pool, bst_attention, &args);
+  args.partial = partial.floats(), args.out = again.floats();
+  const bst_step steps[] = {{bst_attention, &args, 0}, {bst_attention_join, &args, 1}};
+  if (bst_run(pool, steps, 2) != 0) fail("a run was refused", kv_type);
+  if (std::memcmp(out.data, again.data, out.size) != 0) fail("splits do not add up", kv_type);
+}
+
+void forked(bst_pool* pool) {
+  const pid_t child = fork();
+  if (child == 0) _exit(bst_run(pool, nullptr, 0) == BST_FORKED ? 0 : 1);
+  int status = 1;
+  if (child < 0 || waitpid(child, &status, 0) != child || status != 0) fail("a fork's copy ran", -1);
+}
+
+}  // namespace
+
+int main() {
+  for (int threads : {1, 3}) {
+    bst_pool* pool = bst_pool_create(threads);
+    if (!pool) fail("no threads", threads);
+    for (int format : {0, 1, 30}) products(pool, format, 21, 75);
+    for (int format : {2, 3, 6, 7, 8, 20}) products(pool, format, 37, 96);
+    for (int format : {12, 13, 14}) products(pool, format, 37, 512);
+    for (int64_t n : {40, 96}) between(pool, 9, n);
+    for (int kv_type = BST_KV_F32; kv_type <= BST_KV_INT8; ++kv_type) attention(pool, kv_type, 48, kv_type % 2 ? 20 : 0);
+    for (int i = 0; i < 2000; ++i) between(pool, 1, 32);  // threads meet often
+    usleep(20000);                                        // and have gone to sleep
+    between(pool, 1, 32);
+    forked(pool);
+    bst_pool_destroy(pool);
+  }
+  std::puts("done");
+}
