@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = [ROOT / "core", *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
+COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))
+PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+FOLDERS = [ROOT / "core", *(path for path in PLUGINS if COMPILER or not (path / "native").is_dir())]
+"""What can be built here: native code needs a compiler."""
 CLEAN = {"PATH": "/usr/bin:/bin", "PYTHONNOUSERSITE": "1"}
 NOT_SOURCE = shutil.ignore_patterns("__pycache__", "dist", "build", ".*")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import ABLE, normal, pool
 from numpy.typing import NDArray
 
 from bestiary.api.ggml_types import GgmlType
@@ -19,8 +20,6 @@ from bestiary.nn.attention.reference import ReferenceBackend
 from bestiary_cpu import _abi, matrix
 from bestiary_cpu.memory import address
 from bestiary_cpu.pool import Call
-
-from .support import ABLE, normal, pool
 
 BLOCK = 16
 Floats = NDArray[np.float32]

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from kernel_cases import ABLE, normal, pool
 from numpy.typing import NDArray
 
 from bestiary.api.ggml_types import GgmlType
@@ -14,8 +15,6 @@ from bestiary.nn.ops import activation, norm, rotary
 from bestiary_cpu import _abi, matrix
 from bestiary_cpu.memory import address
 from bestiary_cpu.pool import Call
-
-from .support import ABLE, normal, pool
 
 Floats = NDArray[np.float32]
 each_isa = pytest.mark.parametrize("isa", ABLE)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes
 
 import pytest
+from kernel_cases import ABLE
 
 from bestiary.api.errors import BrokenPlugin, UsageError
 from bestiary_cpu import _abi, _library, library
-
-from .support import ABLE
 
 
 def test_the_fastest_that_runs_here_is_chosen_and_says_its_name() -> None:

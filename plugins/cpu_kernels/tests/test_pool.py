@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from kernel_cases import blocks, normal
 
 from bestiary.api.errors import EngineError
 from bestiary.api.ggml_types import GgmlType
@@ -18,8 +19,6 @@ from bestiary_cpu import matrix
 from bestiary_cpu._abi import PackArgs
 from bestiary_cpu.pool import Call, Pool
 from bestiary_cpu.threads import physical_cores
-
-from .support import blocks, normal
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import ABLE, QUANTIZED, blocks, decoded, fma, normal, pool, quantized_rows
 from numpy.typing import NDArray
 
 from bestiary.api.errors import UsageError
 from bestiary.api.ggml_types import GgmlType
 from bestiary_cpu import matrix
-
-from .support import ABLE, QUANTIZED, blocks, decoded, fma, normal, pool, quantized_rows
 
 Floats = NDArray[np.float32]
 each_format = pytest.mark.parametrize("kind", matrix.FORMATS, ids=lambda kind: kind.name)

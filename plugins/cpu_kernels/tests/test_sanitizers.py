@@ -8,8 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from .support import ABLE
+from kernel_cases import ABLE
 
 FOLDER = Path(__file__).resolve().parents[1]
 SETS = {"scalar": [], "avx2": ["-DBST_AVX2", "-mavx2", "-mfma", "-mf16c"]}
