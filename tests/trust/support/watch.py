@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ OF_TIMERS = {"asyncio.events.TimerHandle": 250, "_contextvars.Context": 250, "bu
 CLIENTS = 16
 _SAMPLES = 40
 _BASELINE_SECONDS = 60.0
+_POOL = min(32, (os.cpu_count() or 1) + 4)
+"""Threads of asyncio's pool, each started when all of those before it are busy for the first time."""
 
 Asking = Callable[[Kept, int], Awaitable[None]]
 """Asks the server the request of a number over a connection."""
@@ -99,7 +102,8 @@ class Watch:
                     wrong = [f"{role} is new" for role in now.keys() - first.keys()]
                     wrong += [f"{role} is gone" for role in first.keys() - now.keys()]
                     for role in first.keys() & now.keys():
-                        if now[role].descriptors > first[role].descriptors or now[role].threads > first[role].threads:
+                        few = first[role].threads + _POOL
+                        if now[role].descriptors > first[role].descriptors or now[role].threads > few:
                             wrong.append(f"{role}: {now[role]}, at first {first[role]}")
                     await asyncio.sleep(0.02)
         except TimeoutError:
