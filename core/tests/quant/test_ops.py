@@ -54,6 +54,13 @@ def products():
 
 
 PRODUCTS = products()
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(2)
+
+
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.002}
 
 
