@@ -12,6 +12,7 @@ from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.pooling import PoolingParams
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.heap import trim
 from bestiary.engine.notices import notice
 from bestiary.engine.process.handle import Spawned, spawn
 from bestiary.engine.process.messages import (
@@ -27,7 +28,6 @@ from bestiary.engine.sequence import SequenceUpdate
 
 from .forms import Facts, Forms
 from .generation import Accepted, Generation, PoolingGeneration
-from .memory import trim
 from .outputs import OutputProcessor
 from .remote import RemoteEngine
 from .remote_adapters import RemoteAdapters

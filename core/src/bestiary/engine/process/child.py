@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from bestiary.api.errors import BestiaryError, EngineError, RequestError
 from bestiary.api.lora import LoRARequest
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.heap import trim
 from bestiary.engine.parallel.messages import AddRequest, EndRequest, Trouble, UseTokenizer, sendable
 from bestiary.engine.sequence import SequenceUpdate
 from bestiary.engine.stderr import never_fail_stderr
@@ -133,6 +134,7 @@ class Worker:
             self._parent.say(Answer(message.number, error=Trouble.of(error)))
         else:
             self._parent.say(Answer(message.number, info))
+        trim()  # of what reading it took
 
     def _tell(self, updates: list[SequenceUpdate]) -> None:
         told = [each if each.error is None else each._replace(error=sendable(each.error)) for each in updates]

@@ -14,12 +14,12 @@ from uvicorn import Config, Server
 from bestiary.api import catalogue
 from bestiary.api.errors import BestiaryError, EngineError, ModelError, ModelFailed, PluginError
 from bestiary.engine.arguments import EngineArgs
+from bestiary.engine.heap import give_large_buffers_back
 from bestiary.engine.process.handle import Spawned
 from bestiary.engine.process.messages import ModelInfo
 from bestiary.engine.process.supervisor import Restart
 from bestiary.serve.async_llm import AsyncLLM
 from bestiary.serve.loop_watch import LoopWatch
-from bestiary.serve.memory import give_large_buffers_back
 
 from .app import make_app
 from .listening import BACKLOG

@@ -1,4 +1,4 @@
-"""What a server's process keeps of memory that it no longer needs: as little as the C library can be told.
+"""What a process keeps of memory that it no longer needs: as little as the C library can be told.
 
 glibc has a heap for every thread. What many small objects took in one stays there when they are gone, so a process
 would for ever be as large as it was for a moment. Other libraries do what is here by themselves.

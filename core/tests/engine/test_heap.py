@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import threading
 from pathlib import Path
-from bestiary.serve.memory import give_large_buffers_back
+from bestiary.engine.heap import give_large_buffers_back
 
 def held():
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
