@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llm(folder):
-    return LLM(folder, dtype="float32", skip_tokenizer_init=True, progress=False)
+    return LLM(folder, dtype="float32", skip_tokenizer_init=True, progress=False, enforce_eager=True)
 
 
 @pytest.fixture

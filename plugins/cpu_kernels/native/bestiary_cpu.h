@@ -101,9 +101,12 @@ BST_API void bst_matmul(const void* bst_matmul_args, int part, int parts);
 
 // y = (x + residual - mean) / sqrt(variance + eps) * (weight + weight_offset) + bias, the mean being 0 unless `center`
 // (layer norm; otherwise RMS norm). `sum`, optional, receives x + residual; it may be neither of them.
+// Rows may lie in groups, as heads do in a token's row: row i is at x + i / group * x_group_stride + i % group * x_stride;
+// with group 0 at x + i * x_stride.
 typedef struct {
   const float* x;
   int64_t x_stride;
+  int64_t group, x_group_stride;
   const float* residual;  // optional
   int64_t residual_stride;
   float* sum;  // optional
@@ -140,13 +143,18 @@ BST_API void bst_activation(const void* bst_activation_args, int part, int parts
 #define BST_MOST_CHANNELS 512  // of a head
 enum { BST_KV_F32, BST_KV_F16, BST_KV_BF16, BST_KV_INT8 };
 
-// Queries rotated in place; keys, rotated, and values written to the cache, [block][offset][2][kv_heads][head_size].
+// Queries rotated, in place or to `query_out`; keys, rotated, to `key_out`, to the cache,
+// [block][offset][2][kv_heads][head_size], or both; values to the cache.
 typedef struct {
-  float* query;  // [rows, heads * head_size]
+  float* query;  // [rows, heads * head_size]; written only without query_out
   int64_t query_stride;
+  float* query_out;  // optional
+  int64_t query_out_stride;
   const float* key;  // optional; with `value`
   int64_t key_stride;
-  const float* value;
+  float* key_out;      // optional
+  int64_t key_out_stride;
+  const float* value;  // with kv_cache
   int64_t value_stride;
   const float* cos;  // [positions, rotary_dim], in the layout's channel order
   const float* sin;  // the same; negative on the first channel of each pair
@@ -158,7 +166,7 @@ typedef struct {
   int32_t rotary_dim;  // leading channels; 0: nothing is rotated
   int32_t neox;        // pairs are i and i + rotary_dim / 2; otherwise neighbours
   int32_t kv_type;
-  void* kv_cache;
+  void* kv_cache;    // optional
   float* kv_scales;  // int8: [block][offset][2][kv_heads]
 } bst_rope_args;
 BST_API void bst_rope(const void* bst_rope_args, int part, int parts);

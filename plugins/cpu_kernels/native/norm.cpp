@@ -36,6 +36,10 @@ float row_sum(const Row& row, int64_t n, bool squares, float mean) {
   return found;
 }
 
+const float* row_at(const bst_norm_args& a, int64_t index) {
+  return a.group > 0 ? a.x + index / a.group * a.x_group_stride + index % a.group * a.x_stride : a.x + index * a.x_stride;
+}
+
 struct Statistics {
   float mean, factor;
 };
@@ -71,7 +75,7 @@ BST_API void bst_norm(const void* args, int part, int parts) {
   Statistics s = {0, 0};
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     const int64_t index = i / blocks, first = i % blocks * kBlock, left = a.n - first;
-    const Row row = {a.x + index * a.x_stride, a.residual ? a.residual + index * a.residual_stride : nullptr};
+    const Row row = {row_at(a, index), a.residual ? a.residual + index * a.residual_stride : nullptr};
     if (index != known) s = statistics(a, row), known = index;
     normalise(a, index, row, s, first, static_cast<int>(left < kBlock ? left : kBlock));
   }

@@ -1,4 +1,4 @@
-// Rotary embedding of queries in place; keys, rotated too, and values into the paged cache.
+// Rotary embedding of queries and keys; keys and values into the paged cache.
 //
 // Both products are rounded before they are added, as the torch reference does: the bits are the same.
 #include <cmath>
@@ -48,16 +48,20 @@ void put(const bst_rope_args& a, int64_t at, const float* x) {
 void one_query(const bst_rope_args& a, int64_t row, int head, const float* cos, const float* sin) {
   float turned[kMostChannels];
   float* x = a.query + row * a.query_stride + int64_t{head} * a.head_size;
+  if (a.query_out) return turn(a, x, cos, sin, a.query_out + row * a.query_out_stride + int64_t{head} * a.head_size);
   turn(a, x, cos, sin, turned);
   std::memcpy(x, turned, sizeof(float) * static_cast<size_t>(a.rotary_dim));
 }
 
 void one_key(const bst_rope_args& a, int64_t row, int head, const float* cos, const float* sin) {
   float turned[kMostChannels];
-  const int64_t offset = int64_t{head} * a.head_size, slot = a.slots[row];
-  if (slot < 0) return;
+  const int64_t offset = int64_t{head} * a.head_size;
   const float* key = a.key + row * a.key_stride + offset;
   if (a.rotary_dim > 0) turn(a, key, cos, sin, turned), key = turned;
+  if (a.key_out)
+    std::memcpy(a.key_out + row * a.key_out_stride + offset, key, sizeof(float) * static_cast<size_t>(a.head_size));
+  const int64_t slot = a.kv_cache ? a.slots[row] : -1;
+  if (slot < 0) return;
   put(a, (2 * slot) * a.kv_heads + head, key);
   put(a, (2 * slot + 1) * a.kv_heads + head, a.value + row * a.value_stride + offset);
 }

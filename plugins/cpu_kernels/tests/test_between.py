@@ -130,8 +130,8 @@ def test_rotation_is_bit_for_bit_the_reference_and_keys_are_stored(neox: bool, r
     cache = np.zeros((3, 4, 2, kv_heads, size), np.float32)
     slots = np.array([7, 2, -1, 0, 11])
     args = _abi.RopeArgs(
-        address(query), heads * size, address(key), kv_heads * size, address(value), kv_heads * size, address(cos),
-        address(sin), rotary_dim, None, address(slots), rows, heads, kv_heads, size, rotary_dim, neox, _abi.KV_F32,
+        address(query), heads * size, None, 0, address(key), kv_heads * size, None, 0, address(value),
+        kv_heads * size, address(cos), address(sin), rotary_dim, None, address(slots), rows, heads, kv_heads, size, rotary_dim, neox, _abi.KV_F32,
         address(cache), None,
     )  # fmt: skip
     run("bst_rope", args, isa)

@@ -37,7 +37,8 @@ class ModelConfig:
         architecture: the registry's name of the class.
         hf_config: the transformers configuration object (or an attribute bag for a type transformers does not know).
         hf_text_config: its text part; `hf_config` itself where there is none.
-        dtype: of the weights and activations. max_model_len: prompt and answer together, in tokens.
+        dtype: of the weights and activations. weights_dtype: what matrices are kept in, where that is another: their
+            products read it, and nothing is computed in it. max_model_len: prompt and answer together, in tokens.
         seed: of everything drawn at random. deterministic: logprobs bitwise independent of batch and schedule.
         runner_type: whether it generates text or pools hidden states. pooler_config: how, where it pools.
     """
@@ -47,6 +48,7 @@ class ModelConfig:
     hf_config: Any
     hf_text_config: Any
     dtype: torch.dtype
+    weights_dtype: torch.dtype | None = None
     max_model_len: int
     seed: int = 0
     deterministic: bool = False

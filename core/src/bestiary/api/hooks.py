@@ -81,6 +81,10 @@ class HookSpecs:
         """Source name → a `ModelSource`."""
 
     @hookspec
+    def step_recorders(self) -> Offers:  # type: ignore[empty-body]
+        """Recorder name → a class whose instances, one an engine, are `StepRecorder`s (`bestiary.nn.graphs`)."""
+
+    @hookspec
     def step_observers(self) -> Offers:  # type: ignore[empty-body]
         """Observer name → a class whose instances, one an engine, are `StepObserver`s."""
 

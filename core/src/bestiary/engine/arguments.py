@@ -14,7 +14,6 @@ from bestiary.api.pooling import POOLING_TYPES
 
 _KNOWN: dict[str, tuple[object, ...]] = {
     "trust_remote_code": (False,),
-    "enforce_eager": (True, False),
     "disable_log_stats": (True, False),
     "swap_space": (0,),
     "cpu_offload_gb": (0,),
@@ -94,6 +93,7 @@ class EngineArgs:
     verify: bool = False
     quantization: str | None = None
     attention_backend: str | None = None
+    enforce_eager: bool = False
     ops: Mapping[str, str] = field(default_factory=dict)
     structured_outputs_backend: str = "llguidance"
     enable_lora: bool = False

@@ -22,6 +22,7 @@ from bestiary.api.registry import ModelRegistry, Registry
 from bestiary.api.structured import StructuredOutputBackend, Vocabulary
 from bestiary.nn.attention.backend import AttentionType
 from bestiary.nn.attention.choice import choose_backend
+from bestiary.nn.graphs import StepRecorder
 from bestiary.nn.logits import LogitsProcessor
 from bestiary.nn.lora import AdapterSlots, attach
 from bestiary.nn.ops.registry import ChosenOps, Target, choose_ops
@@ -38,7 +39,7 @@ from .loader.alias import AppliedAlias
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
 from .loader.quantization import choose_quantization
-from .loader.vllm_config import make_vllm_config, parallel_config
+from .loader.vllm_config import choose_device, make_vllm_config, parallel_config
 from .memory import num_kv_blocks
 from .notices import notice
 from .parallel.assembly import assemble
@@ -119,10 +120,16 @@ class EngineBuilder:
         hf_config, misspelt = self.description.hf_config(self.hooks)
         for text in (*self.description.notices, *misspelt):
             notice(text)
-        quantization = choose_quantization(self.args, self.description, self.hooks)
-        config = make_vllm_config(self.args, self.description, found.architecture, hf_config, quantization)
+        packing = self._packing()
+        quantization = choose_quantization(self.args, self.description, self.hooks, packing)
+        config = make_vllm_config(self.args, self.description, found.architecture, hf_config, quantization, packing)
         config = with_runner(config, self.args, found.model_class, lambda: self.description.pooling_type)
         return found.model_class, replace(config, parallel_config=self.parallel)
+
+    def _packing(self) -> frozenset[str]:
+        """The ops that would read weights in a form of their own, if activations were float32."""
+        target = Target(choose_device(self.args.device), torch.float32, self.args.deterministic)
+        return choose_ops(target, self.args.ops, self.hooks.all("op_implementations")).packing
 
     def build(self, eos_token_ids: frozenset[int] = frozenset()) -> LLMEngine:
         """Load everything. `eos_token_ids` are added to those the model's files name."""
@@ -158,6 +165,14 @@ class EngineBuilder:
                 team.close()
             raise
 
+    def _recorder(self, model: nn.Module, config: VllmConfig) -> StepRecorder | None:
+        """What records decode steps here, if anything does."""
+        backends = [layer.backend for layer in attention_layers(model).values()]
+        if self.args.enforce_eager or not all(getattr(each, "recordable", False) for each in backends):
+            return None
+        offered = self.hooks.all("step_recorders").values()
+        return next((each() for each in offered if each.why_not(target_of(config)) is None), None)
+
     def _engine(
         self,
         model: nn.Module,
@@ -176,7 +191,8 @@ class EngineBuilder:
             num_blocks = team.smallest(num_blocks)
         width = vocab_size(model, config)
         groups = None if team is None else team.groups
-        runner = ModelRunner(model, config, num_blocks, ops, width, groups, slots, pooler)
+        recorder = None if team is not None else self._recorder(model, config)
+        runner = ModelRunner(model, config, num_blocks, ops, width, groups, slots, pooler, recorder)
         adapters = Adapters(config.lora_config)
         schedulers = [
             Scheduler(
@@ -255,11 +271,16 @@ def bind_attention(model: nn.Module, config: VllmConfig, offered: Mapping[str, A
             "this engine runs decoders: it has no steps for an encoder whose output a decoder attends to",
             code="UNSUPPORTED_LAYER", field=crossing[0], value=AttentionType.ENCODER_DECODER.value,
         )  # fmt: skip
-    wanted = config.op_config.attention_backend
-    if wanted is None and config.model_config.deterministic:
-        wanted = "deterministic"
+    model_config = config.model_config
     backends = {name: make() for name, make in offered.items()}
-    backend = choose_backend(wanted, config.device_config.device, [layer.spec for layer in layers.values()], backends)
+    backend = choose_backend(
+        config.op_config.attention_backend,
+        config.device_config.device,
+        [layer.spec for layer in layers.values()],
+        backends,
+        dtype=model_config.dtype,
+        deterministic=model_config.deterministic,
+    )
     for layer in layers.values():
         layer.backend = backend
 

@@ -18,15 +18,17 @@ from bestiary.api.structured import StructuredOutputBackend
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.attention.layer import Attention
 from bestiary.nn.context import ForwardContext, forward_context
+from bestiary.nn.graphs import StepRecorder
 from bestiary.nn.lora import AdapterSlots
 from bestiary.nn.ops.by_value import by_value
-from bestiary.nn.ops.registry import ChosenOps
+from bestiary.nn.ops.registry import ChosenOps, turn
 from bestiary.nn.parallel import Groups, use_groups
 from bestiary.nn.pooling import Pooler
 from bestiary.nn.prompt import PromptDependent
 from bestiary.nn.zeros import untouched_zeros
 
 from .batch import ForwardBatch, make_batch
+from .graphs import StepGraphs
 from .loaded_adapters import LoadedAdapters
 from .plan import StepPlan, StepResult
 from .pooler import checked_vectors, pooled
@@ -65,6 +67,7 @@ class ModelRunner:
         groups: among whom the model is divided; the step runs under them.
         slots: the model's adapter slots; None where it has none.
         pooler: makes vectors of its hidden states, where no logits are wanted.
+        recorder: makes decode steps run again without Python; None where that cannot be, or is not wanted.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class ModelRunner:
         groups: Groups | None = None,
         slots: AdapterSlots | None = None,
         pooler: Pooler | None = None,
+        recorder: StepRecorder | None = None,
     ) -> None:
         self.pooler = pooler
         self.adapters = None if slots is None else LoadedAdapters(slots)
@@ -91,6 +95,12 @@ class ModelRunner:
         self.states: dict[str, RequestState] = {}
         self.grammars: Grammars | None = None
         self.kv_caches = self._allocate(model, num_blocks)
+        self.graphs = None if recorder is None else self._graphs(recorder, vllm_config, num_blocks)
+
+    def _graphs(self, recorder: StepRecorder, vllm_config: VllmConfig, num_blocks: int) -> StepGraphs:
+        longest = -(-vllm_config.model_config.max_model_len // self.block_size)
+        rows = vllm_config.scheduler_config.max_num_seqs
+        return StepGraphs(recorder, rows, min(longest, num_blocks), self.block_size, self.device)
 
     def _allocate(self, model: nn.Module, num_blocks: int) -> dict[str, torch.Tensor]:
         caches = {}
@@ -224,6 +234,9 @@ class ModelRunner:
             return checked_vectors(pooler, pooler(hidden, batch.pooling), batch.pooling)
 
     def _made_of(self, batch: ForwardBatch) -> Made:
+        if self.graphs is not None and self.graphs.fits(batch):
+            with turn():
+                return self.graphs.run(batch, self.compute)  # type: ignore[arg-type]
         made = self.compute(batch)
         if isinstance(made, IntermediateTensors):
             raise EngineError("this is not the last stage of a pipeline: it makes nothing")

@@ -138,16 +138,22 @@ class ParallelLMHead(VocabParallelEmbedding):
         return self
 
     def place(self, quant_config: QuantizationConfig | None) -> None:
-        tied: tuple[VocabParallelEmbedding, ...] = getattr(self, "tied_to", ())
-        if not tied:
+        if hasattr(self, "tied_to"):
+            self._share()
+        else:
             super().place(quant_config)
-            return
-        self.quant_method = tied[0].quant_method
-        for name, param in tied[0].named_parameters(recurse=False):
-            self.register_parameter(name, param)
+
+    def _share(self) -> None:
+        """Have what the embedding has."""
+        table = self.tied_to[0]
+        self.quant_method = table.quant_method
+        self._parameters.update(table._parameters)
 
     def finish(self) -> None:
-        super().finish()
+        if hasattr(self, "tied_to"):
+            self._share()
+        else:
+            super().finish()
         pack_weight(self)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:

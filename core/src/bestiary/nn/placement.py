@@ -36,10 +36,14 @@ def place(model: nn.Module, quant_config: QuantizationConfig | None) -> None:
         if hasattr(module, "layer_name"):
             module.layer_name = name
     _find_shared_caches(model)
-    placed = [module for module in model.modules() if isinstance(module, Placeable)]
-    placed.sort(key=lambda module: hasattr(module, "tied_to"))
-    for module in placed:
+    for module in _placeable(model):
         module.place(quant_config)
+
+
+def _placeable(model: nn.Module) -> list[Placeable]:
+    """Layers in definition order, those tied to others last."""
+    found = [module for module in model.modules() if isinstance(module, Placeable)]
+    return sorted(found, key=lambda module: hasattr(module, "tied_to"))
 
 
 def _fusions(model: nn.Module) -> dict[str, list[str]]:
@@ -94,8 +98,7 @@ def _real(param: nn.Parameter, device: torch.device) -> nn.Parameter:
 
 def finish(model: nn.Module) -> None:
     """Let every layer repack its weights for the kernels, and freeze the model."""
-    for module in model.modules():
-        if isinstance(module, Placeable):
-            module.finish()
+    for module in _placeable(model):
+        module.finish()
     model.eval()
     model.requires_grad_(False)

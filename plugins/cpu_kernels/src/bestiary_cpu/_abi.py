@@ -48,10 +48,11 @@ class MatmulArgs(ctypes.Structure):
 
 class NormArgs(ctypes.Structure):
     _fields_ = [
-        ("x", c_void_p), ("x_stride", c_int64), ("residual", c_void_p), ("residual_stride", c_int64),
-        ("sum", c_void_p), ("sum_stride", c_int64), ("weight", c_void_p), ("bias", c_void_p),
-        ("weight_offset", c_float), ("eps", c_float), ("center", c_int32), ("rows", c_int64), ("n", c_int64),
-        ("out", c_void_p), ("out_stride", c_int64), ("quantized", c_int32), ("prepared", c_void_p),
+        ("x", c_void_p), ("x_stride", c_int64), ("group", c_int64), ("x_group_stride", c_int64),
+        ("residual", c_void_p), ("residual_stride", c_int64), ("sum", c_void_p), ("sum_stride", c_int64),
+        ("weight", c_void_p), ("bias", c_void_p), ("weight_offset", c_float), ("eps", c_float), ("center", c_int32),
+        ("rows", c_int64), ("n", c_int64), ("out", c_void_p), ("out_stride", c_int64), ("quantized", c_int32),
+        ("prepared", c_void_p),
     ]  # fmt: skip
 
 
@@ -70,7 +71,8 @@ KV_F32, KV_F16, KV_BF16, KV_INT8 = range(4)
 
 class RopeArgs(ctypes.Structure):
     _fields_ = [
-        ("query", c_void_p), ("query_stride", c_int64), ("key", c_void_p), ("key_stride", c_int64),
+        ("query", c_void_p), ("query_stride", c_int64), ("query_out", c_void_p), ("query_out_stride", c_int64),
+        ("key", c_void_p), ("key_stride", c_int64), ("key_out", c_void_p), ("key_out_stride", c_int64),
         ("value", c_void_p), ("value_stride", c_int64), ("cos", c_void_p), ("sin", c_void_p),
         ("angle_stride", c_int64), ("positions", c_void_p), ("slots", c_void_p), ("rows", c_int64),
         ("heads", c_int32), ("kv_heads", c_int32), ("head_size", c_int32), ("rotary_dim", c_int32),

@@ -45,7 +45,7 @@ class Pool:
         """Run the calls in order, each divided among all threads."""
         steps = (Step * len(calls))()
         for step, call in zip(steps, calls, strict=True):
-            step.kernel = _address(self.library.native, call.kernel)
+            step.kernel = kernel_address(self.library.native, call.kernel)
             step.args = ctypes.addressof(call.args)
             step.wait = call.wait
         self.run_steps(steps)
@@ -77,5 +77,5 @@ class Pool:
 
 
 @functools.cache
-def _address(native: ctypes.CDLL, kernel: str) -> int | None:
+def kernel_address(native: ctypes.CDLL, kernel: str) -> int | None:
     return ctypes.cast(getattr(native, kernel), ctypes.c_void_p).value

@@ -71,7 +71,7 @@ void products(bst_pool* pool, int format, int64_t n_out, int64_t n_in) {
 void between(bst_pool* pool, int64_t rows, int64_t n) {
   Numbers x(rows * 2 * n), weight(n), bias(n), residual(rows * n), sum(rows * n), out(rows * n);
   Buffer prepared(static_cast<size_t>(bst_prepared_size(1, rows, n)));
-  const bst_norm_args norm = {x.floats(), 2 * n, residual.floats(), n, sum.floats(), n, weight.floats(), bias.floats(),
+  const bst_norm_args norm = {x.floats(), 2 * n, 0, 0, residual.floats(), n, sum.floats(), n, weight.floats(), bias.floats(),
                               0.0f, 1e-5f, 1, rows, n, out.floats(), n, 1, n % 32 ? nullptr : prepared.data};
   run(pool, bst_norm, &norm);
   for (int function = BST_IDENTITY; function <= BST_RELU2; ++function) {
@@ -96,7 +96,7 @@ void attention(bst_pool* pool, int kv_type, int head_size, int window) {
   Numbers query(slots * width), out(rows * width), again(rows * width), slopes(heads), sinks(heads);
   std::vector<int64_t> places(static_cast<size_t>(slots));
   for (int64_t i = 0; i < slots; ++i) places[static_cast<size_t>(i)] = slots - 1 - i;
-  const bst_rope_args rope = {query.floats(), width, key.floats(), kv_width, value.floats(), kv_width, angles.floats(),
+  const bst_rope_args rope = {query.floats(), width, nullptr, 0, key.floats(), kv_width, nullptr, 0, value.floats(), kv_width, angles.floats(),
                               angles.floats(), head_size, nullptr, places.data(), slots, heads, kv_heads, head_size,
                               head_size, kv_type % 2, kv_type, cache.data, scales.floats()};
   run(pool, bst_rope, &rope);

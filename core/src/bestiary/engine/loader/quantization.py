@@ -6,8 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bestiary.api.errors import ConfigError, ModelError, UsageError
+from bestiary.api.ggml_types import GgmlType
 from bestiary.api.hook_manager import HookManager
 from bestiary.engine.arguments import EngineArgs
+from bestiary.nn.gguf.dequant import FLOATS
 from bestiary.nn.quant import QuantizationConfig
 
 from .config_check import QUANTIZATION_FIELDS
@@ -19,9 +21,12 @@ _HOOK = "quantization_methods"
 
 
 def choose_quantization(
-    args: EngineArgs, description: ModelDescription, hooks: HookManager
+    args: EngineArgs, description: ModelDescription, hooks: HookManager, packing: Collection[str] = ()
 ) -> QuantizationConfig | None:
     """The `QuantizationConfig`, told what it must know of the checkpoint; None for a plain model.
+
+    Where nothing is asked for, the blocks of a GGUF file stay as they are if their products read them packed (`packing`
+    names such ops), and are decoded if not; "none" always decodes them.
 
     What a `config.json` beside a GGUF file declares is of other weights than the file's.
 
@@ -30,7 +35,9 @@ def choose_quantization(
     """
     declared = None if description.source.kind == "gguf" else declaration(description.data)
     name = args.quantization or (declared or {}).get("quant_method")
-    if name is None:
+    if name is None and "linear_gguf" in packing and _has_blocks(description):
+        name = "gguf"
+    if name is None or (name == "none" and declared is None):
         return None
     if declared is not None and declared["quant_method"] != name:
         raise UsageError(
@@ -51,6 +58,14 @@ def choose_quantization(
     if description.alias is not None and description.source.kind != "gguf":
         made.mappers = [description.alias.mapper()]
     return made
+
+
+def _has_blocks(description: ModelDescription) -> bool:
+    """Whether a GGUF file has quantized tensors."""
+    if description.source.kind != "gguf":
+        return False
+    tensors = description.quantization_config("gguf").get("tensors", {})
+    return any(GgmlType[kind] not in FLOATS for kind in tensors.values())
 
 
 def declaration(data: Mapping[str, Any]) -> Mapping[str, Any] | None:

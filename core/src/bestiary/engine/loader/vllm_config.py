@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -34,17 +34,28 @@ _UNKNOWN_LENGTH = 2048
 
 
 def make_vllm_config(
-    args: EngineArgs, description: ModelDescription, architecture: str, hf_config: Any, quant_config: Any = None
+    args: EngineArgs,
+    description: ModelDescription,
+    architecture: str,
+    hf_config: Any,
+    quant_config: Any = None,
+    packing: Collection[str] = (),
 ) -> VllmConfig:
-    """All of it checked. Raises `UsageError` for arguments that do not fit the model or this machine."""
+    """All of it checked. `packing`: the ops that read weights of any dtype beside float32 activations.
+
+    Raises:
+        UsageError: arguments do not fit the model or this machine.
+    """
     device = choose_device(args.device)
+    dtype, weights_dtype = choose_dtype(args.dtype, description, device, "linear" in packing)
     return VllmConfig(
         model_config=ModelConfig(
             model=args.model,
             architecture=architecture,
             hf_config=hf_config,
             hf_text_config=text_config(hf_config),
-            dtype=choose_dtype(args.dtype, description, device),
+            dtype=dtype,
+            weights_dtype=weights_dtype,
             max_model_len=_max_model_len(args.max_model_len, description.data),
             seed=args.seed,
             deterministic=args.deterministic,
@@ -135,20 +146,28 @@ def choose_device(wanted: str) -> str:
     return wanted
 
 
-def choose_dtype(wanted: str, description: ModelDescription, device: str) -> torch.dtype:
-    """The dtype of weights and activations. "auto" is the checkpoint's, but float32 where the CPU is slow in it."""
+def choose_dtype(
+    wanted: str, description: ModelDescription, device: str, reads_any: bool = False
+) -> tuple[torch.dtype, torch.dtype | None]:
+    """The dtype of weights and activations, and that of matrices where it is another.
+
+    "auto" is the checkpoint's, but float32 where the CPU is slow in it; and where products `reads_any` weights,
+    float32 with the checkpoint's weights.
+    """
     if wanted != "auto":
         if wanted not in DTYPES:
             raise UsageError("unknown dtype", field="dtype", value=wanted, limit=f"auto, {', '.join(DTYPES)}")
-        return DTYPES[wanted]
+        return DTYPES[wanted], None
     named = description.data.get("dtype") or description.data.get("torch_dtype") or "float32"
     stored = DTYPES.get(str(named).removeprefix("torch."), torch.float32)
     if device != "cpu":
-        return torch.bfloat16 if stored is torch.float32 else stored
+        return (torch.bfloat16 if stored is torch.float32 else stored), None
+    if reads_any:
+        return torch.float32, None if stored is torch.float32 else stored
     if stored is not torch.float32 and not _cpu_computes(stored):
         notice(f"dtype float32 instead of the checkpoint's {named}: this CPU computes {named} slowly")
-        return torch.float32
-    return stored
+        return torch.float32, None
+    return stored, None
 
 
 def _cpu_computes(dtype: torch.dtype) -> bool:

@@ -67,7 +67,12 @@ class KVCacheSpec:
 
 
 class AttentionBackend(Protocol):
-    """An attention implementation. `why_not` is None where it can run such a layer, otherwise the reason."""
+    """An attention implementation. `why_not` is None where it can run such a layer, otherwise the reason.
+
+    A backend may have three more attributes: `dtypes`, of queries, where it does not take every one; `deterministic`,
+    true where a row's bits do not depend on its batch; `recordable`, true where it reads nothing on the host but shapes
+    (`bestiary.nn.graphs`).
+    """
 
     name: str
 

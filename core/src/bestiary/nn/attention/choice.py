@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
+
 from bestiary.api.errors import UsageError
 
 from .backend import AttentionBackend, AttentionSpec
@@ -24,12 +26,16 @@ def choose_backend(
     device: str,
     specs: Iterable[AttentionSpec],
     offered: Mapping[str, AttentionBackend] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    deterministic: bool = False,
 ) -> AttentionBackend:
     """The backend that runs all of `specs` on `device`.
 
     Args:
         wanted: a name; None takes the first that can, of the `offered` ones in their order, then of core's own.
         offered: backends of installed packages; core's own may be among them, and keep their own order.
+        dtype: of queries, keys and values. deterministic: only those that say so of themselves are taken by themselves.
 
     Raises:
         UsageError: the wanted one is unknown or cannot run here, or none can; with each one's reasons.
@@ -43,11 +49,15 @@ def choose_backend(
             limit=f"one of {', '.join(sorted(known))}",
         )
     foreign = [name for name in offered or {} if name not in BACKENDS]
-    names = [wanted] if wanted is not None else [*foreign, *_AUTOMATIC]
+    automatic = ("deterministic",) if deterministic else _AUTOMATIC
+    names = [wanted] if wanted is not None else [*foreign, *automatic]
+    if deterministic and wanted is None:
+        names = [name for name in names if getattr(known[name], "deterministic", False)]
     distinct = list(dict.fromkeys(specs))
     reasons = []
     for name in names:
         why_not = [reason for spec in distinct if (reason := known[name].why_not(device, spec))]
+        why_not += _dtype_refused(known[name], dtype)
         if not why_not:
             return known[name]
         reasons += [f"{name}: {reason}" for reason in dict.fromkeys(why_not)]
@@ -58,3 +68,11 @@ def choose_backend(
         details=reasons,
         fix="leave attention_backend unset to have one chosen" if wanted is not None else None,
     )
+
+
+def _dtype_refused(backend: AttentionBackend, dtype: torch.dtype) -> list[str]:
+    """Why not, where a backend names the dtypes that it takes."""
+    dtypes: tuple[torch.dtype, ...] | None = getattr(backend, "dtypes", None)
+    if dtypes is None or dtype in dtypes:
+        return []
+    return [f"takes {', '.join(str(each).removeprefix('torch.') for each in dtypes)}"]

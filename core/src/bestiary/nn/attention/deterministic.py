@@ -19,6 +19,7 @@ from .paged import PagedBackend, bidirectional
 
 class DeterministicBackend(PagedBackend):
     name = "deterministic"
+    deterministic = True
 
     def compute(
         self,

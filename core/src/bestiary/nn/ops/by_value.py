@@ -35,6 +35,11 @@ class by_value(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     _functions = _overloads()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled: without torch's guard against that, which costs more than most ops do."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],

@@ -6,6 +6,9 @@ references decode to fp32, round to the activations' dtype, as a dequantized mod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -19,9 +22,31 @@ _CHUNK_ELEMENTS = 1 << 20
 """Weights decoded at once: 4 MiB of fp32, whatever the layer's size."""
 
 
+class BlockRows(NamedTuple):
+    """Rows of one type that lie together in a weight; `start` in bytes."""
+
+    type: GgmlType
+    start: int
+    rows: int
+    row_bytes: int
+
+    def of(self, weight: Tensor) -> Tensor:
+        """uint8 ``[rows, row_bytes]``."""
+        return weight.view(-1)[self.start : self.start + self.rows * self.row_bytes].view(self.rows, self.row_bytes)
+
+
 @op
-def linear_gguf(x: Tensor, weight: Tensor, ggml_type: GgmlType) -> Tensor:
-    """``[..., in] × blocks [out, bytes per row] → [..., out]``, the dtype of `x`."""
+def linear_gguf(x: Tensor, weight: Tensor, runs: Sequence[BlockRows], bias: Tensor | None = None) -> Tensor:
+    """``[..., in] × blocks of `runs`, one after another → [..., out]``, the dtype of `x`.
+
+    A layer's parts may be of several types: each is a run of its own.
+    """
+    products = [_product(x, run.of(weight), run.type) for run in runs]
+    out = products[0] if len(products) == 1 else torch.cat(products, -1)
+    return out if bias is None else out.add_(bias)
+
+
+def _product(x: Tensor, weight: Tensor, ggml_type: GgmlType) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     width, count = x.shape[-1], len(weight)
     step = max(1, _CHUNK_ELEMENTS // width)

@@ -13,6 +13,12 @@ _STRIP, _WIDE, _MANY = 1024, 3072, 64
 
 
 @op
+def embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Rows `ids` (any shape, int64) of a table ``[rows, width]``: ``[..., width]``. What products packed, it reads."""
+    return F.embedding(ids, weight)
+
+
+@op
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``[..., in] × [out, in] → [..., out]``, accumulated as torch's own GEMM does."""
     return F.linear(x, weight, bias)

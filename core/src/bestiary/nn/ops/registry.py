@@ -26,6 +26,8 @@ import torch
 
 from bestiary.api.errors import UsageError
 
+from .packed import PackedWeight
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -47,12 +49,19 @@ def _always(target: Target) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Implementation(Generic[P, R]):
-    """One version of an op. `why_not(target)` is None where it can run, otherwise the reason in a few words."""
+    """One version of an op.
+
+    Attributes:
+        why_not: ``why_not(target)`` is None where it can run, otherwise the reason in a few words.
+        pack: makes of a layer's loaded weight the form that `function` reads best (`Op.pack`); None where that is the
+            form that it has. The function takes plain weights as well.
+    """
 
     name: str
     function: Callable[P, R]
     why_not: Callable[[Target], str | None] = _always
     priority: int = 0
+    pack: Callable[..., PackedWeight | None] | None = None
 
 
 class Op(Generic[P, R]):
@@ -63,12 +72,17 @@ class Op(Generic[P, R]):
         self.name = reference.__name__
         self.reference = reference
         self.active = reference
+        self.active_pack: Callable[..., PackedWeight | None] | None = None
         self.implementations: dict[str, Implementation[P, R]] = {
             REFERENCE: Implementation(REFERENCE, reference, priority=-100)
         }
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.active(*args, **kwargs)
+
+    def pack(self, *weight: Any) -> PackedWeight | None:
+        """A loaded weight, given as the op takes it, as the version in force reads it best; None to leave it."""
+        return None if self.active_pack is None else self.active_pack(*weight)
 
     def register(
         self, name: str, *, why_not: Callable[[Target], str | None] = _always, priority: int = 0
@@ -82,21 +96,29 @@ class Op(Generic[P, R]):
         return decorate
 
     def add(self, implementation: Implementation[P, R]) -> None:
-        """Offer a ready-made version; the same one may be offered again."""
-        held = self.implementations.setdefault(implementation.name, implementation)
-        if held != implementation:
-            raise UsageError(f"op {self.name} already has an implementation called {held.name}", field=self.name)
+        """Offer a ready-made version to everybody; the same one may be offered again."""
+        self.implementations = self._with([implementation])
 
-    def choose(self, target: Target, wanted: str | None = None) -> Implementation[P, R]:
-        """The version for `target`: the `wanted` one, or the best that can run there."""
+    def choose(
+        self, target: Target, wanted: str | None = None, offered: Iterable[Implementation[P, R]] = ()
+    ) -> Implementation[P, R]:
+        """The version for `target`, of those known and `offered`: the `wanted` one, or the best that can run there."""
+        known = self._with(offered)
         if wanted is not None:
-            return self._named(wanted, target)
-        able = [impl for impl in self.implementations.values() if impl.why_not(target) is None]
+            return self._named(wanted, target, known)
+        able = [impl for impl in known.values() if impl.why_not(target) is None]
         return max(able, key=lambda impl: impl.priority)
 
-    def _named(self, wanted: str, target: Target) -> Implementation[P, R]:
-        names = ", ".join(sorted(self.implementations))
-        implementation = self.implementations.get(wanted)
+    def _with(self, offered: Iterable[Implementation[P, R]]) -> dict[str, Implementation[P, R]]:
+        known = dict(self.implementations)
+        for each in offered:
+            if known.setdefault(each.name, each) != each:
+                raise UsageError(f"op {self.name} already has an implementation called {each.name}", field=self.name)
+        return known
+
+    def _named(self, wanted: str, target: Target, known: Mapping[str, Implementation[P, R]]) -> Implementation[P, R]:
+        names = ", ".join(sorted(known))
+        implementation = known.get(wanted)
         if implementation is None:
             raise UsageError(
                 f"op {self.name} has no implementation {wanted!r}", field=self.name, limit=f"one of {names}"
@@ -130,18 +152,30 @@ class ChosenOps:
     def names(self) -> dict[str, str]:
         return {op_name: version.name for op_name, version in self.versions.items()}
 
+    @property
+    def packing(self) -> frozenset[str]:
+        """The ops whose version has weights in a form of its own."""
+        return frozenset(name for name, version in self.versions.items() if version.pack is not None)
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """While it lasts, these versions are in force; afterwards those from before. Other threads wait."""
         with _in_force:
-            before = [(each, each.active) for each in OPS.values()]
+            before = [(each, each.active, each.active_pack) for each in OPS.values()]
             for name, version in self.versions.items():
-                OPS[name].active = version.function
+                OPS[name].active, OPS[name].active_pack = version.function, version.pack
             try:
                 yield
             finally:
-                for each, function in before:
-                    each.active = function
+                for each, function, pack in before:
+                    each.active, each.active_pack = function, pack
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """While it lasts, no other thread's engine computes."""
+    with _in_force:
+        yield
 
 
 def choose_ops(target: Target, wanted: Mapping[str, str], offered: Mapping[str, Any] = NOTHING) -> ChosenOps:
@@ -150,10 +184,11 @@ def choose_ops(target: Target, wanted: Mapping[str, str], offered: Mapping[str, 
     `offered` is what hooks bring: ``"op/name"`` → an `Implementation`, or a function that runs everywhere.
     """
     _refuse_unknown([*wanted, *(each.partition("/")[0] for each in offered)])
+    versions: dict[str, list[Implementation[..., Any]]] = {name: [] for name in OPS}
     for label, value in offered.items():
         name, _, version = label.partition("/")
-        OPS[name].add(value if isinstance(value, Implementation) else Implementation(version, value))
-    return ChosenOps({name: each.choose(target, wanted.get(name)) for name, each in OPS.items()})
+        versions[name].append(value if isinstance(value, Implementation) else Implementation(version, value))
+    return ChosenOps({name: each.choose(target, wanted.get(name), versions[name]) for name, each in OPS.items()})
 
 
 def _refuse_unknown(names: Iterable[str]) -> None:

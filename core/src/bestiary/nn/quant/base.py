@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bestiary.nn.ops.linear import linear
+from bestiary.nn.ops.linear import embedding, linear
+from bestiary.nn.ops.packed import PackedWeight
+from bestiary.nn.scope import get_current_vllm_config_or_none
 from bestiary.nn.weights.fill import set_weight_attrs
 from bestiary.nn.weights.mapper import WeightsMapper
 
@@ -59,7 +61,8 @@ class QuantizeMethodBase(ABC):
 
 
 class UnquantizedLinearMethod(QuantizeMethodBase):
-    """One weight ``[sum(output_partition_sizes), input_size_per_partition]`` of the model's dtype."""
+    """One weight ``[sum(output_partition_sizes), input_size_per_partition]`` of the model's dtype, or of the one that
+    matrices are kept in (`kept_dtype`)."""
 
     def __str__(self) -> str:
         return "plain"
@@ -75,15 +78,43 @@ class UnquantizedLinearMethod(QuantizeMethodBase):
         **extra_weight_attrs: Any,
     ) -> None:
         shape = (sum(output_partition_sizes), input_size_per_partition)
-        weight = nn.Parameter(torch.empty(shape, dtype=params_dtype, device="meta"), requires_grad=False)
+        dtype = kept_dtype(params_dtype)
+        weight = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
         set_weight_attrs(weight, {"output_dim": 0, "input_dim": 1, **extra_weight_attrs})
         layer.register_parameter("weight", weight)
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return linear(x, layer.weight, bias)  # type: ignore[arg-type]
 
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        keep_packed(layer, linear.pack(layer.weight))
+
+    def bytes_added(self, layer: nn.Module) -> int:
+        return packed_bytes(layer, linear.pack(layer.weight))
+
     def embedding(self, layer: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-        return nn.functional.embedding(ids, layer.weight)  # type: ignore[arg-type]
+        return embedding(ids, layer.weight)  # type: ignore[arg-type]
+
+
+def kept_dtype(params_dtype: torch.dtype) -> torch.dtype:
+    """A matrix's dtype in the model being built: `params_dtype`, or what the configuration keeps matrices in."""
+    config = get_current_vllm_config_or_none()
+    if config is None or params_dtype is not config.model_config.dtype:
+        return params_dtype
+    return config.model_config.weights_dtype or params_dtype
+
+
+def keep_packed(layer: nn.Module, packed: PackedWeight | None, name: str = "weight") -> None:
+    """Let a layer have what was packed of its parameter `name`, which goes; nothing was packed if it is None."""
+    if packed is not None:
+        packed.__dict__.update({**layer._parameters[name].__dict__, **packed.__dict__})
+        layer._parameters[name] = packed
+
+
+def packed_bytes(layer: nn.Module, packed: PackedWeight | None, name: str = "weight") -> int:
+    """What `keep_packed` would add to a layer's bytes."""
+    plain = layer._parameters[name]
+    return 0 if packed is None or plain is None else packed.nbytes - plain.numel() * plain.dtype.itemsize
 
 
 class QuantizationConfig(ABC):

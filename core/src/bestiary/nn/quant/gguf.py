@@ -9,7 +9,7 @@ Ranks split outputs by rows, whatever the type; inputs are split by bytes, so th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,11 +21,11 @@ from bestiary.nn.gguf.dequant import FLOATS
 from bestiary.nn.gguf.tensor import BlockTensor
 from bestiary.nn.linear_base import LinearBase, refuse_other_rows
 from bestiary.nn.moe.names import FUSED, merged_name
-from bestiary.nn.ops.gguf import embedding_gguf, linear_gguf
+from bestiary.nn.ops.gguf import BlockRows, embedding_gguf, linear_gguf
 from bestiary.nn.parallel import refuse
 from bestiary.nn.weights.fill import ShardId, fill, set_weight_attrs
 
-from .base import QuantizationConfig, QuantizeMethodBase
+from .base import QuantizationConfig, QuantizeMethodBase, keep_packed, packed_bytes
 
 
 class GgufConfig(QuantizationConfig):
@@ -102,18 +102,6 @@ class GgufConfig(QuantizationConfig):
         return found
 
 
-class _Run(NamedTuple):
-    """Rows of one type that lie together; `start` in bytes."""
-
-    type: GgmlType
-    start: int
-    rows: int
-    row_bytes: int
-
-    def of(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.view(-1)[self.start : self.start + self.rows * self.row_bytes].view(self.rows, self.row_bytes)
-
-
 class GgufLinearMethod(QuantizeMethodBase):
     """`weight`: uint8 ``[rows, bytes per row]``; flat where the parts of a fused layer are of several types.
 
@@ -124,8 +112,8 @@ class GgufLinearMethod(QuantizeMethodBase):
     def __init__(self, name: str, types: Sequence[GgmlType]) -> None:
         self.name = name
         self.types = list(types)
-        self.parts: list[_Run] = []
-        self.runs: list[_Run] = []
+        self.parts: list[BlockRows] = []
+        self.runs: list[BlockRows] = []
 
     def create_weights(
         self,
@@ -168,9 +156,13 @@ class GgufLinearMethod(QuantizeMethodBase):
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         weight: Any = layer.weight
-        products = [linear_gguf(x, run.of(weight), run.type) for run in self.runs]
-        out = products[0] if len(products) == 1 else torch.cat(products, -1)
-        return out if bias is None else out.add_(bias)
+        return linear_gguf(x, weight, self.runs, bias)
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        keep_packed(layer, linear_gguf.pack(layer.weight, self.runs))
+
+    def bytes_added(self, layer: nn.Module) -> int:
+        return packed_bytes(layer, linear_gguf.pack(layer.weight, self.runs))
 
     def embedding(self, layer: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         table: Any = layer
@@ -220,16 +212,16 @@ def _indices(layer: Any, shard_id: ShardId, count: int) -> list[int]:
     return [layer.shard_index(each) for each in shards]
 
 
-def _laid_out(parts: Iterable[tuple[GgmlType, int, int]]) -> Iterable[_Run]:
+def _laid_out(parts: Iterable[tuple[GgmlType, int, int]]) -> Iterable[BlockRows]:
     start = 0
     for kind, rows, row_bytes in parts:
-        yield _Run(kind, start, rows, row_bytes)
+        yield BlockRows(kind, start, rows, row_bytes)
         start += rows * row_bytes
 
 
-def _joined(parts: Sequence[_Run]) -> list[_Run]:
+def _joined(parts: Sequence[BlockRows]) -> list[BlockRows]:
     """Neighbours of one type as one run, so that they are one product."""
-    runs: list[_Run] = []
+    runs: list[BlockRows] = []
     for part in parts:
         if runs and runs[-1].type is part.type:
             runs[-1] = runs[-1]._replace(rows=runs[-1].rows + part.rows)

@@ -46,6 +46,8 @@ def why_not_packed(weight: torch.Tensor, device: str | None = None) -> str | Non
     """None where `weight` can be packed, on its own device or on `device`, otherwise the reason in a few words."""
     if (device or weight.device.type) != "cpu" or weight.dtype is not torch.float32:
         return "only fp32 weights on a CPU are packed"
+    if linear.active_pack is not None:
+        return "another version of the op packs every weight"
     if linear.active is FIXED_TILE.function:
         return "in deterministic mode a row's product must not depend on its batch"
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

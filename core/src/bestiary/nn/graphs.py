@@ -1,0 +1,39 @@
+"""Recorded steps: what a kind of device offers, so that a step that comes again costs no Python.
+
+A recorder runs a step and notes what it does at which addresses; `replay` does the same again, on whatever numbers lie
+there then. A step can be recorded where nothing in it depends on the host's numbers but its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from bestiary.api.errors import EngineError
+
+from .ops.registry import Target
+
+
+class NotRecordable(EngineError):
+    """A step that a recorder cannot run again; the message names what it does."""
+
+
+class StepRecorder(Protocol):
+    """Records steps of one engine; they are run one at a time, and share memory."""
+
+    name: str
+
+    @staticmethod
+    def why_not(target: Target) -> str | None:
+        """None where steps can be recorded for `target`, otherwise the reason in a few words."""
+        ...
+
+    def record(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Run `step`; its result, and how to run it again. Results are good until the next step.
+
+        Raises:
+            NotRecordable: the step has been run as far as that, and changed nothing but caches at their places.
+        """
+        ...

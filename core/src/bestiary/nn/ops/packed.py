@@ -1,0 +1,61 @@
+"""`PackedWeight`: a weight in a form that one version of an op made for itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from bestiary.api.errors import EngineError
+
+_COMPUTING = frozenset(
+    {
+        "linear",
+        "matmul",
+        "mm",
+        "mv",
+        "addmm",
+        "bmm",
+        "einsum",
+        "embedding",
+        "index_select",
+        "add",
+        "mul",
+        "t",
+        "mT",
+        "T",
+    }
+)
+"""What takes bytes for numbers. They may be moved about, looked at and counted."""
+
+
+class PackedWeight(nn.Parameter):
+    """Bytes, uint8 ``[n]``, and what their maker knows of them.
+
+    Attributes:
+        contents: the maker's own. shape_before: of the weight that it was made of.
+    """
+
+    contents: Any
+    shape_before: tuple[int, ...]
+
+    @classmethod
+    def of(cls, data: torch.Tensor, contents: Any, shape: tuple[int, ...]) -> PackedWeight:
+        made = torch.Tensor._make_subclass(cls, data, False)
+        made.contents, made.shape_before = contents, shape
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _COMPUTING:
+            shape = next(each.shape_before for each in args if isinstance(each, PackedWeight))
+            raise EngineError(
+                f"a packed weight is no matrix: {func.__name__} cannot read it",
+                field="weight", value=list(shape), limit="the layer's own product, or lookup",
+                fix="call the layer; or --op linear=reference keeps weights plain",
+            )  # fmt: skip
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))

@@ -1,0 +1,86 @@
+"""Memory of recorded steps: it stays where it is, and is used again as soon as the tensor that had it is gone.
+
+All steps that one recorder records share it, since they run one at a time and leave nothing behind for each other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from bisect import bisect_right, insort
+
+import torch
+from torch import Tensor
+
+from .memory import address, bytes_array
+
+_ALIGN = 64
+_CHUNK = 4 << 20
+
+
+class Arena:
+    """First fit over a few chunks, which only grow in number."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, object] = {}
+        self._ends: dict[int, int] = {}
+        self._free: list[tuple[int, int]] = []
+
+    @property
+    def nbytes(self) -> int:
+        return sum(end - start for start, end in self._ends.items())
+
+    def empty(self, shape: tuple[int, ...]) -> Tensor:
+        """fp32; its bytes return to the arena with the last tensor that looks at them."""
+        size = max(math.prod(shape) * 4, 1)
+        size += -size % _ALIGN
+        at = self._take(size)
+        buffer = (ctypes.c_uint8 * size).from_address(at)
+        weakref.finalize(buffer, self._give, at, size).atexit = False
+        return _floats(buffer, shape)
+
+    def view(self, at: int, shape: tuple[int, ...]) -> Tensor:
+        """What lies at an address, for whoever knows that nobody else writes there meanwhile."""
+        return _floats((ctypes.c_uint8 * max(math.prod(shape) * 4, 1)).from_address(at), shape)
+
+    def owns(self, at: int) -> bool:
+        starts = sorted(self._ends)
+        index = bisect_right(starts, at) - 1
+        return index >= 0 and at < self._ends[starts[index]]
+
+    def _take(self, size: int) -> int:
+        for index, (at, room) in enumerate(self._free):
+            if room >= size:
+                if room == size:
+                    del self._free[index]
+                else:
+                    self._free[index] = (at + size, room - size)
+                return at
+        self._grow(max(size, _CHUNK))
+        return self._take(size)
+
+    def _grow(self, size: int) -> None:
+        chunk = bytes_array(size)
+        at = address(chunk) or 0
+        self._chunks[at], self._ends[at] = chunk, at + size
+        insort(self._free, (at, size))
+
+    def _give(self, at: int, size: int) -> None:
+        index = bisect_right(self._free, (at, 0))
+        after = self._free[index] if index < len(self._free) else None
+        if after is not None and at + size == after[0] and after[0] not in self._ends:
+            size += after[1]
+            del self._free[index]
+        before = self._free[index - 1] if index else None
+        if before is not None and sum(before) == at and at not in self._ends:
+            self._free[index - 1] = (before[0], before[1] + size)
+        else:
+            self._free.insert(index, (at, size))
+
+
+def _floats(buffer: ctypes.Array[ctypes.c_uint8], shape: tuple[int, ...]) -> Tensor:
+    count = math.prod(shape)
+    if not count:
+        return torch.empty(shape)
+    return torch.frombuffer(buffer, dtype=torch.float32, count=count).view(shape)

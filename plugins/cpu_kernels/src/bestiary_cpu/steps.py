@@ -1,0 +1,37 @@
+"""`native`: decode steps as programs of this package's pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from bestiary.nn.ops.registry import Target
+
+from .arena import Arena
+from .program import Program
+from .recorder import Recorder
+from .runtime import runtime
+
+
+class NativeStepRecorder:
+    """As `bestiary.nn.graphs.StepRecorder`. Owns the memory that its steps share."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        self.arena = Arena()
+
+    @staticmethod
+    def why_not(target: Target) -> str | None:
+        return None if target.device == "cpu" else "for CPUs"
+
+    def record(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
+        here, recorder = runtime(), Recorder(self.arena)
+        here.recorder = recorder
+        try:
+            with recorder:
+                result = step()
+        finally:
+            here.recorder = None
+        return result, Program(here, recorder, result).replay
