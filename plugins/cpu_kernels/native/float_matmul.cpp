@@ -1,5 +1,5 @@
 // Products with weights that are plain numbers. (Layout and order of additions: floats.h.)
-#include "float_matmul.h"
+#include "matmul.h"
 
 #include "floats.h"
 #include "output.h"
