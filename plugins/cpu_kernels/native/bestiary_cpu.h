@@ -137,6 +137,28 @@ typedef struct {
 } bst_activation_args;
 BST_API void bst_activation(const void* bst_activation_args, int part, int parts);
 
+// --- adapters ---
+
+// out[row] += B (A x[row]) with the factors of the row's slot: bst_lora_shrink makes A x, bst_lora_expand, called with
+// the same arguments behind a barrier, the rest. With `ids` A is a table, and A x[row] its row ids[row].
+typedef struct {
+  int32_t format;  // of a and b: F32, F16 or BF16
+  const void* a;  // [slots, shards, rank, n_in]; a table: [slots, n_in, rank], and one shard
+  const void* b;  // [slots, outputs of all shards, rank]
+  int64_t slots, shards, rank, n_in;
+  const int64_t* ends;   // [shards]: where each shard's outputs end
+  const int32_t* ranks;  // [slots]: how much of `rank` a slot uses; 0: it holds nothing
+  const int64_t* slot_of;  // [rows]; any number that is no slot: nothing is added
+  const int64_t* ids;      // optional, [rows]
+  const float* x;          // [rows, n_in], unless `ids`
+  int64_t x_stride, rows;
+  float* inner;  // [rows, shards * rank]
+  float* out;
+  int64_t out_stride;
+} bst_lora_args;
+BST_API void bst_lora_shrink(const void* bst_lora_args, int part, int parts);
+BST_API void bst_lora_expand(const void* bst_lora_args, int part, int parts);
+
 // --- experts ---
 //
 // A token goes to k experts: a pair each. Pairs are sorted by expert, and the rows of an expert's products are the

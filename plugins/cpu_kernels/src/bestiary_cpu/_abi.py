@@ -66,6 +66,15 @@ class ActivationArgs(ctypes.Structure):
     ]  # fmt: skip
 
 
+class LoraArgs(ctypes.Structure):
+    _fields_ = [
+        ("format", c_int32), ("a", c_void_p), ("b", c_void_p), ("slots", c_int64), ("shards", c_int64),
+        ("rank", c_int64), ("n_in", c_int64), ("ends", c_void_p), ("ranks", c_void_p), ("slot_of", c_void_p),
+        ("ids", c_void_p), ("x", c_void_p), ("x_stride", c_int64), ("rows", c_int64), ("inner", c_void_p),
+        ("out", c_void_p), ("out_stride", c_int64),
+    ]  # fmt: skip
+
+
 SOFTMAX, SIGMOID = range(2)
 MOST_EXPERTS = 1024
 """That `bst_topk` can choose among."""
@@ -147,6 +156,8 @@ KERNELS = {
     "bst_matmul": MatmulArgs,
     "bst_norm": NormArgs,
     "bst_activation": ActivationArgs,
+    "bst_lora_shrink": LoraArgs,
+    "bst_lora_expand": LoraArgs,
     "bst_topk": TopkArgs,
     "bst_route": RouteArgs,
     "bst_expert_matmul": ExpertMatmulArgs,

@@ -84,6 +84,19 @@ void between(bst_pool* pool, int64_t rows, int64_t n) {
   run(pool, bst_argmax, &argmax);
 }
 
+void adapters(bst_pool* pool, int format, bool table) {
+  const int64_t slots = 2, shards = table ? 1 : 2, rank = 5, n_in = 37, rows = 3, ends[] = {21, 30};
+  const int64_t size = format == 0 ? 4 : 2, outputs = ends[shards - 1];
+  Buffer a(static_cast<size_t>(slots * shards * rank * n_in * size)), b(static_cast<size_t>(slots * outputs * rank * size));
+  Numbers x(rows * n_in), inner(rows * shards * rank), out(rows * outputs);
+  const int32_t ranks[] = {3, 5};
+  const int64_t slot_of[] = {1, -1, 0}, ids[] = {36, 0, 7};
+  const bst_lora_args args = {format, a.data, b.data, slots, shards, rank, n_in, ends, ranks, slot_of,
+                              table ? ids : nullptr, x.floats(), n_in, rows, inner.floats(), out.floats(), outputs};
+  const bst_step steps[] = {{bst_lora_shrink, &args, 0}, {bst_lora_expand, &args, 1}};
+  if (bst_run(pool, steps, 2) != 0) fail("a run was refused", format);
+}
+
 void experts(bst_pool* pool, int format, int64_t n) {
   const int64_t tokens = 7, k = 3, count = 4, pairs = tokens * k;
   const int64_t row = bst_row_size(format, n), bytes = bst_packed_size(format, n, n);
@@ -163,6 +176,7 @@ int main() {
     for (int format : {0, 1, 30}) products(pool, format, 21, 75);
     for (int format : {2, 3, 6, 7, 8, 20}) products(pool, format, 37, 96);
     for (int format : {12, 13, 14}) products(pool, format, 37, 512);
+    for (int format : {0, 1, 30}) adapters(pool, format, false), adapters(pool, format, true);
     for (int format : {1, 3}) experts(pool, format, 96);
     for (int64_t n : {40, 96}) between(pool, 9, n);
     for (int kv_type = BST_KV_F32; kv_type <= BST_KV_INT8; ++kv_type) attention(pool, kv_type, 48, kv_type % 2 ? 20 : 0);
