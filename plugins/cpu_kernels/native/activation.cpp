@@ -24,7 +24,7 @@ Floats activate(int function, Floats x) {
   }
 }
 
-void one_block(const bst_activation_args& a, int64_t row, int64_t first, int count) {
+void one_block(const bst_activation_args& a, Tile tile, int64_t row, int64_t first, int count) {
   alignas(64) float y[kBlock] = {};
   const float* gate = a.x + row * a.x_stride + first;
   std::memcpy(y, gate, sizeof(float) * static_cast<size_t>(count));
@@ -32,7 +32,7 @@ void one_block(const bst_activation_args& a, int64_t row, int64_t first, int cou
   if (a.gated)
     for (int i = 0; i < count; ++i) y[i] *= gate[a.n + i];
   if (a.out) std::memcpy(a.out + row * a.out_stride + first, y, sizeof(float) * static_cast<size_t>(count));
-  if (a.prepared) put_block(a.quantized, a.prepared, a.rows, a.n, row, first / kBlock, y);
+  if (a.prepared) put_block(a.quantized, a.prepared, tile, a.n, row, first / kBlock, y);
 }
 
 }  // namespace
@@ -43,6 +43,7 @@ BST_API void bst_activation(const void* args, int part, int parts) {
   const Range mine = share(a.rows * blocks, part, parts);
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     const int64_t first = i % blocks * kBlock, left = a.n - first;
-    one_block(a, i / blocks, first, static_cast<int>(left < kBlock ? left : kBlock));
+    const Tile tile = tile_of(a.tiles, i / blocks, a.rows);
+    if (tile.rows > 0) one_block(a, tile, i / blocks, first, static_cast<int>(left < kBlock ? left : kBlock));
   }
 }

@@ -70,7 +70,8 @@ void write(const bst_attention_args& a, int64_t token, int head, float most, flo
   if (a.out) std::memcpy(a.out + token * a.out_stride + column, y, sizeof(float) * static_cast<size_t>(a.head_size));
   if (!a.prepared) return;
   for (int c = 0; c < a.head_size; c += kBlock)
-    put_block(a.quantized, a.prepared, a.rows, int64_t{a.heads} * a.head_size, token, (column + c) / kBlock, y + c);
+    put_block(a.quantized, a.prepared, tile_at(token / kTile, a.rows), int64_t{a.heads} * a.head_size, token,
+              (column + c) / kBlock, y + c);
 }
 
 void whole(const bst_attention_args& a, const Queries& q) {

@@ -77,6 +77,7 @@ typedef struct {
   const int32_t* rows_of;  // optional: row i is x's row rows_of[i]
   int64_t rows, n_in;
   void* prepared;
+  const int32_t* tiles;  // optional: bst_route
 } bst_prepare_args;
 BST_API void bst_prepare(const void* bst_prepare_args, int part, int parts);
 
@@ -135,8 +136,96 @@ typedef struct {
   int64_t out_stride;
   int32_t quantized;
   void* prepared;
+  const int32_t* tiles;  // optional: bst_route
 } bst_activation_args;
 BST_API void bst_activation(const void* bst_activation_args, int part, int parts);
+
+// --- adapters ---
+
+// out[row] += B (A x[row]) with the factors of the row's slot: bst_lora_shrink makes A x, bst_lora_expand, called with
+// the same arguments behind a barrier, the rest. With `ids` A is a table, and A x[row] its row ids[row].
+typedef struct {
+  int32_t format;  // of a and b: F32, F16 or BF16
+  const void* a;  // [slots, shards, rank, n_in]; a table: [slots, n_in, rank], and one shard
+  const void* b;  // [slots, outputs of all shards, rank]
+  int64_t slots, shards, rank, n_in;
+  const int64_t* ends;   // [shards]: where each shard's outputs end
+  const int32_t* ranks;  // [slots]: how much of `rank` a slot uses; 0: it holds nothing
+  const int64_t* slot_of;  // [rows]; any number that is no slot: nothing is added
+  const int64_t* ids;      // optional, [rows]
+  const float* x;          // [rows, n_in], unless `ids`
+  int64_t x_stride, rows;
+  float* inner;  // [rows, shards * rank]
+  float* out;
+  int64_t out_stride;
+} bst_lora_args;
+BST_API void bst_lora_shrink(const void* bst_lora_args, int part, int parts);
+BST_API void bst_lora_expand(const void* bst_lora_args, int part, int parts);
+
+// --- experts ---
+//
+// A token goes to k experts: a pair each. Pairs are sorted by expert, and the rows of an expert's products are the
+// pairs that it has. From one run to the next only what lies in buffers changes:
+//
+//   bst_topk        logits → ids and weights           bst_expert_matmul   rows · w13ᵀ, each with its own expert
+//   bst_route       ids → who computes which rows      bst_activation      with `tiles`
+//   bst_prepare     with `rows_of` and `tiles`         bst_expert_matmul   · w2ᵀ
+//                                                      bst_expert_combine  a token's sums
+
+#define BST_MOST_EXPERTS 1024  // that bst_topk can choose among
+enum { BST_SOFTMAX, BST_SIGMOID };
+// The k best experts of each token, best first, of equals the lower id; NaN counts as best, as in torch. The choice is
+// made by score + bias, among the `kept_groups` best of `groups` groups if there are any: a group is worth its best
+// score, with a bias its two best. `renormalize`: a token's weights sum to one.
+typedef struct {
+  const float* logits;  // [tokens, experts]
+  int64_t logits_stride, tokens;
+  int32_t experts, k;  // k at most experts
+  int32_t scoring, renormalize;
+  const float* bias;  // optional, [experts]
+  int32_t groups, kept_groups;  // 0: none
+  float* weights;  // [tokens, k]
+  int64_t* ids;    // [tokens, k]
+} bst_topk_args;
+BST_API void bst_topk(const void* bst_topk_args, int part, int parts);
+
+// Pairs sorted by expert, those of one expert in the order of tokens; pairs of no expert come last and are not computed.
+typedef struct {
+  const int64_t* slots;  // [tokens, k]: an expert; any other number: one that is not here
+  int64_t tokens, k, experts;
+  int32_t* offsets;  // [experts + 1]: where each expert's rows begin; the last: how many rows are computed
+  int32_t* places;   // [tokens, k]: the row of each pair; -1: not computed
+  int32_t* rows_of;  // [tokens * k]: the token of each row
+  int32_t* tiles;    // [tokens * k, 2]: first row and rows of the tile that a row is prepared in; 0 rows: not computed
+} bst_route_args;
+BST_API void bst_route(const void* bst_route_args, int part, int parts);
+
+// out[i] = x[i] · weight[expert of row i]ᵀ
+typedef struct {
+  int32_t format;
+  const void* weight;    // packed matrices, one for each expert
+  int64_t weight_bytes;  // from one to the next
+  const void* prepared;  // rows as bst_route put them
+  const int32_t* offsets;
+  int64_t experts, n_out, n_in;
+  float* out;
+  int64_t out_stride;
+} bst_expert_matmul_args;
+BST_API void bst_expert_matmul(const void* bst_expert_matmul_args, int part, int parts);
+
+// out[token] = Σ weight * x[row] over its pairs, in the order of their experts, each product and each sum rounded; + add.
+typedef struct {
+  const float* x;  // [tokens * k, n]
+  int64_t x_stride;
+  const float* weights;   // [tokens, k]
+  const int32_t* places;  // [tokens, k]
+  int64_t tokens, k, n;
+  const float* add;  // optional, [tokens, n]; may be `out`
+  int64_t add_stride;
+  float* out;
+  int64_t out_stride;
+} bst_expert_combine_args;
+BST_API void bst_expert_combine(const void* bst_expert_combine_args, int part, int parts);
 
 // --- attention ---
 

@@ -1,5 +1,5 @@
 // Products with weights that are plain numbers. (Layout and order of additions: floats.h.)
-#include "float_matmul.h"
+#include "matmul.h"
 
 #include "floats.h"
 #include "output.h"
@@ -7,19 +7,6 @@
 
 namespace bst {
 namespace {
-
-struct F32 {
-  using T = float;
-  static Floats get(const T* p) { return load(p); }
-};
-struct F16 {
-  using T = uint16_t;
-  static Floats get(const T* p) { return from_half(p); }
-};
-struct BF16 {
-  using T = uint16_t;
-  static Floats get(const T* p) { return from_bfloat(p); }
-};
 
 // Registers decide how many rows and panels meet at once: 32 of AVX-512 hold 8 × 2 sums, 16 of AVX2 hold 4 × 3; a
 // single row takes four panels, so that additions do not wait for one another.

@@ -12,6 +12,23 @@ namespace bst {
 
 constexpr int kRun = 128;
 
+// kLanes numbers of each type as fp32, or the first n of them and zeros.
+struct F32 {
+  using T = float;
+  static Floats get(const T* p) { return load(p); }
+  static Floats get(const T* p, int n) { return load(p, n); }
+};
+struct F16 {
+  using T = uint16_t;
+  static Floats get(const T* p) { return from_half(p); }
+  static Floats get(const T* p, int n) { return from_half(p, n); }
+};
+struct BF16 {
+  using T = uint16_t;
+  static Floats get(const T* p) { return from_bfloat(p); }
+  static Floats get(const T* p, int n) { return from_bfloat(p, n); }
+};
+
 static inline int64_t float_panel_bytes(int size, int64_t columns) {
   return (columns * kLanes * size + 63) / 64 * 64;
 }

@@ -39,6 +39,23 @@ static inline Floats from_bfloat(const uint16_t* p) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load128(p)), 16))};
 }
 
+// The first n < kLanes numbers, then zeros.
+static inline Floats load(const float* p, int n) {
+  float x[kLanes] = {};
+  std::memcpy(x, p, sizeof(float) * static_cast<size_t>(n));
+  return load(x);
+}
+static inline Floats from_half(const uint16_t* p, int n) {
+  uint16_t x[kLanes] = {};
+  std::memcpy(x, p, sizeof(uint16_t) * static_cast<size_t>(n));
+  return from_half(x);
+}
+static inline Floats from_bfloat(const uint16_t* p, int n) {
+  uint16_t x[kLanes] = {};
+  std::memcpy(x, p, sizeof(uint16_t) * static_cast<size_t>(n));
+  return from_bfloat(x);
+}
+
 static inline Ints set(int32_t x) { return {_mm256_set1_epi32(x)}; }
 static inline Ints load(const int32_t* p) { return {load256(p)}; }
 static inline void store(int32_t* p, Ints x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.v); }

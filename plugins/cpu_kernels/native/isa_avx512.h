@@ -38,6 +38,17 @@ static inline Floats from_bfloat(const uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
 
+// The first n < kLanes numbers, then zeros.
+static inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+static inline Floats load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+static inline Floats from_half(const uint16_t* p, int n) {
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))};
+}
+static inline Floats from_bfloat(const uint16_t* p, int n) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+
 static inline Ints set(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline Ints load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 static inline void store(int32_t* p, Ints x) { _mm512_storeu_si512(p, x.v); }

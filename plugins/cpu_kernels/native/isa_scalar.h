@@ -44,6 +44,23 @@ static inline Floats from_half(const uint16_t* p) { Floats c; BST_EACH(c, kLanes
 static inline void to_half(uint16_t* p, Floats x) { for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(x.v[i]); }
 static inline Floats from_bfloat(const uint16_t* p) { Floats c; BST_EACH(c, kLanes, bfloat_to_float(p[i])); return c; }
 
+// The first n < kLanes numbers, then zeros.
+static inline Floats load(const float* p, int n) {
+  float x[kLanes] = {};
+  std::memcpy(x, p, sizeof(float) * static_cast<size_t>(n));
+  return load(x);
+}
+static inline Floats from_half(const uint16_t* p, int n) {
+  uint16_t x[kLanes] = {};
+  std::memcpy(x, p, sizeof(uint16_t) * static_cast<size_t>(n));
+  return from_half(x);
+}
+static inline Floats from_bfloat(const uint16_t* p, int n) {
+  uint16_t x[kLanes] = {};
+  std::memcpy(x, p, sizeof(uint16_t) * static_cast<size_t>(n));
+  return from_bfloat(x);
+}
+
 static inline Ints set(int32_t x) { Ints c; BST_EACH(c, kLanes, x); return c; }
 static inline Ints load(const int32_t* p) { Ints c; std::memcpy(&c, p, sizeof c); return c; }
 static inline void store(int32_t* p, Ints x) { std::memcpy(p, &x, sizeof x); }

@@ -1,6 +1,6 @@
 // Products: which kernel meets which rows, in an order that keeps what is read again in the nearer caches.
 #include "bestiary_cpu.h"
-#include "float_matmul.h"
+#include "matmul.h"
 #include "output.h"
 #include "weights.h"
 
@@ -52,12 +52,15 @@ void quantized_product(const Quantized& q, const bst_matmul_args& a, Range panel
 
 BST_API int bst_takes_quantized(int format) { return quantized_format(format) != nullptr; }
 
-BST_API void bst_matmul(const void* args, int part, int parts) {
-  const auto& a = *static_cast<const bst_matmul_args*>(args);
+void bst::product(const bst_matmul_args& a, Range panels) {
   if (a.rows <= 0) return;
-  const Range panels = share((a.n_out + kLanes - 1) / kLanes, part, parts);
   const Quantized* q = quantized_format(a.format);
   if (!q) float_product(a, panels);
   else if (a.rows == 1) single_row(*q, a, panels);
   else quantized_product(*q, a, panels);
+}
+
+BST_API void bst_matmul(const void* args, int part, int parts) {
+  const auto& a = *static_cast<const bst_matmul_args*>(args);
+  product(a, share(panels_of(a.n_out), part, parts));
 }

@@ -62,7 +62,7 @@ void normalise(const bst_norm_args& a, int64_t index, const Row& row, Statistics
     if (a.bias) y[i] += a.bias[k];
   }
   if (a.out) std::memcpy(a.out + index * a.out_stride + first, y, sizeof(float) * static_cast<size_t>(count));
-  if (a.prepared) put_block(a.quantized, a.prepared, a.rows, a.n, index, first / kBlock, y);
+  if (a.prepared) put_block(a.quantized, a.prepared, tile_at(index / kTile, a.rows), a.n, index, first / kBlock, y);
 }
 
 }  // namespace

@@ -6,8 +6,6 @@
 
 using namespace bst;
 
-static int64_t panels_of(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
-
 BST_API int64_t bst_row_size(int format, int64_t n_in) {
   if (const Quantized* q = quantized_format(format)) {
     const int64_t block = int64_t{kBlock} * q->sub_blocks;

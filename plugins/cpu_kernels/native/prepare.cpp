@@ -15,10 +15,14 @@ BST_API void bst_prepare(const void* args, int part, int parts) {
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     const int64_t row = i / blocks, block = i % blocks;
     const float* x = a.x + (a.rows_of ? a.rows_of[row] : row) * a.x_stride + block * kBlock;
-    put_block(a.quantized, a.prepared, a.rows, a.n_in, row, block, x);
+    const Tile tile = tile_of(a.tiles, row, a.rows);
+    if (tile.rows > 0) put_block(a.quantized, a.prepared, tile, a.n_in, row, block, x);
   }
   if (a.quantized || part != parts - 1) return;
-  for (int64_t row = 0; row < a.rows; ++row)  // columns beyond the last whole block
-    for (int64_t k = blocks * kBlock; k < a.n_in; ++k)
-      *float_at(a.prepared, a.rows, a.n_in, row, k) = a.x[(a.rows_of ? a.rows_of[row] : row) * a.x_stride + k];
+  for (int64_t row = 0; row < a.rows; ++row) {  // columns beyond the last whole block
+    const Tile tile = tile_of(a.tiles, row, a.rows);
+    const float* x = a.x + (a.rows_of ? a.rows_of[row] : row) * a.x_stride;
+    for (int64_t k = blocks * kBlock; k < a.n_in && tile.rows > 0; ++k)
+      *float_at(a.prepared, tile, a.n_in, row, k) = x[k];
+  }
 }

@@ -34,26 +34,24 @@ static inline void quantize_block(const float* x, Record* to) {
   to->minus_sum_low = -sums[0];
 }
 
-// Where block `block` of row `row` lies among the prepared rows.
-static inline Record* record_at(void* prepared, int64_t rows, int64_t blocks, int64_t row, int64_t block) {
-  const Tile tile = tile_at(row / kTile, rows);
-  return static_cast<Record*>(prepared) + tile.first * blocks + block * tile.rows + (row - tile.first);
+// The tile that row `row` of `rows` lies in: `tiles`, where given, says so for each row (bestiary_cpu.h: bst_route).
+static inline Tile tile_of(const int32_t* tiles, int64_t row, int64_t rows) {
+  return tiles ? Tile{tiles[2 * row], tiles[2 * row + 1]} : tile_at(row / kTile, rows);
 }
 
-static inline float* float_at(void* prepared, int64_t rows, int64_t columns, int64_t row, int64_t column) {
-  const Tile tile = tile_at(row / kTile, rows);
+static inline float* float_at(void* prepared, Tile tile, int64_t columns, int64_t row, int64_t column) {
   return static_cast<float*>(prepared) + tile.first * columns + column * tile.rows + (row - tile.first);
 }
 
-// 32 values of one row into their place among the prepared rows.
-static inline void put_block(bool quantized, void* prepared, int64_t rows, int64_t n_in, int64_t row, int64_t block,
+// 32 values of one row of a tile into their place among the prepared rows.
+static inline void put_block(bool quantized, void* prepared, Tile tile, int64_t n_in, int64_t row, int64_t block,
                              const float* x) {
   if (quantized) {
-    quantize_block(x, record_at(prepared, rows, n_in / kBlock, row, block));
+    const int64_t at = tile.first * (n_in / kBlock) + block * tile.rows + (row - tile.first);
+    quantize_block(x, static_cast<Record*>(prepared) + at);
     return;
   }
-  const Tile tile = tile_at(row / kTile, rows);
-  float* to = float_at(prepared, rows, n_in, row, block * kBlock);
+  float* to = float_at(prepared, tile, n_in, row, block * kBlock);
   for (int i = 0; i < kBlock; ++i) to[i * tile.rows] = x[i];
 }
 

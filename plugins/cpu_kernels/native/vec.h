@@ -15,6 +15,8 @@
 
 namespace bst {
 
+static inline int64_t panels_of(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
+
 // Sixteen lanes, whatever the register: element k of a row belongs to lane k % 16.
 struct Sixteen {
   static constexpr int kParts = 16 / kLanes;

@@ -34,7 +34,7 @@ class QuantizeArgs(ctypes.Structure):
 class PrepareArgs(ctypes.Structure):
     _fields_ = [
         ("quantized", c_int32), ("x", c_void_p), ("x_stride", c_int64), ("rows_of", c_void_p), ("rows", c_int64),
-        ("n_in", c_int64), ("prepared", c_void_p),
+        ("n_in", c_int64), ("prepared", c_void_p), ("tiles", c_void_p),
     ]  # fmt: skip
 
 
@@ -63,6 +63,52 @@ class ActivationArgs(ctypes.Structure):
     _fields_ = [
         ("function", c_int32), ("gated", c_int32), ("x", c_void_p), ("x_stride", c_int64), ("rows", c_int64),
         ("n", c_int64), ("out", c_void_p), ("out_stride", c_int64), ("quantized", c_int32), ("prepared", c_void_p),
+        ("tiles", c_void_p),
+    ]  # fmt: skip
+
+
+class LoraArgs(ctypes.Structure):
+    _fields_ = [
+        ("format", c_int32), ("a", c_void_p), ("b", c_void_p), ("slots", c_int64), ("shards", c_int64),
+        ("rank", c_int64), ("n_in", c_int64), ("ends", c_void_p), ("ranks", c_void_p), ("slot_of", c_void_p),
+        ("ids", c_void_p), ("x", c_void_p), ("x_stride", c_int64), ("rows", c_int64), ("inner", c_void_p),
+        ("out", c_void_p), ("out_stride", c_int64),
+    ]  # fmt: skip
+
+
+SOFTMAX, SIGMOID = range(2)
+MOST_EXPERTS = 1024
+"""That `bst_topk` can choose among."""
+
+
+class TopkArgs(ctypes.Structure):
+    _fields_ = [
+        ("logits", c_void_p), ("logits_stride", c_int64), ("tokens", c_int64), ("experts", c_int32), ("k", c_int32),
+        ("scoring", c_int32), ("renormalize", c_int32), ("bias", c_void_p), ("groups", c_int32),
+        ("kept_groups", c_int32), ("weights", c_void_p), ("ids", c_void_p),
+    ]  # fmt: skip
+
+
+class RouteArgs(ctypes.Structure):
+    _fields_ = [
+        ("slots", c_void_p), ("tokens", c_int64), ("k", c_int64), ("experts", c_int64), ("offsets", c_void_p),
+        ("places", c_void_p), ("rows_of", c_void_p), ("tiles", c_void_p),
+    ]  # fmt: skip
+
+
+class ExpertMatmulArgs(ctypes.Structure):
+    _fields_ = [
+        ("format", c_int32), ("weight", c_void_p), ("weight_bytes", c_int64), ("prepared", c_void_p),
+        ("offsets", c_void_p), ("experts", c_int64), ("n_out", c_int64), ("n_in", c_int64), ("out", c_void_p),
+        ("out_stride", c_int64),
+    ]  # fmt: skip
+
+
+class ExpertCombineArgs(ctypes.Structure):
+    _fields_ = [
+        ("x", c_void_p), ("x_stride", c_int64), ("weights", c_void_p), ("places", c_void_p), ("tokens", c_int64),
+        ("k", c_int64), ("n", c_int64), ("add", c_void_p), ("add_stride", c_int64), ("out", c_void_p),
+        ("out_stride", c_int64),
     ]  # fmt: skip
 
 
@@ -112,6 +158,12 @@ KERNELS = {
     "bst_matmul": MatmulArgs,
     "bst_norm": NormArgs,
     "bst_activation": ActivationArgs,
+    "bst_lora_shrink": LoraArgs,
+    "bst_lora_expand": LoraArgs,
+    "bst_topk": TopkArgs,
+    "bst_route": RouteArgs,
+    "bst_expert_matmul": ExpertMatmulArgs,
+    "bst_expert_combine": ExpertCombineArgs,
     "bst_rope": RopeArgs,
     "bst_attention": AttentionArgs,
     "bst_attention_join": AttentionArgs,
