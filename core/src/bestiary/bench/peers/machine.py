@@ -2,7 +2,7 @@
 small and idle.
 
 `python -m bestiary.bench.peers.machine` reads ``{"threads": …, "model": …, "options": {…}}`` from stdin; with no model,
-only the machine is measured.
+the machine is measured.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import Any
 
 
 def facts(job: dict[str, Any]) -> dict[str, Any]:
-    """hardware: rates of the CPU. model: what limits are reckoned from, and what a record says of an engine."""
+    """hardware: rates of the CPU; or model: what limits are reckoned from, and what a record says of an engine."""
     import torch
 
     from bestiary.bench.hardware import measure_hardware
 
     torch.set_num_threads(job["threads"])
-    found: dict[str, Any] = {} if job["model"] is None else {"model": _model(job["model"], job["options"])}
-    return found | {"hardware": asdict(measure_hardware("cpu", torch.float32))}
+    if job["model"] is None:
+        return {"hardware": asdict(measure_hardware("cpu", torch.float32))}
+    return {"model": _model(job["model"], job["options"])}
 
 
 def _model(model: str, options: dict[str, Any]) -> dict[str, Any]:
