@@ -26,7 +26,7 @@ _RATES = ("bytes_per_s", "flops")
 def ask_machine(work: PeersWork, model: str | None, options: Mapping[str, Any]) -> Facts:
     """By a process of its own; see there."""
     given = json.dumps({"threads": work.threads, "model": model, "options": dict(options)})
-    command = [sys.executable, "-m", "bestiary.bench.peers.machine"]
+    command = [sys.executable, "-P", "-m", "bestiary.bench.peers.machine"]
     with running("the measurement of the machine", command, work.threads, given) as program:
         found: Facts = json.loads("".join(program.lines()))
     return found
