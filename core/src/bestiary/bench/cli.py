@@ -1,5 +1,5 @@
-"""`bestiary bench latency`, `throughput`, `perplexity`, `serve`, `http` and `start`: progress on stderr, figures on
-stdout."""
+"""`bestiary bench latency`, `throughput`, `perplexity`, `peers`, `serve`, `http` and `start`: progress on stderr,
+figures on stdout."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from .load.command import serve
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 _ENGINE = (
     "dtype", "device", "max_model_len", "load_format", "attention_backend", "quantization", "kv_cache_dtype",
 )  # fmt: skip
@@ -36,7 +38,7 @@ def _shared(command: Command) -> Command:
             click.option("--kv-cache-dtype", help="Number format of the KV cache."),
             click.option("--threads", type=click.IntRange(1), help="CPU threads of torch."),
             click.option("--json", "as_json", is_flag=True, help="Print the record instead of a table."),
-            click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the record there."),
+            click.option("--output", type=FILE, help="Write the record there."),
             click.option("--quiet", "-q", is_flag=True, help="No progress."),
             debug_option,
         ]
@@ -98,7 +100,7 @@ def throughput(num_prompts: int, input_len: str, output_len: int, repeats: int, 
 
 @bench.command()
 @_shared
-@click.option("--text", type=click.Path(dir_okay=False, path_type=Path), help="A file to predict, instead of ours.")
+@click.option("--text", type=FILE, help="A file to predict, instead of ours.")
 @click.option("--window", type=click.IntRange(2), help="Tokens at once.  [default: 1024, or the context]")
 @click.option("--stride", type=click.IntRange(1), help="Tokens from window to window.  [default: half of one]")
 @click.option("--method", "methods", multiple=True, metavar="METHOD",
@@ -139,6 +141,33 @@ def start(repeats: int, **shared: Any) -> None:
 
     engine = {name: shared[name] for name in _ENGINE}
     finish(shared, run_start(shared["model"], engine, StartWork(repeats), _say(shared)))
+
+
+@bench.command()
+@_shared
+@click.option("--llama-bin", type=FOLDER, help="llama.cpp takes part: the folder of llama-bench and llama-server.")
+@click.option("--llama-model", type=FILE, help="Its GGUF file.  [default: MODEL]")
+@click.option("--transformers", metavar="DIRECTORY", help="transformers takes part, with the model in this folder.")
+@click.option("--transformers-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
+              show_default=True)  # fmt: skip
+@click.option("--openvino", metavar="DIRECTORY", help="OpenVINO GenAI takes part, with the IR in this folder.")
+@click.option("--openvino-python", metavar="FILE", help="A Python that has openvino-genai.  [default: this one]")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Medians are told.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the prompts' random tokens.")
+@click.option("--prefill-len", type=click.IntRange(1), default=512, show_default=True, help="Prompt to first token.")
+@click.option("--input-len", type=click.IntRange(1), default=32, show_default=True, help="Prompt before decoding.")
+@click.option("--output-len", type=click.IntRange(2), default=128, show_default=True, help="Tokens decoded.")
+@click.option("--num-prompts", type=click.IntRange(0), multiple=True, default=(16, 32), show_default=True,
+              help="Requests submitted together; repeatable, 0: none.")  # fmt: skip
+@click.option("--batch-input-len", default="64:256", show_default=True, help="Their prompts: N, or SHORTEST:LONGEST.")
+@click.option("--batch-output-len", type=click.IntRange(1), default=64, show_default=True, help="Their new tokens.")
+def peers(**shared: Any) -> None:
+    """Bestiary beside llama.cpp, transformers and OpenVINO on a CPU: the same work in turn, each in its own process."""
+    from .peers.options import named_peers, peers_work
+    from .peers.run import run_peers
+
+    engine = {name: shared[name] for name in _ENGINE}
+    finish(shared, run_peers(shared["model"], engine, named_peers(shared), peers_work(shared), _say(shared)))
 
 
 def _options(shared: dict[str, Any]) -> Any:

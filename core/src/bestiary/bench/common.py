@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 
-def lengths(text: str) -> tuple[int, int]:
+def lengths(text: str, option: str = "--input-len") -> tuple[int, int]:
     """``"64"`` or ``"64:256"`` → the shortest and the longest length."""
     shortest, _, longest = text.partition(":")
     try:
@@ -16,7 +16,7 @@ def lengths(text: str) -> tuple[int, int]:
     except ValueError:
         found = 0, 0
     if not 1 <= found[0] <= found[1]:
-        raise click.BadParameter(f"{text!r} is neither a number nor SHORTEST:LONGEST", param_hint="--input-len")
+        raise click.BadParameter(f"{text!r} is neither a number nor SHORTEST:LONGEST", param_hint=option)
     return found
 
 

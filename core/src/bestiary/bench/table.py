@@ -17,6 +17,10 @@ def table(record: dict[str, Any]) -> str:
         return _http_table(record)
     if record["kind"] == "start":
         return _start_table(record)
+    if record["kind"] == "peers":
+        from .peers.table import peers_table
+
+        return peers_table(record)
     rows = _latency_rows(record) if record["kind"] == "latency" else _throughput_rows(record)
     hardware, loads = record["hardware"], record["load_average"]
     return "\n".join(
@@ -111,7 +115,7 @@ def _serve_table(record: dict[str, Any]) -> str:
         ("between pieces, ms", "itl_ms", 1), ("whole answer, s", "e2e", 1),
     ):  # fmt: skip
         if found[name] is not None:
-            rows.append([title, *(_number(found[name][part] * scale) for part in ("p50", "p90", "p99"))])
+            rows.append([title, *(number(found[name][part] * scale) for part in ("p50", "p90", "p99"))])
     ended = ", ".join(f"{count} by {name}" for name, count in found["ended_by"].items())
     cost = "" if found["cpu_us_per_token"] is None else f", {found['cpu_us_per_token']:.0f} µs a token"
     return "\n".join(
@@ -171,7 +175,7 @@ def _row(name: str, values: Sequence[float | None], limit: float | None = None) 
     reached = "" if limit is None or first is None else f"{first / limit:.0%}"
     second = values[1] if len(values) > 1 else None
     ratio = "" if not first or not second else f"{first / second:.2f}×"
-    return [name, *map(_number, values), "" if limit is None else _number(limit), reached, ratio]
+    return [name, *map(number, values), "" if limit is None else number(limit), reached, ratio]
 
 
 def _percentile_rows(name: str, values: Sequence[dict[str, float] | None]) -> list[list[str]]:
@@ -181,5 +185,6 @@ def _percentile_rows(name: str, values: Sequence[dict[str, float] | None]) -> li
     ]
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three digits, and no fraction from a hundred on; "" of nothing."""
     return "" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
