@@ -130,9 +130,10 @@ def test_rotation_is_bit_for_bit_the_reference_and_keys_are_stored(neox: bool, r
     cache = np.zeros((3, 4, 2, kv_heads, size), np.float32)
     slots = np.array([7, 2, -1, 0, 11])
     args = _abi.RopeArgs(
-        address(query), heads * size, None, 0, address(key), kv_heads * size, None, 0, address(value),
-        kv_heads * size, address(cos), address(sin), rotary_dim, None, address(slots), rows, heads, kv_heads, size, rotary_dim, neox, _abi.KV_F32,
-        address(cache), None,
+        query=address(query), query_stride=heads * size, key=address(key), key_stride=kv_heads * size,
+        value=address(value), value_stride=kv_heads * size, cos=address(cos), sin=address(sin),
+        angle_stride=rotary_dim, slots=address(slots), rows=rows, heads=heads, kv_heads=kv_heads, head_size=size,
+        rotary_dim=rotary_dim, neox=neox, kv_type=_abi.KV_F32, kv_cache=address(cache),
     )  # fmt: skip
     run("bst_rope", args, isa)
     assert np.array_equal(query, turned)

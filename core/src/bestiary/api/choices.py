@@ -3,6 +3,7 @@
 Three places, the first that speaks of a name wins: the argument (`--plugin LlamaForCausalLM=bestiary-llama`), the
 environment (``BESTIARY_PLUGINS="A=x,B=y"``), the table ``[plugins]`` of the configuration file (``$BESTIARY_CONFIG``,
 else ``bestiary/config.toml`` under ``$XDG_CONFIG_HOME`` or ``~/.config``). Names of hooks are written ``kind.name=…``.
+Whether kernels of other packages than core are used at all: the argument `kernels`, else ``BESTIARY_KERNELS``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .errors import UsageError
 
 ENVIRONMENT = "BESTIARY_PLUGINS"
 CONFIG = "BESTIARY_CONFIG"
+KERNELS = "BESTIARY_KERNELS"
 _MAX_BYTES = 2**20
 
 
@@ -80,6 +82,14 @@ def plugins_of(data: Mapping[str, Any], path: str) -> dict[str, str]:
     if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
         raise UsageError("[plugins] must map names to distributions", field="plugins", value=path)
     return parse((f"{name}={distribution}" for name, distribution in table.items()), path)
+
+
+def kernels(wanted: str | None) -> str:
+    """ "auto" or "torch": as `wanted`, else as ``BESTIARY_KERNELS`` says. Raises `UsageError` for anything else."""
+    source, value = ("kernels", wanted) if wanted else (KERNELS, os.environ.get(KERNELS) or "auto")
+    if value not in ("auto", "torch"):
+        raise UsageError("there are no such kernels", field=source, value=value, limit="auto or torch")
+    return value
 
 
 def _from_file() -> dict[str, str]:

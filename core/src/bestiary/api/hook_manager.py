@@ -19,7 +19,7 @@ from bestiary import __version__
 
 from . import choices, discovery
 from .errors import BrokenPlugin, PluginError, UsageError
-from .hooks import KINDS, PROJECT, HookSpecs
+from .hooks import KERNELS, KINDS, PROJECT, HookSpecs
 from .importing import isolated, load_object
 from .probe import probe
 from .probe_cache import ProbeCache
@@ -78,13 +78,17 @@ class HookManager:
     Args:
         installation: where to look; default: a fresh scan of `sys.path`.
         plugins: the user's choices among names offered twice.
+        kernels: "auto", or "torch" to leave other packages' kernels out of `all`; None: what ``BESTIARY_KERNELS`` says,
+            or "auto".
     """
 
     def __init__(
         self,
         installation: discovery.Installation | None = None,
         plugins: Iterable[str] | Mapping[str, str] = (),
+        kernels: str | None = None,
     ) -> None:
+        self.kernels = choices.kernels(kernels)
         self._installation = installation
         self._choices = choices.current(plugins)
         self._manager = pluggy.PluginManager(PROJECT)
@@ -194,11 +198,19 @@ class HookManager:
         """Every object of a kind that can be had; one that cannot is left out with a line in the log."""
         found = {}
         for name in self.names(kind):
+            if self._left_out(kind, name):
+                continue
             try:
                 found[name] = self.get(kind, name)
             except PluginError as error:
                 logger.warning("%s.%s is left out: %s", kind, name, error.message)
         return found
+
+    def _left_out(self, kind: str, name: str) -> bool:
+        """Whether the user wants no kernels but core's, and this is one."""
+        if self.kernels != "torch" or kind not in KERNELS:
+            return False
+        return all(offer.distribution != OWN for offer in self._offers[kind, name])
 
     def _chosen(self, kind: str, name: str) -> Offered:
         offered = {offer.distribution: offer for offer in self._offers.get((kind, name), ())}

@@ -89,6 +89,8 @@ class HookSpecs:
         """Observer name → a class whose instances, one an engine, are `StepObserver`s."""
 
 
+KERNELS = ("op_implementations", "attention_backends", "step_recorders")
+"""The hooks that say how a model is computed."""
 KINDS: tuple[str, ...] = tuple(name for name in vars(HookSpecs) if not name.startswith("_"))
 
 

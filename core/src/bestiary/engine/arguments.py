@@ -54,7 +54,9 @@ class EngineArgs:
             pooling_type: of which hidden states: "LAST", "CLS" (the first) or "MEAN"; None: as the model's
             files say, else its class, else "LAST".
         quantization: quantize while loading, by a method's name. attention_backend, ops: implementations by name,
-            instead of the best one. structured_outputs_backend: what enforces the form of answers, by name.
+            instead of the best one. kernels: "auto", the fastest of all installed packages', or "torch", core's own.
+            enforce_eager: record no decode steps.
+        structured_outputs_backend: what enforces the form of answers, by name.
         tensor_parallel_size, pipeline_parallel_size, data_parallel_size: ranks that share each tensor; stages that
             share the layers (`pipeline_layers`: how many each, None evenly); copies of the model. Their product is
             the number of processes.
@@ -93,6 +95,7 @@ class EngineArgs:
     verify: bool = False
     quantization: str | None = None
     attention_backend: str | None = None
+    kernels: str | None = None
     enforce_eager: bool = False
     ops: Mapping[str, str] = field(default_factory=dict)
     structured_outputs_backend: str = "llguidance"
@@ -160,6 +163,7 @@ def _check_types(cls: type, given: Mapping[str, Any]) -> None:
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "runner": ("auto", "generate", "pooling"),
     "pooling_type": POOLING_TYPES,
+    "kernels": ("auto", "torch"),
 }
 _AT_LEAST: Mapping[str, float] = {
     "max_model_len": 1,

@@ -82,7 +82,7 @@ class EngineBuilder:
         self.seat = seat or (take_seat(self.parallel) if together else None)
         if self.seat is not None:
             self.parallel = replace(self.parallel, rank=self.seat.rank)
-        self.hooks = HookManager(registry.installation, args.plugin).load()
+        self.hooks = HookManager(registry.installation, args.plugin, args.kernels).load()
         self._check_choices()
         self.description: ModelDescription = describe(args, self.hooks, registry)
         self.found: Resolution | None = None

@@ -141,6 +141,8 @@ class ModelRunner:
         for new in plan.new:
             self.states[new.request_id] = RequestState(new)
         slots = {} if self.adapters is None else self.adapters.follow(plan)
+        if plan.lora_loads and self.graphs is not None:
+            self.graphs.forget_adapted()
         if not plan.items:
             return None
         batch = make_batch(plan, self.states, self.block_size, self.device, slots)

@@ -173,7 +173,7 @@ class _InForce(ChosenOps):
         yield
 
 
-_PLAIN = {"dtype": "float32", "device": "cpu", "skip_tokenizer_init": True, "progress": False}
+_PLAIN = {"kernels": "torch", "dtype": "float32", "device": "cpu", "skip_tokenizer_init": True, "progress": False}
 
 
 def _step(runner: ModelRunner, plan: StepPlan) -> tuple[ForwardBatch | None, Made]:

@@ -170,4 +170,10 @@ class Workbench:
         self._remove()
 
 
-_PLAIN: Mapping[str, Any] = {"dtype": "float32", "device": "cpu", "skip_tokenizer_init": True, "progress": False}
+_PLAIN: Mapping[str, Any] = {
+    "kernels": "torch",
+    "dtype": "float32",
+    "device": "cpu",
+    "skip_tokenizer_init": True,
+    "progress": False,
+}

@@ -31,18 +31,18 @@ class Arena:
     def nbytes(self) -> int:
         return sum(end - start for start, end in self._ends.items())
 
-    def empty(self, shape: tuple[int, ...]) -> Tensor:
-        """fp32; its bytes return to the arena with the last tensor that looks at them."""
-        size = max(math.prod(shape) * 4, 1)
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uninitialised; its bytes return to the arena with the last tensor that looks at them."""
+        size = max(math.prod(shape) * dtype.itemsize, 1)
         size += -size % _ALIGN
         at = self._take(size)
         buffer = (ctypes.c_uint8 * size).from_address(at)
         weakref.finalize(buffer, self._give, at, size).atexit = False
-        return _floats(buffer, shape)
+        return _tensor(buffer, shape, dtype)
 
     def view(self, at: int, shape: tuple[int, ...]) -> Tensor:
-        """What lies at an address, for whoever knows that nobody else writes there meanwhile."""
-        return _floats((ctypes.c_uint8 * max(math.prod(shape) * 4, 1)).from_address(at), shape)
+        """The fp32 numbers at an address, for whoever knows that nobody else writes there meanwhile."""
+        return _tensor((ctypes.c_uint8 * max(math.prod(shape) * 4, 1)).from_address(at), shape, torch.float32)
 
     def owns(self, at: int) -> bool:
         starts = sorted(self._ends)
@@ -79,8 +79,8 @@ class Arena:
             self._free.insert(index, (at, size))
 
 
-def _floats(buffer: ctypes.Array[ctypes.c_uint8], shape: tuple[int, ...]) -> Tensor:
+def _tensor(buffer: ctypes.Array[ctypes.c_uint8], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     count = math.prod(shape)
     if not count:
-        return torch.empty(shape)
-    return torch.frombuffer(buffer, dtype=torch.float32, count=count).view(shape)
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(buffer, dtype=dtype, count=count).view(shape)

@@ -56,8 +56,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.nodes: list[Call | TorchCall] = []
         self.kept: dict[int, object] = {}
 
-    def empty(self, shape: tuple[int, ...]) -> Tensor:
-        return self.arena.empty(shape)
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self.arena.empty(shape, dtype)
 
     def add(self, calls: Sequence[Call], keep: Sequence[Tensor | None]) -> None:
         self.nodes += calls

@@ -38,7 +38,18 @@ class Runtime:
 
     def empty(self, *shape: int) -> Tensor:
         """fp32, uninitialised; within a recorded step in memory that stays where it is."""
-        return torch.empty(shape) if self.recorder is None else self.recorder.empty(shape)
+        return self._typed(shape, torch.float32)
+
+    def integers(self, *shape: int) -> Tensor:
+        """int64, as `empty`."""
+        return self._typed(shape, torch.int64)
+
+    def small(self, *shape: int) -> Tensor:
+        """int32, as `empty`."""
+        return self._typed(shape, torch.int32)
+
+    def _typed(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype) if self.recorder is None else self.recorder.empty(shape, dtype)
 
     def prepared(self, size: int) -> int:
         """Where `size` bytes for prepared rows are. They are the caller's until the fourth call after this one."""

@@ -9,7 +9,7 @@ import torch
 
 from bestiary.nn.ops.registry import Implementation, Target
 
-from . import between, products
+from . import adapters, between, codes, experts, products
 
 _PRIORITY = 20
 
@@ -50,4 +50,11 @@ GELU_AND_MUL = _native(between.gelu_and_mul)
 GELU = _native(between.gelu)
 QUICK_GELU = _native(between.quick_gelu)
 RELU2 = _native(between.relu2)
+LINEAR_INT8 = _native(codes.int8, codes.pack_int8)
+LINEAR_INT4 = _native(codes.int4, codes.pack_int4)
+LINEAR_UINT8 = _native(codes.uint8, codes.pack_uint8)
+TOPK_ROUTING = _native(experts.routing)
+FUSED_EXPERTS = _native(experts.experts, experts.pack_experts)
+ADD_LORA = _native(adapters.add_lora)
+ADD_LORA_EMBEDDING = _native(adapters.add_lora_embedding)
 ROTARY_EMBEDDING = _native(between.rotary_embedding)

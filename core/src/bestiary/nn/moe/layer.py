@@ -157,7 +157,7 @@ class FusedMoE(nn.Module):
             self.load.count(ids)
         slots = self._slots(ids)
         adapters = None if self.adapter_slots is None else self.adapter_slots.rows(len(hidden_states))
-        if adapters is None and self._w13.is_plain and self._w2.is_plain:
+        if adapters is None and self._w13.is_fused and self._w2.is_fused:
             output = fused_experts(hidden_states, self._w13.weight, self._w2.weight, weights, slots, self.activation)
         else:
             expert = partial(self._expert, adapters)

@@ -13,6 +13,8 @@ from torch import nn
 
 from bestiary.api.errors import ConfigError, WeightsMismatch
 from bestiary.nn.linear_base import LinearBase
+from bestiary.nn.ops.moe import fused_experts
+from bestiary.nn.ops.packed import PackedWeight
 from bestiary.nn.quant.base import QuantizationConfig, UnquantizedLinearMethod
 from bestiary.nn.weights.fill import load_into
 
@@ -27,17 +29,18 @@ class ExpertStack:
         self.owner = owner
         self.name = name
         self.layers = [make() for _ in range(count)]
-        self._bound = False
+        self._bound = self._packed = self._packed_apart = False
         self._register()
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the stacked weight is all there is, in the model's dtype."""
-        return isinstance(self.layers[0].quant_method, UnquantizedLinearMethod) and self.layers[0].bias is None
+    def is_fused(self) -> bool:
+        """Whether the stacked weight is all there is, plain or packed for `fused_experts`."""
+        plain = isinstance(self.layers[0].quant_method, UnquantizedLinearMethod) and not self._packed_apart
+        return (plain or self._packed) and self.layers[0].bias is None
 
     @property
     def weight(self) -> torch.Tensor:
-        """``[slots, out, in]``, where `is_plain`."""
+        """``[slots, out, in]``, where `is_fused`."""
         return self._stacked("weight")
 
     def place(self, quant_config: QuantizationConfig | None, layer_names: Sequence[str]) -> None:
@@ -65,6 +68,12 @@ class ExpertStack:
         self.bind()
         for layer in self.layers:
             layer.finish()
+        weights = [layer._parameters["weight"] for layer in self.layers]
+        if not all(isinstance(weight, PackedWeight) for weight in weights):
+            return
+        stacked = fused_experts.pack(weights)
+        self._packed, self._packed_apart = stacked is not None, stacked is None
+        self.owner._parameters[f"{self.name}_weight"] = stacked
 
     def bind(self) -> None:
         """Let every layer's parameters be views of the stacked ones, once these are real."""

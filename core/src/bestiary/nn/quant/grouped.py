@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from bestiary.api.errors import WeightsMismatch
+from bestiary.nn.ops.packed import PackedWeight
 from bestiary.nn.ops.quant import linear_int4, linear_uint8, packed
 
 from .at_load import is_left_plain, quantizing_loader
-from .base import QuantizationConfig, QuantizeMethodBase
+from .base import QuantizationConfig, QuantizeMethodBase, keep_packed, packed_bytes
 from .params import add_parameter, refuse_cut_groups
 
 AT_LOAD_GROUP = 32
@@ -82,15 +83,32 @@ class GroupedLinearMethod(QuantizeMethodBase):
             _refuse_unknown_groups(layer.group_of, layer.weight_scale.shape[1])
         if self.symmetric:
             layer.weight_zero = torch.full_like(layer.weight_scale.data, 2 ** (self.bits - 1), dtype=torch.uint8)
+        keep_packed(layer, self._pack(layer, layer.weight_zero))
 
     def bytes_added(self, layer: Any) -> int:
-        return int(layer.weight_scale.numel()) if self.symmetric else 0
+        zero = layer.weight_scale if self.symmetric else layer.weight_zero
+        added = int(layer.weight_scale.numel()) if self.symmetric else 0
+        return added + packed_bytes(layer, self._pack(layer, zero))
+
+    @property
+    def _product(self) -> Any:
+        return linear_int4 if self.bits == 4 else linear_uint8
+
+    def _pack(self, layer: Any, zero: torch.Tensor) -> PackedWeight | None:
+        group_of = layer.group_of if self.ordered else None
+        packed: PackedWeight | None = self._product.pack(
+            layer.weight, layer.weight_scale, zero, self._group(layer), group_of
+        )
+        return packed
+
+    def _group(self, layer: Any) -> int:
+        return self.group_size or int(layer.input_size_per_partition)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        product = linear_int4 if self.bits == 4 else linear_uint8
         group_of = layer.group_of if self.ordered else None
-        group = self.group_size or x.shape[-1]
-        return product(x, layer.weight, layer.weight_scale, layer.weight_zero, group, group_of, bias)
+        scale, zero = layer.weight_scale, layer.weight_zero
+        product: torch.Tensor = self._product(x, layer.weight, scale, zero, self._group(layer), group_of, bias)
+        return product
 
 
 def _refuse_unknown_groups(group_of: torch.Tensor, groups: int) -> None:

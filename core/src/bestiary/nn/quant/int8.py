@@ -12,7 +12,7 @@ from torch import nn
 from bestiary.nn.ops.quant import linear_int8, linear_int8_int8
 
 from .at_load import is_left_plain, quantizing_loader
-from .base import QuantizationConfig, QuantizeMethodBase
+from .base import QuantizationConfig, QuantizeMethodBase, keep_packed, packed_bytes
 from .params import PER_PART, add_parameter, one_for_all, per_row, replace_parameter
 
 
@@ -81,11 +81,17 @@ class Int8LinearMethod(QuantizeMethodBase):
             if not self.symmetric:
                 zero = one_for_all(layer.input_zero_point, layer, "input_zero_point")
                 replace_parameter(layer, "input_zero_point", zero)
+        if self.activations is None:
+            keep_packed(layer, linear_int8.pack(layer.weight, layer.weight_scale))
 
     def bytes_added(self, layer: Any) -> int:
         by_row = len(layer.weight) - layer.weight_scale.numel() if self.per_tensor else 0
         static = 1 - layer.input_scale.numel() if self.activations == "static" else 0
-        return int(by_row + (1 if self.symmetric else 2) * static) * torch.float32.itemsize
+        added = int(by_row + (1 if self.symmetric else 2) * static) * torch.float32.itemsize
+        if self.activations is not None:
+            return added
+        scale = torch.empty(len(layer.weight), device="meta")
+        return added + packed_bytes(layer, linear_int8.pack(layer.weight, scale))
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         if self.activations is None:

@@ -49,6 +49,8 @@ ENGINE_HELP = {
     "verify": "Compare weight files with their published checksums first.",
     "quantization": "Quantize while loading, by this method.",
     "attention_backend": "Attention backend, by name.",
+    "kernels": "Kernels of all installed packages (auto), or core's own (torch).",
+    "enforce_eager": "Record no decode steps: run every one op by op.",
     "ops": "Implementation of an op, by name; repeatable.",
     "structured_outputs_backend": "What enforces the form of answers, by name.",
     "lora_modules": "An adapter (LoRA): its name and its directory; repeatable.",
@@ -105,6 +107,7 @@ _FLAGS = {
 """Flags that are not the field's name; after a slash, a short form."""
 _KINDS: dict[str, Kind] = {
     "dtype": click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    "kernels": click.Choice(["auto", "torch"]),
     "device": click.Choice(["auto", "cpu", "cuda"]),
     "kv_cache_dtype": click.Choice(["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]),
     "kv_cache_memory_bytes": MEMORY,

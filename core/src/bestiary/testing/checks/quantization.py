@@ -95,7 +95,7 @@ def held_weight(layer: LinearBase) -> torch.Tensor:
 
 def _methods() -> Iterator[str]:
     """Installed methods that run on this machine and can start from plain weights."""
-    hooks = HookManager().load()
+    hooks = HookManager(kernels="torch").load()
     for name in hooks.names("quantization_methods"):
         try:
             made = hooks.get("quantization_methods", name).from_config({})

@@ -1,0 +1,106 @@
+"""Whole models on native kernels: beside torch's, recorded beside op by op, alone beside in a batch."""
+
+import logging
+
+import models
+import pytest
+import torch
+from models import CONFIGS, PROMPTS, checkpoint, furthest, llm, said
+
+from bestiary import SamplingParams
+from bestiary.api.errors import EngineError
+
+FP16 = {"kv_cache_dtype": "float16"}
+
+
+def steps(engine):
+    return engine.engine.executor.runner.graphs
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_says_what_it_says_on_torch(name):
+    path = checkpoint(name)
+    with llm(path, "torch") as torch_:
+        want = said(torch_)
+    with llm(path) as native:
+        got = said(native)
+        recorded = steps(native)
+        assert native.engine.ops["linear"] == "native" and recorded.steps.keys() >= {(4, False)}
+        assert not recorded.refused
+    with llm(path, enforce_eager=True) as eager:
+        assert steps(eager) is None
+        assert said(eager) == got
+    assert furthest(got, want) < 2e-4
+
+
+@pytest.mark.parametrize("options", [{}, FP16, {"deterministic": True}], ids=["plain", "fp16 cache", "deterministic"])
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "bloom"])
+def test_a_row_depends_on_nothing_but_its_sequence(name, options):
+    """Whatever else is in the batch, in whatever pieces its prompt was computed, recorded or not: the same bits."""
+    with llm(checkpoint(name), enable_prefix_caching=False, **options) as engine:
+        together = said(engine)
+        alone = [said(engine, [ids])[0] for ids in PROMPTS]
+    with llm(checkpoint(name), max_num_batched_tokens=50, enable_prefix_caching=False, **options) as engine:
+        in_pieces = said(engine)
+    assert together == alone == in_pieces
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_weights_stay_narrow(name, dtype):
+    """Half the memory, and the numbers of a model whose weights were widened."""
+    path = checkpoint(name, dtype)
+    with llm(path) as native, llm(path, "torch", dtype="float32") as wide:
+        config = native.engine.vllm_config.model_config
+        assert (config.dtype, config.weights_dtype) == (torch.float32, dtype)
+        parts = [sum(each.nbytes for each in one.engine.executor.runner.model.parameters()) for one in (native, wide)]
+        assert parts[0] < 0.56 * parts[1]
+        assert furthest(said(native), said(wide)) < 2e-4
+
+
+def test_more_sequences_come_and_go_than_were_recorded():
+    """Steps of every size, most of them replayed, while sequences of all lengths begin and end."""
+    prompts = [[3 + (7 * index + place) % 150 for place in range(1 + index * 5 % 37)] for index in range(23)]
+    params = [
+        SamplingParams(temperature=0, max_tokens=1 + index * 3 % 11, ignore_eos=True, logprobs=3) for index in range(23)
+    ]
+    with llm(checkpoint("llama"), max_num_seqs=9) as engine:
+        first, again = said(engine, prompts, params), said(engine, prompts, params)
+        assert len(steps(engine).steps) >= 5
+    with llm(checkpoint("llama"), max_num_seqs=9, enforce_eager=True) as eager:
+        assert said(eager, prompts, params) == first == again
+
+
+def test_a_step_that_looks_at_numbers_runs_op_by_op(monkeypatch, caplog):
+    with llm(checkpoint("llama")) as engine:
+        want = said(engine)
+    with llm(checkpoint("llama")) as engine, caplog.at_level(logging.WARNING, "bestiary"):
+        kind = type(engine.engine.executor.runner.model)
+        plain = kind.forward
+
+        def looking(self, input_ids, positions, **more):
+            assert input_ids.max().item() >= 0
+            return plain(self, input_ids=input_ids, positions=positions, **more)
+
+        monkeypatch.setattr(kind, "forward", looking)
+        assert said(engine) == want
+        assert steps(engine).refused == {False}
+    lines = [record.message for record in caplog.records if "cannot be recorded" in record.message]
+    assert len(lines) == 1 and "_local_scalar_dense looks at numbers" in lines[0]
+
+
+def test_a_packed_weight_is_not_taken_for_a_matrix():
+    with llm(checkpoint("llama")) as engine:
+        weight = engine.engine.executor.runner.model.model.layers[0].mlp.down_proj.weight
+        with pytest.raises(EngineError, match=r"a packed weight is no matrix: linear cannot read it") as caught:
+            torch.nn.functional.linear(torch.ones(1, 96), weight)
+        assert caught.value.value == [64, 96] and "linear=reference" in caught.value.fix
+
+
+def test_plain_weights_can_be_kept():
+    """One op can be torch's while others are not."""
+    with llm(checkpoint("qwen3"), ops={"linear": "reference", "embedding": "reference"}) as mixed:
+        assert mixed.engine.ops["rms_norm"] == "native"
+        got = said(mixed)
+    with llm(checkpoint("qwen3")) as native:
+        assert models.furthest(got, said(native)) < 2e-4
