@@ -48,9 +48,9 @@ void decode(const uint8_t* panel, int64_t columns, int64_t block, float* to) {
 constexpr int64_t kAhead = 64 * kVector;  // bytes that memory is asked for in advance, into the second cache
 
 // kRows rows with kPanels neighbouring panels. Few rows wait for memory: a processor looks ahead in each stream only so
-// far, and not beyond a page. Left to itself GCC would call some of the functions below, there being so many products.
+// far, and not beyond a page.
 template <class F, int kRows, int kPanels>
-__attribute__((flatten)) void product(const uint8_t* panel, int64_t columns, const Record* x, int64_t step, float* acc) {
+BST_ALL_INLINE void product(const uint8_t* panel, int64_t columns, const Record* x, int64_t step, float* acc) {
   const int64_t size = Panel<F>::bytes(columns);
   const uint8_t* codes = panel;
   const uint8_t* heads = panel + Panel<F>::codes_bytes(columns);

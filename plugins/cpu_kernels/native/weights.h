@@ -6,7 +6,6 @@
 
 namespace bst {
 
-constexpr int kPanels = 4;
 // How many neighbouring panels the rows of a tile meet at once. Up to four rows are bound by memory, which is read faster
 // in several streams; more are bound by arithmetic, and registers hold the sums of one panel.
 constexpr int panels_at_once(int rows) { return rows <= 4 ? kPanels : 1; }
