@@ -8,6 +8,8 @@
 namespace bst {
 
 constexpr int kLanes = 8;
+constexpr int kPanels = 4;  // neighbouring panels that few rows meet at once
+#define BST_ALL_INLINE __attribute__((flatten))  // of a loop from whose many versions GCC would call what it contains
 // Whether `dots` multiplies by code - 128 instead of the code.
 constexpr bool signed_dot(int bits) { return bits == 8; }
 constexpr const char* kIsaName = "avx2";

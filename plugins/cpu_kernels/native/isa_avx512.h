@@ -8,6 +8,8 @@
 namespace bst {
 
 constexpr int kLanes = 16;
+constexpr int kPanels = 4;  // neighbouring panels that few rows meet at once
+#define BST_ALL_INLINE __attribute__((flatten))  // of a loop from whose many versions GCC would call what it contains
 // Whether `dots` multiplies by code - 128 instead of the code.
 constexpr bool signed_dot(int) { return false; }
 constexpr const char* kIsaName = "avx512";

@@ -9,6 +9,8 @@
 namespace bst {
 
 constexpr int kLanes = 8;
+constexpr int kPanels = 1;  // neighbouring panels that few rows meet at once
+#define BST_ALL_INLINE      // nothing that it would make faster
 // Whether `dots` multiplies by code - 128 instead of the code.
 constexpr bool signed_dot(int) { return false; }
 constexpr const char* kIsaName = "scalar";

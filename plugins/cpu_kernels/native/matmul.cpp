@@ -17,35 +17,28 @@ int64_t rows_at_once(int64_t row_bytes) {
   return fit < kTile ? kTile : fit;
 }
 
-void tile_product(const Quantized& q, const bst_matmul_args& a, const uint8_t* panel, int64_t p, Tile tile) {
-  alignas(64) float acc[kTile * kLanes];
+void tile_product(const Quantized& q, const bst_matmul_args& a, Range panels, Tile tile) {
+  alignas(64) float acc[kPanels * kTile * kLanes];
   const Record* x = static_cast<const Record*>(a.prepared) + tile.first * (a.n_in / kBlock);
-  q.product[tile.rows - 1](panel, a.n_in, x, tile.rows, acc);
-  for (int r = 0; r < tile.rows; ++r) write_out(a, tile.first + r, p, acc + r * kLanes);
-}
-
-void single_row(const Quantized& q, const bst_matmul_args& a, Range panels) {
-  alignas(64) float acc[kPanels * kLanes];
   const auto* weight = static_cast<const uint8_t*>(a.weight);
-  for (int64_t p = panels.begin; p < panels.end; p += kPanels) {
-    const int count = static_cast<int>(panels.end - p < kPanels ? panels.end - p : kPanels);
-    q.single[count - 1](weight + p * q.panel_bytes(a.n_in), a.n_in, static_cast<const Record*>(a.prepared), acc);
-    for (int i = 0; i < count; ++i) write_out(a, 0, p + i, acc + i * kLanes);
+  const int64_t size = q.panel_bytes(a.n_in), most = panels_at_once(tile.rows);
+  for (int64_t p = panels.begin; p < panels.end; p += most) {
+    const int count = static_cast<int>(panels.end - p < most ? panels.end - p : most);
+    q.product[tile.rows - 1][count - 1](weight + p * size, a.n_in, x, tile.rows, acc);
+    for (int i = 0; i < count; ++i)
+      for (int r = 0; r < tile.rows; ++r) write_out(a, tile.first + r, p + i, acc + (i * tile.rows + r) * kLanes);
   }
 }
 
 // All tiles that fit a near cache meet a few panels while these are there too; a tile's rows of the result are then
 // written some lines at a time.
 void quantized_product(const Quantized& q, const bst_matmul_args& a, Range panels) {
-  const int64_t size = q.panel_bytes(a.n_in);
-  const auto* weight = static_cast<const uint8_t*>(a.weight);
   const int64_t step = rows_at_once(a.n_in / kBlock * static_cast<int64_t>(sizeof(Record))) / kTile;
   const int64_t tiles = tiles_of(a.rows);
   for (int64_t first = 0; first < tiles; first += step)
     for (int64_t begin = panels.begin; begin < panels.end; begin += kGroup)
       for (int64_t t = first; t < tiles && t < first + step; ++t)
-        for (int64_t p = begin; p < panels.end && p < begin + kGroup; ++p)
-          tile_product(q, a, weight + p * size, p, tile_at(t, a.rows));
+        tile_product(q, a, {begin, begin + kGroup < panels.end ? begin + kGroup : panels.end}, tile_at(t, a.rows));
 }
 
 }  // namespace
@@ -56,7 +49,6 @@ void bst::product(const bst_matmul_args& a, Range panels) {
   if (a.rows <= 0) return;
   const Quantized* q = quantized_format(a.format);
   if (!q) float_product(a, panels);
-  else if (a.rows == 1) single_row(*q, a, panels);
   else quantized_product(*q, a, panels);
 }
 

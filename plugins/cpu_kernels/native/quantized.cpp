@@ -45,39 +45,18 @@ void decode(const uint8_t* panel, int64_t columns, int64_t block, float* to) {
   to_floats<typename F::kind>(w, to);
 }
 
-// kRows rows with one panel.
-template <class F, int kRows>
-void product(const uint8_t* panel, int64_t columns, const Record* x, int64_t step, float* acc) {
-  const uint8_t* codes = panel;
-  const uint8_t* heads = panel + Panel<F>::codes_bytes(columns);
-  Floats sum[kRows];
-  for (int r = 0; r < kRows; ++r) sum[r] = set(0.0f);
-  for (int64_t left = columns / (kBlock * F::kSubBlocks); left > 0; --left) {
-#pragma GCC unroll 1
-    for (int j = 0; j < F::kSubBlocks; ++j) {
-      Decoded w;
-      F::decode(codes, w);
-      F::head::get(heads, j, w);
-      add_block<typename F::kind, kRows>(w, x, sum);
-      codes += Panel<F>::kCodes;
-      x += step;
-    }
-    heads += Panel<F>::kHead;
-  }
-  for (int r = 0; r < kRows; ++r) store(acc + r * kLanes, sum[r]);
-}
+constexpr int64_t kAhead = 64 * kVector;  // bytes that memory is asked for in advance, into the second cache
 
-constexpr int64_t kAhead = 2048;  // bytes that memory is asked for in advance, into the second cache
-
-// One row with kPanels neighbouring panels at once. Such a product waits for memory; a processor looks ahead in each
-// stream only so far, and several streams together reach what one does not.
-template <class F, int kPanels>
-void single(const uint8_t* panel, int64_t columns, const Record* x, float* acc) {
+// kRows rows with kPanels neighbouring panels. Few rows wait for memory: a processor looks ahead in each stream only so
+// far, and not beyond a page.
+template <class F, int kRows, int kPanels>
+BST_ALL_INLINE void product(const uint8_t* panel, int64_t columns, const Record* x, int64_t step, float* acc) {
   const int64_t size = Panel<F>::bytes(columns);
   const uint8_t* codes = panel;
   const uint8_t* heads = panel + Panel<F>::codes_bytes(columns);
-  Floats sum[kPanels][1];
-  for (auto& each : sum) each[0] = set(0.0f);
+  Floats sum[kPanels][kRows];
+  for (auto& rows : sum)
+    for (auto& each : rows) each = set(0.0f);
   for (int64_t left = columns / (kBlock * F::kSubBlocks); left > 0; --left) {
 #pragma GCC unroll 1
     for (int j = 0; j < F::kSubBlocks; ++j) {
@@ -87,14 +66,21 @@ void single(const uint8_t* panel, int64_t columns, const Record* x, float* acc) 
         for (int at = 0; at < Panel<F>::kCodes; at += 64) __builtin_prefetch(codes + p * size + kAhead + at, 0, 2);
         F::decode(codes + p * size, w);
         F::head::get(heads + p * size, j, w);
-        add_block<typename F::kind, 1>(w, x, sum[p]);
+        add_block<typename F::kind, kRows>(w, x, sum[p]);
       }
       codes += Panel<F>::kCodes;
-      ++x;
+      x += step;
     }
     heads += Panel<F>::kHead;
   }
-  for (int p = 0; p < kPanels; ++p) store(acc + p * kLanes, sum[p][0]);
+  for (int p = 0; p < kPanels; ++p)
+    for (int r = 0; r < kRows; ++r) store(acc + (p * kRows + r) * kLanes, sum[p][r]);
+}
+
+template <class F, int kRows>
+constexpr std::array<Product, kPanels> products() {
+  if constexpr (panels_at_once(kRows) == 1) return {product<F, kRows, 1>};
+  else return {product<F, kRows, 1>, product<F, kRows, 2>, product<F, kRows, 3>, product<F, kRows, 4>};
 }
 
 template <class F>
@@ -105,9 +91,8 @@ constexpr Quantized table(int format) {
           Panel<F>::bytes,
           pack<F>,
           decode<F>,
-          {product<F, 1>, product<F, 2>, product<F, 3>, product<F, 4>, product<F, 5>, product<F, 6>, product<F, 7>,
-           product<F, 8>},
-          {single<F, 1>, single<F, 2>, single<F, 3>, single<F, 4>}};
+          {products<F, 1>(), products<F, 2>(), products<F, 3>(), products<F, 4>(), products<F, 5>(), products<F, 6>(),
+           products<F, 7>(), products<F, 8>()}};
 }
 
 constexpr Quantized kFormats[] = {

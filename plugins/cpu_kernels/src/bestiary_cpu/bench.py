@@ -25,7 +25,9 @@ from .matrix import FORMATS, Matrix, matmul_args, pack, prepare
 from .memory import address, bytes_array
 from .pool import Call, Pool
 
-GEMM_ROWS = (4, 16, 32, 512)
+ROWS = (1, 2, 3, 4, 8, 16, 32, 512)
+FEW = 4
+"""Up to so many rows a product is measured by the weights that it reads, beyond by its arithmetic."""
 
 
 def median_seconds(call: Callable[[], object], least: float) -> float:
@@ -65,30 +67,29 @@ def torch_gemm(threads: int, n_out: int, n_in: int, seconds: float) -> float:
     return 2 * 512 * n_in * n_out / median_seconds(lambda: torch.nn.functional.linear(x, weight), seconds)
 
 
-def products(pool: Pool, format: GgmlType, n_out: int, n_in: int, seconds: float) -> dict[str, float]:
-    """GB/s of weights at one row, GFLOP/s at more."""
-    matrix = random_matrix(pool, format, n_out, n_in)
+def products(pool: Pool, format: GgmlType, options: argparse.Namespace) -> dict[str, float]:
+    """By the number of rows: GB/s of weights for few, GFLOP/s for many."""
+    matrix = random_matrix(pool, format, options.out, options.inputs)
     found = {}
-    for rows in (1, *GEMM_ROWS):
-        x = np.random.default_rng(1).standard_normal((rows, n_in)).astype(np.float32)
-        out = np.empty((rows, n_out), np.float32)
+    for rows in options.rows:
+        x = np.random.default_rng(1).standard_normal((rows, matrix.n_in)).astype(np.float32)
+        out = np.empty((rows, matrix.n_out), np.float32)
         call = Call("bst_matmul", matmul_args(matrix, prepare(pool, format, x), out))
-        taken = median_seconds(lambda call=call: pool.run([call]), seconds)  # type: ignore[misc]
-        amount = matrix.data.nbytes if rows == 1 else 2 * rows * n_in * n_out
-        found["gemv GB/s" if rows == 1 else f"gemm {rows} GFLOP/s"] = amount / taken / 1e9
+        taken = median_seconds(lambda call=call: pool.run([call]), options.seconds)  # type: ignore[misc]
+        amount = matrix.data.nbytes if rows <= FEW else 2 * rows * matrix.n_in * matrix.n_out
+        found[_title(rows)] = amount / taken / 1e9
     return found
+
+
+def _title(rows: int) -> str:
+    return f"{rows} {'GB/s' if rows <= FEW else 'GFLOP/s'}"
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     with Pool(options.threads, library(options.isa)) as pool:
         bandwidth = read_bandwidth(pool, options.seconds) / 1e9
         gemm = torch_gemm(pool.threads, options.out, options.inputs, options.seconds) / 1e9
-        formats = {}
-        for name in options.formats:
-            found = products(pool, GgmlType[name], options.out, options.inputs, options.seconds)
-            found["gemv of bandwidth"] = found["gemv GB/s"] / bandwidth
-            found["gemm 512 of torch"] = found["gemm 512 GFLOP/s"] / gemm
-            formats[name] = found
+        formats = {name: products(pool, GgmlType[name], options) for name in options.formats}
         return {
             "library": str(pool.library), "threads": pool.threads, "shape": [options.out, options.inputs],
             "read GB/s": bandwidth, "torch fp32 gemm GFLOP/s": gemm, "formats": formats,
@@ -98,6 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bestiary_cpu.bench", description=__doc__.splitlines()[0])
     parser.add_argument("formats", nargs="*", default=[each.name for each in FORMATS])
+    parser.add_argument("--rows", nargs="+", type=int, default=ROWS, help="of activations")
     parser.add_argument("--out", type=int, default=8192, help="rows of the matrix")
     parser.add_argument("--inputs", type=int, default=4096, help="columns of the matrix")
     parser.add_argument("--threads", type=int)
@@ -111,12 +113,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     print(f"{found['library']}, {found['threads']} threads, {options.out} × {options.inputs}")
     print(f"read {found['read GB/s']:.1f} GB/s; torch fp32 GEMM {found['torch fp32 gemm GFLOP/s']:.0f} GFLOP/s")
-    print(
-        f"{'':8}{'gemv GB/s':>10}{'of read':>9}" + "".join(f"{f'gemm {rows}':>10}" for rows in GEMM_ROWS) + "  of torch"
-    )
+    print(f"{'':8}" + "".join(f"{_title(rows):>13}" for rows in options.rows))
     for name, row in found["formats"].items():
-        gemms = "".join(f"{row[f'gemm {rows} GFLOP/s']:10.0f}" for rows in GEMM_ROWS)
-        print(f"{name:8}{row['gemv GB/s']:10.1f}{row['gemv of bandwidth']:9.0%}{gemms}{row['gemm 512 of torch']:10.2f}")
+        print(f"{name:8}" + "".join(f"{number:13.1f}" for number in row.values()))
 
 
 if __name__ == "__main__":
