@@ -260,6 +260,16 @@ typedef struct {
 } bst_rope_args;
 BST_API void bst_rope(const void* bst_rope_args, int part, int parts);
 
+// Rows of a table [length, rotary_dim] of angles, the cosines of all pairs and then their sines, as bst_rope reads them.
+typedef struct {
+  const float* table;
+  const int64_t* positions;
+  int64_t rows;
+  int32_t rotary_dim, neox;
+  float *cos, *sin;  // [rows, rotary_dim]
+} bst_angles_args;
+BST_API void bst_angles(const void* bst_angles_args, int part, int parts);
+
 // Causal attention of the last query_start[s + 1] - query_start[s] tokens of every sequence over its seq_lens[s] keys.
 // head_size: a multiple of 16 (32 for `prepared`), at most BST_MOST_CHANNELS.
 // With `partial`, bst_attention only fills it, in parts as small as a split of bst_attention_split() keys, and
@@ -294,6 +304,7 @@ typedef struct {
   const float* x;
   int64_t x_stride, rows, n;
   int64_t* ids;
+  float* peaks;  // optional
 } bst_argmax_args;
 BST_API void bst_argmax(const void* bst_argmax_args, int part, int parts);
 

@@ -81,3 +81,18 @@ BST_API void bst_rope(const void* args, int part, int parts) {
     else one_key(a, row, head - queries, cos, sin);
   }
 }
+
+BST_API void bst_angles(const void* args, int part, int parts) {
+  const auto& a = *static_cast<const bst_angles_args*>(args);
+  const int n = a.rotary_dim, half = n / 2;
+  const Range mine = share(a.rows, part, parts);
+  for (int64_t row = mine.begin; row < mine.end; ++row) {
+    const float* from = a.table + a.positions[row] * n;
+    float *cos = a.cos + row * n, *sin = a.sin + row * n;
+    for (int i = 0; i < half; ++i) {
+      const int first = a.neox ? i : 2 * i, second = a.neox ? i + half : 2 * i + 1;
+      cos[first] = cos[second] = from[i];
+      sin[first] = -from[half + i], sin[second] = from[half + i];
+    }
+  }
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -18,16 +18,18 @@ from bestiary.api.structured import StructuredOutputBackend
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.attention.layer import Attention
 from bestiary.nn.context import ForwardContext, forward_context
-from bestiary.nn.graphs import StepRecorder
+from bestiary.nn.graphs import Results, StepRecorder
 from bestiary.nn.lora import AdapterSlots
 from bestiary.nn.ops.by_value import by_value
 from bestiary.nn.ops.registry import ChosenOps, turn
+from bestiary.nn.ops.sampling import best_tokens
 from bestiary.nn.parallel import Groups, use_groups
 from bestiary.nn.pooling import Pooler
 from bestiary.nn.prompt import PromptDependent
 from bestiary.nn.zeros import untouched_zeros
 
 from .batch import ForwardBatch, make_batch
+from .decode_input import DecodeInput
 from .graphs import StepGraphs
 from .loaded_adapters import LoadedAdapters
 from .plan import StepPlan, StepResult
@@ -36,8 +38,9 @@ from .request_state import RequestState
 from .sampler import sample, token_logprobs
 from .structured.follower import Grammars
 
-Made: TypeAlias = torch.Tensor | list[torch.Tensor] | None
-"""What a model's last stage makes in a step: logits, or the vectors of prompts that end; None where neither is due."""
+Made: TypeAlias = torch.Tensor | Results | list[torch.Tensor] | None
+"""What a model's last stage makes in a step: logits, alone or with the largest of each row and its id; or the vectors
+of prompts that end; None where neither is due."""
 
 
 def attention_layers(model: nn.Module) -> dict[str, Attention]:
@@ -100,7 +103,7 @@ class ModelRunner:
     def _graphs(self, recorder: StepRecorder, vllm_config: VllmConfig, num_blocks: int) -> StepGraphs:
         longest = -(-vllm_config.model_config.max_model_len // self.block_size)
         rows = vllm_config.scheduler_config.max_num_seqs
-        return StepGraphs(recorder, rows, min(longest, num_blocks), self.block_size, self.device)
+        return StepGraphs(recorder, DecodeInput(rows, min(longest, num_blocks), self.block_size))
 
     def _allocate(self, model: nn.Module, num_blocks: int) -> dict[str, torch.Tensor]:
         caches = {}
@@ -119,7 +122,7 @@ class ModelRunner:
         batch = self.prepare(plan)
         if batch is None:
             return StepResult(plan.step, {})
-        result = self.draw(plan, batch, self._made_of(batch))
+        result = self.draw(plan, batch, self._made_of(batch, plan))
         self.record(batch, result)
         return result
 
@@ -127,7 +130,8 @@ class ModelRunner:
     def logits(self, plan: StepPlan) -> torch.Tensor:
         """The logits `execute` would sample from, without sampling: ``[rows wanted by the plan, vocabulary]``."""
         batch = self.prepare(plan)
-        logits = None if batch is None else self._made_of(batch)
+        made = None if batch is None else self._made_of(batch, plan)
+        logits = made[0] if isinstance(made, tuple) else made
         if not isinstance(logits, torch.Tensor):
             raise ValueError("this plan wants no logits")
         return logits
@@ -145,10 +149,15 @@ class ModelRunner:
             self.graphs.forget_adapted()
         if not plan.items:
             return None
-        batch = make_batch(plan, self.states, self.block_size, self.device, slots)
+        batch = None if self.graphs is None else self.graphs.take(plan, self.states, slots)
+        if batch is None:
+            batch = self._batch(plan, slots)
         if self.grammars is not None:
             self.grammars.begin(state for state, _ in batch.sampled)
         return batch
+
+    def _batch(self, plan: StepPlan, slots: Mapping[str, int]) -> ForwardBatch:
+        return make_batch(plan, self.states, self.block_size, self.device, slots)
 
     @property
     def draws(self) -> bool:
@@ -213,13 +222,16 @@ class ModelRunner:
             return StepResult(plan.step, {})
         if isinstance(logits, list):
             return StepResult(plan.step, {}, pooled=pooled(batch.pooled, logits))
+        best = None
+        if isinstance(logits, tuple):
+            logits, *best = logits
         prompts = _prompt_logprobs(batch, logits)
         states = [state for state, _ in batch.sampled]
         rows = [row for _, row in batch.sampled]
         if len(rows) != logits.shape[0]:
             logits = logits[rows]
         allowed = None if self.grammars is None else self.grammars.allowed(states)
-        drawn = sample(logits, states, allowed) if states else []
+        drawn = sample(logits, states, allowed, best) if states else []
         return StepResult(plan.step, dict(zip((state.request_id for state in states), drawn, strict=True)), prompts)
 
     def record(self, batch: ForwardBatch, result: StepResult) -> None:
@@ -235,14 +247,23 @@ class ModelRunner:
         with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.logits_lora)):
             return checked_vectors(pooler, pooler(hidden, batch.pooling), batch.pooling)
 
-    def _made_of(self, batch: ForwardBatch) -> Made:
-        if self.graphs is not None and self.graphs.fits(batch):
+    def _made_of(self, batch: ForwardBatch, plan: StepPlan) -> Made:
+        if self.graphs is not None and self.graphs.took(batch):
+            slots = {} if self.adapters is None else self.adapters.slot_of
             with turn():
-                return self.graphs.run(batch, self.compute)  # type: ignore[arg-type]
+                return self.graphs.run(batch, self._logits_and_best, lambda: self._batch(plan, slots))
         made = self.compute(batch)
         if isinstance(made, IntermediateTensors):
             raise EngineError("this is not the last stage of a pipeline: it makes nothing")
         return made
+
+    def _logits_and_best(self, batch: ForwardBatch) -> Results:
+        """A step's logits, the largest of each row, and its id."""
+        logits = self.compute(batch)
+        if not isinstance(logits, torch.Tensor):
+            raise EngineError("a decode step made no logits")
+        with self.ops.active():
+            return logits, *best_tokens(logits)
 
 
 def _checked_intermediates(found: object) -> IntermediateTensors:

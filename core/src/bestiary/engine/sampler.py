@@ -34,6 +34,7 @@ def sample(
     logits: torch.Tensor,
     states: Sequence[RequestState],
     grammars: Sequence[bytes | SampledToken | None] | None = None,
+    best: Sequence[torch.Tensor] | None = None,
 ) -> list[SampledToken]:
     """Draw one token from each row of logits ``[len(states), vocabulary]``.
 
@@ -42,11 +43,12 @@ def sample(
     Args:
         grammars: for each row, the bits of the ids that its grammar allows (`StructuredOutputGrammar`), or what is
             yielded instead of a draw; None where it has no grammar.
+        best: each row's largest logit and its id, where they are known already.
     """
-    best, best_ids = logits.max(dim=-1)
+    peaks, best_ids = best or logits.max(dim=-1)
     ids: list[int] = best_ids.tolist()
     drawn: list[SampledToken] = []
-    for row, (state, peak) in enumerate(zip(states, best.tolist(), strict=True)):
+    for row, (state, peak) in enumerate(zip(states, peaks.tolist(), strict=True)):
         grammar = None if grammars is None else grammars[row]
         if not math.isfinite(peak):
             drawn.append(_NUMERICAL)

@@ -15,6 +15,8 @@ from bestiary.api.errors import EngineError
 
 from .ops.registry import Target
 
+Results = tuple[Tensor, ...]
+
 
 class NotRecordable(EngineError):
     """A step that a recorder cannot run again; the message names what it does."""
@@ -30,8 +32,8 @@ class StepRecorder(Protocol):
         """None where steps can be recorded for `target`, otherwise the reason in a few words."""
         ...
 
-    def record(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Run `step`; its result, and how to run it again. Results are good until the next step.
+    def record(self, step: Callable[[], Results]) -> tuple[Results, Callable[[], Results]]:
+        """Run `step`; its results, and how to run it again. They are good until the next step.
 
         Raises:
             NotRecordable: the step has been run as far as that, and changed nothing but caches at their places.

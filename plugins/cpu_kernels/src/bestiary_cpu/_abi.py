@@ -126,6 +126,13 @@ class RopeArgs(ctypes.Structure):
     ]  # fmt: skip
 
 
+class AnglesArgs(ctypes.Structure):
+    _fields_ = [
+        ("table", c_void_p), ("positions", c_void_p), ("rows", c_int64), ("rotary_dim", c_int32), ("neox", c_int32),
+        ("cos", c_void_p), ("sin", c_void_p),
+    ]  # fmt: skip
+
+
 class AttentionArgs(ctypes.Structure):
     _fields_ = [
         ("query", c_void_p), ("query_stride", c_int64), ("kv_cache", c_void_p), ("kv_scales", c_void_p),
@@ -139,7 +146,14 @@ class AttentionArgs(ctypes.Structure):
 
 
 class ArgmaxArgs(ctypes.Structure):
-    _fields_ = [("x", c_void_p), ("x_stride", c_int64), ("rows", c_int64), ("n", c_int64), ("ids", c_void_p)]
+    _fields_ = [
+        ("x", c_void_p),
+        ("x_stride", c_int64),
+        ("rows", c_int64),
+        ("n", c_int64),
+        ("ids", c_void_p),
+        ("peaks", c_void_p),
+    ]
 
 
 class ReadArgs(ctypes.Structure):
@@ -165,6 +179,7 @@ KERNELS = {
     "bst_expert_matmul": ExpertMatmulArgs,
     "bst_expert_combine": ExpertCombineArgs,
     "bst_rope": RopeArgs,
+    "bst_angles": AnglesArgs,
     "bst_attention": AttentionArgs,
     "bst_attention_join": AttentionArgs,
     "bst_argmax": ArgmaxArgs,

@@ -40,9 +40,12 @@ class Arena:
         weakref.finalize(buffer, self._give, at, size).atexit = False
         return _tensor(buffer, shape, dtype)
 
-    def view(self, at: int, shape: tuple[int, ...]) -> Tensor:
-        """The fp32 numbers at an address, for whoever knows that nobody else writes there meanwhile."""
-        return _tensor((ctypes.c_uint8 * max(math.prod(shape) * 4, 1)).from_address(at), shape, torch.float32)
+    def lasting(self, tensor: Tensor) -> Tensor:
+        """The same place, but not held: other steps may use it as well. What is not the arena's is given back."""
+        if not self.owns(tensor.data_ptr()):
+            return tensor
+        size = max(tensor.nbytes, 1)
+        return _tensor((ctypes.c_uint8 * size).from_address(tensor.data_ptr()), tuple(tensor.shape), tensor.dtype)
 
     def owns(self, at: int) -> bool:
         starts = sorted(self._ends)

@@ -6,8 +6,20 @@ import torch
 from torch import Tensor
 
 from bestiary.nn.ops import norm as torch_norm
+from bestiary.nn.ops import rotary as torch_rotary
 
-from ._abi import GELU, GELU_TANH, QUICK_GELU, RELU2, SILU, ActivationArgs, NormArgs, RopeArgs
+from ._abi import (
+    GELU,
+    GELU_TANH,
+    QUICK_GELU,
+    RELU2,
+    SILU,
+    ActivationArgs,
+    AnglesArgs,
+    ArgmaxArgs,
+    NormArgs,
+    RopeArgs,
+)
 from .pool import Call
 from .runtime import Rows, pointer, runtime
 
@@ -102,6 +114,27 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 def relu2(x: Tensor) -> Tensor:
     return _activation(x, RELU2, False)
+
+
+def rotary_angles(table: Tensor, positions: Tensor, is_neox_style: bool) -> tuple[Tensor, Tensor]:
+    if not _plain(table):
+        return torch_rotary.rotary_angles.reference(table, positions, is_neox_style)
+    here, count, width = runtime(), len(positions), table.shape[1]
+    positions = positions.contiguous()
+    cos, sin = here.empty(count, 1, width), here.empty(count, 1, width)
+    args = AnglesArgs(
+        table.data_ptr(), positions.data_ptr(), count, width, is_neox_style, cos.data_ptr(), sin.data_ptr()
+    )
+    here.run(Call("bst_angles", args), keep=(table, positions))
+    return cos, sin
+
+
+def best_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:
+    here, rows = runtime(), Rows(logits)
+    peaks, ids = here.empty(rows.count), here.integers(rows.count)
+    args = ArgmaxArgs(rows.address, rows.stride, rows.count, rows.n, ids.data_ptr(), peaks.data_ptr())
+    here.run(Call("bst_argmax", args), keep=(rows.tensor,))
+    return peaks, ids
 
 
 def rotary_embedding(

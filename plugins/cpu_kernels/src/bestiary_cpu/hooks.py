@@ -10,10 +10,10 @@ _VERSIONS = "bestiary_cpu.versions"
 @hookimpl
 def op_implementations() -> Offers:
     names = (
-        "linear", "embedding", "linear_gguf", "embedding_gguf", "rms_norm", "fused_add_rms_norm", "gemma_rms_norm",
-        "layer_norm", "silu_and_mul", "gelu_and_mul", "gelu", "quick_gelu", "relu2", "rotary_embedding",
-        "linear_int8", "linear_int4", "linear_uint8", "topk_routing", "fused_experts", "add_lora",
-        "add_lora_embedding",
+        "linear", "embedding", "linear_gguf", "embedding_gguf", "linear_int8", "linear_int4", "linear_uint8",
+        "rms_norm", "fused_add_rms_norm", "gemma_rms_norm", "layer_norm", "silu_and_mul", "gelu_and_mul", "gelu",
+        "quick_gelu", "relu2", "rotary_angles", "rotary_embedding", "topk_routing", "fused_experts", "add_lora",
+        "add_lora_embedding", "best_tokens",
     )  # fmt: skip
     offers = {f"{name}/native": f"{_VERSIONS}:{name.upper()}" for name in names}
     return {**offers, "linear/native_deterministic": f"{_VERSIONS}:LINEAR_DETERMINISTIC"}

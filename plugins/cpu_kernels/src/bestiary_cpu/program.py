@@ -14,25 +14,25 @@ from .pool import Call, kernel_address
 from .recorder import Recorder, TorchCall
 from .runtime import Runtime
 
+Results = tuple[Tensor, ...]
 Segment = Callable[[], None]
 
 
 class Program:
-    """Runs what a recorder saw. The result lies where it lay then, until the next program of the arena runs."""
+    """Runs what a recorder saw. Results lie where they lay then, until the next program of the arena runs."""
 
-    def __init__(self, runtime: Runtime, recorder: Recorder, result: Tensor) -> None:
+    def __init__(self, runtime: Runtime, recorder: Recorder, results: Results) -> None:
         self.runtime = runtime
         self.arena: Arena = recorder.arena
         self.kept = list(recorder.kept.values())
         self.nodes = fused(recorder.nodes)
         self.segments = self._segments()
-        self._shape, self._at = tuple(result.shape), result.data_ptr()
-        self._result = None if self.arena.owns(self._at) else result
+        self.results = tuple(self.arena.lasting(each) for each in results)
 
-    def replay(self) -> Tensor:
+    def replay(self) -> Results:
         for segment in self.segments:
             segment()
-        return self.arena.view(self._at, self._shape) if self._result is None else self._result
+        return self.results
 
     def _segments(self) -> list[Segment]:
         found: list[Segment] = []

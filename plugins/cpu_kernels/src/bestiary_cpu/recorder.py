@@ -24,6 +24,7 @@ from .pool import Call
 
 _EMPTY = {"empty", "empty_strided", "new_empty", "empty_like", "new_empty_strided"}
 _INDEXING = {"index", "index_put", "index_put_", "_unsafe_index"}
+_FILLED = {"zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full"}
 _LOOKING = {"_local_scalar_dense", "equal", "is_nonzero", "item"}
 
 
@@ -55,6 +56,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.arena = arena
         self.nodes: list[Call | TorchCall] = []
         self.kept: dict[int, object] = {}
+        self.constants: dict[int, TorchCall] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return self.arena.empty(shape, dtype)
@@ -86,8 +88,26 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for each in tree_leaves(result):
                 self._keep(each)
         else:
-            self.nodes.append(TorchCall(func, args, kwargs, () if _writes(func) else _tensors(func, result)))
+            self._note(name, TorchCall(func, args, kwargs, () if _writes(func) else _tensors(func, result)))
         return result
+
+    def _note(self, name: str, call: TorchCall) -> None:
+        """A call to be made again. What holds one number throughout is filled again only if it is written to."""
+        if name in _FILLED:
+            (made,) = call.result
+            self.keep(made)
+            self.constants[made.untyped_storage().data_ptr()] = call
+            return
+        self.nodes.append(call)
+        if not call.result:
+            for each in tree_leaves((call.args, call.kwargs)):
+                if isinstance(each, Tensor):
+                    self._refill(each)
+
+    def _refill(self, written: Tensor) -> None:
+        made = self.constants.pop(written.untyped_storage().data_ptr(), None)
+        if made is not None:
+            self.nodes.insert(0, made)
 
 
 def _is_composite(func: Any) -> bool:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
-
 from bestiary.nn.ops.registry import Target
 
 from .arena import Arena
-from .program import Program
+from .program import Program, Results
 from .recorder import Recorder
 from .runtime import runtime
 
@@ -26,12 +24,12 @@ class NativeStepRecorder:
     def why_not(target: Target) -> str | None:
         return None if target.device == "cpu" else "for CPUs"
 
-    def record(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
+    def record(self, step: Callable[[], Results]) -> tuple[Results, Callable[[], Results]]:
         here, recorder = runtime(), Recorder(self.arena)
         here.recorder = recorder
         try:
             with recorder:
-                result = step()
+                results = step()
         finally:
             here.recorder = None
-        return result, Program(here, recorder, result).replay
+        return results, Program(here, recorder, results).replay

@@ -9,6 +9,16 @@ from .registry import op
 
 
 @op
+def rotary_angles(table: Tensor, positions: Tensor, is_neox_style: bool) -> tuple[Tensor, Tensor]:
+    """Rows `positions` (int64 ``[tokens]``) of a table ``[length, rotary_dim]``, which has the cosines of all pairs and
+    then their sines: cosines and signed sines, each ``[tokens, 1, rotary_dim]``, as `rotary_embedding` takes them."""
+    cos, sin = table[positions].unsqueeze(1).chunk(2, -1)
+    if is_neox_style:
+        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    return cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
+
+
+@op
 def rotary_embedding(
     query: Tensor, key: Tensor | None, cos: Tensor, sin: Tensor, head_size: int, is_neox_style: bool
 ) -> tuple[Tensor, Tensor | None]:

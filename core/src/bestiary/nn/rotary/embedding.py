@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bestiary.api.errors import EngineError
 from bestiary.nn.context import get_forward_context_or_none
-from bestiary.nn.ops.rotary import rotary_embedding
+from bestiary.nn.ops.rotary import rotary_angles, rotary_embedding
 
 from .frequencies import Frequencies
 
@@ -67,10 +67,8 @@ class RotaryEmbedding(nn.Module):
             raise EngineError(
                 "rotary embedding takes one position a token", value=tuple(positions.shape), limit="shape [tokens]"
             )
-        cos, sin = self.cos_sin_cache[positions].to(dtype).unsqueeze(1).chunk(2, -1)
-        if self.is_neox_style:
-            return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-        return cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
+        cos, sin = rotary_angles(self.cos_sin_cache, positions, self.is_neox_style)
+        return cos.to(dtype), sin.to(dtype)
 
     def extra_repr(self) -> str:
         style = "neox" if self.is_neox_style else "interleaved"
