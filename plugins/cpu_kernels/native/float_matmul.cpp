@@ -8,11 +8,11 @@
 namespace bst {
 namespace {
 
-// Registers decide how many rows and panels meet at once: 32 of AVX-512 hold 8 × 2 sums, 16 of AVX2 hold 4 × 3; a
-// single row takes four panels, so that additions do not wait for one another.
-constexpr int kRows = kLanes == 16 ? 8 : 4;
+// Registers decide how many rows and panels meet at once: 32 of AVX-512 hold 8 × 2 sums, 16 of AVX2 hold 4 × 3. Few rows
+// take four panels: memory is read faster in several streams, and additions do not wait for one another.
+constexpr int kRows = kLanes == 16 ? 8 : 4, kFewRows = kRows / 2;
 constexpr int kMostPanels = 4;
-constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : kLanes == 16 ? 2 : 3; }
+constexpr int panels_at_once(int rows) { return rows <= kFewRows ? 4 : kLanes == 16 ? 2 : 3; }
 constexpr int64_t kMostRows = 256;
 constexpr int64_t kNearBytes = 1 << 20;
 

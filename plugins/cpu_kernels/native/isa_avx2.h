@@ -66,6 +66,16 @@ static inline Ints operator-(Ints a, Ints b) { return {_mm256_sub_epi32(a.v, b.v
 static inline Ints operator&(Ints a, Ints b) { return {_mm256_and_si256(a.v, b.v)}; }
 static inline Ints max(Ints a, Ints b) { return {_mm256_max_epi32(a.v, b.v)}; }
 template <int n> static inline Ints shift_left(Ints a) { return {_mm256_slli_epi32(a.v, n)}; }
+static inline int32_t sum(Ints a) {
+  __m128i x = _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4E));
+  return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xB1)));
+}
+static inline int32_t largest(Ints a) {
+  __m128i x = _mm_max_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4E));
+  return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xB1)));
+}
 static inline Floats to_floats(Ints a) { return {_mm256_cvtepi32_ps(a.v)}; }
 static inline Ints round(Floats a) { return {_mm256_cvtps_epi32(a.v)}; }  // to nearest, ties to even
 static inline Ints bits(Floats a) { return {_mm256_castps_si256(a.v)}; }

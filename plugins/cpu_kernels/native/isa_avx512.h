@@ -59,6 +59,8 @@ static inline Ints operator-(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v
 static inline Ints operator&(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
 static inline Ints max(Ints a, Ints b) { return {_mm512_max_epi32(a.v, b.v)}; }
 template <int n> static inline Ints shift_left(Ints a) { return {_mm512_slli_epi32(a.v, n)}; }
+static inline int32_t sum(Ints a) { return _mm512_reduce_add_epi32(a.v); }
+static inline int32_t largest(Ints a) { return _mm512_reduce_max_epi32(a.v); }
 static inline Floats to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
 static inline Ints round(Floats a) { return {_mm512_cvtps_epi32(a.v)}; }  // to nearest, ties to even
 static inline Ints bits(Floats a) { return {_mm512_castps_si512(a.v)}; }

@@ -75,6 +75,16 @@ template <int n> static inline Ints shift_left(Ints a) {
   BST_EACH(c, kLanes, wrap(int64_t{a.v[i]} * (int64_t{1} << n)));
   return c;
 }
+static inline int32_t sum(Ints a) {
+  int32_t total = 0;
+  for (int32_t x : a.v) total = wrap(int64_t{total} + x);
+  return total;
+}
+static inline int32_t largest(Ints a) {
+  int32_t most = a.v[0];
+  for (int32_t x : a.v) most = x > most ? x : most;
+  return most;
+}
 static inline Floats to_floats(Ints a) { Floats c; BST_EACH(c, kLanes, static_cast<float>(a.v[i])); return c; }
 // To nearest, ties to even; what does not fit becomes INT32_MIN, as on x86.
 static inline Ints round(Floats a) {

@@ -53,7 +53,17 @@ Statistics statistics(const bst_norm_args& a, const Row& row) {
 // Columns first … first + count - 1 of one row.
 void normalise(const bst_norm_args& a, int64_t index, const Row& row, Statistics s, int64_t first, int count) {
   alignas(64) float y[kBlock];
-  for (int i = 0; i < count; ++i) {
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const int64_t k = first + i;
+    const Floats x = row.at(k);
+    if (a.sum) store(a.sum + index * a.sum_stride + k, x);
+    Floats scaled = (x - set(s.mean)) * set(s.factor);
+    if (a.weight) scaled = scaled * (load(a.weight + k) + set(a.weight_offset));
+    if (a.bias) scaled = scaled + load(a.bias + k);
+    store(y + i, scaled);
+  }
+  for (; i < count; ++i) {
     const int64_t k = first + i;
     const float x = row.one(k);
     if (a.sum) a.sum[index * a.sum_stride + k] = x;

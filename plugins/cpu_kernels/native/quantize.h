@@ -15,23 +15,22 @@ static inline void quantize_block(const float* x, Record* to) {
   const Ints magnitude = set(int32_t{0x7FFFFFFF});
   Ints top = set(int32_t{0});
   for (int i = 0; i < kParts; ++i) top = max(top, bits(load(x + i * kLanes)) & magnitude);
-  int32_t lane[kLanes], most = 0;  // magnitudes are in the order of their bits, with infinity and NaN at the end
-  store(lane, top);
-  for (int i = 0; i < kLanes; ++i) most = lane[i] > most ? lane[i] : most;
+  const int32_t most = largest(top);  // magnitudes are in the order of their bits, with infinity and NaN at the end
   float size;
   std::memcpy(&size, &most, 4);
   const bool finite = most < 0x7F800000, some = finite && size > 1e-30f;
   const Floats factor = set(some ? 127.0f / size : 0.0f);
-  int32_t sums[2] = {0, 0};
+  Ints half[2] = {set(int32_t{0}), set(int32_t{0})};
   for (int i = 0; i < kParts; ++i) {
     const Ints q = some ? round(load(x + i * kLanes) * factor) : set(int32_t{0});
+    half[i * kLanes / 16] = half[i * kLanes / 16] + q;
     to_int8(to->q + i * kLanes, q);
   }
-  for (int i = 0; i < kBlock; ++i) sums[i / 16] += to->q[i];
+  const int32_t low = sum(half[0]), all = low + sum(half[1]);
   to->scale = finite ? (some ? size / 127.0f : 0.0f) : std::numeric_limits<float>::quiet_NaN();
-  to->scaled_sum = to->scale * static_cast<float>(sums[0] + sums[1]);
-  to->minus_sum = -(sums[0] + sums[1]);
-  to->minus_sum_low = -sums[0];
+  to->scaled_sum = to->scale * static_cast<float>(all);
+  to->minus_sum = -all;
+  to->minus_sum_low = -low;
 }
 
 // The tile that row `row` of `rows` lies in: `tiles`, where given, says so for each row (bestiary_cpu.h: bst_route).

@@ -45,12 +45,17 @@ void decode(const uint8_t* panel, int64_t columns, int64_t block, float* to) {
   to_floats<typename F::kind>(w, to);
 }
 
-constexpr int64_t kAhead = 64 * kVector;  // bytes that memory is asked for in advance, into the second cache
+// Asks for what lies from `at` on to be brought into the second cache.
+template <int kBytes>
+static inline void fetch(const uint8_t* at) {
+  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+}
 
 // kRows rows with kPanels neighbouring panels. Few rows wait for memory: a processor looks ahead in each stream only so
 // far, and not beyond a page.
 template <class F, int kRows, int kPanels>
-BST_ALL_INLINE void product(const uint8_t* panel, int64_t columns, const Record* x, int64_t step, float* acc) {
+BST_ALL_INLINE void product(const uint8_t* panel, int64_t columns, int64_t ahead, const Record* x, int64_t step,
+                            float* acc) {
   const int64_t size = Panel<F>::bytes(columns);
   const uint8_t* codes = panel;
   const uint8_t* heads = panel + Panel<F>::codes_bytes(columns);
@@ -63,7 +68,8 @@ BST_ALL_INLINE void product(const uint8_t* panel, int64_t columns, const Record*
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
         Decoded w;
-        for (int at = 0; at < Panel<F>::kCodes; at += 64) __builtin_prefetch(codes + p * size + kAhead + at, 0, 2);
+        fetch<Panel<F>::kCodes>(codes + p * size + ahead);
+        if (j == 0) fetch<Panel<F>::kHead>(heads + p * size + ahead);
         F::decode(codes + p * size, w);
         F::head::get(heads + p * size, j, w);
         add_block<typename F::kind, kRows>(w, x, sum[p]);

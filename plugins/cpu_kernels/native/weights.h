@@ -11,8 +11,8 @@ namespace bst {
 constexpr int panels_at_once(int rows) { return rows <= 4 ? kPanels : 1; }
 
 // Rows of a tile with neighbouring panels of `columns` columns: x is the first row's first Record, `step` the Records
-// from block to block; acc fp32 [panels][rows][kLanes].
-using Product = void (*)(const uint8_t* panel, int64_t columns, const Record* x, int64_t step, float* acc);
+// from block to block; acc fp32 [panels][rows][kLanes]. What lies `ahead` bytes behind a weight is soon needed.
+using Product = void (*)(const uint8_t* panel, int64_t columns, int64_t ahead, const Record* x, int64_t step, float* acc);
 
 // A quantized format. `panel` is one packed panel of `columns` columns.
 struct Quantized {
