@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bestiary.api.errors import EngineError
 
-from .memory import address, bytes_array
+from .memory import Slabs, address, bytes_array
 from .pool import Call, Pool
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Runtime:
         self.pool = Pool(threads)
         self.native = self.pool.library.native
         self.recorder: Recorder | None = None
+        self.weights = Slabs()
         self._scratch: list[NDArray[np.uint8] | None] = [None] * 4
         self._turn = 0
 
