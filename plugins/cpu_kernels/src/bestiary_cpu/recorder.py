@@ -45,7 +45,7 @@ class TorchCall:
             old.copy_(new)
 
 
-class NoLooking(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class NoLooking(TorchFunctionMode):
     """Methods that hand a tensor's numbers to Python past the dispatcher are refused while a step is recorded."""
 
     def __torch_function__(
