@@ -63,9 +63,17 @@ class Runtime:
         return address(held) or 0
 
 
-@functools.cache
 def runtime() -> Runtime:
-    """This process's, with as many threads as torch has when it is first asked for (`OMP_NUM_THREADS`)."""
+    """This process's, with as many threads as torch has (`OMP_NUM_THREADS`, `torch.set_num_threads`)."""
+    found, threads = _runtime(), torch.get_num_threads()
+    if found.pool.threads != threads:
+        found.pool.close()
+        found.pool = Pool(threads)
+    return found
+
+
+@functools.cache
+def _runtime() -> Runtime:
     return Runtime(torch.get_num_threads())
 
 
