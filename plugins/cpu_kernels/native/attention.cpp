@@ -30,14 +30,17 @@ struct Visible {
 template <class Kv>
 void find_keys(const bst_attention_args& a, const Queries& q, int64_t first, int count, Split& s) {
   const int32_t* table = a.block_tables + q.sequence * a.table_stride;
-  const int64_t row = int64_t{a.head_size} * Kv::kBytes;
-  s.first = first, s.count = count, s.width = (count + 15) / 16 * 16, s.to_value = a.kv_heads * row;
-  for (int k = 0; k < count; ++k) {
-    const int64_t position = first + k;
-    const int64_t slot = int64_t{table[position / a.block_size]} * a.block_size + position % a.block_size;
-    const int64_t at = 2 * slot * a.kv_heads + q.kv_head;
-    s.key[k] = static_cast<const char*>(a.kv_cache) + at * row;
-    if constexpr (Kv::kScaled) s.key_scale[k] = a.kv_scales[at], s.value_scale[k] = a.kv_scales[at + a.kv_heads];
+  const Blocks blocks(Kv::kBytes, Kv::kScaled, a.block_size, a.kv_heads, a.head_size);
+  s.first = first, s.count = count, s.width = (count + 15) / 16 * 16, s.to_value = a.kv_heads * blocks.row;
+  for (int k = 0; k < count;) {
+    const int64_t number = (first + k) / a.block_size;
+    const char* block = static_cast<const char*>(a.kv_cache) + table[number] * blocks.block;
+    const auto* key_scales = reinterpret_cast<const float*>(block + blocks.scales) + q.kv_head * a.block_size;
+    const float* value_scales = key_scales + a.kv_heads * a.block_size;
+    for (auto offset = first + k - number * a.block_size; offset < a.block_size && k < count; ++offset, ++k) {
+      s.key[k] = block + offset * blocks.token + q.kv_head * blocks.row;
+      if constexpr (Kv::kScaled) s.key_scale[k] = key_scales[offset], s.value_scale[k] = value_scales[offset];
+    }
   }
 }
 
