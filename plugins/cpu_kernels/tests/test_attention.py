@@ -76,7 +76,8 @@ class Batch:
         splits = -(-int(self.totals.max()) // step)
         partial = np.full((rows, self.heads, splits, self.size + 2), np.nan, np.float32) if split else None
         args = _abi.AttentionArgs(
-            query=address(self.query), query_stride=width, kv_cache=cache, query_start=address(self.start), seq_lens=address(self.totals), block_tables=address(self.tables),
+            query=address(self.query), query_stride=width, kv_cache=cache, query_start=address(self.start),
+            seq_lens=address(self.totals), block_tables=address(self.tables),
             table_stride=self.width, rows=rows, sequences=len(self.lengths), kv_type=kind, block_size=BLOCK,
             heads=self.heads, kv_heads=self.kv_heads, head_size=self.size,
             window=extra.get("sliding_window", 0), scale=self.size**-0.5, soft_cap=extra.get("logits_soft_cap", 0.0),

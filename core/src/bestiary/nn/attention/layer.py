@@ -100,7 +100,7 @@ class Attention(nn.Module):
 
     @property
     def scales_cache(self) -> bool:
-        """Whether the cache is fp8, so that keys and values are scaled to it. (An int8 one scales each row by itself.)"""
+        """Whether the cache is fp8, to which a layer's keys and values are scaled; int8 rows have their own scales."""
         dtype = self.spec.cache_dtype
         return is_cached(self.spec) and dtype is not None and dtype.is_floating_point and dtype.itemsize == 1
 
