@@ -6,8 +6,8 @@ there then. A step can be recorded where nothing in it depends on the host's num
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -38,4 +38,14 @@ class StepRecorder(Protocol):
         Raises:
             NotRecordable: the step has been run as far as that, and changed nothing but caches at their places.
         """
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A recorder that says, for people, what its steps would run on here."""
+
+    @staticmethod
+    def describe() -> Mapping[str, str | int]:
+        """Facts by name, such as the instruction set and the threads. Raises what using them would raise."""
         ...
