@@ -85,6 +85,10 @@ class StepGraphs:
             self.steps.popitem(last=False)
         return results
 
+    def recorded(self, rows: int) -> Callable[[], Results] | None:
+        """The recorded step of so many rows without adapters, if there is one; running it repeats the last one."""
+        return self.steps.get((rows, False))
+
     def forget_adapted(self) -> None:
         """Record steps with adapters again: what their slots hold has changed."""
         for key in [key for key in self.steps if key[1]]:

@@ -36,4 +36,4 @@ class NativeStepRecorder:
                 results = step()
         finally:
             here.recorder = None
-        return results, Program(here, recorder, results).replay
+        return results, Program(here, recorder, results)
