@@ -11,6 +11,7 @@ from typing import Any
 from bestiary.engine.runner import ModelRunner, attention_layers
 from bestiary.nn.graphs import KernelTime
 from bestiary.nn.ops.registry import ChosenOps
+from bestiary.nn.quant.packed import PackedLinearMethod
 
 from .hardware import wait
 from .op_cost import OpCost, attention_cost, op_cost
@@ -33,13 +34,19 @@ class OpTimer:
     def watching(self, runner: ModelRunner) -> Iterator[None]:
         """While it lasts, the runner's ops and its attention are timed, and no step of its is recorded or replayed."""
         layers = [layer for layer in attention_layers(runner.model).values() if layer.backend is not None]
+        heads = [each for each in runner.model.modules() if _is_packed_head(each)]
         before = runner.ops, runner.graphs, [layer.backend for layer in layers]
+        methods = [head.quant_method for head in heads]
         runner.ops, runner.graphs = self._timed_ops(runner.ops), None
         for layer in layers:
             layer.backend = _TimedAttention(layer.backend, self)
+        for head in heads:
+            head.quant_method = _TimedHead(head.quant_method, self)
         try:
             yield
         finally:
+            for head, method in zip(heads, methods, strict=True):
+                head.quant_method = method
             runner.ops, runner.graphs, backends = before
             for layer, backend in zip(layers, backends, strict=True):
                 layer.backend = backend
@@ -91,6 +98,27 @@ class _TimedAttention:
             lambda: self._backend.forward(query, key, value, kv_cache, metadata, spec, sinks),
             lambda _: attention_cost(query, kv_cache, metadata, spec),
         )
+
+
+class _TimedHead:
+    """How a head that is no op's business is applied, but for the clock."""
+
+    def __init__(self, method: Any, timer: OpTimer) -> None:
+        self._method, self._timer = method, timer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def apply(self, layer: Any, x: Any, bias: Any = None) -> Any:
+        return self._timer.call(
+            "linear_onednn",
+            lambda: self._method.apply(layer, x, bias),
+            lambda result: op_cost("linear_onednn", [x, layer.weight, bias], result),
+        )
+
+
+def _is_packed_head(module: Any) -> bool:
+    return isinstance(getattr(module, "quant_method", None), PackedLinearMethod)
 
 
 def together(rows: list[KernelTime]) -> KernelTime:
