@@ -15,6 +15,28 @@ from bestiary.testing.fake_site import Site
 
 from .conftest import Run
 
+RECORDERS = """
+from bestiary.api.hooks import hookimpl
+
+class Recorder:
+    name = "fast"
+
+    @staticmethod
+    def why_not(target):
+        return None
+
+    @staticmethod
+    def describe():
+        return {'threads': 3}
+
+    def record(self, step):
+        raise NotImplementedError
+
+@hookimpl
+def step_recorders():
+    return {"fast": Recorder}
+"""
+
 
 @pytest.fixture(autouse=True)
 def more_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +117,37 @@ def test_doctor_on_a_good_machine(bestiary: Run, tmp_path: Path, monkeypatch: py
     assert not [text for text in document["problems"] if "chooses" in text]
     cache = next(each for each in document["directories"] if each["what"] == "cache")
     assert cache == {"what": "cache", "path": str(tmp_path / "cache"), "writable": True}
+
+
+def test_doctor_says_that_kernels_are_missing(bestiary: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "kernel_packages", lambda: {"cpu": "fast-steps"})
+    kernels = bestiary("doctor", "--no-probe", "--json").data["kernels"]
+    assert kernels["BESTIARY_KERNELS"] == "torch"  # the tests' own setting
+    assert kernels["native"] == "fast-steps is not installed: pip install fast-steps"
+    assert kernels["step_recorder"] == "none: no package in use offers a recorder"
+    assert kernels["attention_backend"] == "torch" and kernels["libraries"] == {}
+
+
+def test_doctor_says_what_computes_a_model(bestiary: Run, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "kernel_packages", lambda: {"cpu": "fast-steps"})
+    site.add("fast-steps", hooks={"kernels": "fast_steps"}, source=RECORDERS)
+    assert bestiary("doctor", "--no-probe", "--json").data["kernels"]["native"] == "left out: BESTIARY_KERNELS is torch"
+    monkeypatch.setenv("BESTIARY_KERNELS", "auto")
+    kernels = bestiary("doctor", "--no-probe", "--json").data["kernels"]
+    assert kernels["native"] == "used where they can run"
+    assert kernels["libraries"]["fast"] == {"threads": 3}
+    assert re.search(r"fast: threads +3", bestiary("doctor", "--no-probe").out)
+
+
+def test_a_library_that_cannot_be_loaded_is_a_problem(
+    bestiary: Run, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BESTIARY_KERNELS", "auto")
+    broken = RECORDERS.replace("return {'threads': 3}", "raise OSError('no such object')")
+    site.add("broken-steps", hooks={"kernels": "broken_steps"}, source=broken)
+    document = bestiary("doctor", "--no-probe", "--json").data
+    assert document["kernels"] is None and document["ops"]
+    assert "kernels: OSError: no such object" in document["problems"]
 
 
 def test_a_choice_for_what_nobody_offers_is_a_problem_with_its_place(

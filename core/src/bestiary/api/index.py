@@ -30,6 +30,12 @@ def gguf_packages() -> Mapping[str, str]:
 
 
 @cache
+def kernel_packages() -> Mapping[str, str]:
+    """A kind of device → the package of kernels to install for it."""
+    return dict(shipped("architectures.json")["kernels"])
+
+
+@cache
 def official() -> frozenset[str]:
     """The distributions that the Bestiary authors publish."""
     return frozenset(shipped("architectures.json")["official"])

@@ -1,9 +1,8 @@
-"""`bestiary bench latency`, `throughput`, `perplexity`, `peers`, `serve`, `http` and `start`: progress on stderr,
-figures on stdout."""
+"""The commands of `bestiary bench`: progress on stderr, figures on stdout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,6 +99,31 @@ def throughput(num_prompts: int, input_len: str, output_len: int, repeats: int, 
 
 @bench.command()
 @_shared
+@click.option("--batch", type=click.IntRange(1), multiple=True, default=(1, 16, 32), show_default=True,
+              help="Rows of a decode step; repeatable.")  # fmt: skip
+@click.option("--prefill-len", type=click.IntRange(1), default=512, show_default=True, help="Prompt to first token.")
+@click.option("--input-len", type=click.IntRange(1), default=128, show_default=True, help="Prompts before decoding.")
+@click.option("--output-len", type=click.IntRange(3), default=16, show_default=True, help="Tokens decoded.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Rounds; medians are told.")
+@click.option("--seconds", type=click.FloatRange(0), default=1.0, show_default=True, help="To take a step apart in.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the prompts' random tokens.")
+@click.option("--skip-tokenizer-init", is_flag=True, help="Token ids alone: no text is made.")
+@click.option("--enforce-eager", is_flag=True, help="Decode steps op by op, instead of recorded.")
+def ops(
+    batch: tuple[int, ...], prefill_len: int, input_len: int, output_len: int, repeats: int, seconds: float,
+    skip_tokenizer_init: bool, enforce_eager: bool, **shared: Any,
+) -> None:  # fmt: skip
+    """Where the time of a decode step and of a prompt goes: op by op, each beside its own limit."""
+    from .ops import OpsWork
+    from .run import run_ops
+
+    work = OpsWork(batch, input_len, output_len, prefill_len, repeats, seconds, not skip_tokenizer_init)
+    engine = {"skip_tokenizer_init": skip_tokenizer_init, "enforce_eager": enforce_eager}
+    finish(shared, run_ops(_options(shared, engine), work, _say(shared)))
+
+
+@bench.command()
+@_shared
 @click.option("--text", type=FILE, help="A file to predict, instead of ours.")
 @click.option("--window", type=click.IntRange(2), help="Tokens at once.  [default: 1024, or the context]")
 @click.option("--stride", type=click.IntRange(1), help="Tokens from window to window.  [default: half of one]")
@@ -170,11 +194,10 @@ def peers(**shared: Any) -> None:
     finish(shared, run_peers(shared["model"], engine, named_peers(shared), peers_work(shared), _say(shared)))
 
 
-def _options(shared: dict[str, Any]) -> Any:
+def _options(shared: dict[str, Any], more: Mapping[str, Any] | None = None) -> Any:
     from .run import BenchOptions
 
-    engine = {name: shared[name] for name in _ENGINE}
-    engine["progress"] = not shared["quiet"]
+    engine = {**{name: shared[name] for name in _ENGINE}, **(more or {}), "progress": not shared["quiet"]}
     return BenchOptions(
         model=shared["model"],
         engine=engine,

@@ -99,14 +99,15 @@ def _median_seconds(work: Callable[[], object], device: str, repeats: int) -> fl
     """After one call that does not count."""
     seconds = []
     for _ in range(repeats + 1):
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         work()
-        _wait(device)
+        wait(device)
         seconds.append(time.perf_counter() - start)
     return median(seconds[1:])
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Until the device has done what it was given; a CPU has."""
     if device != "cpu":
         torch.cuda.synchronize(device)

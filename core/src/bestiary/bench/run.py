@@ -13,6 +13,7 @@ from bestiary.api.errors import UsageError
 from .hardware import Hardware, measure_hardware
 from .latency import LatencyWork, measure_latency
 from .limits import Limits, model_cost
+from .ops import OpsBench, OpsWork
 from .perplexity import Perplexity, PerplexityWork, compared, engine_changes, measure_perplexity
 from .record import load_average, new_record
 from .subject import BestiarySubject, Subject, model_of
@@ -105,6 +106,24 @@ def run_perplexity(options: BenchOptions, work: PerplexityWork, methods: Sequenc
         workload=measured,
         results=compared(results),
     )
+
+
+def run_ops(options: BenchOptions, work: OpsWork, say: Say) -> dict[str, Any]:
+    """The record of `bench ops`."""
+    longest = max(work.prefill_len + 1, work.input_len + work.output_len)
+    lengths = f"--prefill-len (now {work.prefill_len}), --input-len and --output-len"
+    with _loaded(options, longest, max(work.batch), lengths) as llm:
+        limits, _, start = _ready(llm, options, say)
+        bench = OpsBench(llm, _workload(llm, options), work)
+        found = {}
+        for rows in work.batch:
+            say(f"measuring decode steps of {rows}")
+            found[f"decode {rows}"] = bench.decode(rows)
+        say(f"measuring a prompt of {work.prefill_len}")
+        found[f"prefill {work.prefill_len}"] = bench.prefill()
+        results = {title: each.as_dict(limits.hardware) for title, each in found.items()}
+        return _record("ops", llm, options, start, limits, work=asdict(work), limits_={}, results=results,
+                       fractions={})  # fmt: skip
 
 
 _PERPLEXITY_ENGINE: Mapping[str, Any] = {

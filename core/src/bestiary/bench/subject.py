@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 from torch import nn
 
 from bestiary.api.errors import EngineError
+from bestiary.api.hooks import StepObserver
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.executor import UniprocExecutor
 from bestiary.engine.plan import StepPlan
+from bestiary.engine.runner import ModelRunner
 
 if TYPE_CHECKING:
     from bestiary.serve.llm import LLM
@@ -33,11 +35,28 @@ class Subject(Protocol):
 
 def model_of(llm: LLM) -> nn.Module:
     """The model of an engine in this process."""
+    model: nn.Module = runner_of(llm).model
+    return model
+
+
+def runner_of(llm: LLM) -> ModelRunner:
+    """The runner of an engine in this process."""
     executor = llm.engine.executor
     if not isinstance(executor, UniprocExecutor) or executor.runner is None:
         raise EngineError("only a model in this process can be measured", value=type(executor).__name__)
-    model: nn.Module = executor.runner.model
-    return model
+    return executor.runner
+
+
+@contextmanager
+def observed(llm: LLM, observer: StepObserver) -> Iterator[None]:
+    """While it lasts, the observer is told of every step."""
+    engine = llm.engine
+    before = engine.observers
+    engine.observers = (*before, observer)
+    try:
+        yield
+    finally:
+        engine.observers = before
 
 
 class TokenClock:
@@ -65,23 +84,14 @@ class BestiarySubject:
 
     def run(self, prompts: Sequence[list[int]], output_len: int) -> list[Times]:
         params = SamplingParams(temperature=0, max_tokens=output_len, ignore_eos=True, detokenize=False)
-        with self._observed() as observer:
+        observer = TokenClock(self._clock)
+        with observed(self._llm, observer):
             start = self._clock()
             outputs = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
         times = [[each - start for each in observer.times[output.request_id]] for output in outputs]
         if any(len(each) != output_len for each in times):
             raise EngineError(f"an answer does not have {output_len} tokens", value=[len(each) for each in times])
         return times
-
-    @contextmanager
-    def _observed(self) -> Iterator[TokenClock]:
-        engine, observer = self._llm.engine, TokenClock(self._clock)
-        before = engine.observers
-        engine.observers = (*before, observer)
-        try:
-            yield observer
-        finally:
-            engine.observers = before
 
 
 def interleave(

@@ -17,6 +17,10 @@ def table(record: dict[str, Any]) -> str:
         return _http_table(record)
     if record["kind"] == "start":
         return _start_table(record)
+    if record["kind"] == "ops":
+        from .ops_table import ops_table
+
+        return ops_table(record)
     if record["kind"] == "peers":
         from .peers.table import peers_table
 

@@ -35,6 +35,7 @@ from .adapters import Adapters
 from .arguments import EngineArgs
 from .engine import LLMEngine
 from .executor import UniprocExecutor
+from .graphs import choose_recorder
 from .loader.alias import AppliedAlias
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
@@ -167,11 +168,17 @@ class EngineBuilder:
 
     def _recorder(self, model: nn.Module, config: VllmConfig) -> StepRecorder | None:
         """What records decode steps here, if anything does."""
+        recorder, _ = self.recording(model, config)
+        return None if recorder is None else recorder()
+
+    def recording(self, model: nn.Module, config: VllmConfig) -> tuple[type[StepRecorder] | None, str]:
+        """What would record the decode steps of a model whose attention is bound, or why nothing would."""
+        if self.args.enforce_eager:
+            return None, "enforce_eager"
+        if self.seat is not None or self.parallel.world_size_across_dp > 1:
+            return None, "the model is divided among ranks"
         backends = [layer.backend for layer in attention_layers(model).values()]
-        if self.args.enforce_eager or not all(getattr(each, "recordable", False) for each in backends):
-            return None
-        offered = self.hooks.all("step_recorders").values()
-        return next((each() for each in offered if each.why_not(target_of(config)) is None), None)
+        return choose_recorder(self.hooks.all("step_recorders"), target_of(config), backends)
 
     def _engine(
         self,
@@ -191,7 +198,7 @@ class EngineBuilder:
             num_blocks = team.smallest(num_blocks)
         width = vocab_size(model, config)
         groups = None if team is None else team.groups
-        recorder = None if team is not None else self._recorder(model, config)
+        recorder = self._recorder(model, config)
         runner = ModelRunner(model, config, num_blocks, ops, width, groups, slots, pooler, recorder)
         adapters = Adapters(config.lora_config)
         schedulers = [

@@ -7,9 +7,11 @@ that stay where they are; so do weights and caches.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+from bestiary.nn.attention.backend import AttentionBackend
 from bestiary.nn.graphs import NotRecordable, Results, StepRecorder
+from bestiary.nn.ops.registry import Target
 
 from .batch import ForwardBatch
 from .decode_input import DecodeInput, FixedMetadata
@@ -21,6 +23,22 @@ _MOST = 128
 """Recorded steps that are kept; the one that was used longest ago goes."""
 
 Compute = Callable[[ForwardBatch], Results]
+
+
+def choose_recorder(
+    offered: Mapping[str, type[StepRecorder]], target: Target, backends: Iterable[AttentionBackend | None]
+) -> tuple[type[StepRecorder] | None, str]:
+    """The first recorder that runs on `target`, given what a model's attention layers run on; or why there is none."""
+    unfit = {getattr(each, "name", "none") for each in backends if not getattr(each, "recordable", False)}
+    if not offered:
+        return None, "no package in use offers a recorder"
+    if unfit:
+        return None, f"attention by {', '.join(sorted(unfit))} looks at the host's numbers"
+    reasons = {name: kind.why_not(target) for name, kind in offered.items()}
+    able = [offered[name] for name, reason in reasons.items() if reason is None]
+    if able:
+        return able[0], ""
+    return None, "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
 
 class StepGraphs:
@@ -65,6 +83,10 @@ class StepGraphs:
         if len(self.steps) > _MOST:
             self.steps.popitem(last=False)
         return results
+
+    def recorded(self, rows: int) -> Callable[[], Results] | None:
+        """The recorded step of so many rows without adapters, if there is one; running it repeats the last one."""
+        return self.steps.get((rows, False))
 
     def forget_adapted(self) -> None:
         """Record steps with adapters again: what their slots hold has changed."""

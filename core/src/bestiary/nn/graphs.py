@@ -6,8 +6,9 @@ there then. A step can be recorded where nothing in it depends on the host's num
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -38,4 +39,42 @@ class StepRecorder(Protocol):
         Raises:
             NotRecordable: the step has been run as far as that, and changed nothing but caches at their places.
         """
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A recorder that says, for people, what its steps would run on here."""
+
+    @staticmethod
+    def describe() -> Mapping[str, str | int]:
+        """Facts by name, such as the instruction set and the threads. Raises what using them would raise."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """Calls of one kernel, or op, on one shape.
+
+    Attributes:
+        name, shape: for people. calls: in a step. seconds: of all of them.
+        bytes: that they must read or write at least. operations: two a multiplication; 0 where only bytes count.
+    """
+
+    name: str
+    shape: str
+    calls: int
+    seconds: float
+    bytes: float
+    operations: float
+
+
+@runtime_checkable
+class Profiled(Protocol):
+    """A recorded step that can be taken apart."""
+
+    def __call__(self) -> Results: ...
+
+    def profile(self, seconds: float) -> Sequence[KernelTime]:
+        """Run the step for some `seconds` with a stop after every kernel: what each took, by kernel and shape."""
         ...

@@ -63,7 +63,7 @@ def pack_experts(weights: Sequence[Tensor]) -> PackedWeight | None:
         weight.data = row
         weight.contents = Layout((Part(layout.parts[0].format, layout.n_out, row.data_ptr()),), layout.n_in)
     stack = StackLayout(first.parts[0].format, len(packed), first.n_out, first.n_in, data.data_ptr(), each)
-    return PackedWeight.of(data, stack, (len(packed), first.n_out, first.n_in))
+    return PackedWeight.of(data, stack, (len(packed), first.n_out, first.n_in), stack.format.name)
 
 
 def routing(

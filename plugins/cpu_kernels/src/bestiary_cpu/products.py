@@ -52,9 +52,10 @@ def pack(sources: Sequence[tuple[GgmlType, Tensor]], n_in: int) -> PackedWeight 
     if not all(sizes):
         return None
     shape = (sum(len(rows) for _, rows in sources), n_in)
+    form = "+".join(dict.fromkeys(format.name for format, _ in sources))
     offsets = [sum(-(-size // 64) * 64 for size in sizes[:index]) for index in range(len(sizes) + 1)]
     if sources[0][1].is_meta:
-        return PackedWeight.of(torch.empty(offsets[-1], dtype=torch.uint8, device="meta"), None, shape)
+        return PackedWeight.of(torch.empty(offsets[-1], dtype=torch.uint8, device="meta"), None, shape, form)
     data = torch.from_numpy(here.weights.take(offsets[-1], here.pool.library))
     parts = []
     for (format, rows), offset in zip(sources, offsets, strict=False):
@@ -62,7 +63,7 @@ def pack(sources: Sequence[tuple[GgmlType, Tensor]], n_in: int) -> PackedWeight 
         stride = rows.stride(0) * rows.element_size()
         here.pool.run([Call("bst_pack", PackArgs(format, pointer(rows), stride, len(rows), n_in, part.address))])
         parts.append(part)
-    return PackedWeight.of(data, Layout(tuple(parts), n_in), shape)
+    return PackedWeight.of(data, Layout(tuple(parts), n_in), shape, form)
 
 
 def pack_plain(weight: Tensor) -> PackedWeight | None:

@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from bestiary.nn.graphs import KernelTime
+
 from ._abi import Step
 from .arena import Arena
 from .fusion import fused
 from .pool import Call, kernel_address
+from .profile import profile
 from .recorder import Recorder, TorchCall
 from .runtime import Runtime
 
@@ -29,10 +32,15 @@ class Program:
         self.segments = self._segments()
         self.results = tuple(self.arena.lasting(each) for each in results)
 
-    def replay(self) -> Results:
+    def __call__(self) -> Results:
         for segment in self.segments:
             segment()
         return self.results
+
+    def profile(self, seconds: float) -> list[KernelTime]:
+        """As `bestiary.nn.graphs.Profiled`."""
+        pieces = [node if isinstance(node, TorchCall) else self._run([node]) for node in self.nodes]
+        return profile(self.nodes, pieces, self._run([]), seconds, self.runtime.native)
 
     def _segments(self) -> list[Segment]:
         found: list[Segment] = []

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from bestiary.api.errors import EngineError
 
+from . import __version__
+from ._library import ISAS, library
 from .memory import Slabs, address, bytes_array
 from .pool import Call, Pool
 
@@ -75,6 +77,17 @@ def runtime() -> Runtime:
 @functools.cache
 def _runtime() -> Runtime:
     return Runtime(torch.get_num_threads())
+
+
+def description() -> dict[str, str | int]:
+    """What kernels run on in this process, or would. Raises `BrokenPlugin`: no library here can be loaded."""
+    here = library()
+    able = ", ".join(ISAS[: here.native.bst_cpu_level() + 1])
+    threads = runtime().pool.threads if runtime.cache_info().currsize else torch.get_num_threads()
+    return {
+        "library": f"bestiary-cpu {__version__}", "instruction_set": here.isa, "processor_runs": able,
+        "threads": threads, "file": str(here.path),
+    }  # fmt: skip
 
 
 def pointer(tensor: Tensor | None) -> int | None:

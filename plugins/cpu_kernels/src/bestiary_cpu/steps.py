@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from bestiary.nn.ops.registry import Target
 
 from .arena import Arena
 from .program import Program, Results
 from .recorder import NoLooking, Recorder
-from .runtime import runtime
+from .runtime import description, runtime
 
 
 class NativeStepRecorder:
@@ -24,6 +24,10 @@ class NativeStepRecorder:
     def why_not(target: Target) -> str | None:
         return None if target.device == "cpu" else "for CPUs"
 
+    @staticmethod
+    def describe() -> Mapping[str, str | int]:
+        return description()
+
     def record(self, step: Callable[[], Results]) -> tuple[Results, Callable[[], Results]]:
         here, recorder = runtime(), Recorder(self.arena)
         here.recorder = recorder
@@ -32,4 +36,4 @@ class NativeStepRecorder:
                 results = step()
         finally:
             here.recorder = None
-        return results, Program(here, recorder, results).replay
+        return results, Program(here, recorder, results)

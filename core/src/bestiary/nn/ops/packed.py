@@ -34,16 +34,17 @@ class PackedWeight(nn.Parameter):
     """Bytes, uint8 ``[n]``, and what their maker knows of them.
 
     Attributes:
-        contents: the maker's own. shape_before: of the weight that it was made of.
+        contents: the maker's own. shape_before: of the weight that it was made of. form: a word for people.
     """
 
     contents: Any
     shape_before: tuple[int, ...]
+    form: str
 
     @classmethod
-    def of(cls, data: torch.Tensor, contents: Any, shape: tuple[int, ...]) -> PackedWeight:
+    def of(cls, data: torch.Tensor, contents: Any, shape: tuple[int, ...], form: str) -> PackedWeight:
         made = torch.Tensor._make_subclass(cls, data, False)
-        made.contents, made.shape_before = contents, shape
+        made.contents, made.shape_before, made.form = contents, shape, form
         return made
 
     @classmethod

@@ -97,19 +97,20 @@ class Op(Generic[P, R]):
 
     def add(self, implementation: Implementation[P, R]) -> None:
         """Offer a ready-made version to everybody; the same one may be offered again."""
-        self.implementations = self._with([implementation])
+        self.implementations = self.known([implementation])
 
     def choose(
         self, target: Target, wanted: str | None = None, offered: Iterable[Implementation[P, R]] = ()
     ) -> Implementation[P, R]:
         """The version for `target`, of those known and `offered`: the `wanted` one, or the best that can run there."""
-        known = self._with(offered)
+        known = self.known(offered)
         if wanted is not None:
             return self._named(wanted, target, known)
         able = [impl for impl in known.values() if impl.why_not(target) is None]
         return max(able, key=lambda impl: impl.priority)
 
-    def _with(self, offered: Iterable[Implementation[P, R]]) -> dict[str, Implementation[P, R]]:
+    def known(self, offered: Iterable[Implementation[P, R]]) -> dict[str, Implementation[P, R]]:
+        """Every version by its name, those `offered` included. Two of one name are a `UsageError`."""
         known = dict(self.implementations)
         for each in offered:
             if known.setdefault(each.name, each) != each:
@@ -183,12 +184,19 @@ def choose_ops(target: Target, wanted: Mapping[str, str], offered: Mapping[str, 
 
     `offered` is what hooks bring: ``"op/name"`` → an `Implementation`, or a function that runs everywhere.
     """
-    _refuse_unknown([*wanted, *(each.partition("/")[0] for each in offered)])
+    _refuse_unknown(wanted)
+    versions = by_op(offered)
+    return ChosenOps({name: each.choose(target, wanted.get(name), versions[name]) for name, each in OPS.items()})
+
+
+def by_op(offered: Mapping[str, Any]) -> dict[str, list[Implementation[..., Any]]]:
+    """What hooks bring, as for `choose_ops`, by the op; unknown ones are a `UsageError`."""
+    _refuse_unknown(label.partition("/")[0] for label in offered)
     versions: dict[str, list[Implementation[..., Any]]] = {name: [] for name in OPS}
     for label, value in offered.items():
         name, _, version = label.partition("/")
         versions[name].append(value if isinstance(value, Implementation) else Implementation(version, value))
-    return ChosenOps({name: each.choose(target, wanted.get(name), versions[name]) for name, each in OPS.items()})
+    return versions
 
 
 def _refuse_unknown(names: Iterable[str]) -> None:

@@ -55,6 +55,10 @@ class QuantizeMethodBase(ABC):
         """Repack for the kernels; called once, after every parameter was filled. Nothing to do unless overridden."""
         return
 
+    def packed(self, layer: nn.Module) -> PackedWeight | None:
+        """What the ops in force make of the layer's weight, loaded or on the meta device; None where they leave it."""
+        return None
+
     def bytes_added(self, layer: nn.Module) -> int:
         """What repacking adds to the parameters that `create_weights` made, in bytes; known before they are loaded."""
         return 0
@@ -87,10 +91,13 @@ class UnquantizedLinearMethod(QuantizeMethodBase):
         return linear(x, layer.weight, bias)  # type: ignore[arg-type]
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        keep_packed(layer, linear.pack(layer.weight))
+        keep_packed(layer, self.packed(layer))
+
+    def packed(self, layer: nn.Module) -> PackedWeight | None:
+        return linear.pack(layer.weight)
 
     def bytes_added(self, layer: nn.Module) -> int:
-        return packed_bytes(layer, linear.pack(layer.weight))
+        return packed_bytes(layer, self.packed(layer))
 
     def embedding(self, layer: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         return embedding(ids, layer.weight)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from bestiary.nn.gguf.tensor import BlockTensor
 from bestiary.nn.linear_base import LinearBase, refuse_other_rows
 from bestiary.nn.moe.names import FUSED, merged_name
 from bestiary.nn.ops.gguf import BlockRows, embedding_gguf, linear_gguf
+from bestiary.nn.ops.packed import PackedWeight
 from bestiary.nn.parallel import refuse
 from bestiary.nn.weights.fill import ShardId, fill, set_weight_attrs
 
@@ -159,10 +160,13 @@ class GgufLinearMethod(QuantizeMethodBase):
         return linear_gguf(x, weight, self.runs, bias)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        keep_packed(layer, linear_gguf.pack(layer.weight, self.runs))
+        keep_packed(layer, self.packed(layer))
+
+    def packed(self, layer: nn.Module) -> PackedWeight | None:
+        return linear_gguf.pack(layer.weight, self.runs)
 
     def bytes_added(self, layer: nn.Module) -> int:
-        return packed_bytes(layer, linear_gguf.pack(layer.weight, self.runs))
+        return packed_bytes(layer, self.packed(layer))
 
     def embedding(self, layer: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         table: Any = layer

@@ -83,12 +83,15 @@ class GroupedLinearMethod(QuantizeMethodBase):
             _refuse_unknown_groups(layer.group_of, layer.weight_scale.shape[1])
         if self.symmetric:
             layer.weight_zero = torch.full_like(layer.weight_scale.data, 2 ** (self.bits - 1), dtype=torch.uint8)
-        keep_packed(layer, self._pack(layer, layer.weight_zero))
+        keep_packed(layer, self.packed(layer))
+
+    def packed(self, layer: Any) -> PackedWeight | None:
+        zero = layer.weight_scale if self.symmetric and layer.weight.is_meta else layer.weight_zero
+        return self._pack(layer, zero)
 
     def bytes_added(self, layer: Any) -> int:
-        zero = layer.weight_scale if self.symmetric else layer.weight_zero
         added = int(layer.weight_scale.numel()) if self.symmetric else 0
-        return added + packed_bytes(layer, self._pack(layer, zero))
+        return added + packed_bytes(layer, self.packed(layer))
 
     @property
     def _product(self) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from bestiary.nn.ops.packed import PackedWeight
 from bestiary.nn.ops.quant import linear_int8, linear_int8_int8
 
 from .at_load import is_left_plain, quantizing_loader
@@ -81,17 +82,19 @@ class Int8LinearMethod(QuantizeMethodBase):
             if not self.symmetric:
                 zero = one_for_all(layer.input_zero_point, layer, "input_zero_point")
                 replace_parameter(layer, "input_zero_point", zero)
-        if self.activations is None:
-            keep_packed(layer, linear_int8.pack(layer.weight, layer.weight_scale))
+        keep_packed(layer, self.packed(layer))
+
+    def packed(self, layer: Any) -> PackedWeight | None:
+        if self.activations is not None:
+            return None
+        scale = torch.empty(len(layer.weight), device="meta") if layer.weight.is_meta else layer.weight_scale
+        return linear_int8.pack(layer.weight, scale)
 
     def bytes_added(self, layer: Any) -> int:
         by_row = len(layer.weight) - layer.weight_scale.numel() if self.per_tensor else 0
         static = 1 - layer.input_scale.numel() if self.activations == "static" else 0
         added = int(by_row + (1 if self.symmetric else 2) * static) * torch.float32.itemsize
-        if self.activations is not None:
-            return added
-        scale = torch.empty(len(layer.weight), device="meta")
-        return added + packed_bytes(layer, linear_int8.pack(layer.weight, scale))
+        return added + packed_bytes(layer, self.packed(layer))
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         if self.activations is None:

@@ -59,13 +59,15 @@ def examine(plugin: dict[str, str], device: str, *, probe: bool) -> tuple[dict[s
     ) or []  # fmt: skip
     hooks = section("hooks", lambda: machine.load_hooks(plugin))
     hook_rows = [] if hooks is None else hooks.rows
+    backends = section("attention backends", lambda: machine.attention_backends(device, hooks))
     document: dict[str, Any] = {
         "versions": section("versions", machine.versions),
         "cpu": section("cpu", machine.cpu),
         "memory": section("memory", machine.memory),
         "cuda_devices": section("cuda", machine.cuda_devices),
         "ops": section("ops", lambda: machine.ops(device, hooks)),
-        "attention_backends": section("attention backends", lambda: machine.attention_backends(device, hooks)),
+        "kernels": section("kernels", lambda: machine.kernels(device, hooks, backends)),
+        "attention_backends": backends,
         "quantization_methods": section("quantization methods", lambda: machine.quantization_methods(device, hooks)),
         "hooks": [{name: getattr(row, name) for name in row.__slots__} for row in hook_rows],
         "plugins": [row.as_dict() for row in rows],
@@ -113,6 +115,7 @@ def _tables(found: dict[str, Any], rows: list[PluginRow]) -> list[Table]:
         pairs("machine", [*(found["cpu"] or {}).items(), *(found["memory"] or {}).items()]),
         Table("CUDA devices", ("device", "capability", "memory"),
               [tuple(map(str, each.values())) for each in found["cuda_devices"] or []]),
+        pairs("kernels", _kernels(found["kernels"] or {})),
         Table("ops", ("op", "chosen", "others"),
               [(each["op"], each["chosen"], _reasons({name: why or "can run" for name, why in each["others"].items()}))
                for each in found["ops"] or []]),
@@ -134,6 +137,13 @@ def _tables(found: dict[str, Any], rows: list[PluginRow]) -> list[Table]:
                for each in found["directories"] or []]),
         Table("problems", ("problem",), [(text,) for text in found["problems"]] or [("none",)]),
     ]  # fmt: skip
+
+
+def _kernels(found: dict[str, Any]) -> list[tuple[str, object]]:
+    rows = [(name.replace("_", " ") if name.islower() else name, found[name]) for name in found if name != "libraries"]
+    for recorder, facts in found.get("libraries", {}).items():
+        rows += [(f"{recorder}: {name.replace('_', ' ')}", value) for name, value in facts.items()]
+    return rows
 
 
 def _reasons(why: dict[str, str]) -> str:

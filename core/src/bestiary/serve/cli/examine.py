@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from bestiary.engine.arguments import EngineArgs
     from bestiary.engine.build import EngineBuilder
     from bestiary.engine.memory_plan import MemoryPlan
+    from bestiary.nn.linear_base import LinearBase
 
 
 def examine(args: EngineArgs, memory_per_rank: int | None = None) -> dict[str, Any]:
@@ -38,6 +40,7 @@ def examine(args: EngineArgs, memory_per_rank: int | None = None) -> dict[str, A
     bind_attention(model, config, builder.hooks.all("attention_backends"))
     with ops.active():
         plan = plan_memory(model_class, config, memory_per_rank)
+        packed = _packed(model)
     weights = _weights(model)
     adapters = _adapters(builder, model, config)
     problems = [_no_weights(builder), problem_of(plan)]
@@ -50,7 +53,7 @@ def examine(args: EngineArgs, memory_per_rank: int | None = None) -> dict[str, A
         "adapters": adapters,
         "kv_cache": _kv_cache(model, config, plan),
         "plan": plan_document(plan, given=memory_per_rank is not None),
-        "runs_on": _runs_on(model, config, ops.names),
+        "runs_on": _runs_on(builder, model, config) | {"packed_layers": packed, "ops": ops.names},
         "tokenizer": _tokenizer(builder, args),
         "notices": [text for text in problems if text is not None],
     }
@@ -217,9 +220,10 @@ def _kv_cache(model: nn.Module, config: VllmConfig, plan: MemoryPlan) -> dict[st
     }
 
 
-def _runs_on(model: nn.Module, config: VllmConfig, ops: dict[str, str]) -> dict[str, Any]:
+def _runs_on(builder: EngineBuilder, model: nn.Module, config: VllmConfig) -> dict[str, Any]:
     from bestiary.engine.runner import attention_layers
 
+    recorder, why_not = builder.recording(model, config)
     backends = [layer.backend.name for layer in attention_layers(model).values() if layer.backend is not None]
     return {
         "device": config.device_config.device,
@@ -227,14 +231,29 @@ def _runs_on(model: nn.Module, config: VllmConfig, ops: dict[str, str]) -> dict[
         "quantization": None if config.quant_config is None else config.quant_config.name,
         "quantized_layers": None if config.quant_config is None else _methods(model),
         "attention_backend": _same(backends),
-        "ops": ops,
+        "step_recorder": f"none: {why_not}" if recorder is None else recorder.name,
     }
 
 
 def _methods(model: nn.Module) -> str:
     """How many layers have each method, those of experts included."""
-    from collections import Counter
+    return _counted(str(layer.quant_method) for layer in _linear_layers(model))
 
+
+def _packed(model: nn.Module) -> str | None:
+    """How many layers, tables of embeddings included, the ops in force pack in which form; None: they pack none. One
+    whose weight is another's counts once."""
+    from bestiary.nn.embedding import VocabParallelEmbedding
+
+    tables = [each for each in model.modules() if isinstance(each, VocabParallelEmbedding)]
+    layers: dict[int, Any] = {id(layer.weight): layer for layer in [*_linear_layers(model), *tables]}
+    packed = [layer.quant_method.packed(layer) for layer in layers.values()]
+    forms = ["not packed" if each is None else each.form for each in packed]
+    return _counted(forms) if any(each is not None for each in packed) else None
+
+
+def _linear_layers(model: nn.Module) -> list[LinearBase]:
+    """Those of experts included."""
     from bestiary.nn.linear_base import LinearBase
     from bestiary.nn.moe import FusedMoE
 
@@ -242,8 +261,13 @@ def _methods(model: nn.Module) -> str:
     for module in model.modules():
         if isinstance(module, FusedMoE):
             layers += module.expert_layers
-    counts = Counter(str(layer.quant_method) for layer in layers)
-    return ", ".join(f"{count} {method}" for method, count in counts.most_common())
+    return layers
+
+
+def _counted(words: Iterable[str]) -> str:
+    from collections import Counter
+
+    return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
 
 
 def _tokenizer(builder: EngineBuilder, args: EngineArgs) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bestiary.api.choices import KERNELS
+
 from .output import size
 
 if TYPE_CHECKING:
@@ -81,23 +83,58 @@ def ops(device: str, hooks: HookManager | None) -> list[dict[str, Any]]:
 
     from bestiary.engine.loader.vllm_config import choose_device
     from bestiary.nn import ops as package
-    from bestiary.nn.ops.registry import OPS, Target, choose_ops
+    from bestiary.nn.ops.registry import OPS, Target, by_op, choose_ops
 
     for module in pkgutil.iter_modules(package.__path__):
         import_module(f"{package.__name__}.{module.name}")
     chosen_device = choose_device(device)
     target = Target(chosen_device, torch.float32 if chosen_device == "cpu" else torch.bfloat16)
-    chosen = choose_ops(target, {}, {} if hooks is None else hooks.all("op_implementations")).names
+    offered = {} if hooks is None else hooks.all("op_implementations")
+    chosen, versions = choose_ops(target, {}, offered).names, by_op(offered)
     return [
         {
             "op": name,
             "chosen": chosen[name],
             "others": {
-                each.name: each.why_not(target) for each in op.implementations.values() if each.name != chosen[name]
+                each.name: each.why_not(target)
+                for each in op.known(versions[name]).values()
+                if each.name != chosen[name]
             },
         }
         for name, op in sorted(OPS.items())
     ]
+
+
+def kernels(device: str, hooks: HookManager | None, backends: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """What computes a model here: whether other packages' kernels are used, the attention backend, what records decode
+    steps, and what each recorder says of itself. `native` says what is missing, or why they are not used."""
+    import torch
+
+    from bestiary.api import index
+    from bestiary.api.registry import ModelRegistry
+    from bestiary.engine.graphs import choose_recorder
+    from bestiary.engine.loader.vllm_config import choose_device
+    from bestiary.nn.attention.choice import BACKENDS
+    from bestiary.nn.graphs import Described
+    from bestiary.nn.ops.registry import Target
+
+    where = choose_device(device)
+    used = "auto" if hooks is None else hooks.kernels
+    offered = {} if hooks is None else hooks.all("step_recorders")
+    attention = next((each["backend"] for each in backends or [] if each["state"] == "chosen"), None)
+    foreign = {} if hooks is None else hooks.all("attention_backends")
+    backend = foreign[attention]() if attention in foreign else BACKENDS.get(attention or "")
+    recorder, why_not = choose_recorder(offered, Target(where, torch.float32), [backend])
+    package = index.kernel_packages().get(where)
+    missing = package is not None and package not in ModelRegistry.installation.versions
+    return {
+        KERNELS: used,
+        "native": f"{package} is not installed: pip install {package}" if missing
+        else f"left out: {KERNELS} is torch" if used == "torch" else "used where they can run",
+        "attention_backend": attention,
+        "step_recorder": f"none: {why_not}" if recorder is None else recorder.name,
+        "libraries": {name: dict(kind.describe()) for name, kind in offered.items() if isinstance(kind, Described)},
+    }  # fmt: skip
 
 
 def quantization_methods(device: str, hooks: HookManager | None) -> list[dict[str, Any]]:
