@@ -69,12 +69,28 @@ def test_an_int8_cache_needs_these_kernels():
 def test_narrow_weights_stay_narrow(name, dtype):
     """Half the memory, and the numbers of a model whose weights were widened."""
     path = checkpoint(name, dtype)
-    with llm(path) as native, llm(path, "torch", dtype="float32") as wide:
+    with llm(path, kv_cache_dtype="float32") as native, llm(path, "torch", dtype="float32") as wide:
         config = native.engine.vllm_config.model_config
         assert (config.dtype, config.weights_dtype) == (torch.float32, dtype)
         parts = [sum(each.nbytes for each in one.engine.executor.runner.model.parameters()) for one in (native, wide)]
         assert parts[0] < 0.56 * parts[1]
         assert furthest(said(native), said(wide)) < 2e-4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "kept"),
+    [
+        (torch.float32, {}, torch.float32),
+        (torch.bfloat16, {}, torch.bfloat16),
+        (torch.float16, {}, torch.float16),
+        (torch.float32, {"quantization": "int8"}, torch.float16),
+        (torch.float32, {"quantization": "int8", "kv_cache_dtype": "float32"}, torch.float32),
+        (torch.bfloat16, {"kernels": "torch", "dtype": "float32"}, torch.float32),
+    ],
+)
+def test_the_cache_is_as_narrow_as_the_weights(dtype, options, kept):
+    with llm(checkpoint("llama", dtype), **{"kernels": "auto", **options}) as engine:
+        assert {cache.dtype for cache in engine.engine.executor.runner.kv_caches.values()} == {kept}
 
 
 def test_more_sequences_come_and_go_than_were_recorded():

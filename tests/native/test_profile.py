@@ -44,7 +44,7 @@ def test_all_products_and_the_cache_are_counted(options):
         operations, size = sums(rows, "operations"), sums(rows, "bytes")
         assert operations["matmul"] == 2 * 3 * sum(prod(each.shape_before) for each in packed)
         assert 0 <= sum(each.nbytes for each in packed) - size["matmul"] < 64 * len(packed)
-        width = 2 if "kv_cache_dtype" in options else 4
+        width = 2 if options else 4
         context = 4 + GREEDY.max_tokens - 1
         assert sum(size[name] for name in size if name.startswith("attention")) == 2 * 3 * context * 2 * 2 * 16 * width
 

@@ -41,7 +41,8 @@ class EngineArgs:
         max_num_seqs, max_num_batched_tokens, enable_chunked_prefill, max_queue: limits of one step, and of the queue.
         block_size: KV-cache block, in tokens. num_gpu_blocks_override: exact number of blocks, on any device.
         kv_cache_memory_bytes: memory for them; None: half of what is free (4 GiB of it on a CPU), at most what
-            `max_num_seqs` sequences can use. kv_cache_dtype: "auto" is the model's;
+            `max_num_seqs` sequences can use. kv_cache_dtype: "auto" is the model's, or a
+            checkpoint's narrower one that native kernels keep (float16 where it is quantized);
             "float32", "bfloat16", "float16", "int8", "fp8" (the same as "fp8_e4m3") or "fp8_e5m2".
         hf_config_path: another directory's config.json. hf_overrides: fields to change in it, or a function from the
             fields to the fields.

@@ -25,13 +25,11 @@ def _native(function: Callable[..., Any], pack: Callable[..., Any] | None = None
 
 
 def _why_not_deterministic(target: Target) -> str | None:
-    return _why_not(target) or (None if target.deterministic else "weights that no layer packs go torch's way slowly")
+    return _why_not(target) or (None if target.deterministic else "for deterministic mode")
 
 
 def _why_not_by_shape(target: Target) -> str | None:
-    return _why_not(target) or (
-        "for weights that no layer packs, rows depend on their batch" if target.deterministic else None
-    )
+    return _why_not(target) or ("not in deterministic mode" if target.deterministic else None)
 
 
 LINEAR = Implementation("native", products.linear, _why_not_by_shape, _PRIORITY, products.pack_plain)

@@ -65,7 +65,7 @@ def make_vllm_config(
             block_size=args.block_size,
             memory_bytes=args.kv_cache_memory_bytes,
             num_blocks=args.num_gpu_blocks_override,
-            cache_dtype=args.kv_cache_dtype,
+            cache_dtype=choose_cache_dtype(args.kv_cache_dtype, weights_dtype, quant_config, packing),
             enable_prefix_caching=args.enable_prefix_caching,
             sliding_window=_window_of_all_layers(text_config(hf_config)),
         ),
@@ -168,6 +168,18 @@ def choose_dtype(
         notice(f"dtype float32 instead of the checkpoint's {named}: this CPU computes {named} slowly")
         return torch.float32, None
     return stored, None
+
+
+def choose_cache_dtype(
+    wanted: str, weights_dtype: torch.dtype | None, quant_config: Any, packing: Collection[str]
+) -> str:
+    """What keys and values are kept in. "auto" stays that, and is the model's, unless float32 activations stand for
+    something narrower: then it is the matrices' dtype, or float16 where these are quantized."""
+    if wanted != "auto" or not packing:
+        return wanted
+    if weights_dtype is not None:
+        return str(weights_dtype).removeprefix("torch.")
+    return "auto" if quant_config is None else "float16"
 
 
 def _cpu_computes(dtype: torch.dtype) -> bool:

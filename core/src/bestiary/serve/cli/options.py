@@ -41,7 +41,7 @@ ENGINE_HELP = {
     "block_size": "Tokens of a KV-cache block.",
     "num_gpu_blocks_override": "Exact number of KV-cache blocks, on any device.",
     "kv_cache_memory_bytes": "Memory of the KV cache: bytes, or 512M, 2G (powers of 1024).",
-    "kv_cache_dtype": "Type of the KV cache; auto: the model's.",
+    "kv_cache_dtype": "Type of the KV cache; auto: the model's, or its weights' under native kernels.",
     "hf_config_path": "Another config.json, or a directory or hub id that holds one.",
     "hf_overrides": "Fields to change in config.json, as a JSON object.",
     "load_format": "How weights are read: auto, safetensors, gguf, dummy (random), or a plugin's format.",
