@@ -5,12 +5,12 @@ import logging
 import models
 import pytest
 import torch
-from models import CONFIGS, PROMPTS, checkpoint, furthest, llm, said
+from models import CONFIGS, PROMPTS, checkpoint, differences, furthest, llm, said
 
 from bestiary import SamplingParams
-from bestiary.api.errors import EngineError
+from bestiary.api.errors import EngineError, UsageError
 
-FP16 = {"kv_cache_dtype": "float16"}
+FP16, INT8 = {"kv_cache_dtype": "float16"}, {"kv_cache_dtype": "int8"}
 
 
 def steps(engine):
@@ -33,7 +33,9 @@ def test_a_model_says_what_it_says_on_torch(name):
     assert furthest(got, want) < 2e-4
 
 
-@pytest.mark.parametrize("options", [{}, FP16, {"deterministic": True}], ids=["plain", "fp16 cache", "deterministic"])
+@pytest.mark.parametrize(
+    "options", [{}, FP16, INT8, {"deterministic": True}], ids=["plain", "fp16 cache", "int8 cache", "deterministic"]
+)
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe", "bloom"])
 def test_a_row_depends_on_nothing_but_its_sequence(name, options):
     """Whatever else is in the batch, in whatever pieces its prompt was computed, recorded or not: the same bits."""
@@ -43,6 +45,23 @@ def test_a_row_depends_on_nothing_but_its_sequence(name, options):
     with llm(checkpoint(name), max_num_batched_tokens=50, enable_prefix_caching=False, **options) as engine:
         in_pieces = said(engine)
     assert together == alone == in_pieces
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "bloom"])
+def test_an_int8_cache_is_a_rounding_away_from_a_float_one(name):
+    with llm(checkpoint(name)) as wide, llm(checkpoint(name), **INT8) as narrow:
+        caches = [one.engine.executor.runner.kv_caches.values() for one in (wide, narrow)]
+        assert not steps(narrow).refused
+        found = differences(said(narrow), said(wide))
+    sizes = [sum(each.nbytes for each in one) for one in caches]
+    assert sizes[1] * 16 * 4 == sizes[0] * (16 + 4)  # heads have 16 channels
+    assert 0 < found[len(found) // 2] < 0.04 and found[-1] < 0.2
+
+
+def test_an_int8_cache_needs_these_kernels():
+    with pytest.raises(UsageError, match="no attention backend") as caught:
+        llm(checkpoint("llama"), "torch", **INT8)
+    assert "torch: has no place for the scales of an int8 cache; fp8 needs none" in caught.value.details
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])

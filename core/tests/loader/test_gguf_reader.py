@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import struct
 import sys
@@ -286,6 +287,33 @@ def test_views_outlive_the_file_and_maps_do_not(tmp_path: Path) -> None:
         assert len(os.listdir("/proc/self/fd")) <= before + 1
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="this system takes no advice")
+def test_released_tensors_are_not_resident_and_can_be_read_again(tmp_path: Path) -> None:
+    size = 8 * 2**20
+    path = tmp_path / "model.gguf"
+    path.write_bytes(forge([], [Tensor("x.weight", (size // 4,), 0, 0)], b"\x01" * size))
+    with GgufFile.open(path) as file:
+        found = file.tensors["x.weight"]
+        assert int(found.data.sum()) == size
+        before = _resident(path)
+        found.release()
+        assert before >= size
+        assert before - _resident(path) >= size - 2 * mmap.PAGESIZE
+        assert int(found.data.sum()) == size
+
+
+def _resident(path: Path) -> int:
+    """Bytes of a file that this process has in memory by its maps."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if "-" in first:
+            ours = rest.endswith(str(path))
+        elif ours and first == "Rss:":
+            found += int(rest.split()[0]) * 1024
+    return found
 
 
 def part(number: int, count: int, *, total: int | None = None, said: int | None = None) -> bytes:

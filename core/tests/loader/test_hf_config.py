@@ -214,10 +214,25 @@ import sys
 from bestiary.engine.loader.hf_config import make_hf_config
 config, _ = make_hf_config({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4})
 never = "torch._dynamo torch.distributed.tensor accelerate sympy transformers.activations transformers.modeling_utils"
+never += " transformers transformers.models"
 heavy = [name for name in never.split() if name in sys.modules]
 if heavy:
     sys.exit(f"imported: {heavy}")
 """
+
+
+REAL_LATER = """
+from bestiary.engine.loader.hf_config import make_hf_config
+config, _ = make_hf_config({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4})
+import transformers
+same = transformers.LlamaConfig, transformers.models.llama.LlamaConfig, type(transformers.AutoConfig.for_model("llama"))
+print(transformers.__file__ is not None and all(each is type(config) for each in same))
+"""
+
+
+def test_who_imports_transformers_later_gets_the_real_one_with_the_same_classes() -> None:
+    done = subprocess.run([sys.executable, "-c", REAL_LATER], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "True", done.stderr[-2000:]
 
 
 def test_the_compilers_imports_are_spared() -> None:

@@ -10,8 +10,8 @@ from torch import nn
 
 from bestiary import LLM
 from bestiary.api.config import CacheConfig
-from bestiary.api.errors import WeightsMismatch
-from bestiary.nn.attention.choice import BACKENDS
+from bestiary.api.errors import UsageError, WeightsMismatch
+from bestiary.nn.attention.choice import BACKENDS, choose_backend
 from bestiary.nn.attention.layer import Attention
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.attention.scales import CacheScales
@@ -92,6 +92,16 @@ def test_attention_is_that_over_rounded_keys_and_values(name, dtype, backend, op
         torch.testing.assert_close(got, attend(wide, steps, query, kept_key, kept_value), atol=2e-2, rtol=1e-5)
     exact = attend(wide, [LENGTH], query, kept_key, value)
     assert float((got - exact).abs().max()) <= STEP[dtype] * float(value.abs().max())
+
+
+def test_an_int8_cache_scales_by_rows_and_has_no_place_here():
+    layer = layer_of("int8", "torch")
+    assert layer.get_kv_cache_spec().bytes_per_token == 2 * KV_HEADS * (SIZE + 4) and not layer.scales_cache
+    with pytest.raises(UsageError, match="no attention backend can run this model") as caught:
+        choose_backend(None, "cpu", [layer.spec])
+    assert list(caught.value.details) == [
+        f"{name}: has no place for the scales of an int8 cache; fp8 needs none" for name in ("torch", "reference")
+    ]
 
 
 class Model(nn.Module):

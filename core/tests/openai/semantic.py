@@ -7,7 +7,7 @@ CODES = {
     "LORA_PATH",
 }  # fmt: skip
 """That a prompt fits, that a call was made before it is answered, that a text is a grammar."""
-TOGETHER = {"min_tokens", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+TOGETHER = {"n", "min_tokens", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
             "response_format", "response_format.json_schema.schema", "response_format.regex", "text.format.schema",
             "response_format.grammar", "tool_choice", "continue_final_message", "stop"}  # fmt: skip
 """Fields that are refused for what stands in others."""

@@ -6,22 +6,11 @@
 //
 // Queries that read the same keys are taken together: the heads of a group (GQA), and neighbouring tokens.
 #include "attention.h"
-
-#include <type_traits>
-
 #include "math.h"
+#include "scores.h"
 
 namespace bst {
 namespace {
-
-// One split's keys, and for each query which of them it sees.
-struct Split {
-  int64_t first;             // position of the first key
-  int count, width;          // as many as any query sees; rounded up to 16
-  const char* key[kSplit];   // rows of the cache; a value lies `to_value` bytes behind its key
-  int64_t to_value;
-  float key_scale[kSplit], value_scale[kSplit];  // int8 caches
-};
 
 struct Visible {
   int begin, end;  // within a split
@@ -30,47 +19,18 @@ struct Visible {
 template <class Kv>
 void find_keys(const bst_attention_args& a, const Queries& q, int64_t first, int count, Split& s) {
   const int32_t* table = a.block_tables + q.sequence * a.table_stride;
-  const int64_t row = int64_t{a.head_size} * Kv::kBytes;
-  s.first = first, s.count = count, s.width = (count + 15) / 16 * 16, s.to_value = a.kv_heads * row;
-  for (int k = 0; k < count; ++k) {
-    const int64_t position = first + k;
-    const int64_t slot = int64_t{table[position / a.block_size]} * a.block_size + position % a.block_size;
-    const int64_t at = 2 * slot * a.kv_heads + q.kv_head;
-    s.key[k] = static_cast<const char*>(a.kv_cache) + at * row;
-    if constexpr (Kv::kScaled) s.key_scale[k] = a.kv_scales[at], s.value_scale[k] = a.kv_scales[at + a.kv_heads];
-  }
-}
-
-// Keys and values of one head lie a whole token apart, too far for the processor to see a stream in them.
-void fetch(const Split& s, int first, int64_t bytes) {
-  for (int k = first; k < first + kLanes && k < s.count; ++k)
-    for (int64_t at = 0; at < bytes; at += 64) {
-      __builtin_prefetch(s.key[k] + at);
-      __builtin_prefetch(s.key[k] + s.to_value + at, 0, 2);
+  const Blocks blocks(Kv::kBytes, Kv::kScaled, a.block_size, a.kv_heads, a.head_size);
+  s.first = first, s.count = count, s.width = (count + 15) / 16 * 16, s.to_value = a.kv_heads * blocks.row;
+  for (int k = 0; k < count;) {
+    const int64_t number = (first + k) / a.block_size;
+    const char* block = static_cast<const char*>(a.kv_cache) + table[number] * blocks.block;
+    const auto* key_scales = reinterpret_cast<const float*>(block + blocks.scales) + q.kv_head * a.block_size;
+    const float* value_scales = key_scales + a.kv_heads * a.block_size;
+    for (auto offset = first + k - number * a.block_size; offset < a.block_size && k < count; ++offset, ++k) {
+      s.key[k] = block + offset * blocks.token + q.kv_head * blocks.row;
+      if constexpr (Kv::kScaled) s.key_scale[k] = key_scales[offset], s.value_scale[k] = value_scales[offset];
     }
-}
-
-constexpr int kTogether = 4;  // queries whose sums are in registers at once
-
-// score[r][first + k] = q[r] · key[first + k] for kLanes keys. Channel c is summed in lane c % 16.
-template <class Kv, int kRows>
-void dot_products(const Split& s, int channels, int first, const float* const* row, float (*score)[kSplit]) {
-  Sixteen sums[kRows][kLanes];
-  for (int k = 0; k < kLanes; ++k) {
-    const char* key = s.key[first + k < s.count ? first + k : first];
-    Sixteen sum[kRows];
-    for (int r = 0; r < kRows; ++r) sum[r] = sixteen(0.0f);
-    for (int c = 0; c < channels; c += 16) {
-#pragma GCC unroll 2
-      for (int i = 0; i < Sixteen::kParts; ++i) {
-        const Floats x = Kv::get(key, c + i * kLanes);
-#pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) sum[r].part[i] = fma(load(row[r] + c + i * kLanes), x, sum[r].part[i]);
-      }
-    }
-    for (int r = 0; r < kRows; ++r) sums[r][k] = sum[r];
   }
-  for (int r = 0; r < kRows; ++r) store(score[r] + first, sum_each(sums[r]));
 }
 
 // Dot products to scores: scale, soft-cap, ALiBi; what is not seen becomes -inf.
@@ -136,33 +96,39 @@ void add_values(const Split& s, int channels, int begin, int end, const float (*
   else add_values<Kv, kRows, 16>(s, channels, begin, end, weight, out);
 }
 
-// Queries together over what all of them see; what only some see is added for each alone, so that a key that a query
-// does not see has no part in it, not even by 0 * NaN.
-template <class Kv, int kRows>
-void values_of(const Split& s, int channels, const Visible* seen, const float (*weight)[kSplit], float* out) {
-  int begin = 0, end = kSplit;
-  for (int r = 0; r < kRows; ++r) {
-    begin = seen[r].begin > begin ? seen[r].begin : begin;
-    end = seen[r].end < end ? seen[r].end : end;
-  }
-  if (begin > end) begin = end = 0;  // nothing in common: all of it alone, after the common part
-  for (int r = 0; r < kRows; ++r)
-    add_values<Kv, 1>(s, channels, seen[r].begin, begin, weight + r, out + r * channels);
-  add_values<Kv, kRows>(s, channels, begin, end, weight, out);
-  for (int r = 0; r < kRows; ++r)
-    add_values<Kv, 1>(s, channels, end > seen[r].begin ? end : seen[r].begin, seen[r].end, weight + r, out + r * channels);
-}
-
-// f(first query, integral constant of how many) for all queries, kTogether at a time.
-template <class F>
-void by_groups(int count, F f) {
-  int r = 0;
-  for (; r + kTogether <= count; r += kTogether) f(r, std::integral_constant<int, kTogether>());
-  switch (count - r) {
-    case 1: return f(r, std::integral_constant<int, 1>());
-    case 2: return f(r, std::integral_constant<int, 2>());
-    case 3: return f(r, std::integral_constant<int, 3>());
-  }
+// out[r] += Σ weight[r][k] * value[k] over the keys that a query sees. Queries go together over what all of a group see;
+// what only some see is added for each alone, so that nothing else has a part in it, not even by 0 * NaN.
+template <class Kv>
+void all_values(const Split& s, int channels, int count, const Visible* seen, const float (*weight)[kSplit],
+                float* out) {
+  constexpr int kNear = 32;  // keys whose values stay in the first cache while groups of queries take turns
+  const auto alone = [&](int r, int begin, int end) {
+    add_values<Kv, 1>(s, channels, begin, end, weight + r, out + r * channels);
+  };
+  Visible common[kMostQueries];  // of a group, by its first query
+  by_groups(count, [&](int first, auto rows) {
+    Visible all = seen[first];
+    for (int r = first + 1; r < first + rows; ++r) {
+      all.begin = seen[r].begin > all.begin ? seen[r].begin : all.begin;
+      all.end = seen[r].end < all.end ? seen[r].end : all.end;
+    }
+    if (all.begin > all.end) all.begin = all.end = 0;  // nothing in common: all of it alone, after the common part
+    for (int r = first; r < first + rows; ++r) alone(r, seen[r].begin, all.begin);
+    common[first] = all;
+  });
+  const int step = count > kTogether ? kNear : kSplit;
+  for (int k = 0; k < s.count; k += step)
+    by_groups(count, [&](int r, auto rows) {
+      const int begin = k > common[r].begin ? k : common[r].begin;
+      const int end = k + step < common[r].end ? k + step : common[r].end;
+      add_values<Kv, decltype(rows)::value>(s, channels, begin, end, weight + r, out + r * channels);
+    });
+  by_groups(count, [&](int first, auto rows) {
+    for (int r = first; r < first + rows; ++r) {
+      const int end = common[first].end;
+      alone(r, end > seen[r].begin ? end : seen[r].begin, seen[r].end);
+    }
+  });
 }
 
 template <class Kv>
@@ -176,15 +142,7 @@ void one_split(const bst_attention_args& a, const Queries& q, int64_t first, Par
   for (int k = count; k < s.width; ++k) s.key_scale[k] = 0.0f;
   for (int r = 0; r < q.count; ++r)
     for (int k = 0; k < s.width; k += kLanes) store(score[r] + k, set(0.0f));
-  constexpr int kAhead = 32;  // keys
-  const int64_t bytes = int64_t{a.head_size} * Kv::kBytes;
-  for (int k = 0; k < kAhead; k += kLanes) fetch(s, k, bytes);
-  by_groups(q.count, [&](int r, auto rows) {
-    for (int k = 0; k < count; k += kLanes) {
-      if (r == 0) fetch(s, k + kAhead, bytes);
-      dot_products<Kv, decltype(rows)::value>(s, a.head_size, k, q.row + r, score + r);
-    }
-  });
+  all_dot_products<Kv>(s, q, a.head_size, score);
   for (int r = 0; r < q.count; ++r) {
     const int64_t begin = a.window > 0 ? q.position[r] + 1 - a.window - first : 0, end = q.position[r] + 1 - first;
     seen[r].end = static_cast<int>(end < 0 ? 0 : end < count ? end : count);
@@ -195,9 +153,7 @@ void one_split(const bst_attention_args& a, const Queries& q, int64_t first, Par
       for (int k = seen[r].begin; k < seen[r].end; ++k) score[r][k] *= s.value_scale[k];
   }
   std::memset(found.out, 0, sizeof(float) * static_cast<size_t>(q.count * a.head_size));
-  by_groups(q.count, [&](int r, auto rows) {
-    values_of<Kv, decltype(rows)::value>(s, a.head_size, seen + r, score + r, found.out + r * a.head_size);
-  });
+  all_values<Kv>(s, a.head_size, q.count, seen, score, found.out);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ typedef void (*bst_kernel)(const void* args, int part, int parts);
 // --- the library ---
 
 // The layouts and signatures in this file; Python refuses another number.
-#define BST_ABI 1
+#define BST_ABI 2
 BST_API int bst_abi(void);
 BST_API const char* bst_isa(void);  // "avx512", "avx2", "scalar": what this shared object is compiled for
 BST_API int bst_lanes(void);        // rows of a packed panel; packed bytes mean something to a library of the same isa
@@ -232,8 +232,11 @@ BST_API void bst_expert_combine(const void* bst_expert_combine_args, int part, i
 #define BST_MOST_CHANNELS 512  // of a head
 enum { BST_KV_F32, BST_KV_F16, BST_KV_BF16, BST_KV_INT8 };
 
-// Queries rotated, in place or to `query_out`; keys, rotated, to `key_out`, to the cache,
-// [block][offset][2][kv_heads][head_size], or both; values to the cache.
+// Queries rotated, in place or to `query_out`; keys, rotated, to `key_out`, to the cache, or both; values to the cache.
+//
+// The cache is [block][offset][2][kv_heads][head_size]. An int8 row's numbers are multiples of its own fp32 scale; a
+// block's scales, [2][kv_heads][offset], lie behind its rows, so that one block after the other is a block's
+// block_size * 2 * kv_heads * (head_size + 4) bytes.
 typedef struct {
   float* query;  // [rows, heads * head_size]; written only without query_out
   int64_t query_stride;
@@ -254,9 +257,8 @@ typedef struct {
   int32_t heads, kv_heads, head_size;
   int32_t rotary_dim;  // leading channels; 0: nothing is rotated
   int32_t neox;        // pairs are i and i + rotary_dim / 2; otherwise neighbours
-  int32_t kv_type;
-  void* kv_cache;    // optional
-  float* kv_scales;  // int8: [block][offset][2][kv_heads]
+  int32_t kv_type, block_size;
+  void* kv_cache;  // optional
 } bst_rope_args;
 BST_API void bst_rope(const void* bst_rope_args, int part, int parts);
 
@@ -278,7 +280,6 @@ typedef struct {
   const float* query;  // [tokens, heads * head_size]
   int64_t query_stride;
   const void* kv_cache;
-  const float* kv_scales;
   const int32_t* query_start;   // [sequences + 1]
   const int32_t* seq_lens;      // [sequences]
   const int32_t* block_tables;  // [sequences, table_stride]

@@ -119,6 +119,24 @@ static inline Floats sum_lanes(const Floats (&x)[kLanes]) {
   return {_mm256_add_ps(_mm256_shuffle_ps(b[0], b[1], 0x88), _mm256_shuffle_ps(b[0], b[1], 0xDD))};
 }
 
+// Lane j of x[i] becomes lane i of x[j].
+static inline void transpose(Floats (&x)[kLanes]) {
+  __m256 a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(x[i].v, x[i + 1].v);
+    a[i + 1] = _mm256_unpackhi_ps(x[i].v, x[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      b[i + 2 * j] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
+      b[i + 2 * j + 1] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0xEE);
+    }
+  for (int i = 0; i < 4; ++i) {
+    x[i].v = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+    x[i + 4].v = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+  }
+}
+
 // vpmaddubsw adds pairs of products into 16 bits: at most 2 * 127 * (2^kBits - 1). Of 4-bit codes eight such sums fit
 // (30480), of 5-bit ones four, of 6-bit ones two; only then are they widened.
 template <int kBits, int kRows, int kFrom, int kTo>

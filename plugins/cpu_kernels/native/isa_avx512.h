@@ -113,6 +113,27 @@ static inline Floats sum_lanes(const Floats (&x)[kLanes]) {
   return {_mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xDD))};
 }
 
+// Lane j of x[i] becomes lane i of x[j].
+static inline void transpose(Floats (&x)[kLanes]) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(x[i].v, x[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(x[i].v, x[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      b[i + 2 * j] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
+      b[i + 2 * j + 1] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0xEE);
+    }
+  for (int i = 0; i < 4; ++i) {
+    const __m512 p = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x44), q = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xEE);
+    const __m512 r = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x44);
+    const __m512 s = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xEE);
+    x[i].v = _mm512_shuffle_f32x4(p, r, 0x88), x[i + 4].v = _mm512_shuffle_f32x4(p, r, 0xDD);
+    x[i + 8].v = _mm512_shuffle_f32x4(q, s, 0x88), x[i + 12].v = _mm512_shuffle_f32x4(q, s, 0xDD);
+  }
+}
+
 // sum[r] += the dot products of vectors from..to-1 of `q` with the same groups of four of row r's activations.
 // `kBits`: the weights lie below 2^kBits. VNNI needs no such promise: its sums are exact.
 template <int kBits, int kRows, int kFrom, int kTo>

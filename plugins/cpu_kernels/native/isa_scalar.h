@@ -134,6 +134,15 @@ static inline Floats sum_lanes(const Floats (&x)[kLanes]) {
   return c;
 }
 
+// Lane j of x[i] becomes lane i of x[j].
+static inline void transpose(Floats (&x)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i)
+    for (int j = 0; j < i; ++j) {
+      const float y = x[i].v[j];
+      x[i].v[j] = x[j].v[i], x[j].v[i] = y;
+    }
+}
+
 // sum[r] += the dot products of vectors from..to-1 of `q` with the same groups of four of row r's activations.
 template <int kBits, int kRows, int kFrom, int kTo>
 static inline void dots(const Bytes* q, const int8_t* const (&x)[kRows], Ints (&sum)[kRows]) {

@@ -26,22 +26,23 @@ void turn(const bst_rope_args& a, const float* x, const float* cos, const float*
   std::memcpy(to + n, x + n, sizeof(float) * static_cast<size_t>(a.head_size - n));
 }
 
-// One head's vector into the cache; of int8 the largest magnitude becomes 127.
-void put(const bst_rope_args& a, int64_t at, const float* x) {
-  const int n = a.head_size;
-  const int64_t first = at * n;
+// One vector into row `at` of a block's [2][kv_heads]; of int8 the largest magnitude becomes 127.
+template <class Kv>
+void put(const bst_rope_args& a, int64_t slot, int at, const float* x) {
+  const Blocks blocks(Kv::kBytes, Kv::kScaled, a.block_size, a.kv_heads, a.head_size);
+  const int64_t number = slot / a.block_size, offset = slot % a.block_size;
+  char* block = static_cast<char*>(a.kv_cache) + number * blocks.block;
+  char* row = block + offset * blocks.token + at * blocks.row;
+  const float scale = Kv::put(row, x, a.head_size);
+  if constexpr (Kv::kScaled) reinterpret_cast<float*>(block + blocks.scales)[at * a.block_size + offset] = scale;
+}
+
+void put(const bst_rope_args& a, int64_t slot, int at, const float* x) {
   switch (a.kv_type) {
-    case BST_KV_F32: {
-      std::memcpy(static_cast<float*>(a.kv_cache) + first, x, sizeof(float) * static_cast<size_t>(n));
-      return;
-    }
-    case BST_KV_F16: return put_halves(static_cast<uint16_t*>(a.kv_cache) + first, x, n);
-    case BST_KV_BF16: {
-      auto* to = static_cast<uint16_t*>(a.kv_cache) + first;
-      for (int i = 0; i < n; ++i) to[i] = float_to_bfloat(x[i]);
-      return;
-    }
-    case BST_KV_INT8: a.kv_scales[at] = put_bytes(static_cast<int8_t*>(a.kv_cache) + first, x, n); return;
+    case BST_KV_F32: return put<KvF32>(a, slot, at, x);
+    case BST_KV_F16: return put<KvF16>(a, slot, at, x);
+    case BST_KV_BF16: return put<KvBF16>(a, slot, at, x);
+    case BST_KV_INT8: return put<KvInt8>(a, slot, at, x);
   }
 }
 
@@ -62,8 +63,8 @@ void one_key(const bst_rope_args& a, int64_t row, int head, const float* cos, co
     std::memcpy(a.key_out + row * a.key_out_stride + offset, key, sizeof(float) * static_cast<size_t>(a.head_size));
   const int64_t slot = a.kv_cache ? a.slots[row] : -1;
   if (slot < 0) return;
-  put(a, (2 * slot) * a.kv_heads + head, key);
-  put(a, (2 * slot + 1) * a.kv_heads + head, a.value + row * a.value_stride + offset);
+  put(a, slot, head, key);
+  put(a, slot, a.kv_heads + head, a.value + row * a.value_stride + offset);
 }
 
 }  // namespace

@@ -67,9 +67,7 @@ class Batch:
         )
         return found.reshape(len(query), -1).numpy()
 
-    def native(
-        self, kind: int, cache: Any, scales: Any = None, isa: str | None = None, threads: int = 2, split: bool = False
-    ) -> Floats:
+    def native(self, kind: int, cache: Any, isa: str | None = None, threads: int = 2, split: bool = False) -> Floats:
         rows, width = self.query.shape
         out, extra = np.full((rows, width), np.nan, np.float32), self.extra
         slopes = np.array(extra["alibi_slopes"], np.float32) if "alibi_slopes" in extra else None
@@ -78,8 +76,8 @@ class Batch:
         splits = -(-int(self.totals.max()) // step)
         partial = np.full((rows, self.heads, splits, self.size + 2), np.nan, np.float32) if split else None
         args = _abi.AttentionArgs(
-            query=address(self.query), query_stride=width, kv_cache=cache, kv_scales=address(scales),
-            query_start=address(self.start), seq_lens=address(self.totals), block_tables=address(self.tables),
+            query=address(self.query), query_stride=width, kv_cache=cache, query_start=address(self.start),
+            seq_lens=address(self.totals), block_tables=address(self.tables),
             table_stride=self.width, rows=rows, sequences=len(self.lengths), kv_type=kind, block_size=BLOCK,
             heads=self.heads, kv_heads=self.kv_heads, head_size=self.size,
             window=extra.get("sliding_window", 0), scale=self.size**-0.5, soft_cap=extra.get("logits_soft_cap", 0.0),
@@ -136,7 +134,7 @@ def test_a_token_is_the_same_in_every_batch_on_every_thread_and_instruction_set(
     want = whole.native(_abi.KV_F16, cache.data_ptr())
     for isa in ABLE:
         for threads, split in ((1, True), (3, False)):
-            assert np.array_equal(whole.native(_abi.KV_F16, cache.data_ptr(), None, isa, threads, split), want)
+            assert np.array_equal(whole.native(_abi.KV_F16, cache.data_ptr(), isa, threads, split), want)
     for at, count in ((0, 1), (255, 3), (256, 1), (300, 200), (529, 1)):
         part = Batch([(count, at + count)], extra=extra)
         part.tables, part.width = whole.tables, whole.width
@@ -147,7 +145,7 @@ def test_a_token_is_the_same_in_every_batch_on_every_thread_and_instruction_set(
         )
 
 
-def written(batch: Batch, kind: int, cache: Any, scales: Any = None) -> None:
+def written(batch: Batch, kind: int, cache: Any) -> None:
     """The batch's keys and values, put into a cache by the kernel that does so in a model."""
     pairs = batch.cache.reshape(-1, 2, batch.kv_heads * batch.size)
     key, value = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
@@ -155,7 +153,7 @@ def written(batch: Batch, kind: int, cache: Any, scales: Any = None) -> None:
     args = _abi.RopeArgs(
         key=address(key), key_stride=key.shape[1], value=address(value), value_stride=key.shape[1],
         slots=address(slots), rows=len(pairs), heads=batch.heads, kv_heads=batch.kv_heads, head_size=batch.size,
-        kv_type=kind, kv_cache=cache, kv_scales=address(scales),
+        kv_type=kind, block_size=BLOCK, kv_cache=cache,
     )  # fmt: skip
     pool().run([Call("bst_rope", args)])
 
@@ -169,16 +167,63 @@ def test_caches_are_written_as_torch_rounds(kind: int) -> None:
     torch.testing.assert_close(cache, torch.from_numpy(batch.cache).to(TYPES[kind]), rtol=0, atol=0, equal_nan=True)
 
 
-def test_an_int8_cache_is_attended_to_as_what_it_stands_for() -> None:
+def int8_cache(batch: Batch) -> tuple[NDArray[np.int8], NDArray[np.int8], Floats]:
+    """The cache as bytes, one row a block; its numbers ``[block, offset, 2, kv_heads, size]``, and a scale for each."""
+    blocks, size = len(batch.cache), batch.cache[0].size
+    cache = np.zeros((blocks, size + 4 * (size // batch.size)), np.int8)
+    written(batch, _abi.KV_INT8, address(cache))
+    scales = cache[:, size:].copy().view(np.float32).reshape(blocks, 2, batch.kv_heads, BLOCK)
+    return cache, cache[:, :size].reshape(batch.cache.shape), scales.transpose(0, 3, 1, 2)
+
+
+def attended(batch: Batch, pairs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Causal attention in fp64."""
+    rows = []
+    for sequence, (new, total) in enumerate(batch.lengths):
+        flat = pairs[batch.tables[sequence]].reshape(-1, 2, batch.kv_heads, batch.size)
+        for position in range(total - new, total):
+            query = batch.query[len(rows)].astype(np.float64).reshape(batch.kv_heads, -1, batch.size)
+            keys, values = flat[: position + 1, 0], flat[: position + 1, 1]
+            scores = np.exp(np.einsum("hgc,khc->hgk", query, keys) * batch.size**-0.5)
+            weights = scores / scores.sum(-1, keepdims=True)
+            rows.append(np.einsum("hgk,khc->hgc", weights, values).ravel())
+    return np.stack(rows)
+
+
+def test_an_int8_cache_is_a_code_for_each_number_and_a_scale_for_each_row() -> None:
+    batch = Batch([(1, 40)])
+    batch.cache[0, 0, 0, 0] = 0
+    batch.cache[0, 0, 1, 1, 3], batch.cache[0, 1, 0, 1, 5] = np.nan, np.inf
+    _, codes, scales = int8_cache(batch)
+    most = np.abs(batch.cache).max(-1)
+    good = np.isfinite(most)
+    assert np.count_nonzero(~good) == 2 and np.isnan(scales[~good]).all()
+    assert np.array_equal(scales[good], most[good] / np.float32(127))
+    rows, factors = batch.cache[good], np.divide(np.float32(127), most, where=most > 0, out=np.zeros_like(most))[good]
+    assert np.array_equal(codes[good], np.rint(rows * factors[:, None]).astype(np.int8))
+
+
+def test_attention_over_an_int8_cache_is_that_over_what_it_stands_for() -> None:
     batch = Batch(MIXED)
-    cache, scales = np.zeros(batch.cache.shape, np.int8), np.zeros(batch.cache.shape[:-1], np.float32)
-    written(batch, _abi.KV_INT8, address(cache), scales)
-    stood_for = cache * scales[..., None]
-    assert np.abs(stood_for - batch.cache).max() <= np.abs(batch.cache).max() / 250
-    want = batch.reference(torch.from_numpy(stood_for))
+    cache, codes, scales = int8_cache(batch)
+    want = attended(batch, codes.astype(np.float64) * scales[..., None])
     for isa in ABLE:
-        got = batch.native(_abi.KV_INT8, address(cache), scales, isa)
-        np.testing.assert_allclose(got, want, rtol=2e-5, atol=3e-6)
+        for split in (False, True):
+            got = batch.native(_abi.KV_INT8, address(cache), isa, split=split)
+            np.testing.assert_allclose(got, want, rtol=2e-5, atol=3e-6)
+    exact = attended(batch, batch.cache.astype(np.float64))
+    assert np.abs(got - exact).max() < 0.02
+
+
+def test_an_int8_cache_moves_block_by_block() -> None:
+    batch = Batch(MIXED)
+    cache, _, _ = int8_cache(batch)
+    want = batch.native(_abi.KV_INT8, address(cache))
+    order = np.random.default_rng(5).permutation(len(cache))
+    moved = np.empty_like(cache)
+    moved[order] = cache
+    batch.tables = order[batch.tables].astype(np.int32)
+    assert np.array_equal(batch.native(_abi.KV_INT8, address(moved)), want)
 
 
 def test_keys_that_a_query_does_not_see_have_no_part_in_it() -> None:

@@ -133,7 +133,8 @@ def test_rotation_is_bit_for_bit_the_reference_and_keys_are_stored(neox: bool, r
         query=address(query), query_stride=heads * size, key=address(key), key_stride=kv_heads * size,
         value=address(value), value_stride=kv_heads * size, cos=address(cos), sin=address(sin),
         angle_stride=rotary_dim, slots=address(slots), rows=rows, heads=heads, kv_heads=kv_heads, head_size=size,
-        rotary_dim=rotary_dim, neox=neox, kv_type=_abi.KV_F32, kv_cache=address(cache),
+        rotary_dim=rotary_dim, neox=neox, kv_type=_abi.KV_F32, block_size=4,
+        kv_cache=address(cache),
     )  # fmt: skip
     run("bst_rope", args, isa)
     assert np.array_equal(query, turned)

@@ -42,7 +42,7 @@ class EngineArgs:
         block_size: KV-cache block, in tokens. num_gpu_blocks_override: exact number of blocks, on any device.
         kv_cache_memory_bytes: memory for them; None: half of what is free (4 GiB of it on a CPU), at most what
             `max_num_seqs` sequences can use. kv_cache_dtype: "auto" is the model's;
-            "float32", "bfloat16", "float16", "fp8" (the same as "fp8_e4m3") or "fp8_e5m2".
+            "float32", "bfloat16", "float16", "int8", "fp8" (the same as "fp8_e4m3") or "fp8_e5m2".
         hf_config_path: another directory's config.json. hf_overrides: fields to change in it, or a function from the
             fields to the fields.
         load_format: "auto", "safetensors", "gguf" or "dummy". allow_nonfinite: accept NaN and Inf in weights.

@@ -100,10 +100,11 @@ class DecodeInput:
     def _batch(self, count: int, adapted: bool) -> ForwardBatch:
         held = self.batches.get((count, adapted))
         if held is None:
-            held = self.batches[count, adapted] = self._fixed(count, adapted)
+            held = self.batches[count, adapted] = self.fixed(count, adapted)
         return held
 
-    def _fixed(self, count: int, adapted: bool) -> ForwardBatch:
+    def fixed(self, count: int, adapted: bool) -> ForwardBatch:
+        """A step of so many rows that reads the buffers; nothing derived from another one goes with it."""
         numbers = {name: torch.from_numpy(buffer)[:count] for name, buffer in self.numbers.items()}
         attention = FixedMetadata(
             query_start=self.query_start[: count + 1],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 
 from bestiary.nn.attention.backend import AttentionBackend
 from bestiary.nn.graphs import NotRecordable, Results, StepRecorder
@@ -73,7 +72,7 @@ class StepGraphs:
         if step is not None:
             self.steps.move_to_end(key)
             return step()
-        fixed = replace(batch, sampled=())
+        fixed = self.input.fixed(*key)
         try:
             results, self.steps[key] = self.recorder.record(lambda: compute(fixed))
         except NotRecordable as reason:

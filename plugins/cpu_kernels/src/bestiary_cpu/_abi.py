@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 
-ABI = 1
+ABI = 2
 FORKED, BUSY = 1, 2
 """What `bst_run` answers in a process that has only a copy of the pool, and while another thread is in it."""
 
@@ -122,7 +122,7 @@ class RopeArgs(ctypes.Structure):
         ("value", c_void_p), ("value_stride", c_int64), ("cos", c_void_p), ("sin", c_void_p),
         ("angle_stride", c_int64), ("positions", c_void_p), ("slots", c_void_p), ("rows", c_int64),
         ("heads", c_int32), ("kv_heads", c_int32), ("head_size", c_int32), ("rotary_dim", c_int32),
-        ("neox", c_int32), ("kv_type", c_int32), ("kv_cache", c_void_p), ("kv_scales", c_void_p),
+        ("neox", c_int32), ("kv_type", c_int32), ("block_size", c_int32), ("kv_cache", c_void_p),
     ]  # fmt: skip
 
 
@@ -135,7 +135,7 @@ class AnglesArgs(ctypes.Structure):
 
 class AttentionArgs(ctypes.Structure):
     _fields_ = [
-        ("query", c_void_p), ("query_stride", c_int64), ("kv_cache", c_void_p), ("kv_scales", c_void_p),
+        ("query", c_void_p), ("query_stride", c_int64), ("kv_cache", c_void_p),
         ("query_start", c_void_p), ("seq_lens", c_void_p), ("block_tables", c_void_p), ("table_stride", c_int64),
         ("rows", c_int64), ("sequences", c_int64), ("kv_type", c_int32), ("block_size", c_int32),
         ("heads", c_int32), ("kv_heads", c_int32), ("head_size", c_int32), ("window", c_int32),

@@ -1,4 +1,4 @@
-"""`native`: attention by this package's kernels, over pages in fp32, fp16 or bfloat16."""
+"""`native`: attention by this package's kernels, over pages in fp32, fp16, bfloat16 or int8."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bestiary.nn.attention.mask import is_cached
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.attention.pages import cache_shape
 
-from ._abi import KV_BF16, KV_F16, KV_F32, AttentionArgs, RopeArgs
+from ._abi import KV_BF16, KV_F16, KV_F32, KV_INT8, AttentionArgs, RopeArgs
 from .pool import Call
 from .runtime import Runtime, pointer, runtime
 
-_TYPES = {torch.float32: KV_F32, torch.float16: KV_F16, torch.bfloat16: KV_BF16}
+_TYPES = {torch.float32: KV_F32, torch.float16: KV_F16, torch.bfloat16: KV_BF16, torch.int8: KV_INT8}
 _MOST_CHANNELS = 512
 _FEW = 4
 """Pieces of work for a thread below which a decode step takes keys apart, too."""
@@ -44,6 +44,9 @@ class NativeBackend:
         return None
 
     def cache_shape(self, spec: KVCacheSpec, num_blocks: int, block_size: int) -> tuple[int, ...]:
+        """Pages; of int8 a row for each block, whose scales lie behind its keys and values."""
+        if spec.dtype is torch.int8:
+            return (num_blocks, block_size * spec.bytes_per_token)
         return cache_shape(spec, num_blocks, block_size)
 
     def forward(
@@ -87,7 +90,8 @@ def _write(key: Tensor, value: Tensor, cache: Tensor, metadata: AttentionMetadat
     args = RopeArgs(
         key=key.data_ptr(), key_stride=key.stride(0), value=value.data_ptr(), value_stride=value.stride(0),
         slots=metadata.slot_mapping.data_ptr(), rows=len(key), heads=spec.num_heads, kv_heads=spec.num_kv_heads,
-        head_size=spec.head_size, kv_type=_TYPES[cache.dtype], kv_cache=cache.data_ptr(),
+        head_size=spec.head_size, kv_type=_TYPES[cache.dtype], block_size=metadata.block_size,
+        kv_cache=cache.data_ptr(),
     )  # fmt: skip
     return Call("bst_rope", args)
 

@@ -26,7 +26,6 @@ from ._abi import (
     RouteArgs,
     TopkArgs,
 )
-from .memory import bytes_array
 from .pool import Call
 from .products import Layout, Part
 from .runtime import Rows, pointer, runtime
@@ -58,7 +57,7 @@ def pack_experts(weights: Sequence[Tensor]) -> PackedWeight | None:
         return None
     first: Layout = layouts[0]
     each = len(packed[0])
-    data = torch.from_numpy(bytes_array(each * len(packed))).view(len(packed), each)
+    data = torch.from_numpy(runtime().weights.take(each * len(packed))[: each * len(packed)]).view(len(packed), each)
     for row, weight, layout in zip(data, packed, layouts, strict=True):
         row.copy_(weight.detach())
         weight.data = row

@@ -63,6 +63,6 @@ def _caches(rotation: Any, write: Any) -> bool:
         return False
     if (rotation.key_out, rotation.rows, rotation.kv_heads) != (write.key, write.rows, write.kv_heads):
         return False
-    for name in ("value", "value_stride", "slots", "kv_type", "kv_cache", "kv_scales"):
+    for name in ("value", "value_stride", "slots", "kv_type", "block_size", "kv_cache"):
         setattr(rotation, name, getattr(write, name))
     return True

@@ -15,7 +15,6 @@ from bestiary.nn.ops.linear import embedding as embedding_op
 from bestiary.nn.ops.packed import PackedWeight
 
 from ._abi import DecodeArgs, MatmulArgs, PackArgs, PrepareArgs
-from .memory import bytes_array
 from .pool import Call
 from .runtime import Rows, Runtime, pointer, runtime
 
@@ -57,7 +56,7 @@ def pack(sources: Sequence[tuple[GgmlType, Tensor]], n_in: int) -> PackedWeight 
     offsets = [sum(-(-size // 64) * 64 for size in sizes[:index]) for index in range(len(sizes) + 1)]
     if sources[0][1].is_meta:
         return PackedWeight.of(torch.empty(offsets[-1], dtype=torch.uint8, device="meta"), None, shape, form)
-    data = torch.from_numpy(bytes_array(offsets[-1], here.pool.library))
+    data = torch.from_numpy(here.weights.take(offsets[-1], here.pool.library))
     parts = []
     for (format, rows), offset in zip(sources, offsets, strict=False):
         part = Part(format, len(rows), data.data_ptr() + offset)

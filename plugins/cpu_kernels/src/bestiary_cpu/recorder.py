@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -25,6 +26,7 @@ from .pool import Call
 _EMPTY = {"empty", "empty_strided", "new_empty", "empty_like", "new_empty_strided"}
 _INDEXING = {"index", "index_put", "index_put_", "_unsafe_index"}
 _FILLED = {"zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full"}
+_PAST_THE_DISPATCHER = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 _LOOKING = {"_local_scalar_dense", "equal", "is_nonzero", "item"}
 
 
@@ -41,6 +43,17 @@ class TorchCall:
         made = self.function(*self.args, **self.kwargs)
         for old, new in zip(self.result, tree_leaves(made), strict=False):
             old.copy_(new)
+
+
+class NoLooking(TorchFunctionMode):
+    """Methods that hand a tensor's numbers to Python past the dispatcher are refused while a step is recorded."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _PAST_THE_DISPATCHER:
+            raise NotRecordable(f"Tensor.{func.__name__} looks at numbers")
+        return func(*args, **(kwargs or {}))
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from bestiary.api.errors import EngineError
 
 from . import __version__
 from ._library import ISAS, library
-from .memory import address, bytes_array
+from .memory import Slabs, address, bytes_array
 from .pool import Call, Pool
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Runtime:
         self.pool = Pool(threads)
         self.native = self.pool.library.native
         self.recorder: Recorder | None = None
+        self.weights = Slabs()
         self._scratch: list[NDArray[np.uint8] | None] = [None] * 4
         self._turn = 0
 
@@ -64,9 +65,17 @@ class Runtime:
         return address(held) or 0
 
 
-@functools.cache
 def runtime() -> Runtime:
-    """This process's, with as many threads as torch has when it is first asked for (`OMP_NUM_THREADS`)."""
+    """This process's, with as many threads as torch has (`OMP_NUM_THREADS`, `torch.set_num_threads`)."""
+    found, threads = _runtime(), torch.get_num_threads()
+    if found.pool.threads != threads:
+        found.pool.close()
+        found.pool = Pool(threads)
+    return found
+
+
+@functools.cache
+def _runtime() -> Runtime:
     return Runtime(torch.get_num_threads())
 
 
@@ -74,7 +83,7 @@ def description() -> dict[str, str | int]:
     """What kernels run on in this process, or would. Raises `BrokenPlugin`: no library here can be loaded."""
     here = library()
     able = ", ".join(ISAS[: here.native.bst_cpu_level() + 1])
-    threads = runtime().pool.threads if runtime.cache_info().currsize else torch.get_num_threads()
+    threads = runtime().pool.threads if _runtime.cache_info().currsize else torch.get_num_threads()
     return {
         "library": f"bestiary-cpu {__version__}", "instruction_set": here.isa, "processor_runs": able,
         "threads": threads, "file": str(here.path),

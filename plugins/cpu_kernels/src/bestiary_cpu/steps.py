@@ -8,7 +8,7 @@ from bestiary.nn.ops.registry import Target
 
 from .arena import Arena
 from .program import Program, Results
-from .recorder import Recorder
+from .recorder import NoLooking, Recorder
 from .runtime import description, runtime
 
 
@@ -32,7 +32,7 @@ class NativeStepRecorder:
         here, recorder = runtime(), Recorder(self.arena)
         here.recorder = recorder
         try:
-            with recorder:
+            with NoLooking(), recorder:
                 results = step()
         finally:
             here.recorder = None

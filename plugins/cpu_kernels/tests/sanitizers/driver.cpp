@@ -139,18 +139,19 @@ void attention(bst_pool* pool, int kv_type, int head_size, int window) {
   const int64_t slots = 2 * blocks * block_size, rows = 21;
   std::vector<int32_t> tables(2 * blocks);
   for (size_t i = 0; i < tables.size(); ++i) tables[i] = static_cast<int32_t>(tables.size() - 1 - i);
-  Buffer cache(static_cast<size_t>(slots * 2 * kv_width * bytes));
-  Numbers scales(slots * 2 * kv_heads), key(slots * kv_width), value(slots * kv_width), angles(slots * head_size);
+  const int scale = kv_type == BST_KV_INT8 ? 4 : 0;
+  Buffer cache(static_cast<size_t>(slots * 2 * kv_heads * (head_size * bytes + scale)));
+  Numbers key(slots * kv_width), value(slots * kv_width), angles(slots * head_size);
   Numbers query(slots * width), out(rows * width), again(rows * width), slopes(heads), sinks(heads);
   std::vector<int64_t> places(static_cast<size_t>(slots));
   for (int64_t i = 0; i < slots; ++i) places[static_cast<size_t>(i)] = slots - 1 - i;
   const bst_rope_args rope = {query.floats(), width, nullptr, 0, key.floats(), kv_width, nullptr, 0, value.floats(), kv_width, angles.floats(),
                               angles.floats(), head_size, nullptr, places.data(), slots, heads, kv_heads, head_size,
-                              head_size, kv_type % 2, kv_type, cache.data, scales.floats()};
+                              head_size, kv_type % 2, kv_type, block_size, cache.data};
   run(pool, bst_rope, &rope);
   const int64_t splits = 2;
   Numbers partial(rows * heads * splits * (head_size + 2));
-  bst_attention_args args = {query.floats(), width, cache.data, scales.floats(), start, lengths, tables.data(), blocks,
+  bst_attention_args args = {query.floats(), width, cache.data, start, lengths, tables.data(), blocks,
                              rows, 2, kv_type, block_size, heads, kv_heads, head_size, window, 0.1f, 5.0f,
                              slopes.floats(), sinks.floats(), nullptr, splits, out.floats(), width, 1, nullptr};
   run(pool, bst_attention, &args);

@@ -27,13 +27,18 @@ _SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class GgufTensor:
-    """One tensor's description; `shape` is in torch order (GGUF writes the contiguous dimension first)."""
+    """One tensor's description; `shape` is in torch order (GGUF writes the contiguous dimension first).
+
+    Attributes:
+        release: lets the system take back the memory of what was read; `data` may be asked for again.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: GgmlType
     nbytes: int
     read: Callable[[], NDArray[np.uint8]] = field(repr=False, compare=False)
+    release: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
     def data(self) -> NDArray[np.uint8]:
@@ -115,6 +120,7 @@ class _Shard:
             type=info.type,
             nbytes=info.nbytes,
             read=lambda: self._view(info.offset, info.nbytes),
+            release=lambda: self._release(info.offset, info.nbytes),
         )
 
     def _view(self, start: int, nbytes: int) -> NDArray[np.uint8]:
@@ -124,6 +130,14 @@ class _Shard:
         if size < start + nbytes:  # reading beyond the end of a map kills the process
             raise LoadError(f"{self.name} was cut short while in use", value=size, limit=f"{start + nbytes} bytes")
         return np.frombuffer(self._map, dtype=np.uint8, count=nbytes, offset=start)
+
+    def _release(self, start: int, nbytes: int) -> None:
+        """Pages of the map that lie between are no longer this process's; the system's cache of the file stays."""
+        advice = getattr(mmap, "MADV_DONTNEED", None)
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if self._map is not None and advice is not None and length > 0:
+            self._map.madvise(advice, first, length)
 
     def close(self) -> None:
         self._map = None

@@ -35,6 +35,7 @@ def gguf_tensors(
             yield name, BlockTensor.of(torch.from_numpy(np.array(tensor.data)), tensor.type)
         else:
             yield name, dequantize(tensor.data, tensor.type, tensor.shape)
+        tensor.release()
 
 
 def gguf_block_tensors(file: GgufFile, declaration: GgufArchitecture) -> Iterator[tuple[str, GgufTensor]]:

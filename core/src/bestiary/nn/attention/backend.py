@@ -54,7 +54,11 @@ class AttentionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class KVCacheSpec:
-    """What one layer keeps for each token: the engine asks the model for these, and sizes the cache by them."""
+    """What one layer keeps for each token: the engine asks the model for these, and sizes the cache by them.
+
+    Keys and values of dtype int8 have an fp32 scale for each row of `head_size`; a backend that can keep such a cache
+    finds a place for them among the bytes that a token has.
+    """
 
     num_kv_heads: int
     head_size: int
@@ -63,7 +67,8 @@ class KVCacheSpec:
 
     @property
     def bytes_per_token(self) -> int:
-        return 2 * self.num_kv_heads * self.head_size * self.dtype.itemsize
+        scale = torch.float32.itemsize if self.dtype is torch.int8 else 0
+        return 2 * self.num_kv_heads * (self.head_size * self.dtype.itemsize + scale)
 
 
 class AttentionBackend(Protocol):

@@ -19,6 +19,7 @@ _CACHE_DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
     "fp8": torch.float8_e4m3fn,
     "fp8_e4m3": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
@@ -99,8 +100,9 @@ class Attention(nn.Module):
 
     @property
     def scales_cache(self) -> bool:
-        """Whether the cache's type is so narrow that keys and values are scaled to it."""
-        return is_cached(self.spec) and self.spec.cache_dtype is not None and self.spec.cache_dtype.itemsize == 1
+        """Whether the cache is fp8, to which a layer's keys and values are scaled; int8 rows have their own scales."""
+        dtype = self.spec.cache_dtype
+        return is_cached(self.spec) and dtype is not None and dtype.is_floating_point and dtype.itemsize == 1
 
     def get_kv_cache_spec(self) -> KVCacheSpec | None:
         """What this layer keeps a token; None where it keeps nothing, or reads another layer's cache."""

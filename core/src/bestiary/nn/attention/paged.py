@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from bestiary.api.errors import EngineError
@@ -22,7 +23,10 @@ class PagedBackend(ABC):
     name: str
 
     def why_not(self, device: str, spec: AttentionSpec) -> str | None:
-        """Between a decoder's positions and an encoder's there is no distance; everything else can run."""
+        """Between a decoder's positions and an encoder's there is no distance, and pages have no place for an int8
+        cache's scales; everything else can run."""
+        if spec.cache_dtype is torch.int8 and is_cached(spec):
+            return "has no place for the scales of an int8 cache; fp8 needs none"
         cross = spec.attn_type is AttentionType.ENCODER_DECODER
         if cross and (spec.sliding_window is not None or spec.alibi_slopes is not None):
             return "cross attention has neither a sliding window nor ALiBi slopes"

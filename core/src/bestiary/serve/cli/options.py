@@ -109,7 +109,7 @@ _KINDS: dict[str, Kind] = {
     "dtype": click.Choice(["auto", "float32", "bfloat16", "float16"]),
     "kernels": click.Choice(["auto", "torch"]),
     "device": click.Choice(["auto", "cpu", "cuda"]),
-    "kv_cache_dtype": click.Choice(["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]),
+    "kv_cache_dtype": click.Choice(["auto", "float32", "bfloat16", "float16", "int8", "fp8", "fp8_e4m3", "fp8_e5m2"]),
     "kv_cache_memory_bytes": MEMORY,
     "hf_overrides": JSON_OBJECT,
     "eplb_config": JSON_OBJECT,
