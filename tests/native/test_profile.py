@@ -32,7 +32,9 @@ def sums(rows, field):
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"quantization": "int8"}, {"kv_cache_dtype": "float16"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"quantization": "int8"}, {"kv_cache_dtype": "float16"}, {"kv_cache_dtype": "int8"}], ids=str
+)
 def test_all_products_and_the_cache_are_counted(options):
     with llm(checkpoint("llama"), **options) as engine:
         step, rows = profiled(engine)
@@ -44,9 +46,10 @@ def test_all_products_and_the_cache_are_counted(options):
         operations, size = sums(rows, "operations"), sums(rows, "bytes")
         assert operations["matmul"] == 2 * 3 * sum(prod(each.shape_before) for each in packed)
         assert 0 <= sum(each.nbytes for each in packed) - size["matmul"] < 64 * len(packed)
-        width = 2 if options else 4
+        kept = options.get("kv_cache_dtype", "float16" if options else "float32")
+        row = {"float16": 16 * 2, "int8": 16 + 4, "float32": 16 * 4}[kept]
         context = 4 + GREEDY.max_tokens - 1
-        assert sum(size[name] for name in size if name.startswith("attention")) == 2 * 3 * context * 2 * 2 * 16 * width
+        assert sum(size[name] for name in size if name.startswith("attention")) == 2 * 3 * context * 2 * 2 * row
 
 
 def test_experts_and_adapted_models_have_costs_too():

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from bestiary import LLM
+from bestiary.api.errors import UsageError
 from bestiary.bench import run
 from bestiary.bench.cli import bench
 from bestiary.bench.hardware import Hardware
@@ -58,7 +59,10 @@ def test_each_op_has_its_own_limit(tiny: str, tmp_path: Path) -> None:
     attention = rows["attention 4/2 heads of 8"]
     assert attention["bytes"] == 2 * 3 * 9 * 2 * 2 * 8 * 4
     assert attention["operations"] == 2 * 3 * 9 * 4 * 4 * 8
-    shares = sum(row["share"] for row in decode["ops"]) + decode["outside_seconds"] / decode["step_seconds"]
+    shares = (
+        sum(row["share"] for row in decode["ops"])
+        + (decode["runner_seconds"] + decode["engine_seconds"]) / decode["step_seconds"]
+    )
     assert shares == pytest.approx(1, rel=1e-4)
     prefill = rows_of(record["results"]["prefill 12"])
     assert prefill["attention 4/2 heads of 8"]["operations"] == 2 * (12 * 13 // 2) * 4 * 4 * 8
@@ -68,7 +72,7 @@ def test_each_op_has_its_own_limit(tiny: str, tmp_path: Path) -> None:
 def test_a_table_for_people(tiny: str) -> None:
     done = CliRunner().invoke(bench, ["ops", tiny, *OPTIONS], catch_exceptions=False)
     assert "decode 3: " in done.stdout and "prefill 12: " in done.stdout
-    assert "outside: Python, scheduler, sampler, text" in done.stdout and "of the limit" in done.stdout
+    assert "the engine: scheduler, text" in done.stdout and "of the limit" in done.stdout
 
 
 class Graphs:
@@ -102,7 +106,17 @@ def test_a_recorded_step_is_taken_apart_by_its_recorder(tiny: str) -> None:
     (row,) = part["ops"]
     assert (row["name"], row["limit_seconds"], row["of_limit"]) == ("everything", 5e-4, 0.5)
     assert part["between_seconds"] == pytest.approx(found.program - 1e-3)
-    assert part["outside_seconds"] == pytest.approx(found.step - found.program)
+    assert part["runner_seconds"] == pytest.approx(found.executed - found.program)
+    assert part["engine_seconds"] == pytest.approx(found.step - found.executed)
+
+
+def test_prompts_too_long_for_a_full_step_are_a_usage_error(tiny: str) -> None:
+    """Nine tokens a step: the first answer ends before the second prompt is through."""
+    options: Any = {"dtype": "float32", "device": "cpu", "skip_tokenizer_init": True, "progress": False}
+    with LLM(tiny, max_num_batched_tokens=9, enable_prefix_caching=False, **options) as llm:
+        bench_ = OpsBench(llm, Workload(97), OpsWork(input_len=40, output_len=3, repeats=1, text=False))
+        with pytest.raises(UsageError, match="answers of 3 tokens end before 2 requests decode together"):
+            bench_.decode(2)
 
 
 def test_watching_leaves_the_engine_as_it_was(tiny: str) -> None:
@@ -164,5 +178,6 @@ def test_a_window_bounds_what_is_looked_back_on() -> None:
 
 def test_what_cannot_be_timed_has_no_share_of_a_limit() -> None:
     nothing = KernelTime("cache", "1", 1, 0.0, 8, 0)
-    found = Breakdown(rows=1, tokens=1, context=1, how="recorded", step=1e-3, program=5e-4, ops=[nothing])
+    found = Breakdown(rows=1, tokens=1, context=1, how="recorded", step=1e-3, executed=8e-4, program=5e-4,
+                      ops=[nothing])  # fmt: skip
     assert found.as_dict(MACHINE)["ops"][0]["of_limit"] is None

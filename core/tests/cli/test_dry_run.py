@@ -39,6 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_plan_says_what_would_be_used(headers_only: Path, bestiary: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(PROJECT).write_text("max_num_seqs = 3\n")
     monkeypatch.setenv("BESTIARY_TOP_K", "5")
+    monkeypatch.delenv("BESTIARY_KERNELS", raising=False)  # a setting, too
     options = ("--max-model-len", 64, "--kv-cache-memory-bytes", "1M")
     result = bestiary("generate", headers_only, "--dry-run", "--json", *options)
     assert (result.code, result.err) == (0, "")

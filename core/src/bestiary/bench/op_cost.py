@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from bestiary.nn.attention.backend import AttentionSpec
+from bestiary.nn.attention.backend import AttentionSpec, KVCacheSpec
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.ops.packed import PackedWeight
 
@@ -45,9 +45,9 @@ def attention_cost(query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata,
         window = spec.sliding_window or length
         looked += min(length, window + count - 1)
         pairs += sum(min(end, window) for end in range(length - count + 1, length + 1))
-    size = looked * 2 * spec.num_kv_heads * spec.head_size * kv_cache.element_size()
+    kept = KVCacheSpec(num_kv_heads=spec.num_kv_heads, head_size=spec.head_size, dtype=kv_cache.dtype)
     shape = f"{spec.num_heads}/{spec.num_kv_heads} heads of {spec.head_size}"
-    return OpCost(shape, size, 4 * spec.num_heads * spec.head_size * pairs)
+    return OpCost(shape, looked * kept.bytes_per_token, 4 * spec.num_heads * spec.head_size * pairs)
 
 
 def _product(args: Sequence[Any], result: Tensor) -> OpCost:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from bestiary.api.errors import UsageError
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.plan import StepPlan
 from bestiary.nn.graphs import KernelTime, Profiled
@@ -56,6 +57,7 @@ class Breakdown:
         rows, tokens: of the step; context: of each row in its last step.
         how: "op by op", or "recorded".
         step: from one step to the next; of a prompt, to its first token.
+        executed: of it, from when its plan was made to when its tokens were noted.
         program: a recorded step as it is replayed, without stops. ops: what it consists of.
     """
 
@@ -64,17 +66,20 @@ class Breakdown:
     context: int
     how: str
     step: float
+    executed: float
     program: float | None
     ops: list[KernelTime]
 
     def as_dict(self, hardware: Hardware) -> dict[str, Any]:
-        """kernels: the sum over ops; between: what the whole takes more, or less; outside: the rest of the step."""
+        """kernels: the sum over ops; between: what the whole takes more, or less; runner: what else its execution
+        takes, such as input and drawing; engine: the rest of the step, such as scheduling and text."""
         kernels = sum(each.seconds for each in self.ops)
         inside = kernels if self.program is None else self.program
         return {
             "rows": self.rows, "tokens": self.tokens, "context": self.context, "how": self.how,
             "step_seconds": self.step, "kernels_seconds": kernels, "program_seconds": self.program,
-            "between_seconds": inside - kernels, "outside_seconds": self.step - inside,
+            "between_seconds": inside - kernels, "runner_seconds": self.executed - inside,
+            "engine_seconds": self.step - self.executed,
             "ops": [_beside_limit(each, self.step, hardware) for each in self.ops],
         }  # fmt: skip
 
@@ -85,19 +90,26 @@ def _beside_limit(row: KernelTime, step: float, hardware: Hardware) -> dict[str,
     return {**asdict(row), "share": row.seconds / step, "limit_seconds": limit, "of_limit": reached}
 
 
+class _Ended(NamedTuple):
+    """A step that is over. rows: of a step that only decodes, else 0. seconds: of its execution. ops: timed in it."""
+
+    rows: int
+    seconds: float
+    when: float
+    ops: list[KernelTime]
+
+
 class _Steps:
-    """A step observer: what ended when, and, with a timer, what it consisted of."""
+    """A step observer."""
 
     def __init__(self, timer: OpTimer | None) -> None:
         self._timer = timer
-        self.ended: list[tuple[int, int, float]] = []
-        self.ops: list[list[KernelTime]] = []
+        self.ended: list[_Ended] = []
 
     def on_step(self, plan: StepPlan, seconds: float) -> None:
-        tokens = sum(item[2] for item in plan.items)
-        self.ended.append((len(plan.items), tokens, time.perf_counter()))
-        if self._timer is not None:
-            self.ops.append(self._timer.take())
+        rows = len(plan.items) if all(item[2] == 1 for item in plan.items) else 0
+        ops = [] if self._timer is None else self._timer.take()
+        self.ended.append(_Ended(rows, seconds, time.perf_counter(), ops))
 
 
 class OpsBench:
@@ -114,22 +126,25 @@ class OpsBench:
         prompts = [self._workload.prompt(work.input_len, number) for number in range(rows)]
         self._run(prompts, work.output_len)
         rounds = [self._run(prompts, work.output_len)[1] for _ in range(work.repeats)]
-        taken = [
-            now - then
-            for steps in rounds
-            for (_, _, then), (_, tokens, now) in pairwise(steps.ended)
-            if tokens == rows
-        ]  # fmt: skip
+        pairs = [(one, two) for steps in rounds for one, two in pairwise(steps) if two.rows == rows]
+        if not pairs:
+            raise UsageError(
+                f"answers of {work.output_len} tokens end before {rows} requests decode together",
+                field="output_len", value=work.output_len, fix="a greater --output-len, or a smaller --input-len",
+            )  # fmt: skip
         found = self._recorded(rows)
         if found is None:
             with self._timer.watching(self._runner):
                 timed = self._run(prompts, work.output_len, self._timer)[1]
-            samples = [ops for ops, (_, tokens, _) in zip(timed.ops, timed.ended, strict=True) if tokens == rows]
+            samples = [step.ops for step in timed if step.rows == rows]
             program, ops, how = None, _medians(samples), OP_BY_OP
         else:
             (program, ops), how = found, "recorded"
         context = work.input_len + work.output_len - 1
-        return Breakdown(rows=rows, tokens=rows, context=context, how=how, step=median(taken), program=program, ops=ops)
+        return Breakdown(
+            rows=rows, tokens=rows, context=context, how=how, program=program, ops=ops,
+            step=median(two.when - one.when for one, two in pairs), executed=median(two.seconds for _, two in pairs),
+        )  # fmt: skip
 
     def prefill(self) -> Breakdown:
         """A prompt to its first token, in however many steps."""
@@ -138,20 +153,23 @@ class OpsBench:
         taken = [self._run(each, 1) for each in prompts][1:]
         with self._timer.watching(self._runner):
             timed = [self._run(each, 1, self._timer)[1] for each in prompts][1:]
-        samples = [_summed([op for ops in steps.ops for op in ops]) for steps in timed]
-        lasted = median(steps.ended[-1][2] - start for start, steps in taken)
+        samples = [_summed([op for step in steps for op in step.ops]) for steps in timed]
         return Breakdown(
-            rows=1, tokens=length, context=length, how=OP_BY_OP, step=lasted, program=None, ops=_medians(samples)
-        )
+            rows=1, tokens=length, context=length, how=OP_BY_OP, program=None, ops=_medians(samples),
+            step=median(steps[-1].when - start for start, steps in taken),
+            executed=median(sum(step.seconds for step in steps) for _, steps in taken),
+        )  # fmt: skip
 
-    def _run(self, prompts: Sequence[list[int]], length: int, timer: OpTimer | None = None) -> tuple[float, _Steps]:
+    def _run(
+        self, prompts: Sequence[list[int]], length: int, timer: OpTimer | None = None
+    ) -> tuple[float, list[_Ended]]:
         """Answer `prompts`; when that began, and its steps."""
         params = SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, detokenize=self._work.text)
         steps = _Steps(timer)
         with observed(self._llm, steps):
             start = time.perf_counter()
             self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
-        return start, steps
+        return start, steps.ended
 
     def _recorded(self, rows: int) -> tuple[float, list[KernelTime]] | None:
         """The last step of so many rows without stops, and taken apart; None where none is recorded that can be."""

@@ -35,7 +35,10 @@ def _part(title: str, found: Mapping[str, Any]) -> list[str]:
     rows.append(_beside("all of these", found["kernels_seconds"], step))
     if found["program_seconds"] is not None:
         rows.append(_beside("run as one", found["program_seconds"], step))
-    rows.append(_beside("outside: Python, scheduler, sampler, text", found["outside_seconds"], step))
+    rows += [
+        _beside("the runner beside: input, drawing, Python", found["runner_seconds"], step),
+        _beside("the engine: scheduler, text", found["engine_seconds"], step),
+    ]
     head = f"{title}: {step * 1e3:.4g} ms, {found['context']} tokens each, {found['how']}"
     return [head, *aligned(rows)]
 

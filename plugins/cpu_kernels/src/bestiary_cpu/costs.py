@@ -71,7 +71,7 @@ def _expert_matmul(args: Any, native: ctypes.CDLL) -> Cost:
 def _attention(args: Any, native: ctypes.CDLL) -> Cost:
     lengths = _numbers(ctypes.c_int32, args.seq_lens, args.sequences)
     looked = sum(min(length, args.window or length) for length in lengths)
-    size = looked * 2 * args.kv_heads * args.head_size * _CACHED[args.kv_type]
+    size = looked * 2 * args.kv_heads * _cached(args)
     shape = f"{args.heads}/{args.kv_heads} heads of {args.head_size}"
     return Cost(shape, size, 4 * args.heads * args.head_size * looked * args.rows / args.sequences)
 
@@ -96,8 +96,8 @@ def _prepare(args: Any, native: ctypes.CDLL) -> Cost:
 def _rope(args: Any, native: ctypes.CDLL) -> Cost:
     rows, width = args.rows, args.head_size
     turned = (args.heads if args.query else 0) + (args.kv_heads if args.key_out else 0)
-    cached = 2 * args.kv_heads * (_FP32 + _CACHED[args.kv_type]) if args.kv_cache else 0
-    return Cost(f"{args.heads}/{args.kv_heads} heads of {width}", rows * width * (2 * _FP32 * turned + cached))
+    cached = 2 * args.kv_heads * (_FP32 * width + _cached(args)) if args.kv_cache else 0
+    return Cost(f"{args.heads}/{args.kv_heads} heads of {width}", rows * (2 * _FP32 * turned * width + cached))
 
 
 def _angles(args: Any, native: ctypes.CDLL) -> Cost:
@@ -133,6 +133,12 @@ def _lora(args: Any, native: ctypes.CDLL) -> Cost:
 
 def _format(args: Any) -> GgmlType:
     return GgmlType(args.format)  # type: ignore[call-arg]  # by its number
+
+
+def _cached(args: Any) -> int:
+    """Bytes of one head's key in the cache, its scale included."""
+    scale = _FP32 if args.kv_type == KV_INT8 else 0
+    return int(args.head_size) * _CACHED[args.kv_type] + scale
 
 
 def _numbers(kind: Any, at: int, count: int) -> list[int]:

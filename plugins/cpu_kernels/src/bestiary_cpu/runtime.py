@@ -83,10 +83,9 @@ def description() -> dict[str, str | int]:
     """What kernels run on in this process, or would. Raises `BrokenPlugin`: no library here can be loaded."""
     here = library()
     able = ", ".join(ISAS[: here.native.bst_cpu_level() + 1])
-    threads = runtime().pool.threads if _runtime.cache_info().currsize else torch.get_num_threads()
     return {
         "library": f"bestiary-cpu {__version__}", "instruction_set": here.isa, "processor_runs": able,
-        "threads": threads, "file": str(here.path),
+        "threads": torch.get_num_threads(), "file": str(here.path),
     }  # fmt: skip
 
 
