@@ -1,5 +1,6 @@
 """Quantized weights on native kernels, beside torch's arithmetic with activations rounded as the kernels round them."""
 
+import os
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,9 @@ from models import PROMPTS, checkpoint, differences, furthest, llm, said
 from bestiary.nn.ops import quant
 from bestiary.nn.ops.registry import OPS, Implementation
 from bestiary.testing.gguf_file import write_gguf
+
+products = pytest.importorskip("bestiary_cpu.products")
+PackedCache = pytest.importorskip("bestiary_cpu.packed_cache").PackedCache
 
 BLOCK = 32
 
@@ -119,3 +123,22 @@ def test_a_file_keeps_its_blocks(kind, tmp_path, torch_rounds):
     with llm(path, quantization="none") as decoded, llm(path, "torch") as plain:
         assert decoded.engine.vllm_config.quant_config is None
         assert furthest(said(decoded), said(plain)) < 2e-4
+
+
+def test_an_engine_says_the_same_from_kept_weights(tmp_path, monkeypatch, caplog, capfd):
+    """The second start maps what the first one packed; a damaged file is told, and made again."""
+    cache = PackedCache(tmp_path / "packed", 2**30)
+    monkeypatch.setattr(products, "packed_cache", lambda threads: cache)
+    monkeypatch.setattr(products, "WORTH_BYTES", 1)
+    path, answers = checkpoint("llama"), []
+    for start in range(3):
+        with llm(path, quantization="int8", progress=True) as engine:
+            answers.append(said(engine))
+        kept = sorted(cache.folder.iterdir())
+        if start == 1:
+            assert "made again" not in caplog.text
+            os.truncate(kept[0], 100)
+    assert answers[0] == answers[1] == answers[2]
+    assert caplog.text.count("made again") == 1
+    assert len(kept) > 4
+    assert capfd.readouterr().err.count("packing weights") == 3

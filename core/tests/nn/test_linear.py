@@ -49,6 +49,17 @@ def ranks(request, vllm_config):
     return Ranks(request.param, vllm_config)
 
 
+def test_finishing_tells_how_far_it_is(scope):
+    embedding = VocabParallelEmbedding(64, 8)
+    model = torch.nn.Sequential(embedding, ReplicatedLinear(8, 16), ParallelLMHead(64, 8).tie_weights(embedding))
+    place(model, None)
+    materialize(model, CPU)
+    told = []
+    finish(model, lambda *steps: told.append(steps))
+    table, whole = 4 * 64 * 8, 4 * (64 * 8 + 8 * 16 + 16)
+    assert told == [(table, whole), (whole, whole), (whole, whole)]
+
+
 def test_parameters_are_made_on_meta(scope):
     layer = ColumnParallelLinear(8, 16)
     assert layer.weight.is_meta and layer.bias.is_meta

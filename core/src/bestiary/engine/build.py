@@ -39,6 +39,7 @@ from .graphs import choose_recorder
 from .loader.alias import AppliedAlias
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
+from .loader.progress import load_progress
 from .loader.quantization import choose_quantization
 from .loader.vllm_config import choose_device, make_vllm_config, parallel_config
 from .memory import num_kv_blocks
@@ -152,8 +153,9 @@ class EngineBuilder:
                     self.on_built()
                     assemble(team, self.args, self.description, eos_token_ids)
                 load_model(model, config, self.description, self.hooks.all("weight_formats"))
-                with ops.active():
-                    finish(model)
+                repacking = self.args.progress and bool(ops.packing)
+                with ops.active(), load_progress("packing weights", enabled=repacking) as progress:
+                    finish(model, progress)
                 slots = adapter_slots(model, config, self.description.alias)
             engine = self._engine(model, config, ops, team, eos_token_ids, slots, pooler)
             if team is None or team.leads:

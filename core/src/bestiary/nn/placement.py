@@ -7,6 +7,7 @@ its full dotted name and quantized layout (`place`), then turns meta parameters 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -96,9 +97,27 @@ def _real(param: nn.Parameter, device: torch.device) -> nn.Parameter:
     return real
 
 
-def finish(model: nn.Module) -> None:
-    """Let every layer repack its weights for the kernels, and freeze the model."""
-    for module in _placeable(model):
-        module.finish()
+def finish(model: nn.Module, progress: Callable[[int, int], None] | None = None) -> None:
+    """Let every layer repack its weights for the kernels, and freeze the model.
+
+    `progress` is called after each layer with the bytes of the layers that are done, and of all, before repacking.
+    """
+    layers = _placeable(model)
+    sizes = list(_own_bytes(layers))
+    done, total = 0, sum(sizes)
+    for layer, size in zip(layers, sizes, strict=True):
+        layer.finish()
+        done += size
+        if progress is not None:
+            progress(done, total)
     model.eval()
     model.requires_grad_(False)
+
+
+def _own_bytes(layers: Iterable[Any]) -> Iterator[int]:
+    """The bytes of each layer's parameters; those that are an earlier one's as well count there."""
+    seen: set[int] = set()
+    for layer in layers:
+        new = {id(param): param.nbytes for param in layer.parameters(recurse=False) if id(param) not in seen}
+        seen.update(new)
+        yield sum(new.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,11 @@ class Library:
     def __str__(self) -> str:
         return f"bestiary_cpu ({self.isa})"
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the object's file: what it packs, only a library of the same digest is sure to read."""
+        return _digest(self.path)
+
 
 @functools.cache
 def library(isa: str | None = None) -> Library:
@@ -57,6 +63,11 @@ def _path(isa: str) -> Path | None:
     places = sys.modules[__package__].__path__
     found = (Path(place) / f"libbestiary_cpu_{isa}.{suffix}" for place in places)
     return next((path for path in found if path.is_file()), None)
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @functools.cache

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bestiary.api.ggml_types import GgmlType
@@ -15,6 +17,7 @@ from bestiary.nn.ops.linear import embedding as embedding_op
 from bestiary.nn.ops.packed import PackedWeight
 
 from ._abi import DecodeArgs, MatmulArgs, PackArgs, PrepareArgs
+from .packed_cache import WORTH_BYTES, packed_cache
 from .pool import Call
 from .runtime import Rows, Runtime, pointer, runtime
 
@@ -56,14 +59,32 @@ def pack(sources: Sequence[tuple[GgmlType, Tensor]], n_in: int) -> PackedWeight 
     offsets = [sum(-(-size // 64) * 64 for size in sizes[:index]) for index in range(len(sizes) + 1)]
     if sources[0][1].is_meta:
         return PackedWeight.of(torch.empty(offsets[-1], dtype=torch.uint8, device="meta"), None, shape, form)
-    data = torch.from_numpy(here.weights.take(offsets[-1], here.pool.library))
-    parts = []
-    for (format, rows), offset in zip(sources, offsets, strict=False):
-        part = Part(format, len(rows), data.data_ptr() + offset)
-        stride = rows.stride(0) * rows.element_size()
-        here.pool.run([Call("bst_pack", PackArgs(format, pointer(rows), stride, len(rows), n_in, part.address))])
-        parts.append(part)
-    return PackedWeight.of(data, Layout(tuple(parts), n_in), shape, form)
+    data = _packed(here, sources, n_in, offsets)
+    places = zip(sources, offsets, strict=False)
+    parts = tuple(Part(format, len(rows), data.ctypes.data + offset) for (format, rows), offset in places)
+    return PackedWeight.of(torch.from_numpy(data), Layout(parts, n_in), shape, form)
+
+
+def _packed(
+    here: Runtime, sources: Sequence[tuple[GgmlType, Tensor]], n_in: int, offsets: Sequence[int]
+) -> NDArray[np.uint8]:
+    """The panels of all sources, each from its offset; the last one is where they end."""
+
+    def make() -> NDArray[np.uint8]:
+        data = here.weights.take(offsets[-1], here.pool.library)
+        for (format, rows), offset in zip(sources, offsets, strict=False):
+            stride = rows.stride(0) * rows.element_size()
+            args = PackArgs(format, pointer(rows), stride, len(rows), n_in, data.ctypes.data + offset)
+            here.pool.run([Call("bst_pack", args)])
+        return data
+
+    quantized = all(here.native.bst_takes_quantized(format) for format, _ in sources)
+    if offsets[-1] < WORTH_BYTES or not quantized:
+        return make()
+    shapes = ", ".join(f"{format.name} {len(rows)} x {n_in}" for format, rows in sources)
+    blocks = [rows.contiguous().numpy() for _, rows in sources]
+    cache = packed_cache(here.pool.threads)
+    return cache.get(f"{here.pool.library.digest}: {shapes}", blocks, offsets[-1], make)
 
 
 def pack_plain(weight: Tensor) -> PackedWeight | None:
