@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from models import checkpoint, llm
+from models import checkpoint, llm, said
 
 import bestiary_cpu
 from bestiary.engine.arguments import EngineArgs
@@ -45,3 +45,31 @@ def test_the_library_says_what_it_is(monkeypatch):
     library = found["libraries"]["native"]
     assert library["instruction_set"] == bestiary_cpu.library().isa and library["threads"] >= 1
     assert library["instruction_set"] in library["processor_runs"].split(", ")
+
+
+def test_without_a_library_torch_computes_and_a_line_says_so(monkeypatch, caplog):
+    from bestiary.api.errors import BrokenPlugin
+    from bestiary_cpu import _library
+
+    def missing():
+        raise BrokenPlugin("bestiary-cpu has no library for scalar")
+
+    with llm(checkpoint("llama"), "torch") as torch_:
+        want = said(torch_)
+    monkeypatch.setattr(_library, "library", missing)
+    _library.why_not.cache_clear()
+    try:
+        with llm(checkpoint("llama")) as engine:
+            assert engine.engine.ops["linear"] == "by_shape" and engine.engine.executor.runner.graphs is None
+            assert said(engine) == want
+    finally:
+        _library.why_not.cache_clear()
+    assert [r.message for r in caplog.records].count(
+        "native kernels are not used, torch computes: bestiary-cpu has no library for scalar"
+    ) == 1
+
+
+def test_one_line_says_whose_kernels_run(capfd):
+    for kernels, line in (("auto", "kernels: native (bestiary-cpu "), ("torch", "kernels: torch\n")):
+        llm(checkpoint("llama"), kernels, progress=True).close()
+        assert line in capfd.readouterr().err

@@ -22,7 +22,7 @@ from bestiary.api.registry import ModelRegistry, Registry
 from bestiary.api.structured import StructuredOutputBackend, Vocabulary
 from bestiary.nn.attention.backend import AttentionType
 from bestiary.nn.attention.choice import choose_backend
-from bestiary.nn.graphs import StepRecorder
+from bestiary.nn.graphs import Described, StepRecorder
 from bestiary.nn.logits import LogitsProcessor
 from bestiary.nn.lora import AdapterSlots, attach
 from bestiary.nn.ops.registry import ChosenOps, Target, choose_ops
@@ -39,7 +39,7 @@ from .graphs import choose_recorder
 from .loader.alias import AppliedAlias
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
-from .loader.progress import load_progress
+from .loader.progress import load_progress, say
 from .loader.quantization import choose_quantization
 from .loader.vllm_config import choose_device, make_vllm_config, parallel_config
 from .memory import num_kv_blocks
@@ -201,6 +201,7 @@ class EngineBuilder:
         width = vocab_size(model, config)
         groups = None if team is None else team.groups
         recorder = self._recorder(model, config)
+        say(f"kernels: {kernels_in_words(ops, recorder)}", enabled=self.args.progress and (team is None or team.leads))
         runner = ModelRunner(model, config, num_blocks, ops, width, groups, slots, pooler, recorder)
         adapters = Adapters(config.lora_config)
         schedulers = [
@@ -231,6 +232,15 @@ class EngineBuilder:
         if team is not None:
             weakref.finalize(engine, team.close)  # an engine that nobody closed ends its processes all the same
         return engine
+
+
+def kernels_in_words(ops: ChosenOps, recorder: StepRecorder | None) -> str:
+    """Whose kernels multiply, and what they say of themselves: "native (bestiary-cpu 0.1.0, avx512, 2 threads)"."""
+    names = sorted({ops.versions[name].name for name in ops.packing}) or ["torch"]
+    facts: Mapping[str, str | int] = recorder.describe() if isinstance(recorder, Described) else {}
+    known = [str(facts[name]) for name in ("library", "instruction_set") if name in facts]
+    known += [f"{facts['threads']} threads"] if "threads" in facts else []
+    return ", ".join(names) + (f" ({', '.join(known)})" if known else "")
 
 
 def check_lora(model: nn.Module, config: VllmConfig) -> None:

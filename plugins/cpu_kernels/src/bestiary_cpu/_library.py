@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from bestiary.api.errors import BrokenPlugin, UsageError
 
 from ._abi import ABI, declare
+
+logger = logging.getLogger("bestiary")
 
 ISAS = ("scalar", "avx2", "avx512")
 """Instruction sets by the processor level that they need (`bst_cpu_level`)."""
@@ -55,6 +58,17 @@ def library(isa: str | None = None) -> Library:
     if isa not in able:
         raise UsageError("this processor cannot run these kernels", field="isa", value=isa, limit=f"one of {able}")
     return _load(isa)
+
+
+@functools.cache
+def why_not() -> str | None:
+    """None where a library can be loaded; otherwise why not, which is said once."""
+    try:
+        library()
+    except BrokenPlugin as error:
+        logger.warning("native kernels are not used, torch computes: %s", error.message)
+        return error.message
+    return None
 
 
 def _path(isa: str) -> Path | None:

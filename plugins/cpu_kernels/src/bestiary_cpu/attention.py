@@ -14,6 +14,7 @@ from bestiary.nn.attention.mask import is_cached
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.attention.pages import cache_shape
 
+from . import _library
 from ._abi import KV_BF16, KV_F16, KV_F32, KV_INT8, AttentionArgs, RopeArgs
 from .pool import Call
 from .runtime import Runtime, pointer, runtime
@@ -35,6 +36,8 @@ class NativeBackend:
     def why_not(self, device: str, spec: AttentionSpec) -> str | None:
         if device != "cpu":
             return "for CPUs"
+        if reason := _library.why_not():
+            return reason
         if spec.attn_type is not AttentionType.DECODER:
             return "for decoders"
         if spec.head_size % 16 or spec.head_size > _MOST_CHANNELS:

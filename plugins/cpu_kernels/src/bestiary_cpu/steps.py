@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from bestiary.nn.ops.registry import Target
 
+from . import _library
 from .arena import Arena
 from .program import Program, Results
 from .recorder import NoLooking, Recorder
@@ -22,7 +23,7 @@ class NativeStepRecorder:
 
     @staticmethod
     def why_not(target: Target) -> str | None:
-        return None if target.device == "cpu" else "for CPUs"
+        return _library.why_not() if target.device == "cpu" else "for CPUs"
 
     @staticmethod
     def describe() -> Mapping[str, str | int]:

@@ -9,7 +9,7 @@ import torch
 
 from bestiary.nn.ops.registry import Implementation, Target
 
-from . import adapters, between, codes, experts, products
+from . import _library, adapters, between, codes, experts, products
 
 _PRIORITY = 20
 
@@ -17,6 +17,8 @@ _PRIORITY = 20
 def _why_not(target: Target) -> str | None:
     if target.device != "cpu":
         return "for CPUs"
+    if reason := _library.why_not():
+        return reason
     return None if target.dtype is torch.float32 else "activations must be float32; weights may be anything"
 
 

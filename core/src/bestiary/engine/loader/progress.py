@@ -26,6 +26,13 @@ def load_progress(description: str, *, enabled: bool = True, stream: TextIO | No
         yield _Lines(description, out)
 
 
+def say(text: str, *, enabled: bool = True) -> None:
+    """One line beside the bars."""
+    if enabled:
+        with suppress(OSError):  # as below
+            print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def _bar(description: str, out: TextIO) -> Iterator[Progress]:
     from rich.console import Console
