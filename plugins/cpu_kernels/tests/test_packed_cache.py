@@ -17,7 +17,7 @@ from kernel_cases import blocks
 from bestiary.api.errors import UsageError
 from bestiary.api.ggml_types import GgmlType
 from bestiary_cpu import packed_cache, products
-from bestiary_cpu.packed_cache import DEFAULT_BYTES, Bytes, PackedCache, limit_of
+from bestiary_cpu.packed_cache import Bytes, PackedCache, limit_of
 
 SIZE = 3 * 2**20 + 100
 SOURCE = np.arange(5000, dtype=np.uint8).reshape(50, 100)
@@ -204,7 +204,7 @@ def test_a_full_disk_is_told_once_and_nothing_is_left(
 
 def test_sizes() -> None:
     assert [limit_of(text) for text in (None, "", "0", "500M", "8G", "2 gib".replace(" ", ""), "7")] == [
-        DEFAULT_BYTES, DEFAULT_BYTES, 0, 500 * 2**20, 8 * 2**30, 2 * 2**30, 7,
+        0, 0, 0, 500 * 2**20, 8 * 2**30, 2 * 2**30, 7,
     ]  # fmt: skip
     for text in ("-1", "8 G", "1.5G", "much", "٣"):
         with pytest.raises(UsageError) as caught:

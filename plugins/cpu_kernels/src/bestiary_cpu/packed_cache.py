@@ -33,7 +33,6 @@ from bestiary.api.probe_cache import cache_directory
 logger = logging.getLogger("bestiary")
 
 VARIABLE = "BESTIARY_PACKED_CACHE"
-DEFAULT_BYTES = 8 * 2**30
 WORTH_BYTES = 2**20
 """Smaller weights are packed in less time than it takes to open files."""
 _PIECE = 2**20
@@ -205,9 +204,9 @@ def packed_cache(threads: int) -> PackedCache:
 
 
 def limit_of(value: str | None) -> int:
-    """Bytes: of ``500M`` or ``8G``; 0 is off, nothing the default."""
+    """Bytes: of ``500M`` or ``8G``; 0 or nothing is off."""
     if not value:
-        return DEFAULT_BYTES
+        return 0
     match = _SIZE.fullmatch(value.strip())
     if match is None:
         raise UsageError("this is no size", field=VARIABLE, value=value, limit="0, or a size like 500M or 8G")
