@@ -30,7 +30,7 @@ def model_info(engine: LLMEngine, builder: EngineBuilder) -> ModelInfo:
         distribution="" if package is None else package.name,
         version="" if package is None else package.version,
         dtype=str(config.model_config.dtype).removeprefix("torch."),
-        quantization=None if config.quant_config is None else config.quant_config.get_name(),
+        quantization=None if config.quant_config is None else config.quant_config.name,
         device=config.device_config.device,
         parameters=builder.parameters,
         weight_bytes=sum(each.numel() * each.element_size() for each in kept),
