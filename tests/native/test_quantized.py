@@ -142,3 +142,13 @@ def test_an_engine_says_the_same_from_kept_weights(tmp_path, monkeypatch, caplog
     assert caplog.text.count("made again") == 1
     assert len(kept) > 4
     assert capfd.readouterr().err.count("packing weights") == 3
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("F16", torch.float16), ("BF16", torch.bfloat16), ("F32", None)])
+def test_a_file_of_floats_keeps_their_width(kind, dtype, tmp_path):
+    path = as_gguf(tmp_path, kind)
+    with llm(path, kv_cache_dtype="float32") as native, llm(path, "torch", dtype="float32") as plain:
+        assert native.engine.vllm_config.model_config.weights_dtype is dtype
+        layer = native.engine.executor.runner.model.model.layers[0].mlp.down_proj
+        assert layer.weight.form == kind
+        assert furthest(said(native), said(plain)) < 2e-4

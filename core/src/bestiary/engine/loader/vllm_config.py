@@ -22,8 +22,10 @@ from bestiary.api.config import (
     VllmConfig,
 )
 from bestiary.api.errors import UsageError
+from bestiary.api.ggml_types import GgmlType
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.notices import notice
+from bestiary.nn.gguf.dequant import FLOATS
 
 from .description import ModelDescription
 from .hf_config import text_config
@@ -160,6 +162,8 @@ def choose_dtype(
         return DTYPES[wanted], None
     named = description.data.get("dtype") or description.data.get("torch_dtype") or "float32"
     stored = DTYPES.get(str(named).removeprefix("torch."), torch.float32)
+    if reads_any and description.source.kind == "gguf":
+        stored = _floats_of(description)
     if device != "cpu":
         return (torch.bfloat16 if stored is torch.float32 else stored), None
     if reads_any:
@@ -168,6 +172,14 @@ def choose_dtype(
         notice(f"dtype float32 instead of the checkpoint's {named}: this CPU computes {named} slowly")
         return torch.float32, None
     return stored, None
+
+
+def _floats_of(description: ModelDescription) -> torch.dtype:
+    """The dtype of a GGUF file's matrices that are in no blocks, if they have one; float32 otherwise."""
+    kinds = description.quantization_config("gguf").get("tensors", {}).values()
+    found = {dtype for kind in kinds if (dtype := FLOATS.get(GgmlType[kind])) is not None}
+    dtype = found.pop() if len(found) == 1 else torch.float32
+    return dtype if dtype in DTYPES.values() else torch.float32
 
 
 def choose_cache_dtype(
