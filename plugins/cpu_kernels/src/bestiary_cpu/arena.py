@@ -1,12 +1,13 @@
-"""Memory of recorded steps: it stays where it is, and is used again as soon as the tensor that had it is gone.
+"""Memory that stays where it is, and is used again as soon as the tensor that had it is gone.
 
-All steps that one recorder records share it, since they run one at a time and leave nothing behind for each other.
+All steps that one recorder records share an arena: they run one at a time and leave nothing behind for each other.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
+import threading
 import weakref
 from bisect import bisect_right, insort
 
@@ -26,6 +27,7 @@ class Arena:
         self._chunks: dict[int, object] = {}
         self._ends: dict[int, int] = {}
         self._free: list[tuple[int, int]] = []
+        self._lock = threading.RLock()  # tensors may end in any thread
 
     @property
     def nbytes(self) -> int:
@@ -35,7 +37,8 @@ class Arena:
         """Uninitialised; its bytes return to the arena with the last tensor that looks at them."""
         size = max(math.prod(shape) * dtype.itemsize, 1)
         size += -size % _ALIGN
-        at = self._take(size)
+        with self._lock:
+            at = self._take(size)
         buffer = (ctypes.c_uint8 * size).from_address(at)
         weakref.finalize(buffer, self._give, at, size).atexit = False
         return _tensor(buffer, shape, dtype)
@@ -70,6 +73,10 @@ class Arena:
         insort(self._free, (at, size))
 
     def _give(self, at: int, size: int) -> None:
+        with self._lock:
+            self._join(at, size)
+
+    def _join(self, at: int, size: int) -> None:
         index = bisect_right(self._free, (at, 0))
         after = self._free[index] if index < len(self._free) else None
         if after is not None and at + size == after[0] and after[0] not in self._ends:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,11 +16,16 @@ from bestiary.api.errors import EngineError
 
 from . import __version__
 from ._library import ISAS, library
+from .arena import Arena
 from .memory import Slabs, address, bytes_array
 from .pool import Call, Pool
 
 if TYPE_CHECKING:
     from .recorder import Recorder
+
+
+_LARGE = 256 << 10
+"""Bytes from which the system gives fresh memory for each result, which costs more than most ops do."""
 
 
 class Runtime:
@@ -30,6 +36,7 @@ class Runtime:
         self.native = self.pool.library.native
         self.recorder: Recorder | None = None
         self.weights = Slabs()
+        self.arena = Arena()
         self._scratch: list[NDArray[np.uint8] | None] = [None] * 4
         self._turn = 0
 
@@ -52,7 +59,10 @@ class Runtime:
         return self._typed(shape, torch.int32)
 
     def _typed(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype) if self.recorder is None else self.recorder.empty(shape, dtype)
+        if self.recorder is not None:
+            return self.recorder.empty(shape, dtype)
+        large = math.prod(shape) * dtype.itemsize >= _LARGE
+        return self.arena.empty(shape, dtype) if large else torch.empty(shape, dtype=dtype)
 
     def prepared(self, size: int) -> int:
         """Where `size` bytes for prepared rows are. They are the caller's until the fourth call after this one."""
