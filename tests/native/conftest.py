@@ -1,19 +1,16 @@
-"""These tests need the wheel of native kernels, and its compiled library."""
+"""These tests need the wheel of native kernels. Where it is not installed (scripts say so loudly: no compiler) they are
+skipped; where it is and its library cannot be loaded, they fail."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from bestiary.api.errors import BrokenPlugin
-
 sys.path.append(str(Path(__file__).parent))
 
 try:
-    import bestiary_cpu
-
-    bestiary_cpu.library()
-except (ImportError, BrokenPlugin) as reason:
+    import bestiary_cpu  # noqa: F401
+except ImportError as reason:
     MISSING = f"bestiary-cpu is not here: {reason}"
 else:
     MISSING = ""

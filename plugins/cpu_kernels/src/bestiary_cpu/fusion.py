@@ -16,7 +16,6 @@ from .pool import Call
 if TYPE_CHECKING:
     pass
 
-Node = "Call | TorchCall"
 _WIDTHS = {
     "bst_norm": lambda args: args.n,
     "bst_activation": lambda args: args.n,

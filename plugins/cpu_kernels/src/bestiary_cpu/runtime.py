@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 from typing import TYPE_CHECKING
@@ -126,8 +125,3 @@ class Rows:
     @property
     def address(self) -> int:
         return self.tensor.data_ptr()
-
-
-def field(args: ctypes.Structure, name: str) -> int:
-    """An argument that is an address, 0 for none."""
-    return getattr(args, name) or 0
