@@ -139,7 +139,7 @@ def test_who_leaves_computes_no_more(llm, fields, tokens):
 
 def test_who_does_not_read_is_given_up(llm, monkeypatch):
     monkeypatch.setattr(sse, "_TICK", 0.05)
-    llm.script = Script(answer="lion " * 40)
+    llm.script = Script(answer="lion " * 160)  # more than the system may hold back for a connection
 
     async def run():
         async with served(llm, write_timeout=0.3) as port:
