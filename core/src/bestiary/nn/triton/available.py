@@ -1,0 +1,32 @@
+"""Where Triton kernels run: on CUDA; or on a CPU, slowly, where Triton's interpreter was asked for to test them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+
+from bestiary.nn.ops.registry import Target
+
+
+def interpreted() -> bool:
+    """Whether kernels are run by Triton's interpreter, as its variable TRITON_INTERPRET says."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def installed() -> bool:
+    """Whether Triton can be imported; it is not, here."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def why_not(target: Target) -> str | None:
+    """None where Triton kernels run on `target`, otherwise the reason in a few words."""
+    return why_not_device(target.device)
+
+
+def why_not_device(device: str) -> str | None:
+    """The same of a device's type."""
+    if device != "cuda" and not (device == "cpu" and interpreted()):
+        return "for CUDA"
+    return None if installed() else "Triton is not installed: pip install triton"

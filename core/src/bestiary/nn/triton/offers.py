@@ -1,0 +1,39 @@
+"""The versions of ops that Triton kernels make, by name, without importing a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from bestiary.nn.ops.registry import Implementation, Target
+
+from .available import why_not
+
+PRIORITY = 20
+
+
+def later(module: str, function: str) -> Callable[..., Any]:
+    """A function of a module of this package that is imported when it is first called."""
+
+    @cache
+    def found() -> Callable[..., Any]:
+        made: Callable[..., Any] = getattr(import_module(f"bestiary.nn.triton.{module}"), function)
+        return made
+
+    def call(*args: Any, **options: Any) -> Any:
+        return found()(*args, **options)
+
+    call.__name__ = call.__qualname__ = function
+    return call
+
+
+def version(
+    module: str, function: str, where: Callable[[Target], str | None] = why_not, priority: int = PRIORITY
+) -> Implementation[..., Any]:
+    """A version of an op called ``triton``."""
+    return Implementation("triton", later(module, function), where, priority)
+
+
+SILU_AND_MUL = version("activation", "silu_and_mul")

@@ -1,0 +1,104 @@
+"""Compile every variant of every Triton kernel for GPUs that are not there, and say what does not fit them.
+
+    python tests/triton/ahead.py [MODULE ...] [--capability 80 --capability 90 --capability 100]
+
+Prints a line for each variant with its shared memory, registers a thread and spilled bytes; exit status 1 where one
+cannot be compiled, needs more shared memory than a block may have, or spills more than `SPILL` bytes of registers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import bestiary.nn.triton
+
+SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+"""Most bytes of shared memory a block may have, by compute capability (CUDA C++ programming guide, table of limits)."""
+SPILL = 64
+
+
+def modules() -> list[str]:
+    """The modules of kernels: those with `variants`."""
+    names = [each.name for each in pkgutil.iter_modules(bestiary.nn.triton.__path__)]
+    return [name for name in names if hasattr(import_module(f"bestiary.nn.triton.{name}"), "variants")]
+
+
+def compiled(variant: Any, capability: int) -> tuple[int, int, int]:
+    """Bytes of shared memory, registers a thread, and bytes spilled, of a variant for a compute capability."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = dict(variant.constants)
+    names = variant.kernel.arg_names
+    signature = {name: "constexpr" if name in constants else variant.signature[name] for name in names}
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, **variant.options}
+    source = ASTSource(variant.kernel, signature, constants)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    registers, spilled = resources(made.asm["ptx"], capability)
+    return made.metadata.shared, registers, spilled
+
+
+def resources(ptx: str, capability: int) -> tuple[int, int]:
+    """What ptxas says of registers a thread and spilled bytes."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    found = re.search(r"\.target (\w+)", ptx)
+    if found is None:
+        raise ValueError("this is not PTX: it names no target")
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [get_ptxas(capability).path, "-v", f"-arch={found[1]}", file.name, "-o", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = max(map(int, re.findall(r"Used (\d+) registers", said)))
+    spilled = sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
+    return registers, spilled
+
+
+def variants(names: list[str]) -> Iterator[Any]:
+    for name in names:
+        yield from import_module(f"bestiary.nn.triton.{name}").variants()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("module", nargs="*", help="of bestiary.nn.triton; every one unless given")
+    parser.add_argument("--capability", type=int, action="append", choices=sorted(SHARED))
+    args = parser.parse_args()
+    wrong = count = 0
+    for variant in variants(args.module or modules()):
+        for capability in args.capability or [80, 90, 100]:
+            if capability < variant.since:
+                continue
+            count += 1
+            try:
+                shared, registers, spilled = compiled(variant, capability)
+            except Exception as error:  # whatever a compiler raises is what is reported
+                wrong += 1
+                print(f"sm_{capability} {variant.name}: {type(error).__name__}: {error}")
+                continue
+            bad = shared > SHARED[capability] or spilled > SPILL
+            wrong += bad
+            note = "  DOES NOT FIT" if bad else ""
+            print(
+                f"sm_{capability} {variant.name}: {shared} B shared, {registers} registers, {spilled} B spilled{note}"
+            )
+    print(f"{count} compiled, {wrong} wrong")
+    return 1 if wrong or not count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
