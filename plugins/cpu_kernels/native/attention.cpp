@@ -33,9 +33,11 @@ void find_keys(const bst_attention_args& a, const Queries& q, int64_t first, int
   }
 }
 
-// Dot products to scores: scale, soft-cap, ALiBi; what is not seen becomes -inf.
+// What stands between dot products and scores beside the scale: a cache's scales, soft-cap, ALiBi. Returns the scale that
+// is still to be applied.
 template <class Kv>
-void finish_scores(const bst_attention_args& a, const Queries& q, const Split& s, int r, Visible seen, float* score) {
+float change_scores(const bst_attention_args& a, const Queries& q, const Split& s, int r, Visible seen, float* score) {
+  if (!Kv::kScaled && a.soft_cap <= 0 && !a.alibi) return a.scale;
   for (int k = 0; k < s.width; k += kLanes) {
     Floats x = load(score + k) * set(a.scale);
     if constexpr (Kv::kScaled) x = x * load(s.key_scale + k);
@@ -45,20 +47,25 @@ void finish_scores(const bst_attention_args& a, const Queries& q, const Split& s
   if (a.alibi)
     for (int k = seen.begin; k < seen.end; ++k)
       score[k] += a.alibi[q.head[r]] * static_cast<float>(s.first + k - q.position[r]);
-  for (int k = 0; k < seen.begin; ++k) score[k] = -INFINITY;
-  for (int k = seen.end; k < s.width; ++k) score[k] = -INFINITY;
+  return 1.0f;
 }
 
-// Scores to weights, e^(score - largest); returns the largest, and their sum.
-void weigh(float* score, int width, Visible seen, float& most, float& total) {
+// Scores to weights, e^(scale * score - largest), of the keys that are seen; the largest, and the weights' sum.
+void weigh(float* score, float scale, Visible seen, float& most, float& total) {
   Sixteen top = sixteen(-INFINITY), all = sixteen(0.0f);
-  for (int k = 0; k < width; k += 16)
-    for (int i = 0; i < Sixteen::kParts; ++i) top.part[i] = max(top.part[i], load(score + k + i * kLanes));
+  const int from = seen.begin / 16 * 16, to = (seen.end + 15) / 16 * 16;
+  const auto outside = [&](float x) {
+    for (int k = from; k < seen.begin; ++k) score[k] = x;
+    for (int k = seen.end; k < to; ++k) score[k] = x;
+  };
+  outside(scale < 0 ? INFINITY : -INFINITY);
+  for (int k = from; k < to; k += 16)
+    for (int i = 0; i < Sixteen::kParts; ++i)
+      top.part[i] = max(top.part[i], load(score + k + i * kLanes) * set(scale));
   most = largest(top);
-  for (int k = 0; k < width; k += kLanes) store(score + k, exp(load(score + k) - set(most)));
-  for (int k = 0; k < seen.begin; ++k) score[k] = 0.0f;
-  for (int k = seen.end; k < width; ++k) score[k] = 0.0f;
-  for (int k = 0; k < width; k += 16)
+  for (int k = from; k < to; k += kLanes) store(score + k, exp(load(score + k) * set(scale) - set(most)));
+  outside(0.0f);
+  for (int k = from; k < to; k += 16)
     for (int i = 0; i < Sixteen::kParts; ++i) all.part[i] = all.part[i] + load(score + k + i * kLanes);
   total = sum(all);
 }
@@ -140,15 +147,13 @@ void one_split(const bst_attention_args& a, const Queries& q, int64_t first, Par
   const int count = static_cast<int>(left < kSplit ? left : kSplit);
   find_keys<Kv>(a, q, first, count, s);
   for (int k = count; k < s.width; ++k) s.key_scale[k] = 0.0f;
-  for (int r = 0; r < q.count; ++r)
-    for (int k = 0; k < s.width; k += kLanes) store(score[r] + k, set(0.0f));
   all_dot_products<Kv>(s, q, a.head_size, score);
   for (int r = 0; r < q.count; ++r) {
     const int64_t begin = a.window > 0 ? q.position[r] + 1 - a.window - first : 0, end = q.position[r] + 1 - first;
     seen[r].end = static_cast<int>(end < 0 ? 0 : end < count ? end : count);
     seen[r].begin = static_cast<int>(begin < 0 ? 0 : begin < seen[r].end ? begin : seen[r].end);
-    finish_scores<Kv>(a, q, s, r, seen[r], score[r]);
-    weigh(score[r], s.width, seen[r], found.most[r], found.total[r]);
+    const float scale = change_scores<Kv>(a, q, s, r, seen[r], score[r]);
+    weigh(score[r], scale, seen[r], found.most[r], found.total[r]);
     if constexpr (Kv::kScaled)
       for (int k = seen[r].begin; k < seen[r].end; ++k) score[r][k] *= s.value_scale[k];
   }

@@ -104,19 +104,16 @@ static inline Bytes four(const int8_t* p) {
   return {_mm256_set1_epi32(x)};
 }
 
-// Lane i: the sum of the lanes of x[i], in the order of `fold` (vec.h). Halves, pairs, neighbours are added, of two
-// vectors at once; lane 4 k + j at the end belongs to the (2 j + k)-th vector of the beginning.
-static inline Floats sum_lanes(const Floats (&x)[kLanes]) {
-  __m256 a[4], b[2];
-  for (int i = 0; i < 4; ++i) {
-    const __m256 u = x[i].v, v = x[i + 4].v;
-    a[i] = _mm256_add_ps(_mm256_permute2f128_ps(u, v, 0x20), _mm256_permute2f128_ps(u, v, 0x31));
-  }
-  for (int i = 0; i < 2; ++i) {
-    const __m256 u = a[2 * i], v = a[2 * i + 1];
-    b[i] = _mm256_add_ps(_mm256_shuffle_ps(u, v, 0x44), _mm256_shuffle_ps(u, v, 0xEE));
-  }
-  return {_mm256_add_ps(_mm256_shuffle_ps(b[0], b[1], 0x88), _mm256_shuffle_ps(b[0], b[1], 0xDD))};
+// A step of `sum_lanes` (vec.h): halves, pairs, neighbours are added, of two vectors at once; lane 4 k + j at the end
+// belongs to the (2 j + k)-th vector of the beginning.
+constexpr int kSteps = 3;
+constexpr int leaf(int i) { return i / 2 + i % 2 * 4; }
+template <int kStep> static inline Floats join_lanes(Floats a, Floats b) {
+  const __m256 u = a.v, v = b.v;
+  if constexpr (kStep == 0)
+    return {_mm256_add_ps(_mm256_permute2f128_ps(u, v, 0x20), _mm256_permute2f128_ps(u, v, 0x31))};
+  if constexpr (kStep == 1) return {_mm256_add_ps(_mm256_shuffle_ps(u, v, 0x44), _mm256_shuffle_ps(u, v, 0xEE))};
+  return {_mm256_add_ps(_mm256_shuffle_ps(u, v, 0x88), _mm256_shuffle_ps(u, v, 0xDD))};
 }
 
 // Lane j of x[i] becomes lane i of x[j].

@@ -93,24 +93,16 @@ static inline Bytes four(const int8_t* p) {
   return {_mm512_set1_epi32(x)};
 }
 
-// Lane i: the sum of the lanes of x[i], in the order of `fold` (vec.h). Halves, quarters, pairs, neighbours are added,
-// of two vectors at once; lane 4 k + j at the end belongs to the (4 j + k)-th vector of the beginning.
-static inline Floats sum_lanes(const Floats (&x)[kLanes]) {
-  __m512 a[8], b[4], c[2];
-  for (int i = 0; i < 8; ++i) {
-    const int first = 2 * i, second = first + 1;
-    const __m512 u = x[first % 4 * 4 + first / 4].v, v = x[second % 4 * 4 + second / 4].v;
-    a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(u, v, 0x44), _mm512_shuffle_f32x4(u, v, 0xEE));
-  }
-  for (int i = 0; i < 4; ++i) {
-    const __m512 u = a[2 * i], v = a[2 * i + 1];
-    b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(u, v, 0x88), _mm512_shuffle_f32x4(u, v, 0xDD));
-  }
-  for (int i = 0; i < 2; ++i) {
-    const __m512 u = b[2 * i], v = b[2 * i + 1];
-    c[i] = _mm512_add_ps(_mm512_shuffle_ps(u, v, 0x44), _mm512_shuffle_ps(u, v, 0xEE));
-  }
-  return {_mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xDD))};
+// A step of `sum_lanes` (vec.h): halves, quarters, pairs, neighbours are added, of two vectors at once; lane 4 k + j at
+// the end belongs to the (4 j + k)-th vector of the beginning.
+constexpr int kSteps = 4;
+constexpr int leaf(int i) { return i % 4 * 4 + i / 4; }
+template <int kStep> static inline Floats join_lanes(Floats a, Floats b) {
+  const __m512 u = a.v, v = b.v;
+  if constexpr (kStep == 0) return {_mm512_add_ps(_mm512_shuffle_f32x4(u, v, 0x44), _mm512_shuffle_f32x4(u, v, 0xEE))};
+  if constexpr (kStep == 1) return {_mm512_add_ps(_mm512_shuffle_f32x4(u, v, 0x88), _mm512_shuffle_f32x4(u, v, 0xDD))};
+  if constexpr (kStep == 2) return {_mm512_add_ps(_mm512_shuffle_ps(u, v, 0x44), _mm512_shuffle_ps(u, v, 0xEE))};
+  return {_mm512_add_ps(_mm512_shuffle_ps(u, v, 0x88), _mm512_shuffle_ps(u, v, 0xDD))};
 }
 
 // Lane j of x[i] becomes lane i of x[j].

@@ -122,15 +122,18 @@ static inline Bytes lookup(const uint8_t* sixteen, Bytes index) {
   return c;
 }
 
-// Lane i: the sum of the lanes of x[i], in the order of `fold` (vec.h).
-static inline Floats sum_lanes(const Floats (&x)[kLanes]) {
+// A step of `sum_lanes` (vec.h): each of the sums in a and in b is half as wide afterwards; those of a come first.
+constexpr int kSteps = 3;
+constexpr int leaf(int i) { return i; }
+template <int kStep> static inline Floats join_lanes(Floats a, Floats b) {
+  constexpr int kWidth = kLanes >> (kStep + 1), kSums = kLanes / 2 / kWidth;
   Floats c;
-  for (int i = 0; i < kLanes; ++i) {
-    Floats y = x[i];
-    for (int width = kLanes / 2; width > 0; width /= 2)
-      for (int k = 0; k < width; ++k) y.v[k] += y.v[k + width];
-    c.v[i] = y.v[0];
-  }
+  for (int i = 0; i < kSums; ++i)
+    for (int k = 0; k < kWidth; ++k) {
+      const int from = 2 * i * kWidth + k;
+      c.v[i * kWidth + k] = a.v[from] + a.v[from + kWidth];
+      c.v[(i + kSums) * kWidth + k] = b.v[from] + b.v[from + kWidth];
+    }
   return c;
 }
 

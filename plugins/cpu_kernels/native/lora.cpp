@@ -78,13 +78,14 @@ void expand(const bst_lora_args& a, int64_t row, int rank, int64_t shard, int64_
   const int64_t outputs = a.ends[a.shards - 1];
   const auto* w = static_cast<const typename F::T*>(a.b) + (a.slot_of[row] * outputs + first) * a.rank;
   const float* inner = a.inner + (row * a.shards + shard) * a.rank;
-  Sixteen sums[kLanes];
-  for (int i = 0; i < kLanes; ++i) {
-    sums[i] = sixteen(0.0f);
-    if (i < count) add_dot<F>(w + i * a.rank, inner, rank, sums[i]);
-  }
+  Floats sum[1];
+  sum_lanes<1>([&](int i, Floats (&lanes)[1]) {
+    Sixteen all = sixteen(0.0f);
+    if (i < count) add_dot<F>(w + i * a.rank, inner, rank, all);
+    lanes[0] = lanes_of(all);
+  }, sum);
   float found[kLanes];
-  store(found, sum_each(sums));
+  store(found, sum[0]);
   float* out = a.out + row * a.out_stride + first;
   for (int i = 0; i < count; ++i) out[i] += found[i];
 }

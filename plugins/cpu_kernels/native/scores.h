@@ -30,25 +30,28 @@ inline void fetch(const Split& s, int first, int64_t bytes) {
 
 constexpr int kTogether = 4;  // queries whose sums are in registers at once
 
-// score[r][first + k] = q[r] · key[first + k] for kLanes keys.
-template <class Kv, int kRows>
-void dot_products(const Split& s, int channels, int first, const float* const* row, float (*score)[kSplit]) {
-  Sixteen sums[kRows][kLanes];
-  for (int k = 0; k < kLanes; ++k) {
-    const char* key = s.key[first + k < s.count ? first + k : first];
-    Sixteen sum[kRows];
-    for (int r = 0; r < kRows; ++r) sum[r] = sixteen(0.0f);
-    for (int c = 0; c < channels; c += 16) {
+// score[r][first + k] = q[r] · key[first + k] for kLanes keys. kChannels: how many there are, 0 where only `channels`
+// says it.
+template <class Kv, int kRows, int kChannels>
+BST_ALL_INLINE void dot_products(const Split& s, int channels, int first, const float* const* row,
+                                 float (*score)[kSplit]) {
+  Floats sum[kRows];
+  sum_lanes<kRows>([&](int k, Floats (&lanes)[kRows]) {
+    const char* key = s.key[first + k < s.count ? first + k : 0];
+    Sixteen all[kRows];
+    for (int r = 0; r < kRows; ++r) all[r] = sixteen(0.0f);
+#pragma GCC unroll 8
+    for (int c = 0; c < (kChannels ? kChannels : channels); c += 16) {
 #pragma GCC unroll 2
       for (int i = 0; i < Sixteen::kParts; ++i) {
         const Floats x = Kv::get(key, c + i * kLanes);
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) sum[r].part[i] = fma(load(row[r] + c + i * kLanes), x, sum[r].part[i]);
+        for (int r = 0; r < kRows; ++r) all[r].part[i] = fma(load(row[r] + c + i * kLanes), x, all[r].part[i]);
       }
     }
-    for (int r = 0; r < kRows; ++r) sums[r][k] = sum[r];
-  }
-  for (int r = 0; r < kRows; ++r) store(score[r] + first, sum_each(sums[r]));
+    for (int r = 0; r < kRows; ++r) lanes[r] = lanes_of(all[r]);
+  }, sum);
+  for (int r = 0; r < kRows; ++r) store(score[r] + first, sum[r]);
 }
 
 // Keys first … first + kLanes - 1 as [channel][key].
@@ -57,7 +60,7 @@ void turn_keys(const Split& s, int channels, int first, float* turned) {
   for (int c = 0; c < channels; c += kLanes) {
     Floats x[kLanes];
 #pragma GCC unroll 16
-    for (int k = 0; k < kLanes; ++k) x[k] = Kv::get(s.key[first + k < s.count ? first + k : first], c);
+    for (int k = 0; k < kLanes; ++k) x[k] = Kv::get(s.key[first + k < s.count ? first + k : 0], c);
     transpose(x);
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) store(turned + (c + i) * kLanes, x[i]);
@@ -113,13 +116,15 @@ void all_dot_products(const Split& s, const Queries& q, int channels, float (*sc
   alignas(64) float turned[kMostChannels * kLanes];
   const int64_t bytes = int64_t{channels} * Kv::kBytes;
   for (int k = 0; k < kAhead; k += kLanes) fetch(s, k, bytes);
-  for (int k = 0; k < s.count; k += kLanes) {
+  for (int k = 0; k < s.width; k += kLanes) {
     fetch(s, k + kAhead, bytes);
     if (q.count >= kMany) turn_keys<Kv>(s, channels, k, turned);
     by_groups(q.count, [&](int r, auto rows) {
       constexpr int kRows = decltype(rows)::value;
       if (q.count >= kMany) dot_turned<kRows>(turned, channels, k, q.row + r, score + r);
-      else dot_products<Kv, kRows>(s, channels, k, q.row + r, score + r);
+      else if (channels == 64) dot_products<Kv, kRows, 64>(s, channels, k, q.row + r, score + r);
+      else if (channels == 128) dot_products<Kv, kRows, 128>(s, channels, k, q.row + r, score + r);
+      else dot_products<Kv, kRows, 0>(s, channels, k, q.row + r, score + r);
     });
   }
 }

@@ -41,14 +41,30 @@ static inline float sum(const Sixteen& s) {
   return fold(s, [](float a, float b) { return a + b; });
 }
 
-// Lane i: sum(x[i]).
-static inline Floats sum_each(const Sixteen (&x)[kLanes]) {
-  Floats folded[kLanes];
-  for (int i = 0; i < kLanes; ++i) {
-    if constexpr (Sixteen::kParts == 1) folded[i] = x[i].part[0];
-    else folded[i] = x[i].part[0] + x[i].part[1];
+// The vectors of sum_lanes from the `kAt`-th of step kStep, made and added as they are needed.
+template <int kStep, int kAt, int kRows, class F>
+static inline void add_step(const F& make, Floats (&sum)[kRows]) {
+  if constexpr (kStep < 0) {
+    make(leaf(kAt), sum);
+  } else {
+    Floats other[kRows];
+    add_step<kStep - 1, 2 * kAt>(make, sum);
+    add_step<kStep - 1, 2 * kAt + 1>(make, other);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) sum[r] = join_lanes<kStep>(sum[r], other[r]);
   }
-  return sum_lanes(folded);
+}
+
+// Lane i of sum[r]: the sum of the lanes of the r-th vector that make(i, vectors) gives, in the order of `fold`.
+template <int kRows, class F>
+static inline void sum_lanes(const F& make, Floats (&sum)[kRows]) {
+  add_step<kSteps - 1, 0>(make, sum);
+}
+
+// What sum_lanes begins with: the lanes of one sum.
+static inline Floats lanes_of(const Sixteen& s) {
+  if constexpr (Sixteen::kParts == 1) return s.part[0];
+  else return s.part[0] + s.part[1];
 }
 
 static inline float largest(const Sixteen& s) {
