@@ -22,6 +22,16 @@ def test_an_instruction_set_that_is_not_there_is_refused() -> None:
         library("avx9000")
 
 
+def test_the_environment_may_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(_library.VARIABLE, "scalar")
+    assert library.__wrapped__().isa == "scalar"
+    assert library.__wrapped__(ABLE[-1]).isa == ABLE[-1]
+    monkeypatch.setenv(_library.VARIABLE, "avx9000")
+    with pytest.raises(UsageError, match="cannot run these kernels") as caught:
+        library.__wrapped__()
+    assert caught.value.field == _library.VARIABLE
+
+
 def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "ABI", 0)
     _library._load.cache_clear()

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ logger = logging.getLogger("bestiary")
 
 ISAS = ("scalar", "avx2", "avx512")
 """Instruction sets by the processor level that they need (`bst_cpu_level`)."""
+VARIABLE = "BESTIARY_CPU_ISA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +47,23 @@ class Library:
 
 @functools.cache
 def library(isa: str | None = None) -> Library:
-    """The fastest version that this processor can run, or the one for `isa`.
+    """The version for `isa`; else for the one in ``BESTIARY_CPU_ISA``; else the fastest that this processor can run.
 
     Raises:
-        UsageError: the processor cannot run `isa`. BrokenPlugin: the installation lacks it, or has another version's.
+        UsageError: the processor cannot run the one wanted. BrokenPlugin: the installation lacks it, or has another version's.
     """
     level = _load("scalar").native.bst_cpu_level()
     able = ISAS[: level + 1]
-    if isa is None:
+    wanted = isa or os.environ.get(VARIABLE)
+    if not wanted:
         present = [name for name in able if _path(name) is not None]
         return _load(present[-1])
-    if isa not in able:
-        raise UsageError("this processor cannot run these kernels", field="isa", value=isa, limit=f"one of {able}")
-    return _load(isa)
+    if wanted not in able:
+        raise UsageError(
+            "this processor cannot run these kernels",
+            field="isa" if isa else VARIABLE, value=wanted, limit=f"one of {', '.join(able)}",
+        )  # fmt: skip
+    return _load(wanted)
 
 
 @functools.cache
