@@ -50,7 +50,8 @@ def library(isa: str | None = None) -> Library:
     """The version for `isa`; else for the one in ``BESTIARY_CPU_ISA``; else the fastest that this processor can run.
 
     Raises:
-        UsageError: the processor cannot run the one wanted. BrokenPlugin: the installation lacks it, or has another version's.
+        UsageError: the processor cannot run the one wanted. BrokenPlugin: the installation lacks it, or has that of
+            another version.
     """
     level = _load("scalar").native.bst_cpu_level()
     able = ISAS[: level + 1]
