@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from bestiary.api.errors import CorruptWeights, LoadError, PickleRefused, WeightsMismatch
+from bestiary.engine.loader import safetensors_reader
 from bestiary.engine.loader.safetensors_reader import MAX_HEADER_BYTES, iterate_safetensors, read_header, tensor_index
 from bestiary.engine.loader.weight_files import INDEX, check_index, find_weights, refuse_without_weights
 
@@ -66,6 +67,16 @@ def test_header_and_tensors_equal_the_librarys(file: Path) -> None:
     assert index["a"].dtype == "BF16"
     assert [name for name, _ in iterate_safetensors([file])] == list(index)
     assert [info.offset for info in index.values()] == sorted(info.offset for info in index.values())
+
+
+def test_a_file_read_in_several_mappings_is_the_same(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(TENSORS, file)
+    whole = dict(iterate_safetensors([file]))
+    monkeypatch.setattr(safetensors_reader, "_MAPPED", 1)
+    apart = dict(iterate_safetensors([file]))
+    assert list(apart) == list(whole)
+    assert all(torch.equal(apart[name].float(), whole[name].float()) for name in whole)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in apart.values()}) > 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 2**63, 2**64 - 1, 2**40, 200 * 10**6, 1000])

@@ -21,7 +21,7 @@ _CHUNK = 4 << 20
 
 
 class Arena:
-    """First fit over a few chunks, which only grow in number."""
+    """Best fit over a few chunks, which only grow in number."""
 
     def __init__(self) -> None:
         self._chunks: dict[int, object] = {}
@@ -56,15 +56,17 @@ class Arena:
         return index >= 0 and at < self._ends[starts[index]]
 
     def _take(self, size: int) -> int:
-        for index, (at, room) in enumerate(self._free):
-            if room >= size:
-                if room == size:
-                    del self._free[index]
-                else:
-                    self._free[index] = (at + size, room - size)
-                return at
-        self._grow(max(size, _CHUNK))
-        return self._take(size)
+        fitting = [(room, index) for index, (_, room) in enumerate(self._free) if room >= size]
+        if not fitting:
+            self._grow(max(size, _CHUNK))
+            return self._take(size)
+        room, index = min(fitting)
+        at = self._free[index][0]
+        if room == size:
+            del self._free[index]
+        else:
+            self._free[index] = (at + size, room - size)
+        return at
 
     def _grow(self, size: int) -> None:
         chunk = bytes_array(size)

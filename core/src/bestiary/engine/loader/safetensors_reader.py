@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 32 * 2**20
 MAX_DIMENSIONS = 16
 MAX_NAME_CHARS = 512
+_MAPPED = 128 << 20
+"""Bytes of tensors that are read from one mapping of a file: so much of it counts as this process's memory."""
 
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"), 8),
@@ -71,17 +73,33 @@ def tensor_index(files: Sequence[Path]) -> dict[str, TensorInfo]:
 
 
 def iterate_safetensors(files: Sequence[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    """`(name, tensor)` in the order of the data, memory-mapped; one is alive at a time if the caller keeps none."""
+    """`(name, tensor)` in the order of the data, memory-mapped; one is alive at a time if the caller keeps none.
+
+    A file is mapped anew every so many bytes, so that what was read and is not kept no longer counts as memory in use.
+    """
     from safetensors import SafetensorError, safe_open
 
     for file in files:
-        names = list(read_header(file))
-        try:
-            with safe_open(file, framework="pt", device="cpu") as opened:
-                for name in names:
-                    yield name, opened.get_tensor(name)
-        except SafetensorError as cause:
-            raise _corrupt(file, f"the safetensors library refuses the file: {cause}") from cause
+        for names in _mapped_together(read_header(file)):
+            try:
+                with safe_open(file, framework="pt", device="cpu") as opened:
+                    for name in names:
+                        yield name, opened.get_tensor(name)
+            except SafetensorError as cause:
+                raise _corrupt(file, f"the safetensors library refuses the file: {cause}") from cause
+
+
+def _mapped_together(header: Mapping[str, TensorInfo]) -> Iterator[list[str]]:
+    names: list[str] = []
+    size = 0
+    for name, info in header.items():
+        names.append(name)
+        size += info.nbytes
+        if size >= _MAPPED:
+            yield names
+            names, size = [], 0
+    if names or not header:
+        yield names
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
