@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from bestiary.api.errors import CorruptGguf, LoadError
 from bestiary.api.ggml_types import GgmlType
-from bestiary.engine.loader import gguf_header
+from bestiary.engine.loader import gguf_header, gguf_reader
 from bestiary.engine.loader.gguf_reader import GgufFile
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -261,6 +261,31 @@ def test_file_cut_short_after_opening(tmp_path: Path) -> None:
         os.truncate(path, 100)
         with pytest.raises(LoadError, match="cut short"):
             _ = file.tensors["y.weight"].data
+
+
+def test_a_header_in_use_is_parsed_once_and_a_changed_file_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+
+    class Counted(gguf_header.Header):
+        def __init__(self, source: mmap.mmap, name: str) -> None:
+            parsed.append(name)
+            super().__init__(source, name)
+
+    monkeypatch.setattr(gguf_reader, "Header", Counted)
+    path = tmp_path / "once.gguf"
+    path.write_bytes(small_file())
+    with GgufFile.open(path) as first, GgufFile.open(path) as second:
+        assert first.metadata == second.metadata
+        assert len(parsed) == 1
+        path.write_bytes(small_file() + bytes(64))
+        GgufFile.open(path).close()
+        assert len(parsed) == 2
+    del first, second
+    gc.collect()
+    GgufFile.open(path).close()
+    assert len(parsed) == 3
 
 
 def test_architecture_must_be_said(written: Callable[[bytes], Path]) -> None:

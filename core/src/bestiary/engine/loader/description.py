@@ -121,7 +121,7 @@ def describe(args: EngineArgs, hooks: HookManager, registry: Registry = ModelReg
     data: dict[str, Any] = {}
     if source.kind == "gguf":
         with GgufFile.open(source.weight_files[0]) as file:
-            metadata = dict(file.metadata)
+            metadata = file.metadata
             declaration = gguf_declaration(registry, file.architecture, metadata)
             if source.config_path is None:
                 data = gguf_config(file, declaration)

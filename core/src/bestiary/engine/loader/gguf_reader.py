@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,10 +109,10 @@ class _Shard:
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
-        self._map: mmap.mmap | None = _map(path)
-        header = Header(self._map, self.name)
-        self.metadata = header.metadata
-        self.infos = header.tensors
+        opened, identity = _map(path)
+        self._map: mmap.mmap | None = opened
+        self.metadata = _metadata(opened, identity, self.name)
+        self.infos = self.metadata.tensors
 
     def tensor(self, info: TensorInfo) -> GgufTensor:
         return GgufTensor(
@@ -143,14 +144,40 @@ class _Shard:
         self._map = None
 
 
-def _map(path: Path) -> mmap.mmap:
-    """The file, read-only. It is looked at before it is opened: opening a pipe blocks, a device may act."""
+class _Metadata(dict[str, object]):
+    """A header, parsed: its entries, and what it says of tensors."""
+
+    def __init__(self, header: Header) -> None:
+        super().__init__(header.metadata)
+        self.tensors = header.tensors
+
+
+_Identity = tuple[int, ...]
+_in_use: WeakValueDictionary[_Identity, _Metadata] = WeakValueDictionary()
+
+
+def _metadata(opened: mmap.mmap, identity: _Identity, name: str) -> _Metadata:
+    """What a file's header says, parsed once for all who have the same file in use: with a large vocabulary that takes
+    as long as reading a small model."""
+    found = _in_use.get(identity)
+    if found is None:
+        found = _in_use[identity] = _Metadata(Header(opened, name))
+    return found
+
+
+def _map(path: Path) -> tuple[mmap.mmap, _Identity]:
+    """The file, read-only, and what tells it from every other file, and from itself once it was changed.
+
+    It is looked at before it is opened: opening a pipe blocks, a device may act.
+    """
     try:
         _regular_size(path, os.stat(path))
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
         try:
-            size = _regular_size(path, os.fstat(descriptor))
-            return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+            status = os.fstat(descriptor)
+            size = _regular_size(path, status)
+            identity = (status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns)
+            return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ), identity
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
