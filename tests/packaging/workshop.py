@@ -42,8 +42,12 @@ def run(*command: str | Path, **options: object) -> str:
     return done.stdout
 
 
+QUICKLY = {**os.environ, "SKBUILD_CMAKE_BUILD_TYPE": "Plain"}
+"""Native code is compiled as fast as can be, by a build type without options: scripts/test installs another."""
+
+
 def build(folder: Path, target: Path, *options: str) -> None:
-    run(sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", target, folder)
+    run(sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", target, folder, env=QUICKLY)
 
 
 def third_party(target: Path) -> Path:
