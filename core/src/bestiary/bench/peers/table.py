@@ -20,6 +20,7 @@ def peers_table(record: dict[str, Any]) -> str:
             f"{record['model']}, {hardware['name']}, {work['threads']} threads, medians of {work['rounds']} rounds",
             f"{hardware['bytes_per_s'] / 1e9:.1f} GB/s, {hardware['flops'] / 1e9:.0f} GFLOP/s;"
             f" load average {loads['start']} to {loads['end']}",
+            "limit: bytes at that rate, or arithmetic in float32, which products in 8 bits exceed",
             *(f"{name} {each['version']}: {each['model']}" for name, each in record["contestants"].items()),
             "",
             *aligned(rows),
