@@ -6,6 +6,11 @@ from bestiary.api.hooks import Offers, hookimpl
 
 _NN = "bestiary.nn"
 _LOADER = "bestiary.engine.loader"
+_TRITON = (
+    "rms_norm", "fused_add_rms_norm", "gemma_rms_norm", "layer_norm", "silu_and_mul", "gelu_and_mul", "gelu",
+    "quick_gelu", "relu2", "rotary_embedding", "write_kv_cache", "linear",
+)  # fmt: skip
+"""Ops that Triton kernels compute on CUDA."""
 
 
 @hookimpl
@@ -25,6 +30,8 @@ def quantization_methods() -> Offers:
 @hookimpl
 def attention_backends() -> Offers:
     return {
+        "triton": f"{_NN}.attention.triton:TritonBackend",
+        "triton_exact": f"{_NN}.attention.triton:TritonExactBackend",
         "torch": f"{_NN}.attention.sdpa:TorchBackend",
         "deterministic": f"{_NN}.attention.deterministic:DeterministicBackend",
         "reference": f"{_NN}.attention.reference:ReferenceBackend",
@@ -39,7 +46,7 @@ def op_implementations() -> Offers:
         "linear_int8_int8/int_mm": f"{_NN}.ops.quant:INT_MM",
         "add_lora/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE",
         "add_lora_embedding/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE_EMBEDDING",
-        "silu_and_mul/triton": f"{_NN}.triton.offers:SILU_AND_MUL",
+        **{f"{name}/triton": f"{_NN}.triton.offers:{name.upper()}" for name in _TRITON},
     }
 
 
