@@ -21,12 +21,17 @@ SIZES = {
 }  # fmt: skip
 CONFIGS = {
     "mistral with a window": transformers.MistralConfig(**SIZES, sliding_window=7),
-    "qwen3": transformers.Qwen3Config(**SIZES),
+    "qwen3_moe": transformers.Qwen3MoeConfig(
+        **SIZES, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True
+    ),
     "bloom": transformers.BloomConfig(**COMMON, hidden_size=32, n_layer=2, n_head=4),
 }
 PROMPTS = [[5, 9, 3, 77, 40, 8], [61, 12, 12, 90, 33, 7, 50, 21, 4], [17], list(range(20, 40))]
 GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
-TORCH = {"rms_norm", "fused_add_rms_norm", "layer_norm", "silu_and_mul", "gelu", "rotary_embedding", "write_kv_cache"}
+TORCH = {
+    "rms_norm", "fused_add_rms_norm", "layer_norm", "silu_and_mul", "gelu", "rotary_embedding", "write_kv_cache",
+    "topk_routing", "fused_experts",
+}  # fmt: skip
 
 
 def tokens(folder: str, **options: object) -> tuple[list[list[int]], dict[str, str], str]:

@@ -8,7 +8,8 @@ _NN = "bestiary.nn"
 _LOADER = "bestiary.engine.loader"
 _TRITON = (
     "rms_norm", "fused_add_rms_norm", "gemma_rms_norm", "layer_norm", "silu_and_mul", "gelu_and_mul", "gelu",
-    "quick_gelu", "relu2", "rotary_embedding", "write_kv_cache", "linear",
+    "quick_gelu", "relu2", "rotary_embedding", "write_kv_cache", "linear", "topk_routing",
+    "fused_experts", "add_lora", "add_lora_embedding",
 )  # fmt: skip
 """Ops that Triton kernels compute on CUDA."""
 

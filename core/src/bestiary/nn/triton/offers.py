@@ -41,6 +41,11 @@ def exact(target: Target) -> str | None:
     return why_not(target) if target.deterministic else "it is slower, and meant for deterministic mode"
 
 
+def varying(target: Target) -> str | None:
+    """For engines in which a row's bits may depend on how many rows there are."""
+    return "its tiles follow the number of rows" if target.deterministic else why_not(target)
+
+
 RMS_NORM = version("norm", "rms_norm")
 FUSED_ADD_RMS_NORM = version("norm", "fused_add_rms_norm")
 GEMMA_RMS_NORM = version("norm", "gemma_rms_norm")
@@ -53,3 +58,7 @@ RELU2 = version("activation", "relu2")
 ROTARY_EMBEDDING = version("rotary", "rotary_embedding")
 WRITE_KV_CACHE = version("cache", "write_kv_cache")
 LINEAR = version("linear", "linear", exact)
+TOPK_ROUTING = version("routing", "topk_routing")
+FUSED_EXPERTS = version("moe", "fused_experts", varying)
+ADD_LORA = version("lora", "add_lora")
+ADD_LORA_EMBEDDING = version("lora", "add_lora_embedding")

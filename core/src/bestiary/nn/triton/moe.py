@@ -1,0 +1,171 @@
+"""Mixture of experts: pairs of tokens and experts sorted by expert on the device, two grouped products, one sum.
+
+Nothing waits for the device: `Sorted` has fixed shapes, and as many tiles are launched as there could be at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .activation import GELU, GELU_TANH, SILU, activated
+from .variants import Variant
+
+_KINDS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH}
+_COMBINE = 1024
+
+
+class Sorted(NamedTuple):
+    """Pairs by expert, and tiles of at most `rows` pairs of one expert. A pair is ``token * k + place``.
+
+    Attributes:
+        order: the pairs, those of absent experts last. starts: ``[experts + 1]``, where an expert's pairs begin.
+        experts: each tile's; the number of experts for an empty tile. firsts: each tile's first place in `order`.
+    """
+
+    order: Tensor
+    starts: Tensor
+    experts: Tensor
+    firsts: Tensor
+
+
+def sort_by_expert(slots: Tensor, count: int, rows: int) -> Sorted:
+    """Of slots ``[tokens, k]``, −1 for an absent expert; all that depends on them stays on the device."""
+    chosen = torch.where(slots < 0, count, slots).flatten()
+    held, order = chosen.sort(stable=True)
+    starts = torch.searchsorted(held, torch.arange(count + 1, device=slots.device))
+    tiles = (starts.diff() + rows - 1) // rows
+    ends = tiles.cumsum(0)
+    most = triton.cdiv(slots.numel() + min(count, slots.numel()) * (rows - 1), rows)
+    tile = torch.arange(most, device=slots.device)
+    experts = torch.searchsorted(ends, tile, right=True)
+    own = experts.clamp_max(count - 1)
+    firsts = starts[own] + (tile - (ends - tiles)[own]) * rows
+    return Sorted(order, starts, experts, firsts)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gate_up(  # type: ignore[no-untyped-def]
+    x, w13, out, order, starts, experts, firsts, count, width, hidden, top_k, x_stride,
+    KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIP: tl.constexpr,
+):  # fmt: skip
+    """A tile of ``act(x gate) * (x up)`` of one expert, into places of `order`; rounded where the reference rounds."""
+    expert = tl.load(experts + tl.program_id(1))
+    if expert >= count:
+        return
+    place = tl.load(firsts + tl.program_id(1)) + tl.arange(0, ROWS)
+    held = place < tl.load(starts + expert + 1)
+    token = tl.load(order + place, mask=held, other=0) // top_k
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    within = column < width
+    gates = w13 + expert * 2 * width * hidden + column.to(tl.int64)[None, :] * hidden
+    ups = w13 + (expert * 2 + 1) * width * hidden + column.to(tl.int64)[None, :] * hidden
+    gate = tl.zeros([ROWS, COLUMNS], tl.float32)
+    up = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, hidden, STRIP):
+        k = start + tl.arange(0, STRIP)
+        inside = k < hidden
+        left = tl.load(x + token[:, None] * x_stride + k[None, :], mask=held[:, None] & inside[None, :], other=0.0)
+        mask = within[None, :] & inside[:, None]
+        gate = tl.dot(left, tl.load(gates + k[:, None], mask=mask, other=0.0), gate, input_precision="ieee")
+        up = tl.dot(left, tl.load(ups + k[:, None], mask=mask, other=0.0), up, input_precision="ieee")
+    kind = out.dtype.element_ty
+    active = activated(gate.to(kind).to(tl.float32), KIND, kind).to(kind).to(tl.float32)
+    result = active * up.to(kind).to(tl.float32)
+    at = out + place[:, None] * width + column[None, :]
+    tl.store(at, result.to(kind), mask=held[:, None] & within[None, :])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _down(  # type: ignore[no-untyped-def]
+    inner, w2, out, order, starts, experts, firsts, count, hidden, width,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIP: tl.constexpr,
+):  # fmt: skip
+    """A tile of one expert's second product, from places of `order` to pairs; rounded as the reference's."""
+    expert = tl.load(experts + tl.program_id(1))
+    if expert >= count:
+        return
+    place = tl.load(firsts + tl.program_id(1)) + tl.arange(0, ROWS)
+    held = place < tl.load(starts + expert + 1)
+    pair = tl.load(order + place, mask=held, other=0)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    within = column < hidden
+    weight = w2 + expert * hidden * width + column.to(tl.int64)[None, :] * width
+    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, width, STRIP):
+        k = start + tl.arange(0, STRIP)
+        inside = k < width
+        left = tl.load(inner + place[:, None] * width + k[None, :], mask=held[:, None] & inside[None, :], other=0.0)
+        right = tl.load(weight + k[:, None], mask=within[None, :] & inside[:, None], other=0.0)
+        sums = tl.dot(left, right, sums, input_precision="ieee")
+    at = out + pair[:, None] * hidden + column[None, :]
+    tl.store(at, sums.to(out.dtype.element_ty), mask=held[:, None] & within[None, :])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _combine(pairs, weights, slots, out, hidden, top_k, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A strip of one token: its experts' answers by weight, added in the order of its slots in fp32, rounded once."""
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    within = at < hidden
+    sums = tl.zeros([BLOCK], tl.float32)
+    for place in range(top_k):
+        pair = token * top_k + place
+        here = tl.load(slots + pair) >= 0
+        answer = tl.load(pairs + pair * hidden + at, mask=within & here, other=0.0).to(tl.float32)
+        share = tl.load(weights + pair)
+        sums = tl.where(here, sums + answer * share, sums)
+    tl.store(out + token * hidden + at, sums.to(out.dtype.element_ty), mask=within)
+
+
+def fused_experts(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, slots: Tensor, activation: str) -> Tensor:
+    """As `bestiary.nn.ops.moe.fused_experts`; a token's answers are added in the order of its slots."""
+    (tokens, hidden), (count, _, width), top_k = x.shape, w2.shape, slots.shape[1]
+    out = torch.empty(tokens, hidden, dtype=x.dtype, device=x.device)
+    if not out.numel():
+        return out
+    x = x if x.stride(1) == 1 else x.contiguous()
+    w13, w2, slots, weights = (each.contiguous() for each in (w13, w2, slots, weights))
+    rows, columns, strip, warps, stages = _tile(slots.numel(), count, x.dtype)
+    found = sort_by_expert(slots, count, rows)
+    inner = torch.empty(slots.numel(), width, dtype=x.dtype, device=x.device)
+    pairs = torch.empty(slots.numel(), hidden, dtype=x.dtype, device=x.device)
+    tile = {"ROWS": rows, "COLUMNS": columns, "STRIP": strip, "num_warps": warps, "num_stages": stages}
+    _gate_up[triton.cdiv(width, columns), len(found.experts)](
+        x, w13, inner, *found, count, width, hidden, top_k, x.stride(0), KIND=_KINDS[activation], **tile
+    )  # fmt: skip
+    _down[triton.cdiv(hidden, columns), len(found.experts)](inner, w2, pairs, *found, count, hidden, width, **tile)
+    _combine[tokens, triton.cdiv(hidden, _COMBINE)](pairs, weights, slots, out, hidden, top_k, BLOCK=_COMBINE)
+    return out
+
+
+def _tile(pairs: int, experts: int, dtype: torch.dtype) -> tuple[int, int, int, int, int]:
+    """Rows, columns, inner strip, warps, stages: tiles as high as an expert has rows on average, at least 16.
+
+    Few rows are bound by the weights' bytes, and want narrow tiles so that there are enough of them.
+    """
+    if dtype is torch.float32:
+        return 16, 32, 32, 4, 2
+    if pairs <= 16 * experts:
+        return 16, 64, 64, 4, 3
+    return 64, 64, 64, 4, 3
+
+
+def variants() -> Iterator[Variant]:
+    numbers = ("count", "width", "hidden", "top_k", "x_stride")
+    sizes = ("hidden", "width", "x_stride")
+    lists = dict.fromkeys(("order", "starts", "experts", "firsts", "slots"), "*i64")
+    for dtype, kind in ((torch.bfloat16, "*bf16"), (torch.float16, "*fp16"), (torch.float32, "*fp32")):
+        signature = dict.fromkeys(("x", "w13", "w2", "inner", "pairs", "out"), kind)
+        signature |= lists | dict.fromkeys(numbers, "i32") | {"weights": "*fp32"}
+        for pairs in (16, 4096) if dtype is not torch.float32 else (16,):
+            rows, columns, strip, warps, stages = _tile(pairs, 8, dtype)
+            tile = {"ROWS": rows, "COLUMNS": columns, "STRIP": strip}
+            yield Variant(_gate_up, signature, {"KIND": _KINDS["silu"], **tile}, warps, stages, divisible=sizes)
+            yield Variant(_down, signature, tile, warps, stages, divisible=sizes[:2])
+        yield Variant(_combine, signature, {"BLOCK": _COMBINE}, divisible=sizes[:1])

@@ -1,0 +1,71 @@
+"""Experts and routing against their torch references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bestiary.nn.ops import moe as reference
+from bestiary.nn.triton import moe
+
+
+def numbers(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def compared(
+    tokens: int, experts: int, top_k: int, hidden: int, width: int, activation: str, dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor]:
+    x, w13 = numbers(tokens, hidden + 3, seed=0)[:, :hidden], numbers(experts, 2 * width, hidden, seed=1)
+    w2, weights = numbers(experts, hidden, width, seed=2), numbers(tokens, top_k, seed=3).softmax(-1).to(device)
+    slots = numbers(tokens, experts + 1, seed=4).argsort(-1)[:, :top_k].to(device) - 1
+    given = [each.to(device, dtype) for each in (x, w13 / hidden**0.5, w2 / width**0.5)]
+    return (
+        moe.fused_experts(*given, weights, slots, activation),
+        reference.fused_experts.reference(*given, weights, slots, activation),
+    )
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sampled_from([0, 1, 3, 40]), st.sampled_from([(2, 1), (5, 3)]), st.sampled_from([(16, 24), (40, 70)]),
+    st.sampled_from(["silu", "gelu", "gelu_tanh"]),
+)  # fmt: skip
+def test_experts(tokens: int, experts: tuple[int, int], sizes: tuple[int, int], activation: str) -> None:
+    found, wanted = compared(tokens, *experts, *sizes, activation, torch.float32, "cpu")
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_experts_in_half_precision() -> None:
+    found, wanted = compared(40, 2, 2, 40, 70, "silu", torch.float16, "cpu")
+    torch.testing.assert_close(found, wanted, rtol=4e-3, atol=4e-3)
+
+
+def test_no_expert_is_here() -> None:
+    slots = torch.full((2, 2), -1)
+    x, weights = numbers(2, 16, seed=0), torch.ones(2, 2)
+    found = moe.fused_experts(x, numbers(3, 16, 16, seed=1), numbers(3, 16, 8, seed=2), weights, slots, "silu")
+    assert torch.equal(found, torch.zeros_like(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 64, 1024])
+def test_experts_on_a_gpu(tokens: int) -> None:
+    found, wanted = compared(tokens, 8, 2, 1024, 1792, "silu", torch.bfloat16, "cuda")
+    torch.testing.assert_close(found, wanted, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.gpu
+def test_experts_do_not_wait_for_the_gpu() -> None:
+    x, w13, w2 = (numbers(*shape, seed=1).cuda().bfloat16() for shape in ((4, 64), (8, 128, 64), (8, 64, 64)))
+    slots, weights = torch.zeros(4, 2, dtype=torch.int64, device="cuda"), torch.ones(4, 2, device="cuda")
+    moe.fused_experts(x, w13, w2, weights, slots, "silu")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = moe.fused_experts(x, w13, w2, weights, slots, "silu")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert found.shape == x.shape
