@@ -45,7 +45,9 @@ def compiled(variant: Any, capability: int) -> tuple[int, int, int]:
     names = variant.kernel.arg_names
     signature = {name: "constexpr" if name in constants else variant.signature[name] for name in names}
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, **variant.options}
-    source = ASTSource(variant.kernel, signature, constants)
+    pointers = [name for name, kind in signature.items() if kind.startswith("*")]
+    divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *variant.divisible)}
+    source = ASTSource(variant.kernel, signature, constants, divisible)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled = resources(made.asm["ptx"], capability)
     return made.metadata.shared, registers, spilled

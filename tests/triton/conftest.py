@@ -1,4 +1,5 @@
-"""Kernels by Triton's interpreter on a CPU: the modules of kernels are imported while it is switched on."""
+"""Kernels by Triton's interpreter on a CPU: Triton's own functions, which they call, and the modules of kernels are
+imported while it is switched on."""
 
 from __future__ import annotations
 
@@ -7,14 +8,11 @@ from pkgutil import iter_modules
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton is not installed")
-
-from triton import knobs
-
 import bestiary.nn.triton
 
-with knobs.runtime.scope():
-    knobs.runtime.interpret = True
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TRITON_INTERPRET", "1")
+    pytest.importorskip("triton", reason="Triton is not installed")
     for module in iter_modules(bestiary.nn.triton.__path__):
         import_module(f"bestiary.nn.triton.{module.name}")
 

@@ -39,6 +39,7 @@ def op_implementations() -> Offers:
         "linear_int8_int8/int_mm": f"{_NN}.ops.quant:INT_MM",
         "add_lora/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE",
         "add_lora_embedding/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE_EMBEDDING",
+        "linear/triton": f"{_NN}.triton.offers:LINEAR",
         "silu_and_mul/triton": f"{_NN}.triton.offers:SILU_AND_MUL",
     }
 

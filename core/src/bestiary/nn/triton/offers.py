@@ -37,3 +37,10 @@ def version(
 
 
 SILU_AND_MUL = version("activation", "silu_and_mul")
+
+
+def _only_deterministic(target: Target) -> str | None:
+    return why_not(target) or (None if target.deterministic else "cuBLAS is faster; meant for deterministic mode")
+
+
+LINEAR = version("linear", "linear", _only_deterministic)

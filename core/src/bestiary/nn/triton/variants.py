@@ -17,7 +17,8 @@ class Variant:
             may be left out.
         constants: values of the parameters that are `tl.constexpr`, and None for pointers that are not given.
         num_warps, num_stages: of the launch. since: the least compute capability that it is launched on, as 80.
-        options: other compile options of the launch.
+        options: other compile options of the launch. divisible: numbers that are multiples of 16, as strides are; so
+            are all addresses.
     """
 
     kernel: Any
@@ -27,6 +28,7 @@ class Variant:
     num_stages: int = 3
     since: int = 80
     options: Mapping[str, Any] = field(default_factory=dict)
+    divisible: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
