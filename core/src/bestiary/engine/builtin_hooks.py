@@ -40,6 +40,8 @@ def op_implementations() -> Offers:
         "add_lora/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE",
         "add_lora_embedding/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE_EMBEDDING",
         "linear/triton": f"{_NN}.triton.offers:LINEAR",
+        "best_tokens/triton": f"{_NN}.triton.offers:BEST_TOKENS",
+        "draw_tokens/triton": f"{_NN}.triton.offers:DRAW_TOKENS",
         "silu_and_mul/triton": f"{_NN}.triton.offers:SILU_AND_MUL",
     }
 

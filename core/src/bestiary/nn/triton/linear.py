@@ -107,7 +107,7 @@ def variants() -> Iterator[Variant]:
     for name, dtype in (("*bf16", torch.bfloat16), ("*fp16", torch.float16), ("*fp32", torch.float32)):
         for tile in dict.fromkeys(tile_for(dtype, width) for width in (4096, 128256)):
             for has_bias in (False, True):
-                constants = {
+                constants: dict[str, int | None] = {
                     "HAS_BIAS": has_bias, "BLOCK_M": _BLOCK_M, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
                     "GROUP_M": _GROUP_M,
                 }  # fmt: skip

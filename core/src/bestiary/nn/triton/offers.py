@@ -37,6 +37,8 @@ def version(
 
 
 SILU_AND_MUL = version("activation", "silu_and_mul")
+BEST_TOKENS = version("sampling", "best_tokens")
+DRAW_TOKENS = version("sampling", "draw_tokens")
 
 
 def _only_deterministic(target: Target) -> str | None:
