@@ -81,7 +81,7 @@ def test_kernel_equals_reference(
 
 
 def test_rows_do_not_depend_on_one_another() -> None:
-    logits, options = _random(3, 50), [each for each in _options(3, 0.9, 20, 0.9)]
+    logits, options = _random(3, 50), _options(3, 0.9, 20, 0.9)
     together = sampling.draw_tokens(logits, *_keys(3), *options)
     alone = sampling.draw_tokens(logits[2:], torch.tensor([0]), torch.tensor([2]), *(each[2:] for each in options))
     assert int(alone) == int(together[2])

@@ -42,6 +42,11 @@ def op_implementations() -> Offers:
         "linear/triton": f"{_NN}.triton.offers:LINEAR",
         "best_tokens/triton": f"{_NN}.triton.offers:BEST_TOKENS",
         "draw_tokens/triton": f"{_NN}.triton.offers:DRAW_TOKENS",
+        "linear_gguf/triton": f"{_NN}.triton.offers:LINEAR_GGUF",
+        "linear_int8/triton": f"{_NN}.triton.offers:LINEAR_INT8",
+        "linear_fp8/triton": f"{_NN}.triton.offers:LINEAR_FP8",
+        "linear_int4/triton": f"{_NN}.triton.offers:LINEAR_INT4",
+        "linear_uint8/triton": f"{_NN}.triton.offers:LINEAR_UINT8",
         "silu_and_mul/triton": f"{_NN}.triton.offers:SILU_AND_MUL",
     }
 

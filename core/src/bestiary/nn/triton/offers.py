@@ -46,3 +46,14 @@ def _only_deterministic(target: Target) -> str | None:
 
 
 LINEAR = version("linear", "linear", _only_deterministic)
+
+
+def _by_rows(target: Target) -> str | None:
+    return why_not(target) or ("a row's order of summation depends on its batch" if target.deterministic else None)
+
+
+LINEAR_GGUF = version("dequant", "linear_gguf", _by_rows)
+LINEAR_INT8 = version("grouped", "linear_int8", _by_rows)
+LINEAR_FP8 = version("grouped", "linear_fp8", _by_rows)
+LINEAR_INT4 = version("grouped", "linear_int4", _by_rows)
+LINEAR_UINT8 = version("grouped", "linear_uint8", _by_rows)

@@ -20,7 +20,7 @@ _SPLIT = 8192
 _MANY = 1 << 31
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _ordered(x):  # type: ignore[no-untyped-def]
     """fp32 numbers as uint32 of the same order, NaN above all."""
     bits = tl.where(x == 0, 0.0, x).to(tl.uint32, bitcast=True)
@@ -70,7 +70,7 @@ def best_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits.gather(1, best.unsqueeze(1)).squeeze(1), best
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _scaled(logits, at, width, temperature):  # type: ignore[no-untyped-def]
     x = tl.load(logits + at, mask=at < width, other=float("-inf")).to(tl.float32)
     return tl.div_rn(x, temperature)
@@ -103,7 +103,7 @@ def _threshold(  # type: ignore[no-untyped-def]
     return found
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _noise(seed, position, ids):  # type: ignore[no-untyped-def]
     """``log(E)``, as the reference makes it."""
     zero = ids * 0
