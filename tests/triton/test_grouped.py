@@ -43,9 +43,7 @@ def test_int8(rows: int, width: int, depth: int, dtype: torch.dtype, has_bias: b
 @settings(max_examples=15, deadline=None)
 @given(**_SHAPE, name=st.sampled_from(["linear_int4", "linear_uint8"]), group=st.sampled_from([16, 32, 64, 200, 7]),
        ordered=st.booleans())  # fmt: skip
-def test_grouped(
-    rows: int, width: int, depth: int, dtype: torch.dtype, name: str, group: int, ordered: bool
-) -> None:
+def test_grouped(rows: int, width: int, depth: int, dtype: torch.dtype, name: str, group: int, ordered: bool) -> None:
     high = 16 if name == "linear_int4" else 256
     codes = _codes(high, width, depth).to(torch.uint8)
     weight = reference.packed(codes) if high == 16 else codes
