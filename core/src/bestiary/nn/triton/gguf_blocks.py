@@ -26,22 +26,22 @@ _IQ4_LAST = tl.constexpr(sum((value & 255) << 8 * at for at, value in enumerate(
 """Seven values to a word, so that its sign bit is free."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _half(at, within):  # type: ignore[no-untyped-def]
     return tl.load(at.to(tl.pointer_type(tl.float16), bitcast=True), mask=within, other=0).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _byte(at, within):  # type: ignore[no-untyped-def]
     return tl.load(at, mask=within, other=0).to(tl.int32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _signed(byte):  # type: ignore[no-untyped-def]
     return (byte ^ 128) - 128
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _iq4(code):  # type: ignore[no-untyped-def]
     words = tl.where(code < 7, _IQ4_LOW, tl.where(code < 14, _IQ4_HIGH, _IQ4_LAST))
     return _signed((words >> (8 * (code % 7)).to(tl.int64) & 255).to(tl.int32))
@@ -83,7 +83,7 @@ def _k45(rows, g, j, within, FORMAT: tl.constexpr):  # type: ignore[no-untyped-d
     return quants.to(tl.float32) * (_half(block, within) * scale) - _half(block + 2, within) * minimum
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _k6(rows, g, j, within):  # type: ignore[no-untyped-def]
     """Q6_K: 256 elements in two halves; low nibbles, upper two bits, a signed scale for each 16."""
     block, s = rows + (g // 8) * 210, g % 8
