@@ -47,6 +47,7 @@ def op_implementations() -> Offers:
         "linear_fp8/triton": f"{_NN}.triton.offers:LINEAR_FP8",
         "linear_int4/triton": f"{_NN}.triton.offers:LINEAR_INT4",
         "linear_uint8/triton": f"{_NN}.triton.offers:LINEAR_UINT8",
+        "linear_fp8_fp8/scaled_mm": f"{_NN}.triton.offers:LINEAR_FP8_FP8",
         "silu_and_mul/triton": f"{_NN}.triton.offers:SILU_AND_MUL",
     }
 

@@ -7,6 +7,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from bestiary.nn.ops.registry import Implementation, Target
 
 from .available import why_not
@@ -57,3 +59,17 @@ LINEAR_INT8 = version("grouped", "linear_int8", _by_rows)
 LINEAR_FP8 = version("grouped", "linear_fp8", _by_rows)
 LINEAR_INT4 = version("grouped", "linear_int4", _by_rows)
 LINEAR_UINT8 = version("grouped", "linear_uint8", _by_rows)
+
+
+def _scaled_mm(target: Target) -> str | None:
+    """The GPU is asked only where the target is one."""
+    if target.device != "cuda":
+        return "for CUDA"
+    if target.dtype is not torch.bfloat16:
+        return "for bfloat16"
+    if torch.cuda.get_device_capability() < (9, 0):
+        return "for GPUs of compute capability 9.0 and above"
+    return _by_rows(target)
+
+
+LINEAR_FP8_FP8 = Implementation("scaled_mm", later("fp8", "linear_fp8_fp8"), _scaled_mm, PRIORITY)
