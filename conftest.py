@@ -2,9 +2,12 @@
 
 The tests of tests/clients run in an environment of their own, by scripts/clients."""
 
+import importlib
+import importlib.util
 import os
 import signal
 import threading
+from pathlib import Path
 
 collect_ignore = ["tests/clients"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,3 +17,10 @@ os.environ.setdefault("BESTIARY_PACKED_CACHE", "0")  # tests keep nothing in the
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # so that programs which tests start hear it: workers of pytest-xdist ignore it, and children would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if importlib.util.find_spec("triton") is not None and not Path("/dev/nvidiactl").exists():
+    # where there is no GPU, tests of kernels run them by the interpreter; Triton's own functions are interpreted if
+    # they were imported so, and other packages may import them first
+    os.environ["TRITON_INTERPRET"] = "1"
+    importlib.import_module("triton.language")
+    del os.environ["TRITON_INTERPRET"]

@@ -6,6 +6,12 @@ from bestiary.api.hooks import Offers, hookimpl
 
 _NN = "bestiary.nn"
 _LOADER = "bestiary.engine.loader"
+_TRITON = (
+    "rms_norm", "fused_add_rms_norm", "gemma_rms_norm", "layer_norm", "silu_and_mul", "gelu_and_mul", "gelu",
+    "quick_gelu", "relu2", "rotary_embedding", "write_kv_cache", "linear",
+    "best_tokens", "draw_tokens", "linear_gguf", "linear_int8", "linear_fp8", "linear_int4", "linear_uint8",
+)  # fmt: skip
+"""Ops that Triton kernels compute on CUDA."""
 
 
 @hookimpl
@@ -25,6 +31,8 @@ def quantization_methods() -> Offers:
 @hookimpl
 def attention_backends() -> Offers:
     return {
+        "triton": f"{_NN}.attention.triton:TritonBackend",
+        "triton_exact": f"{_NN}.attention.triton:TritonExactBackend",
         "torch": f"{_NN}.attention.sdpa:TorchBackend",
         "deterministic": f"{_NN}.attention.deterministic:DeterministicBackend",
         "reference": f"{_NN}.attention.reference:ReferenceBackend",
@@ -39,16 +47,8 @@ def op_implementations() -> Offers:
         "linear_int8_int8/int_mm": f"{_NN}.ops.quant:INT_MM",
         "add_lora/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE",
         "add_lora_embedding/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE_EMBEDDING",
-        "linear/triton": f"{_NN}.triton.offers:LINEAR",
-        "best_tokens/triton": f"{_NN}.triton.offers:BEST_TOKENS",
-        "draw_tokens/triton": f"{_NN}.triton.offers:DRAW_TOKENS",
-        "linear_gguf/triton": f"{_NN}.triton.offers:LINEAR_GGUF",
-        "linear_int8/triton": f"{_NN}.triton.offers:LINEAR_INT8",
-        "linear_fp8/triton": f"{_NN}.triton.offers:LINEAR_FP8",
-        "linear_int4/triton": f"{_NN}.triton.offers:LINEAR_INT4",
-        "linear_uint8/triton": f"{_NN}.triton.offers:LINEAR_UINT8",
         "linear_fp8_fp8/scaled_mm": f"{_NN}.triton.offers:LINEAR_FP8_FP8",
-        "silu_and_mul/triton": f"{_NN}.triton.offers:SILU_AND_MUL",
+        **{f"{name}/triton": f"{_NN}.triton.offers:{name.upper()}" for name in _TRITON},
     }
 
 

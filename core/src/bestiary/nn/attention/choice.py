@@ -12,13 +12,14 @@ from .backend import AttentionBackend, AttentionSpec
 from .deterministic import DeterministicBackend
 from .reference import ReferenceBackend
 from .sdpa import TorchBackend
+from .triton import TritonBackend, TritonExactBackend
 
-BACKENDS: dict[str, AttentionBackend] = {
-    each.name: each for each in (TorchBackend(), DeterministicBackend(), ReferenceBackend())
-}
+_OWN = (TritonBackend(), TritonExactBackend(), TorchBackend(), DeterministicBackend(), ReferenceBackend())
+BACKENDS: dict[str, AttentionBackend] = {each.name: each for each in _OWN}
 """Those that core brings."""
 
-_AUTOMATIC = ("torch", "reference")
+_AUTOMATIC = ("triton", "torch", "reference")
+_EXACT = ("triton_exact", "deterministic")
 
 
 def choose_backend(
@@ -49,7 +50,7 @@ def choose_backend(
             limit=f"one of {', '.join(sorted(known))}",
         )
     foreign = [name for name in offered or {} if name not in BACKENDS]
-    automatic = ("deterministic",) if deterministic else _AUTOMATIC
+    automatic = _EXACT if deterministic else _AUTOMATIC
     names = [wanted] if wanted is not None else [*foreign, *automatic]
     if deterministic and wanted is None:
         names = [name for name in names if getattr(known[name], "deterministic", False)]

@@ -19,7 +19,7 @@ from bestiary.nn.ops import gguf
 from bestiary.nn.ops.gguf import BlockRows
 
 from .gguf_blocks import FORMATS, decoded
-from .linear import finish, tile_at
+from .tiles import finish, tile_at
 from .variants import Variant
 
 GROUP_M = 8

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dequant import GROUP_M, tile_for
-from .linear import finish, tile_at
+from .tiles import finish, tile_at
 from .variants import Variant
 
 

@@ -38,16 +38,25 @@ def version(
     return Implementation("triton", later(module, function), where, priority)
 
 
+def exact(target: Target) -> str | None:
+    """For engines in which a row's bits must be its own; others take torch's product, which is faster."""
+    return why_not(target) if target.deterministic else "it is slower, and meant for deterministic mode"
+
+
+RMS_NORM = version("norm", "rms_norm")
+FUSED_ADD_RMS_NORM = version("norm", "fused_add_rms_norm")
+GEMMA_RMS_NORM = version("norm", "gemma_rms_norm")
+LAYER_NORM = version("norm", "layer_norm")
 SILU_AND_MUL = version("activation", "silu_and_mul")
+GELU_AND_MUL = version("activation", "gelu_and_mul")
+GELU = version("activation", "gelu")
+QUICK_GELU = version("activation", "quick_gelu")
+RELU2 = version("activation", "relu2")
+ROTARY_EMBEDDING = version("rotary", "rotary_embedding")
+WRITE_KV_CACHE = version("cache", "write_kv_cache")
+LINEAR = version("linear", "linear", exact)
 BEST_TOKENS = version("sampling", "best_tokens")
 DRAW_TOKENS = version("sampling", "draw_tokens")
-
-
-def _only_deterministic(target: Target) -> str | None:
-    return why_not(target) or (None if target.deterministic else "cuBLAS is faster; meant for deterministic mode")
-
-
-LINEAR = version("linear", "linear", _only_deterministic)
 
 
 def _by_rows(target: Target) -> str | None:

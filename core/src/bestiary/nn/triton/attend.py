@@ -1,0 +1,193 @@
+"""Launching attention kernels: how work is cut into tiles and splits, and every variant of the kernels there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from bestiary.nn.attention.backend import AttentionSpec
+from bestiary.nn.attention.metadata import AttentionMetadata
+
+from .attention import attend_tile, combine_splits
+from .variants import Variant
+
+SPLIT = 512
+"""Keys of a split: several tiles, and few enough splits for joining them to be little work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How a launch cuts its work: `rows` and `keys` of a tile."""
+
+    rows: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+
+def tiles_for(spec: AttentionSpec, dtype: torch.dtype, *, decode: bool, exact: bool) -> Tiles:
+    """Few rows wait for memory, many for the tensor cores, which want 64 rows or more; wide heads and fp32 leave less
+    room in shared memory. `exact` takes one shape for both."""
+    least = max(16, triton.next_power_of_2(spec.num_heads // spec.num_kv_heads))
+    wide = triton.next_power_of_2(spec.head_size) > 128
+    if dtype is torch.float32:
+        return Tiles(least, 16 if wide else 32, 4, 1)
+    if exact:
+        return Tiles(max(least, 64), 32 if wide else 64, 8, 2)
+    if decode:
+        return Tiles(least, 32 if wide else 64, 4, 3)
+    return Tiles(max(least, 64 if wide else 128), 32 if wide else 64, 8, 2)
+
+
+def attend(
+    query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, spec: AttentionSpec, sinks: Tensor | None, exact: bool
+) -> Tensor:
+    """Causal attention of a step's queries ``[tokens, heads, head_size]`` over pages that are up to date.
+
+    The leading ``metadata.num_decodes`` sequences have one query each, and their keys are split among programs; the
+    others follow by tiles of several queries.
+    """
+    if query.stride(2) != 1 or query.stride(1) != spec.head_size:
+        query = query.contiguous()
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    work = _Step(query, kv_cache, out, metadata, spec, sinks, exact)
+    decodes, sequences = metadata.num_decodes, len(metadata.query_lens_host)
+    if decodes:
+        work.launch(0, decodes, decode=True)
+    if sequences > decodes:
+        work.launch(decodes, sequences, decode=False)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    query: Tensor
+    kv_cache: Tensor
+    out: Tensor
+    metadata: AttentionMetadata
+    spec: AttentionSpec
+    sinks: Tensor | None
+    exact: bool
+
+    def launch(self, first: int, last: int, *, decode: bool) -> None:
+        """Sequences first … last - 1."""
+        metadata, spec = self.metadata, self.spec
+        tiles = tiles_for(spec, self.query.dtype, decode=decode, exact=self.exact)
+        tokens = tiles.rows // (spec.num_heads // spec.num_kv_heads)
+        rows = len(self.query)
+        count = last - first if decode else rows // tokens - first // tokens + last - first
+        splits = -(-metadata.block_tables.shape[1] * metadata.block_size // SPLIT) if decode else 1
+        constants = _constants(spec, metadata.block_size, tiles, splits > 1, decode, self.exact, self.sinks is not None)
+        partial = None
+        if splits > 1:
+            shape = (last - first, spec.num_heads, splits, constants["PADDED"] + 2)
+            partial = torch.empty(shape, dtype=torch.float32, device=self.query.device)
+        starts, lengths = metadata.query_start[first:], metadata.seq_lens[first:]
+        attend_tile[count, spec.num_kv_heads, splits](
+            self.query, self.kv_cache, self.out, partial, starts, lengths, metadata.block_tables[first:],
+            self._slopes(), self.sinks, last - first, splits, first // tokens, spec.scale, spec.logits_soft_cap or 1.0,
+            self.query.stride(0), self.out.stride(0), metadata.block_tables.stride(0),
+            self.kv_cache.stride(0), self.kv_cache.stride(1), self.kv_cache.stride(2),
+            **constants, num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+        )  # fmt: skip
+        if partial is not None:
+            combine_splits[last - first, spec.num_heads](
+                partial, self.out, starts, lengths, self.sinks, last - first, splits, self.out.stride(0),
+                **_combined(constants), num_warps=1,
+            )  # fmt: skip
+
+    def _slopes(self) -> Tensor | None:
+        if self.spec.alibi_slopes is None:
+            return None
+        key = ("slopes", self.spec.alibi_slopes)
+        slopes: Tensor | None = self.metadata.derived.get(key)
+        if slopes is None:
+            slopes = torch.tensor(self.spec.alibi_slopes, dtype=torch.float32, device=self.query.device)
+            self.metadata.derived[key] = slopes
+        return slopes
+
+
+def _constants(
+    spec: AttentionSpec, block_size: int, tiles: Tiles, apart: bool, decode: bool, exact: bool, sinks: bool
+) -> dict[str, Any]:
+    return {
+        "HEADS": spec.num_heads,
+        "GROUP": spec.num_heads // spec.num_kv_heads,
+        "HEAD": spec.head_size,
+        "PADDED": max(16, triton.next_power_of_2(spec.head_size)),
+        "BLOCK_SIZE": block_size,
+        "BLOCK_M": tiles.rows,
+        "BLOCK_N": tiles.keys,
+        "SPLIT": SPLIT if apart or exact else 0,
+        "APART": apart,
+        "DECODE": decode,
+        "WINDOW": spec.sliding_window or 0,
+        "SOFT_CAP": spec.logits_soft_cap is not None,
+        "ALIBI": spec.alibi_slopes is not None,
+        "SINKS": sinks,
+    }
+
+
+def _combined(constants: dict[str, Any]) -> dict[str, Any]:
+    return {name: constants[name] for name in ("HEADS", "HEAD", "PADDED", "SPLIT", "WINDOW", "SINKS")}
+
+
+_STRIDES = ("query_stride", "out_stride", "block_stride", "token_stride", "value_offset")
+_NUMBERS = ("sequences", "splits", "earlier_tiles", "table_stride", *_STRIDES)
+
+
+def variants() -> Iterator[Variant]:
+    """Common shapes in every dtype; each further feature once."""
+    plain = AttentionSpec(num_heads=32, num_kv_heads=8, head_size=128, scale=0.1)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        yield from _variants(plain, dtype, dtype)
+    for cache in (torch.float8_e4m3fn, torch.float8_e5m2):
+        yield from _variants(plain, torch.bfloat16, cache, only_decode=True)
+    others = (
+        AttentionSpec(num_heads=9, num_kv_heads=3, head_size=64, scale=0.1),
+        AttentionSpec(num_heads=32, num_kv_heads=32, head_size=80, scale=0.1),
+        AttentionSpec(num_heads=8, num_kv_heads=4, head_size=256, scale=0.1, sliding_window=4096, logits_soft_cap=50.0),
+        AttentionSpec(num_heads=16, num_kv_heads=16, head_size=64, scale=0.1, alibi_slopes=(0.5,) * 16),
+        AttentionSpec(num_heads=64, num_kv_heads=8, head_size=64, scale=0.1, sliding_window=128, has_sinks=True),
+    )
+    for spec in others:
+        yield from _variants(spec, torch.bfloat16, torch.bfloat16)
+    yield from _variants(others[2], torch.float32, torch.float32)
+    yield from _variants(plain, torch.bfloat16, torch.bfloat16, exact=True)
+
+
+def _variants(
+    spec: AttentionSpec, dtype: torch.dtype, cache: torch.dtype, *, exact: bool = False, only_decode: bool = False
+) -> Iterator[Variant]:
+    kinds = [(True, True), (True, False), (False, False)]
+    for decode, apart in kinds[:1] if only_decode else kinds:
+        tiles = tiles_for(spec, dtype, decode=decode, exact=exact)
+        constants = _constants(spec, 16, tiles, apart, decode, exact, spec.has_sinks)
+        given = {
+            "query": _pointer(dtype), "cache": _pointer(cache), "out": _pointer(dtype), "partial": "*fp32",
+            "starts": "*i32", "lengths": "*i32", "tables": "*i32", "slopes": "*fp32", "sinks": _pointer(dtype),
+            "scale": "fp32", "soft_cap": "fp32", **dict.fromkeys(_NUMBERS, "i32"),
+        }  # fmt: skip
+        absent = {"partial": not apart, "slopes": spec.alibi_slopes is None, "sinks": not spec.has_sinks}
+        nothing = {name: None for name, missing in absent.items() if missing}
+        since = 89 if cache.itemsize == 1 else 80
+        launch = tiles.num_warps, tiles.num_stages, since
+        yield Variant(attend_tile, given, {**constants, **nothing}, *launch, divisible=_STRIDES)
+        if apart:
+            sinkless = {} if spec.has_sinks else {"sinks": None}
+            yield Variant(combine_splits, given, {**_combined(constants), **sinkless}, 1)
+
+
+_TYPES = {
+    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32",
+    torch.float8_e4m3fn: "*fp8e4nv", torch.float8_e5m2: "*fp8e5",
+}  # fmt: skip
+
+
+def _pointer(dtype: torch.dtype) -> str:
+    return _TYPES[dtype]

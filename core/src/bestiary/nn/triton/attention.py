@@ -1,0 +1,198 @@
+"""Attention over the paged cache: decode, parts of prompts and several tokens at once are one kernel.
+
+A program has one tile of query rows and one key head. Rows are (token, head of the group), so that all heads that
+share keys read them once (GQA packing). Keys go by tiles of `BLOCK_N`; the softmax is computed while they pass, in fp32
+and to base 2 (Dao et al., arXiv 2205.14135).
+
+Few rows over many keys would leave most of a GPU idle: then keys are divided into splits of a fixed *size*, each has
+a program, and `combine_splits` joins them in order (arXiv 2311.01282). Which splits a row has follows from its own
+position. `exact` launches compute every row so, in tiles of one shape, joined within the program where tiles have
+several tokens: then a row's bits depend on nothing but itself and its keys.
+
+Nothing is read on the host but shapes: where the keys of a step end is not known there.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sequence_of(starts, count, at, PER_TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The last sequence that begins at tile, or with PER_TILE 0 at row, `at` or before it: each sequence has its own
+    tiles, and at most one more than its rows fill."""
+    low, high = 0, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        start = tl.load(starts + middle)
+        if PER_TILE:
+            start = start // PER_TILE + middle
+        if start <= at:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
+def _joined(most, total, sums, next_most, next_total, next_sums):  # type: ignore[no-untyped-def]
+    """Sums of earlier keys and of later ones, each relative to its own largest score."""
+    top = tl.maximum(most, next_most)
+    safe = tl.where(top == float("-inf"), 0.0, top)
+    keep, take = tl.exp2(most - safe), tl.exp2(next_most - safe)
+    return top, total * keep + next_total * take, sums * keep[:, None] + next_sums * take[:, None]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _over_keys(  # type: ignore[no-untyped-def]
+    rows, position, slope, cache, table, kv_head, begin, end, scale, soft_cap,
+    block_stride, token_stride, value_offset,
+    HEAD: tl.constexpr, PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, ALIBI: tl.constexpr,
+):  # fmt: skip
+    """Keys begin … end - 1: each row's largest score (times log2 e), its sum of weights, and of weighted values."""
+    channel = tl.arange(0, PADDED)
+    most = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    sums = tl.zeros([BLOCK_M, PADDED], tl.float32)
+    for first in range(begin, end, BLOCK_N):
+        key_at = first + tl.arange(0, BLOCK_N)
+        there = key_at < end
+        block = tl.load(table + key_at // BLOCK_SIZE, mask=there, other=0).to(tl.int64)
+        row = cache + block * block_stride + (key_at % BLOCK_SIZE) * token_stride + kv_head * HEAD
+        keys = tl.load(row[None, :] + channel[:, None], mask=there[None, :] & (channel[:, None] < HEAD), other=0.0).to(
+            rows.dtype
+        )
+        score = tl.dot(rows, keys, input_precision="ieee") * scale
+        if SOFT_CAP:
+            bent = score / soft_cap
+            score = soft_cap * (1.0 - 2.0 / (1.0 + tl.exp2(bent * 2.8853900817779268)))
+        if ALIBI:
+            score += slope[:, None] * (key_at[None, :] - position[:, None]).to(tl.float32)
+        seen = (key_at[None, :] <= position[:, None]) & there[None, :]
+        if WINDOW:
+            seen &= key_at[None, :] > position[:, None] - WINDOW
+        score = tl.where(seen, score * 1.4426950408889634, float("-inf"))
+        top = tl.maximum(most, tl.max(score, 1))
+        safe = tl.where(top == float("-inf"), 0.0, top)
+        keep = tl.exp2(most - safe)
+        weight = tl.exp2(score - safe[:, None])
+        values = tl.load(
+            row[:, None] + value_offset + channel[None, :], mask=there[:, None] & (channel[None, :] < HEAD), other=0.0
+        ).to(rows.dtype)
+        total = total * keep + tl.sum(weight, 1)
+        sums = sums * keep[:, None] + tl.dot(weight.to(rows.dtype), values, input_precision="ieee")
+        most = top
+    return most, total, sums
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _finished(most, total, sums, sink, SINKS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A row's result; a sink is one more logit whose share goes nowhere. Rows that see nothing become zero."""
+    if SINKS:
+        top = tl.maximum(most, sink * 1.4426950408889634)
+        keep = tl.exp2(most - top)
+        total = total * keep + tl.exp2(sink * 1.4426950408889634 - top)
+        sums = sums * keep[:, None]
+    return sums / tl.where(total == 0.0, 1.0, total)[:, None]
+
+
+@triton.jit(do_not_specialize=["sequences", "splits", "earlier_tiles"])  # type: ignore[untyped-decorator]
+def attend_tile(  # type: ignore[no-untyped-def]
+    query, cache, out, partial, starts, lengths, tables, slopes, sinks,
+    sequences, splits, earlier_tiles, scale, soft_cap, query_stride, out_stride, table_stride,
+    block_stride, token_stride, value_offset,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, APART: tl.constexpr, DECODE: tl.constexpr,
+    WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr,
+):  # fmt: skip
+    """One tile of rows with one key head; APART: of one split, whose sums go to `partial`."""
+    TOKENS: tl.constexpr = BLOCK_M // GROUP
+    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if DECODE:
+        sequence, first_token, queries = tile, 0, 1
+        start = tl.load(starts + sequence)
+    else:
+        tile += earlier_tiles
+        sequence = _sequence_of(starts, sequences, tile, TOKENS)
+        start = tl.load(starts + sequence)
+        queries = tl.load(starts + sequence + 1) - start
+        first_token = (tile - start // TOKENS - sequence) * TOKENS
+    length = tl.load(lengths + sequence)
+    first_position = length - queries + first_token
+    begin, end = 0, tl.minimum(first_position + TOKENS, length)
+    if WINDOW:
+        begin = tl.maximum(first_position + 1 - WINDOW, 0) // BLOCK_N * BLOCK_N
+    if APART:
+        begin, end = tl.maximum(begin, split * SPLIT), tl.minimum(end, (split + 1) * SPLIT)
+    if (first_token < queries) & (begin < end):
+        row = tl.arange(0, BLOCK_M)
+        token = first_token + row // GROUP
+        head = kv_head * GROUP + row % GROUP
+        valid = (row < TOKENS * GROUP) & (token < queries)
+        position = length - queries + token
+        channel = tl.arange(0, PADDED)
+        inside = valid[:, None] & (channel[None, :] < HEAD)
+        at = (start + token).to(tl.int64)
+        rows = tl.load(
+            query + at[:, None] * query_stride + head[:, None] * HEAD + channel[None, :], mask=inside, other=0.0
+        )
+        slope = tl.load(slopes + head, mask=valid, other=0.0) if ALIBI else 0.0
+        table = tables + sequence.to(tl.int64) * table_stride
+        if SPLIT > 0 and not APART:
+            most = tl.full([BLOCK_M], float("-inf"), tl.float32)
+            total = tl.zeros([BLOCK_M], tl.float32)
+            sums = tl.zeros([BLOCK_M, PADDED], tl.float32)
+            for low in range(begin // SPLIT * SPLIT, end, SPLIT):
+                next_most, next_total, next_sums = _over_keys(
+                    rows, position, slope, cache, table, kv_head, tl.maximum(begin, low), tl.minimum(end, low + SPLIT),
+                    scale, soft_cap, block_stride, token_stride, value_offset,
+                    HEAD, PADDED, BLOCK_SIZE, BLOCK_M, BLOCK_N, WINDOW, SOFT_CAP, ALIBI,
+                )  # fmt: skip
+                most, total, sums = _joined(most, total, sums, next_most, next_total, next_sums)
+        else:
+            most, total, sums = _over_keys(
+                rows, position, slope, cache, table, kv_head, begin, end,
+                scale, soft_cap, block_stride, token_stride, value_offset,
+                HEAD, PADDED, BLOCK_SIZE, BLOCK_M, BLOCK_N, WINDOW, SOFT_CAP, ALIBI,
+            )  # fmt: skip
+        if APART:
+            to = partial + ((at * HEADS + head) * splits + split) * (PADDED + 2)
+            tl.store(to, most, mask=valid)
+            tl.store(to + 1, total, mask=valid)
+            tl.store(to[:, None] + 2 + channel[None, :], sums, mask=inside)
+        else:
+            sink = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32) if SINKS else 0.0
+            result = _finished(most, total, sums, sink, SINKS)
+            to = out + at[:, None] * out_stride + head[:, None] * HEAD + channel[None, :]
+            tl.store(to, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["sequences", "splits"])  # type: ignore[untyped-decorator]
+def combine_splits(  # type: ignore[no-untyped-def]
+    partial, out, starts, lengths, sinks, sequences, splits, out_stride,
+    HEADS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr, SPLIT: tl.constexpr,
+    WINDOW: tl.constexpr, SINKS: tl.constexpr,
+):  # fmt: skip
+    """One row of one head: its splits in order."""
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    sequence = _sequence_of(starts, sequences, token, 0)
+    position = tl.load(lengths + sequence) - tl.load(starts + sequence + 1) + token
+    begin = 0
+    if WINDOW:
+        begin = tl.maximum(position + 1 - WINDOW, 0) // SPLIT
+    channel = tl.arange(0, PADDED)
+    one = tl.arange(0, 1)
+    most = tl.full([1], float("-inf"), tl.float32)
+    total = tl.zeros([1], tl.float32)
+    sums = tl.zeros([1, PADDED], tl.float32)
+    row = partial + (token * HEADS + head) * splits * (PADDED + 2)
+    for split in range(begin, position // SPLIT + 1):
+        at = row + split * (PADDED + 2)
+        next_sums = tl.load(at + 2 + channel[None, :] + one[:, None], mask=channel[None, :] < HEAD, other=0.0)
+        most, total, sums = _joined(most, total, sums, tl.load(at + one), tl.load(at + 1 + one), next_sums)
+    sink = tl.load(sinks + head + one).to(tl.float32) if SINKS else 0.0
+    result = _finished(most, total, sums, sink, SINKS)
+    to = out + token * out_stride + head * HEAD + channel[None, :] + one[:, None]
+    tl.store(to, result.to(out.dtype.element_ty), mask=channel[None, :] < HEAD)

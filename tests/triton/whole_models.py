@@ -1,0 +1,59 @@
+"""Tiny models by Triton kernels, for test_models.py: this program is started with TRITON_INTERPRET=1.
+
+Prints for each model the greedy tokens by Triton's versions of ops and attention and by torch's, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+
+import torch
+import transformers
+
+from bestiary import LLM, SamplingParams
+
+COMMON = {"vocab_size": 96, "max_position_embeddings": 256, "initializer_range": 0.2, "eos_token_id": 2}
+SIZES = {
+    **COMMON, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+CONFIGS = {
+    "mistral with a window": transformers.MistralConfig(**SIZES, sliding_window=7),
+    "qwen3": transformers.Qwen3Config(**SIZES),
+    "bloom": transformers.BloomConfig(**COMMON, hidden_size=32, n_layer=2, n_head=4),
+}
+PROMPTS = [[5, 9, 3, 77, 40, 8], [61, 12, 12, 90, 33, 7, 50, 21, 4], [17], list(range(20, 40))]
+GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+TORCH = {"rms_norm", "fused_add_rms_norm", "layer_norm", "silu_and_mul", "gelu", "rotary_embedding", "write_kv_cache"}
+
+
+def tokens(folder: str, **options: object) -> tuple[list[list[int]], dict[str, str], str]:
+    """The answers, and which version of each op and which attention gave them."""
+    llm = LLM(
+        folder, kernels="torch", skip_tokenizer_init=True, progress=False, device="cpu", dtype="float32",
+        num_gpu_blocks_override=64, **options,
+    )  # fmt: skip
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in PROMPTS], GREEDY, use_tqdm=False)
+    layers = [each for each in llm.engine.executor.runner.model.modules() if hasattr(each, "backend")]
+    return [each.outputs[0].token_ids for each in outputs], dict(llm.engine.ops), layers[0].backend.name
+
+
+def main() -> None:
+    found = {}
+    for name, config in CONFIGS.items():
+        folder = tempfile.mkdtemp()
+        torch.manual_seed(1)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        by_torch = dict.fromkeys(TORCH, "reference")
+        found[name] = {
+            "triton": tokens(folder),
+            "exact": tokens(folder, deterministic=True),
+            "torch": tokens(folder, attention_backend="torch", ops=by_torch),
+        }
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
