@@ -8,8 +8,9 @@ _NN = "bestiary.nn"
 _LOADER = "bestiary.engine.loader"
 _TRITON = (
     "rms_norm", "fused_add_rms_norm", "gemma_rms_norm", "layer_norm", "silu_and_mul", "gelu_and_mul", "gelu",
-    "quick_gelu", "relu2", "rotary_embedding", "write_kv_cache", "linear", "topk_routing",
-    "fused_experts", "add_lora", "add_lora_embedding",
+    "quick_gelu", "relu2", "rotary_embedding", "write_kv_cache", "linear", "topk_routing", "fused_experts", "add_lora",
+    "add_lora_embedding", "best_tokens", "draw_tokens", "linear_gguf", "linear_int8", "linear_fp8", "linear_int4",
+    "linear_uint8",
 )  # fmt: skip
 """Ops that Triton kernels compute on CUDA."""
 
@@ -47,6 +48,7 @@ def op_implementations() -> Offers:
         "linear_int8_int8/int_mm": f"{_NN}.ops.quant:INT_MM",
         "add_lora/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE",
         "add_lora_embedding/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE_EMBEDDING",
+        "linear_fp8_fp8/scaled_mm": f"{_NN}.triton.offers:LINEAR_FP8_FP8",
         **{f"{name}/triton": f"{_NN}.triton.offers:{name.upper()}" for name in _TRITON},
     }
 

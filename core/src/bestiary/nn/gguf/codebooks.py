@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from .decoders import fields, half, lookup, planes, signed
+from .decoders import constant, fields, half, lookup, planes, signed
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -86,7 +86,13 @@ def _even_signs() -> torch.Tensor:
 
 
 def _rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return table.index_select(0, index.flatten().int())
+    return _there(table, index.device).index_select(0, index.flatten().int())
+
+
+@cache
+def _there(table: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """One of the tables above, copied to a device once."""
+    return table.to(device)
 
 
 def _words(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -112,7 +118,7 @@ def iq2_xxs(x: torch.Tensor, out: torch.Tensor) -> None:
 
 def _seven_bits(word: torch.Tensor) -> torch.Tensor:
     """Words (…, 1) → their four low 7-bit fields (…, 4)."""
-    return word >> torch.tensor([0, 7, 14, 21], dtype=torch.int32) & 127
+    return word >> constant((0, 7, 14, 21), torch.int32, word.device) & 127
 
 
 def iq2_xs(x: torch.Tensor, out: torch.Tensor) -> None:
@@ -162,13 +168,13 @@ def iq1_s(x: torch.Tensor, out: torch.Tensor) -> None:
 
 def _three_bits(word: torch.Tensor) -> torch.Tensor:
     """Words (n, w) → their four low 3-bit fields, (n, 4 × w)."""
-    return (word.unsqueeze(-1) >> torch.tensor([0, 3, 6, 9], dtype=torch.int32) & 7).flatten(1)
+    return (word.unsqueeze(-1) >> constant((0, 3, 6, 9), torch.int32, word.device) & 7).flatten(1)
 
 
 def iq1_m(x: torch.Tensor, out: torch.Tensor) -> None:
     """Per 8 elements 8 + 3 bits of grid row and a shift; four words: 3-bit scales per 16, the factor in nibbles."""
     word = _words(x[:, 48:], torch.int16)
-    nibbles = (word >> 12) << torch.tensor([0, 4, 8, 12], dtype=torch.int32)
+    nibbles = (word >> 12) << constant((0, 4, 8, 12), torch.int32, word.device)
     factor = nibbles.sum(1, keepdim=True).to(torch.uint16).view(torch.float16).float()
     high = fields(x[:, 32:48], 4)
     index = x[:, :32].int() | (high & 7).int() << 8

@@ -6,6 +6,8 @@ additions stay separate, in the order of ggml's definition: a fused multiply-add
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
@@ -20,7 +22,7 @@ def half(x: torch.Tensor, at: int) -> torch.Tensor:
 def planes(x: torch.Tensor, bits: int) -> torch.Tensor:
     """Bytes (…, w) → (…, 8 / bits, w): first everybody's lowest field, then the next."""
     count = 8 // bits
-    out = torch.empty((*x.shape[:-1], count, x.shape[-1]), dtype=torch.uint8)
+    out = torch.empty((*x.shape[:-1], count, x.shape[-1]), dtype=torch.uint8, device=x.device)
     for i in range(count - 1):
         torch.bitwise_and(x >> (bits * i) if i else x, (1 << bits) - 1, out=out[..., i, :])
     torch.bitwise_right_shift(x, bits * (count - 1), out=out[..., count - 1, :])
@@ -37,9 +39,15 @@ def signed(q: torch.Tensor, offset: int) -> torch.Tensor:
     return q.view(torch.int8) - offset
 
 
-def lookup(values: tuple[int, ...], q: torch.Tensor) -> torch.Tensor:
+def lookup(values: tuple[float, ...], q: torch.Tensor) -> torch.Tensor:
     """`values[q]` as float32, in q's shape."""
-    return torch.tensor(values, dtype=torch.float32).index_select(0, q.flatten().int()).view(q.shape)
+    return constant(values, torch.float32, q.device).index_select(0, q.flatten().int()).view(q.shape)
+
+
+@cache
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A table that is copied to a device once, not in every step."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def q4_0(x: torch.Tensor, out: torch.Tensor) -> None:
@@ -126,7 +134,7 @@ def q6_k(x: torch.Tensor, out: torch.Tensor) -> None:
 
 def _trits(x: torch.Tensor, count: int) -> torch.Tensor:
     """Bytes (n, w) → (n, count × w): the leading base-3 digits of byte / 256, everybody's first digit first."""
-    powers = torch.tensor([3**i for i in range(count)], dtype=torch.uint8).unsqueeze(-1)
+    powers = constant(tuple(3**i for i in range(count)), torch.uint8, x.device).unsqueeze(-1)
     return ((x.unsqueeze(1) * powers).short() * 3 >> 8).flatten(1)  # the uint8 product wraps: it drops the digits read
 
 
@@ -156,6 +164,6 @@ def _ue4m3(byte: int) -> float:
 
 
 def nvfp4(x: torch.Tensor, out: torch.Tensor) -> None:
-    scales = torch.tensor([_ue4m3(byte) for byte in range(256)], dtype=torch.float32)[x[:, :4].int()]
+    scales = lookup(tuple(_ue4m3(byte) for byte in range(256)), x[:, :4])
     quants = lookup(E2M1, planes(x[:, 4:].view(len(x), 4, 8), 4).view(-1, 4, 16))
     torch.mul(quants, scales.unsqueeze(-1), out=out.view(-1, 4, 16))

@@ -50,7 +50,7 @@ def _product(x: Tensor, weight: Tensor, ggml_type: GgmlType) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     width, count = x.shape[-1], len(weight)
     step = max(1, _CHUNK_ELEMENTS // width)
-    decoded = torch.empty(min(step, count), width)
+    decoded = torch.empty(min(step, count), width, device=weight.device)
     out = x.new_empty(len(rows), count)
     for at in range(0, count, step):
         blocks = weight[at : at + step]
@@ -64,5 +64,5 @@ def embedding_gguf(ids: Tensor, weight: Tensor, ggml_type: GgmlType, dtype: torc
     """Rows `ids` (any shape) of a table in blocks, decoded: ``[..., elements per row]`` in `dtype`."""
     blocks = weight.index_select(0, ids.flatten())
     width = weight.shape[1] // ggml_type.type_size * ggml_type.block_size
-    found = decode_rows(blocks, ggml_type, torch.empty(len(blocks), width))
+    found = decode_rows(blocks, ggml_type, torch.empty(len(blocks), width, device=blocks.device))
     return found.to(dtype).view(*ids.shape, width)

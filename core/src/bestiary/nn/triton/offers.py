@@ -7,6 +7,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from bestiary.nn.ops.registry import Implementation, Target
 
 from .available import why_not
@@ -62,3 +64,26 @@ TOPK_ROUTING = version("routing", "topk_routing")
 FUSED_EXPERTS = version("moe", "fused_experts", varying)
 ADD_LORA = version("lora", "add_lora")
 ADD_LORA_EMBEDDING = version("lora", "add_lora_embedding")
+BEST_TOKENS = version("sampling", "best_tokens")
+DRAW_TOKENS = version("sampling", "draw_tokens")
+
+
+LINEAR_GGUF = version("dequant", "linear_gguf", varying)
+LINEAR_INT8 = version("grouped", "linear_int8", varying)
+LINEAR_FP8 = version("grouped", "linear_fp8", varying)
+LINEAR_INT4 = version("grouped", "linear_int4", varying)
+LINEAR_UINT8 = version("grouped", "linear_uint8", varying)
+
+
+def _scaled_mm(target: Target) -> str | None:
+    """The GPU is asked only where the target is one."""
+    if target.device != "cuda":
+        return "for CUDA"
+    if target.dtype is not torch.bfloat16:
+        return "for bfloat16"
+    if torch.cuda.get_device_capability() < (9, 0):
+        return "for GPUs of compute capability 9.0 and above"
+    return varying(target)
+
+
+LINEAR_FP8_FP8 = Implementation("scaled_mm", later("fp8", "linear_fp8_fp8"), _scaled_mm, PRIORITY)

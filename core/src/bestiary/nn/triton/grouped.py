@@ -1,0 +1,158 @@
+"""``x @ weight.T + bias`` where the weight is codes of 8 or 4 bits with scales: decoded in registers, then multiplied.
+
+The layouts are those of `bestiary.nn.ops.quant`. A code (less its zero, times its group's scale, in fp32) is rounded to
+the dtype of `x`; sums are fp32; where a whole row has one scale, it multiplies the sum instead. That is more exact than
+the reference in bf16. In fp16 the reference computes in fp32, and these products with weights rounded to fp16.
+The order of summation depends on how many rows there are, as in `dequant`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .dequant import GROUP_M, tile_for
+from .tiles import finish, tile_at
+from .variants import Variant
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _numbers(weight, k, within, CODES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What the codes of inputs `k` say, fp32; `weight` is where rows begin."""
+    if CODES == "int4":
+        return (tl.load(weight + k // 2, mask=within, other=0).to(tl.int32) >> (4 * (k % 2)) & 15).to(tl.float32)
+    elif CODES == "e4m3":
+        # Exponent and mantissa lie in the upper bits of an fp16 whose exponent counts from 15 instead of 7.
+        bits = tl.load(weight + k, mask=within, other=0).to(tl.int32)
+        half = ((bits & 128) << 8 | (bits & 127) << 7).to(tl.int16).to(tl.float16, bitcast=True)
+        return half.to(tl.float32) * 256
+    else:
+        return tl.load(weight + k, mask=within, other=0).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
+def _linear_grouped(  # type: ignore[no-untyped-def]
+    x, weight, scale, zero, group_of, bias, out, rows, width, depth, groups, group_size, x_stride, weight_stride,
+    CODES: tl.constexpr, SCALES: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """`SCALES`: "row" one a row; "even" groups of whole 32 inputs; "any" groups; "listed" as `group_of` says."""
+    row_tile, column_tile = tile_at(tl.program_id(0), rows, width, BLOCK_M, BLOCK_N, GROUP_M)
+    m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = tl.arange(0, BLOCK_K)
+    x_at = x + m.to(tl.int64)[:, None] * x_stride + columns[None, :]
+    outputs, there = n.to(tl.int64)[:, None, None], (n < width)[:, None, None]
+    first, j = tl.arange(0, BLOCK_K // 32)[None, :, None] * 32, tl.arange(0, 32)[None, None, :]
+    acc = tl.full((BLOCK_M, BLOCK_N), 0, tl.float32)
+    for start in range(0, depth, BLOCK_K):
+        left = tl.load(x_at + start, mask=(m < rows)[:, None] & (columns < depth - start)[None, :], other=0)
+        k = start + first + j
+        numbers = _numbers(weight + outputs * weight_stride, k, there & (k < depth), CODES)
+        if SCALES != "row":
+            if SCALES == "even":
+                group = (start + first) // group_size
+                within = there & (start + first < depth)
+            elif SCALES == "listed":
+                group = tl.load(group_of + k, mask=k < depth, other=0)
+                within = there & (k < depth)
+            else:
+                group = k // group_size
+                within = there & (k < depth)
+            if HAS_ZERO:
+                numbers -= tl.load(zero + outputs * groups + group, mask=within, other=0).to(tl.float32)
+            numbers *= tl.load(scale + outputs * groups + group, mask=within, other=0)
+        right = tl.reshape(numbers, (BLOCK_N, BLOCK_K)).to(left.dtype)
+        acc = tl.dot(left, tl.trans(right), acc, input_precision="ieee")
+    if SCALES == "row":
+        acc *= tl.load(scale + n, mask=n < width, other=0)[None, :]
+    finish(acc, bias, out, m, n, rows, width, HAS_BIAS)
+
+
+def _product(
+    x: Tensor, weight: Tensor, codes: str, scales: str, scale: Tensor, zero: Tensor | None, group_size: int,
+    group_of: Tensor | None, bias: Tensor | None,
+) -> Tensor:  # fmt: skip
+    width, depth = weight.shape[0], x.shape[-1]
+    left = x.reshape(-1, depth)
+    left = left if left.stride(1) == 1 else left.contiguous()
+    weight = weight if weight.stride(1) == 1 else weight.contiguous()
+    rows = left.shape[0]
+    out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+    tile = tile_for(rows, x.dtype)
+    if rows and width:
+        grid = (triton.cdiv(rows, tile.block_m) * triton.cdiv(width, tile.block_n),)
+        _linear_grouped[grid](
+            left, weight, scale.contiguous(), None if zero is None else zero.contiguous(), group_of, bias, out,
+            rows, width, depth, scale.shape[-1], group_size, left.stride(0), weight.stride(0),
+            CODES=codes, SCALES=scales, HAS_ZERO=zero is not None, HAS_BIAS=bias is not None,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=GROUP_M,
+            num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
+        )  # fmt: skip
+    return out.view(*x.shape[:-1], width)
+
+
+def _scales(group_size: int, groups: int, group_of: Tensor | None = None) -> str:
+    if group_of is not None:
+        return "listed"
+    return "even" if group_size % 32 == 0 and groups > 1 else "any"
+
+
+def linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `bestiary.nn.ops.quant.linear_int8`."""
+    return _product(x, weight, "int8", "row", scale, None, x.shape[-1], None, bias)
+
+
+def linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, group_size: int, bias: Tensor | None = None) -> Tensor:
+    """As `bestiary.nn.ops.quant.linear_fp8`; codes are taken apart as bits, so that any GPU will do."""
+    scales = "row" if scale.shape[1] == 1 else _scales(group_size, scale.shape[1])
+    return _product(x, weight.view(torch.uint8), "e4m3", scales, scale, None, group_size, None, bias)
+
+
+def linear_int4(
+    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, group_of: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """As `bestiary.nn.ops.quant.linear_int4`."""
+    scales = _scales(group_size, scale.shape[1], group_of)
+    return _product(x, weight, "int4", scales, scale, zero, _size(x, scale, group_size), group_of, bias)
+
+
+def linear_uint8(
+    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, group_of: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """As `bestiary.nn.ops.quant.linear_uint8`."""
+    scales = _scales(group_size, scale.shape[1], group_of)
+    return _product(x, weight, "uint8", scales, scale, zero, _size(x, scale, group_size), group_of, bias)
+
+
+def _size(x: Tensor, scale: Tensor, group_size: int) -> int:
+    """One group is all inputs, whatever its size is called."""
+    return x.shape[-1] if scale.shape[1] == 1 else group_size
+
+
+def variants() -> Iterator[Variant]:
+    """Each kind of code as checkpoints have it, in bf16 with both tiles; the rest of the code is the same for all."""
+    divisible = ("width", "depth", "x_stride", "weight_stride")
+    sizes = dict.fromkeys(("rows", *divisible, "groups", "group_size"), "i32")
+    cases = [("int8", "row"), ("e4m3", "row"), ("e4m3", "even"), ("int4", "even"), ("int4", "any"), ("int4", "listed")]
+    for codes, scales in [*cases, ("uint8", "even")]:
+        for tile in (tile_for(1, torch.bfloat16), tile_for(64, torch.bfloat16)):
+            has_zero = codes in ("int4", "uint8")
+            constants: dict[str, object] = {
+                "CODES": codes, "SCALES": scales, "HAS_ZERO": has_zero, "HAS_BIAS": False, "bias": None,
+                "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP_M": GROUP_M,
+            }  # fmt: skip
+            constants |= {} if has_zero else {"zero": None}
+            constants |= {} if scales == "listed" else {"group_of": None}
+            types = {"x": "*bf16", "weight": "*i8" if codes == "int8" else "*u8", "scale": "*fp32", "zero": "*u8"}
+            types |= {"group_of": "*i32", "out": "*bf16"} | sizes
+            yield Variant(
+                _linear_grouped, types, constants, tile.num_warps, tile.num_stages,
+                options={"enable_fp_fusion": False}, divisible=divisible,
+            )  # fmt: skip
