@@ -34,7 +34,7 @@ def test_the_recorder_or_why_there_is_none():
     assert runs_on("llama")["step_recorder"] == "native"
     assert runs_on("llama", enforce_eager=True)["step_recorder"] == "none: enforce_eager"
     plain = runs_on("llama", kernels="torch")
-    assert plain["step_recorder"] == "none: no package in use offers a recorder" and plain["packed_layers"] is None
+    assert plain["step_recorder"] == "none: cuda_graphs: for CUDA" and plain["packed_layers"] is None
 
 
 def test_the_library_says_what_it_is(monkeypatch):

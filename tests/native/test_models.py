@@ -9,6 +9,8 @@ from models import CONFIGS, PROMPTS, checkpoint, differences, furthest, llm, sai
 
 from bestiary import SamplingParams
 from bestiary.api.errors import EngineError, UsageError
+from bestiary.nn.cuda.graphs import CudaGraphs
+from bestiary_cpu.steps import NativeStepRecorder
 
 FP16, INT8 = {"kv_cache_dtype": "float16"}, {"kv_cache_dtype": "int8"}
 
@@ -104,6 +106,21 @@ def test_more_sequences_come_and_go_than_were_recorded():
         assert len(steps(engine).steps) >= 5
     with llm(checkpoint("llama"), max_num_seqs=9, enforce_eager=True) as eager:
         assert said(eager, prompts, params) == first == again
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_steps_of_few_sizes_have_rows_that_nobody_asked_for(name, monkeypatch):
+    """As CUDA graphs have them: a step of three sequences is computed as one of four, and says the same."""
+    path = checkpoint(name)
+    prompts = [PROMPTS[each % len(PROMPTS)] for each in range(11)]
+    with llm(path) as exactly:
+        want = said(exactly, prompts), said(exactly, prompts[:3])
+        assert {11, 3} <= {rows for rows, _ in steps(exactly).steps}
+    monkeypatch.setattr(NativeStepRecorder, "padded", staticmethod(CudaGraphs.padded), raising=False)
+    with llm(path) as padded:
+        assert (said(padded, prompts), said(padded, prompts[:3])) == want
+        assert {rows for rows, _ in steps(padded).steps} <= {1, 2, 4, 8, 16}
+        assert {len(each) for each in padded.engine.executor.runner.kv_caches.values()} == {128 + 1}
 
 
 def test_a_step_that_looks_at_numbers_runs_op_by_op(monkeypatch, caplog):

@@ -124,7 +124,7 @@ def test_doctor_says_that_kernels_are_missing(bestiary: Run, monkeypatch: pytest
     kernels = bestiary("doctor", "--no-probe", "--json").data["kernels"]
     assert kernels["BESTIARY_KERNELS"] == "torch"  # the tests' own setting
     assert kernels["native"] == "fast-steps is not installed: pip install fast-steps"
-    assert kernels["step_recorder"] == "none: no package in use offers a recorder"
+    assert kernels["step_recorder"] == "none: cuda_graphs: for CUDA"
     assert kernels["attention_backend"] == "torch" and kernels["libraries"] == {}
 
 

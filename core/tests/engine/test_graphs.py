@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bestiary.engine.graphs import choose_recorder
+from bestiary.nn.cuda.graphs import CudaGraphs
 from bestiary.nn.ops.registry import Target
 
 CPU = Target("cpu", torch.float32)
@@ -49,3 +50,12 @@ class Elsewhere(Anywhere):
 )  # fmt: skip
 def test_choice(offered: Any, backends: Any, found: Any) -> None:
     assert choose_recorder(offered, CPU, backends) == found
+
+
+def test_sizes_that_cuda_graphs_have() -> None:
+    sizes = [CudaGraphs.padded(rows) for rows in range(1, 1025)]
+    assert all(size >= rows for rows, size in enumerate(sizes, 1))
+    assert sizes == sorted(sizes)
+    assert sizes[:9] == [1, 2, 4, 4, 8, 8, 8, 8, 16]
+    assert (sizes[127], sizes[128], sizes[512]) == (128, 160, 640)
+    assert CudaGraphs.why_not(CPU) == "for CUDA"

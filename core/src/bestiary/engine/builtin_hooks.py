@@ -69,5 +69,10 @@ def structured_output_backends() -> Offers:
 
 
 @hookimpl
+def step_recorders() -> Offers:
+    return {"cuda_graphs": f"{_NN}.cuda.graphs:CudaGraphs"}
+
+
+@hookimpl
 def step_observers() -> Offers:
     return {"counter": "bestiary.engine.observers:StepCounter"}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from bestiary.nn.attention.metadata import AttentionMetadata
@@ -54,21 +53,56 @@ class FixedSlotRows(SlotRows):
         return self
 
 
+class Mirrored:
+    """Numbers that are written on the host and read on a device.
+
+    Attributes:
+        host: an array; on a CPU the device's own memory, otherwise pinned, so that `send` need not wait.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self._source = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
+        self.host = self._source.numpy()
+        self.device = self._source if device.type == "cpu" else self._source.to(device)
+
+    def send(self, rows: int | None = None) -> None:
+        """Make the device's copy, or its first `rows`, the host's; what is queued there afterwards reads that."""
+        if self.device is not self._source:
+            self.device[:rows].copy_(self._source[:rows], non_blocking=True)
+
+
 class DecodeInput:
-    """Buffers of as many `rows`, each sequence of at most `blocks` blocks. On a CPU the device's memory is the host's.
+    """Buffers of as many `rows`, each sequence of at most `blocks` blocks.
+
+    They are written on the host and then sent to the device, whose buffers stay where they are; on a CPU both are the
+    same memory. One set is enough, since a step is computed before the next one's numbers are written.
 
     Attributes:
         batches: what a step of so many rows is, by (rows, whether one may have an adapter); all look at the buffers.
+        padded: the size of the step that so many rows are computed in. Rows beyond those asked for are sequences of one
+            token in the block `spare`, which is nobody's.
     """
 
-    def __init__(self, rows: int, blocks: int, block_size: int) -> None:
+    def __init__(
+        self,
+        rows: int,
+        blocks: int,
+        block_size: int,
+        device: torch.device | None = None,
+        padded: Callable[[int], int] = int,
+        spare: int = 0,
+    ) -> None:
+        device = device or torch.device("cpu")
         self.rows, self.blocks, self.block_size = rows, blocks, block_size
-        self.numbers = {name: np.zeros(rows, np.int64) for name in _NUMBERS}
-        self.seq_lens = np.zeros(rows, np.int32)
-        self.query_start = torch.arange(rows + 1, dtype=torch.int32)
-        self.block_tables = np.zeros((rows, blocks), np.int32)
+        self.padded, self.spare = padded, spare
+        most = max(rows, padded(rows))
+        self._numbers = Mirrored((len(_NUMBERS), most), torch.int64, device)
+        self._seq_lens = Mirrored((most,), torch.int32, device)
+        self._tables = Mirrored((most, blocks), torch.int32, device)
+        self.numbers = dict(zip(_NUMBERS, self._numbers.host, strict=True))
+        self.query_start = torch.arange(most + 1, dtype=torch.int32, device=device)
         self.batches: dict[tuple[int, bool], ForwardBatch] = {}
-        self._held: list[tuple[int, ...]] = [()] * rows
+        self._held: list[tuple[int, ...]] = [()] * most
 
     def take(
         self, plan: StepPlan, states: Mapping[str, RequestState], lora_slots: Mapping[str, int]
@@ -85,17 +119,37 @@ class DecodeInput:
         numbers["positions"][:count] = starts
         numbers["slots"][:count] = [item.block_ids[item.start // size] * size + item.start % size for item in items]
         numbers["prompt_lens"][:count] = [state.prompt_len for state in found]
-        self.seq_lens[:count] = numbers["positions"][:count] + 1
-        for row, item in enumerate(items):
-            if self._held[row] != item.block_ids:
-                self._held[row] = item.block_ids
-                self.block_tables[row, : len(item.block_ids)] = item.block_ids
+        self._seq_lens.host[:count] = numbers["positions"][:count] + 1
+        moved = [self._hold(row, item.block_ids) for row, item in enumerate(items)]
         adapted = any(state.lora_id is not None for state in found)
         if adapted:
             ids = [state.lora_id for state in found]
             numbers["adapters"][:count] = [-1 if each is None else lora_slots[each] for each in ids]
+        rows = self.padded(count)
+        moved += self._fill(count, rows)
+        self._numbers.send()
+        self._seq_lens.send()
+        if any(moved):
+            self._tables.send(rows)
         sampled = tuple(zip(found, range(count), strict=True))
-        return replace(self._batch(count, adapted), sampled=sampled)
+        return replace(self._batch(rows, adapted), sampled=sampled)
+
+    def _hold(self, row: int, block_ids: tuple[int, ...]) -> bool:
+        """Write a row's block table; whether it is another one than before."""
+        if self._held[row] == block_ids:
+            return False
+        self._held[row] = block_ids
+        self._tables.host[row, : len(block_ids)] = block_ids
+        return True
+
+    def _fill(self, count: int, rows: int) -> list[bool]:
+        """Rows count … rows - 1 as nobody's."""
+        if count == rows:
+            return []
+        for name, value in zip(_NUMBERS, (0, 0, self.spare * self.block_size, 1, -1), strict=True):
+            self.numbers[name][count:rows] = value
+        self._seq_lens.host[count:rows] = 1
+        return [self._hold(row, (self.spare,)) for row in range(count, rows)]
 
     def _batch(self, count: int, adapted: bool) -> ForwardBatch:
         held = self.batches.get((count, adapted))
@@ -105,11 +159,11 @@ class DecodeInput:
 
     def fixed(self, count: int, adapted: bool) -> ForwardBatch:
         """A step of so many rows that reads the buffers; nothing derived from another one goes with it."""
-        numbers = {name: torch.from_numpy(buffer)[:count] for name, buffer in self.numbers.items()}
+        numbers = {name: each[:count] for name, each in zip(_NUMBERS, self._numbers.device, strict=True)}
         attention = FixedMetadata(
             query_start=self.query_start[: count + 1],
-            seq_lens=torch.from_numpy(self.seq_lens)[:count],
-            block_tables=torch.from_numpy(self.block_tables)[:count],
+            seq_lens=self._seq_lens.device[:count],
+            block_tables=self._tables.device[:count],
             slot_mapping=numbers["slots"],
             query_lens_host=(1,) * count,
             seq_lens_host=(),

@@ -29,16 +29,16 @@ def choose_recorder(
     offered: Mapping[str, type[StepRecorder]], target: Target, backends: Iterable[AttentionBackend | None]
 ) -> tuple[type[StepRecorder] | None, str]:
     """The first recorder that runs on `target`, given what a model's attention layers run on; or why there is none."""
-    unfit = {getattr(each, "name", "none") for each in backends if not getattr(each, "recordable", False)}
     if not offered:
         return None, "no package in use offers a recorder"
-    if unfit:
-        return None, f"attention by {', '.join(sorted(unfit))} looks at the host's numbers"
     reasons = {name: kind.why_not(target) for name, kind in offered.items()}
     able = [offered[name] for name, reason in reasons.items() if reason is None]
-    if able:
-        return able[0], ""
-    return None, "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    if not able:
+        return None, "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    unfit = {getattr(each, "name", "none") for each in backends if not getattr(each, "recordable", False)}
+    if unfit:
+        return None, f"attention by {', '.join(sorted(unfit))} looks at the host's numbers"
+    return able[0], ""
 
 
 class StepGraphs:
@@ -71,7 +71,7 @@ class StepGraphs:
         step = self.steps.get(key)
         if step is not None:
             self.steps.move_to_end(key)
-            return step()
+            return self._asked(batch, step())
         fixed = self.input.fixed(*key)
         try:
             results, self.steps[key] = self.recorder.record(lambda: compute(fixed))
@@ -82,7 +82,13 @@ class StepGraphs:
             return compute(otherwise())
         if len(self.steps) > _MOST:
             self.steps.popitem(last=False)
-        return results
+        return self._asked(batch, results)
+
+    @staticmethod
+    def _asked(batch: ForwardBatch, results: Results) -> Results:
+        """The results of rows that somebody asked for."""
+        count = len(batch.sampled)
+        return results if count == len(batch.input_ids) else tuple(each[:count] for each in results)
 
     def recorded(self, rows: int) -> Callable[[], Results] | None:
         """The recorded step of so many rows without adapters, if there is one; running it repeats the last one."""

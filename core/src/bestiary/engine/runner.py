@@ -18,7 +18,7 @@ from bestiary.api.structured import StructuredOutputBackend
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.attention.layer import Attention
 from bestiary.nn.context import ForwardContext, forward_context
-from bestiary.nn.graphs import Results, StepRecorder
+from bestiary.nn.graphs import Padding, Results, StepRecorder
 from bestiary.nn.lora import AdapterSlots
 from bestiary.nn.ops.by_value import by_value
 from bestiary.nn.ops.registry import ChosenOps, turn
@@ -97,13 +97,16 @@ class ModelRunner:
         self.block_size = vllm_config.cache_config.block_size
         self.states: dict[str, RequestState] = {}
         self.grammars: Grammars | None = None
-        self.kv_caches = self._allocate(model, num_blocks)
+        spare = isinstance(recorder, Padding)  # a block more, for rows that nobody asks for
+        self.kv_caches = self._allocate(model, num_blocks + spare)
         self.graphs = None if recorder is None else self._graphs(recorder, vllm_config, num_blocks)
 
     def _graphs(self, recorder: StepRecorder, vllm_config: VllmConfig, num_blocks: int) -> StepGraphs:
-        longest = -(-vllm_config.model_config.max_model_len // self.block_size)
+        longest = min(-(-vllm_config.model_config.max_model_len // self.block_size), num_blocks)
         rows = vllm_config.scheduler_config.max_num_seqs
-        return StepGraphs(recorder, DecodeInput(rows, min(longest, num_blocks), self.block_size))
+        padded = recorder.padded if isinstance(recorder, Padding) else int
+        made = DecodeInput(rows, longest, self.block_size, self.device, padded, spare=num_blocks)
+        return StepGraphs(recorder, made)
 
     def _allocate(self, model: nn.Module, num_blocks: int) -> dict[str, torch.Tensor]:
         caches = {}

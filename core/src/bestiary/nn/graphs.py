@@ -43,6 +43,16 @@ class StepRecorder(Protocol):
 
 
 @runtime_checkable
+class Padding(Protocol):
+    """A recorder whose steps have few sizes: others are filled up with rows that nobody asks for."""
+
+    @staticmethod
+    def padded(rows: int) -> int:
+        """The size of the step in which so many rows are computed, not below `rows`."""
+        ...
+
+
+@runtime_checkable
 class Described(Protocol):
     """A recorder that says, for people, what its steps would run on here."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bestiary.nn.triton.available import why_not_device
+from bestiary.nn.triton.available import why_not_device, why_not_fp8
 
 from .backend import AttentionSpec, AttentionType
 from .metadata import AttentionMetadata
@@ -32,7 +32,7 @@ class TritonBackend(PagedBackend):
             return "for decoders' own attention"
         if spec.head_size > _MOST_CHANNELS:
             return f"for heads of up to {_MOST_CHANNELS} channels"
-        return super().why_not(device, spec)
+        return why_not_fp8(device, spec.cache_dtype) or super().why_not(device, spec)
 
     def compute(
         self,
@@ -51,7 +51,8 @@ class TritonBackend(PagedBackend):
 
 class TritonExactBackend(TritonBackend):
     """The same, every row in tiles of one shape and over keys in splits of one size: a row's bits are its own, whether
-    it is computed alone, in a batch, as part of a prompt or as one token. Prompts take longer."""
+    it is computed alone, in a batch, as part of a prompt or as one token, as long as all of its sequence's keys and
+    values are numbers. Prompts take longer."""
 
     name = "triton_exact"
     deterministic = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ class _Step:
         count = last - first if decode else rows // tokens - first // tokens + last - first
         splits = -(-metadata.block_tables.shape[1] * metadata.block_size // SPLIT) if decode else 1
         constants = _constants(spec, metadata.block_size, tiles, splits > 1, decode, self.exact, self.sinks is not None)
+        slopes = None if spec.alibi_slopes is None else _slopes(spec.alibi_slopes, self.query.device)
         partial = None
         if splits > 1:
             shape = (last - first, spec.num_heads, splits, constants["PADDED"] + 2)
@@ -90,26 +92,22 @@ class _Step:
         starts, lengths = metadata.query_start[first:], metadata.seq_lens[first:]
         attend_tile[count, spec.num_kv_heads, splits](
             self.query, self.kv_cache, self.out, partial, starts, lengths, metadata.block_tables[first:],
-            self._slopes(), self.sinks, last - first, splits, first // tokens, spec.scale, spec.logits_soft_cap or 1.0,
+            slopes, self.sinks, last - first, splits, first // tokens, spec.scale, spec.logits_soft_cap or 1.0,
             self.query.stride(0), self.out.stride(0), metadata.block_tables.stride(0),
             self.kv_cache.stride(0), self.kv_cache.stride(1), self.kv_cache.stride(2),
-            **constants, num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            **constants, num_warps=tiles.num_warps, num_stages=tiles.num_stages, **_rounding(self.exact),
         )  # fmt: skip
         if partial is not None:
             combine_splits[last - first, spec.num_heads](
                 partial, self.out, starts, lengths, self.sinks, last - first, splits, self.out.stride(0),
-                **_combined(constants), num_warps=1,
+                **_combined(constants), num_warps=1, **_rounding(self.exact),
             )  # fmt: skip
 
-    def _slopes(self) -> Tensor | None:
-        if self.spec.alibi_slopes is None:
-            return None
-        key = ("slopes", self.spec.alibi_slopes)
-        slopes: Tensor | None = self.metadata.derived.get(key)
-        if slopes is None:
-            slopes = torch.tensor(self.spec.alibi_slopes, dtype=torch.float32, device=self.query.device)
-            self.metadata.derived[key] = slopes
-        return slopes
+
+@cache
+def _slopes(slopes: tuple[float, ...], device: torch.device) -> Tensor:
+    """On the device from the first step on: a graph that is being captured cannot wait for a copy."""
+    return torch.tensor(slopes, dtype=torch.float32, device=device)
 
 
 def _constants(
@@ -133,6 +131,11 @@ def _constants(
     }
 
 
+def _rounding(exact: bool) -> dict[str, bool]:
+    """Whether the compiler may round a product and a sum at once, which two kernels need not do alike."""
+    return {"enable_fp_fusion": not exact}
+
+
 def _combined(constants: dict[str, Any]) -> dict[str, Any]:
     return {name: constants[name] for name in ("HEADS", "HEAD", "PADDED", "SPLIT", "WINDOW", "SINKS")}
 
@@ -146,8 +149,8 @@ def variants() -> Iterator[Variant]:
     plain = AttentionSpec(num_heads=32, num_kv_heads=8, head_size=128, scale=0.1)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         yield from _variants(plain, dtype, dtype)
-    for cache in (torch.float8_e4m3fn, torch.float8_e5m2):
-        yield from _variants(plain, torch.bfloat16, cache, only_decode=True)
+    for kept in (torch.float8_e4m3fn, torch.float8_e5m2):
+        yield from _variants(plain, torch.bfloat16, kept, only_decode=True)
     others = (
         AttentionSpec(num_heads=9, num_kv_heads=3, head_size=64, scale=0.1),
         AttentionSpec(num_heads=32, num_kv_heads=32, head_size=80, scale=0.1),
@@ -162,25 +165,25 @@ def variants() -> Iterator[Variant]:
 
 
 def _variants(
-    spec: AttentionSpec, dtype: torch.dtype, cache: torch.dtype, *, exact: bool = False, only_decode: bool = False
+    spec: AttentionSpec, dtype: torch.dtype, kept: torch.dtype, *, exact: bool = False, only_decode: bool = False
 ) -> Iterator[Variant]:
     kinds = [(True, True), (True, False), (False, False)]
     for decode, apart in kinds[:1] if only_decode else kinds:
         tiles = tiles_for(spec, dtype, decode=decode, exact=exact)
         constants = _constants(spec, 16, tiles, apart, decode, exact, spec.has_sinks)
         given = {
-            "query": _pointer(dtype), "cache": _pointer(cache), "out": _pointer(dtype), "partial": "*fp32",
+            "query": _pointer(dtype), "cache": _pointer(kept), "out": _pointer(dtype), "partial": "*fp32",
             "starts": "*i32", "lengths": "*i32", "tables": "*i32", "slopes": "*fp32", "sinks": _pointer(dtype),
             "scale": "fp32", "soft_cap": "fp32", **dict.fromkeys(_NUMBERS, "i32"),
         }  # fmt: skip
         absent = {"partial": not apart, "slopes": spec.alibi_slopes is None, "sinks": not spec.has_sinks}
         nothing = {name: None for name, missing in absent.items() if missing}
-        since = 89 if cache.itemsize == 1 else 80
-        launch = tiles.num_warps, tiles.num_stages, since
+        since = 89 if kept.itemsize == 1 else 80
+        launch = tiles.num_warps, tiles.num_stages, since, _rounding(exact)
         yield Variant(attend_tile, given, {**constants, **nothing}, *launch, divisible=_STRIDES)
         if apart:
             sinkless = {} if spec.has_sinks else {"sinks": None}
-            yield Variant(combine_splits, given, {**_combined(constants), **sinkless}, 1)
+            yield Variant(combine_splits, given, {**_combined(constants), **sinkless}, 1, options=_rounding(exact))
 
 
 _TYPES = {

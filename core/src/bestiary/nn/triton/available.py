@@ -6,6 +6,8 @@ import importlib.util
 import os
 from functools import cache
 
+import torch
+
 from bestiary.nn.ops.registry import Target
 
 
@@ -30,3 +32,10 @@ def why_not_device(device: str) -> str | None:
     if device != "cuda" and not (device == "cpu" and interpreted()):
         return "for CUDA"
     return None if installed() else "Triton is not installed: pip install triton"
+
+
+def why_not_fp8(device: str, dtype: torch.dtype | None) -> str | None:
+    """Why numbers of `dtype` cannot be converted on a device: NVIDIA's GPUs know fp8 from capability 8.9 on."""
+    if device != "cuda" or dtype is not torch.float8_e4m3fn or torch.cuda.get_device_capability() >= (8, 9):
+        return None
+    return "fp8 (e4m3) is for GPUs of compute capability 8.9 and above"

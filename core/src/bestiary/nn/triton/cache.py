@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bestiary.nn.ops.attention import write_kv_cache as by_torch
+
+from .available import why_not_fp8
 from .variants import Variant
 
 
@@ -39,8 +42,12 @@ def _write(  # type: ignore[no-untyped-def]
 
 
 def write_kv_cache(kv_cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
-    """As `bestiary.nn.ops.attention.write_kv_cache`. Keys and values may be slices of wider rows."""
+    """As `bestiary.nn.ops.attention.write_kv_cache`, and by it where the GPU does not know the cache's dtype. Keys and
+    values may be slices of wider rows."""
     tokens, heads, size = key.shape
+    if why_not_fp8(kv_cache.device.type, kv_cache.dtype):
+        by_torch.reference(kv_cache, key, value, slots)
+        return
     key, value = _rows(key), _rows(value)
     width = heads * size
     if not tokens:

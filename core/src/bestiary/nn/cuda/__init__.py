@@ -1,0 +1,1 @@
+"""What CUDA needs beside kernels."""

@@ -1,0 +1,66 @@
+"""Recorder "cuda_graphs": decode steps as CUDA graphs, one launch a step instead of one a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bestiary.nn.graphs import NotRecordable, Results
+from bestiary.nn.ops.registry import Target
+
+_SMALL = (1, 2, 4)
+_STEPS = ((128, 8), (512, 32))
+
+
+class CudaGraphs:
+    """Captures steps into graphs that share one pool of memory: they run one at a time.
+
+    A graph has the addresses of its first run and a fixed number of rows, so steps are padded to few sizes (`padded`).
+    A step is run once before it is captured: kernels are compiled, and libraries take their workspaces, outside.
+    """
+
+    name = "cuda_graphs"
+
+    @staticmethod
+    def why_not(target: Target) -> str | None:
+        return None if target.device == "cuda" else "for CUDA"
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    @staticmethod
+    def padded(rows: int) -> int:
+        """The size of step that so many rows are computed in: 1, 2, 4, multiples of 8 up to 128, of 32 up to 512, and
+        of 128 beyond."""
+        for size in _SMALL:
+            if rows <= size:
+                return size
+        step = next((step for most, step in _STEPS if rows <= most), 128)
+        return -(-rows // step) * step
+
+    def record(self, step: Callable[[], Results]) -> tuple[Results, Callable[[], Results]]:
+        """As `StepRecorder.record`."""
+        before = torch.cuda.current_stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(before)
+        with torch.cuda.stream(aside):
+            step()
+        before.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                results = step()
+        except RuntimeError as error:
+            if "captur" not in str(error):
+                raise
+            raise NotRecordable(f"it waits for the device: {str(error).splitlines()[0]}") from error
+
+        def again() -> Results:
+            graph.replay()
+            return results
+
+        return again(), again

@@ -1,0 +1,92 @@
+"""Whole models on a GPU: beside the CPU's float32, with and without graphs, and bit for bit where that is promised."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from bestiary import LLM, SamplingParams
+
+pytestmark = pytest.mark.gpu
+
+COMMON = {"vocab_size": 160, "max_position_embeddings": 2048, "initializer_range": 0.2, "eos_token_id": 2}
+SIZES = {
+    **COMMON, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64,
+}  # fmt: skip
+CONFIGS = {
+    "mistral with a window": lambda: transformers.MistralConfig(**SIZES, sliding_window=70),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **SIZES, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=True
+    ),
+    "bloom": lambda: transformers.BloomConfig(**COMMON, hidden_size=128, n_layer=2, n_head=4),
+}
+PROMPTS = [[5, 9, 3, 77, 40, 8], [61, 12, 12, 90, 33, 7, 50], [17], list(range(20, 140)) * 6]
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=3)
+Answer = list[tuple[int, float]]
+
+
+@functools.cache
+def checkpoint(name: str) -> str:
+    folder = tempfile.mkdtemp()
+    torch.manual_seed(1)
+    transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).save_pretrained(folder)
+    return folder
+
+
+def answers(name: str, prompts: list[list[int]] = PROMPTS, **options: Any) -> tuple[list[Answer], LLM]:
+    """Each token of each answer with its log-probability, and the engine that gave them."""
+    plain = {"skip_tokenizer_init": True, "progress": False, "num_gpu_blocks_override": 512, "device": "cuda"}
+    llm = LLM(checkpoint(name), **{**plain, **options})
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], GREEDY, use_tqdm=False)
+    found = []
+    for output in outputs:
+        one = output.outputs[0]
+        found.append([(token, step[token].logprob) for token, step in zip(one.token_ids, one.logprobs, strict=True)])
+    return found, llm
+
+
+def tokens(found: list[Answer]) -> list[list[int]]:
+    return [[token for token, _ in answer] for answer in found]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tokens_are_the_cpus(name: str) -> None:
+    found, llm = answers(name, dtype="float32")
+    assert llm.engine.ops["rms_norm"] == "triton"
+    wanted, _ = answers(name, dtype="float32", device="cpu", kernels="torch")
+    assert tokens(found) == tokens(wanted)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_graphs_change_nothing(name: str) -> None:
+    found, llm = answers(name, dtype="bfloat16")
+    assert llm.engine.executor.runner.graphs.steps
+    assert not llm.engine.executor.runner.graphs.refused
+    eager, llm = answers(name, dtype="bfloat16", enforce_eager=True)
+    assert llm.engine.executor.runner.graphs is None
+    assert tokens(found) == tokens(eager)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["mistral with a window", "bloom"])
+def test_deterministic_answers_are_the_same_bits(name: str, dtype: str) -> None:
+    """Alone, together, with prompts in parts, from the prefix cache, and after preemption."""
+    options = {"dtype": dtype, "deterministic": True}
+    together, llm = answers(name, **options)
+    again = llm.generate([{"prompt_token_ids": ids} for ids in PROMPTS], replace(GREEDY), use_tqdm=False)
+    cached = [
+        [(token, step[token].logprob) for token, step in zip(one.token_ids, one.logprobs, strict=True)]
+        for one in (each.outputs[0] for each in again)
+    ]
+    assert cached == together
+    alone = [answers(name, [prompt], **options)[0][0] for prompt in PROMPTS]
+    assert alone == together
+    assert answers(name, max_num_batched_tokens=64, **options)[0] == together
+    assert answers(name, num_gpu_blocks_override=52, **options)[0] == together
