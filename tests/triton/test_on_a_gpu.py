@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,7 +79,7 @@ def test_deterministic_answers_are_the_same_bits(name: str, dtype: str) -> None:
     """Alone, together, with prompts in parts, from the prefix cache, and after preemption."""
     options = {"dtype": dtype, "deterministic": True}
     together, llm = answers(name, **options)
-    again = llm.generate([{"prompt_token_ids": ids} for ids in PROMPTS], replace(GREEDY), use_tqdm=False)
+    again = llm.generate([{"prompt_token_ids": ids} for ids in PROMPTS], GREEDY, use_tqdm=False)
     cached = [
         [(token, step[token].logprob) for token, step in zip(one.token_ids, one.logprobs, strict=True)]
         for one in (each.outputs[0] for each in again)

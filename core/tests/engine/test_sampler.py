@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestiary.api.sampling import SamplingParams
+from bestiary.engine import device_draws
 from bestiary.engine.plan import NewRequest
 from bestiary.engine.request_state import RequestState
 from bestiary.engine.sampler import _candidates, sample, token_logprobs, uniform
@@ -164,3 +165,27 @@ def test_logprobs_are_those_of_the_raw_distribution():
     assert next(iter(drawn.logprobs)) == drawn.token_id
     assert drawn.logprobs[drawn.token_id].rank == ranked.index(drawn.token_id) + 1
     assert list(token_logprobs(logits, 8, 0)) == [8]
+
+
+def test_rows_drawn_where_the_logits_are(monkeypatch):
+    """As on a GPU: plain rows together, by seed and position alone; greedy and reshaped ones as ever."""
+    requests = [
+        state(7, temperature=0.8, top_k=5),
+        state(0, temperature=0),
+        state(9, temperature=1.0, logit_bias={4: 100.0}),
+        state(7, temperature=0.8, top_k=5),
+        state(8, temperature=1.5, top_p=0.5, logprobs=2),
+    ]
+    logits = torch.stack([row(1), row(2), row(3), row(1), row(4)])
+    here = [each.token_id for each in sample(logits, requests)]
+    monkeypatch.setattr(device_draws, "on_device", lambda logits: True)
+    there = sample(logits, requests)
+    ids = [each.token_id for each in there]
+    assert ids[1:3] == here[1:3] == [int(row(2).argmax()), 4]
+    assert ids[0] == ids[3]
+    assert ids[0] in row(1).topk(5).indices.tolist()
+    assert len(there[4].logprobs) >= 2 and ids[4] in there[4].logprobs
+    for at, request in enumerate(requests):
+        assert sample(logits[at : at + 1], [request])[0].token_id == ids[at]
+    logits[0, 3] = math.nan
+    assert [each.error for each in sample(logits, requests)] == ["numerical", None, None, None, None]

@@ -234,7 +234,8 @@ class ModelRunner:
         if len(rows) != logits.shape[0]:
             logits = logits[rows]
         allowed = None if self.grammars is None else self.grammars.allowed(states)
-        drawn = sample(logits, states, allowed, best) if states else []
+        with self.ops.active() if logits.is_cuda else nullcontext():
+            drawn = sample(logits, states, allowed, best) if states else []
         return StepResult(plan.step, dict(zip((state.request_id for state in states), drawn, strict=True)), prompts)
 
     def record(self, batch: ForwardBatch, result: StepResult) -> None:

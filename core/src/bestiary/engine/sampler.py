@@ -2,7 +2,8 @@
 
 Log-probabilities are those of the model's own distribution, before anything a request asks for changes it. A draw is
 a function of the request's seed and the token's position, so it does not depend on the batch: one uniform number
-selects a token from the cumulative distribution.
+selects a token from the cumulative distribution. On a GPU, rows that only temperature and truncation change are drawn
+there (`device_draws.py`), by numbers of their own.
 
 Order: what the grammar allows, allowed and banned ids, bias, penalties, temperature, min-p, top-k, top-p.
 
@@ -21,6 +22,7 @@ import torch
 
 from bestiary.api.outputs import Logprob, TokenLogprobs
 
+from . import device_draws
 from .plan import SampledToken
 from .request_state import RequestState
 
@@ -48,6 +50,11 @@ def sample(
     peaks, best_ids = best or logits.max(dim=-1)
     ids: list[int] = best_ids.tolist()
     drawn: list[SampledToken] = []
+    together: dict[int, int] = {}
+    if device_draws.on_device(logits):
+        free = [row for row in range(len(states)) if grammars is None or grammars[row] is None]
+        plain = [row for row in free if not states[row].sampling.greedy and not _reshapes(states[row])]
+        together = device_draws.draw_together(logits, states, plain)
     for row, (state, peak) in enumerate(zip(states, peaks.tolist(), strict=True)):
         grammar = None if grammars is None else grammars[row]
         if not math.isfinite(peak):
@@ -57,7 +64,10 @@ def sample(
         elif grammar is not None:
             drawn.append(_constrained(logits[row], state, grammar))
         else:
-            token = ids[row] if _plain_greedy(state) else _choose(logits[row], state)
+            if row in together:
+                token = together[row]
+            else:
+                token = ids[row] if _plain_greedy(state) else _choose(logits[row], state)
             drawn.append(_drawn(logits[row], state, token) if token >= 0 else _NUMERICAL)
     return drawn
 
