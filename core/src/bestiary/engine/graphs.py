@@ -66,15 +66,15 @@ class StepGraphs:
 
     def run(self, batch: ForwardBatch, compute: Compute, otherwise: Callable[[], ForwardBatch]) -> Results:
         """What ``compute(batch)`` makes of a step that `take` gave, by itself or as it was recorded; good until the
-        next step. ``otherwise()`` is the same step for models that cannot be recorded."""
+        next step. ``otherwise()`` is the same step for models that cannot be recorded. Each run of a step that is
+        being recorded has geometry of its own, so that what layers derive from it is part of the recorded run."""
         key = len(batch.input_ids), batch.lora is not None
         step = self.steps.get(key)
         if step is not None:
             self.steps.move_to_end(key)
             return self._asked(batch, step())
-        fixed = self.input.fixed(*key)
         try:
-            results, self.steps[key] = self.recorder.record(lambda: compute(fixed))
+            results, self.steps[key] = self.recorder.record(lambda: compute(self.input.fixed(*key)))
         except NotRecordable as reason:
             which = "with adapters " if key[1] else ""
             notice(f"decode steps {which}of this model cannot be recorded, and run op by op: {reason.message}")
