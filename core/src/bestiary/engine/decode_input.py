@@ -15,6 +15,8 @@ from .batch import ForwardBatch
 from .plan import ScheduledItem, StepPlan
 from .request_state import RequestState
 
+_FEW = 16
+"""Block tables that are sent one by one; more go all together."""
 _NUMBERS = ("input_ids", "positions", "slots", "prompt_lens", "adapters")
 
 
@@ -65,10 +67,10 @@ class Mirrored:
         self.host = self._source.numpy()
         self.device = self._source if device.type == "cpu" else self._source.to(device)
 
-    def send(self, rows: int | None = None) -> None:
-        """Make the device's copy, or its first `rows`, the host's; what is queued there afterwards reads that."""
+    def send(self, first: int = 0, last: int | None = None) -> None:
+        """Make the device's rows first … last - 1 the host's; what is queued there afterwards reads them."""
         if self.device is not self._source:
-            self.device[:rows].copy_(self._source[:rows], non_blocking=True)
+            self.device[first:last].copy_(self._source[first:last], non_blocking=True)
 
 
 class DecodeInput:
@@ -120,7 +122,7 @@ class DecodeInput:
         numbers["slots"][:count] = [item.block_ids[item.start // size] * size + item.start % size for item in items]
         numbers["prompt_lens"][:count] = [state.prompt_len for state in found]
         self._seq_lens.host[:count] = numbers["positions"][:count] + 1
-        moved = [self._hold(row, item.block_ids) for row, item in enumerate(items)]
+        moved = [row for row, item in enumerate(items) if self._hold(row, item.block_ids)]
         adapted = any(state.lora_id is not None for state in found)
         if adapted:
             ids = [state.lora_id for state in found]
@@ -129,8 +131,11 @@ class DecodeInput:
         moved += self._fill(count, rows)
         self._numbers.send()
         self._seq_lens.send()
-        if any(moved):
-            self._tables.send(rows)
+        if len(moved) > _FEW:
+            self._tables.send(0, rows)
+        else:
+            for row in moved:
+                self._tables.send(row, row + 1)
         sampled = tuple(zip(found, range(count), strict=True))
         return replace(self._batch(rows, adapted), sampled=sampled)
 
@@ -142,14 +147,14 @@ class DecodeInput:
         self._tables.host[row, : len(block_ids)] = block_ids
         return True
 
-    def _fill(self, count: int, rows: int) -> list[bool]:
-        """Rows count … rows - 1 as nobody's."""
+    def _fill(self, count: int, rows: int) -> list[int]:
+        """Rows count … rows - 1 as nobody's; which of them have another block table than before."""
         if count == rows:
             return []
         for name, value in zip(_NUMBERS, (0, 0, self.spare * self.block_size, 1, -1), strict=True):
             self.numbers[name][count:rows] = value
         self._seq_lens.host[count:rows] = 1
-        return [self._hold(row, (self.spare,)) for row in range(count, rows)]
+        return [row for row in range(count, rows) if self._hold(row, (self.spare,))]
 
     def _batch(self, count: int, adapted: bool) -> ForwardBatch:
         held = self.batches.get((count, adapted))

@@ -52,10 +52,10 @@ class CudaGraphs:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 results = step()
         except RuntimeError as error:
-            if "captur" not in str(error):
+            if "captur" not in str(error) or isinstance(error.__context__, torch.cuda.OutOfMemoryError):
                 raise
             raise NotRecordable(f"it waits for the device: {str(error).splitlines()[0]}") from error
 
