@@ -194,6 +194,23 @@ def peers(**shared: Any) -> None:
     finish(shared, run_peers(shared["model"], engine, named_peers(shared), peers_work(shared), _say(shared)))
 
 
+@bench.command()
+@click.option("--device", default="cuda", show_default=True, help="cuda, or cpu to try the command.")
+@click.option("--only", multiple=True, metavar="ROW", help="G1 … G9; repeatable.  [default: all]")
+@click.option("--budget", type=click.FloatRange(1), default=420.0, show_default=True,
+              help="Seconds after which no further row is begun.")  # fmt: skip
+@click.option("--tiny", is_flag=True, help="Shapes of a few kilobytes, to try the command.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record instead of a table.")
+@click.option("--output", type=FILE, help="Write the record there.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@debug_option
+def gpu(device: str, only: tuple[str, ...], budget: float, tiny: bool, **shared: Any) -> None:
+    """A GPU's figures without any model files: random weights of published shapes, each beside its limit."""
+    from .gpu.run import run_gpu
+
+    finish(shared, run_gpu(device, only, budget, tiny, _say(shared)))
+
+
 def _options(shared: dict[str, Any], more: Mapping[str, Any] | None = None) -> Any:
     from .run import BenchOptions
 

@@ -21,6 +21,10 @@ def table(record: dict[str, Any]) -> str:
         from .ops_table import ops_table
 
         return ops_table(record)
+    if record["kind"] == "gpu":
+        from .gpu.run import gpu_table
+
+        return gpu_table(record)
     if record["kind"] == "peers":
         from .peers.table import peers_table
 

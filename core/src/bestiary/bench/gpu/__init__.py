@@ -1,0 +1,1 @@
+"""`bestiary bench gpu`: one command, no model files, every figure beside its own limit."""
