@@ -14,7 +14,7 @@ from bestiary.bench.subject import model_of
 from bestiary.engine.runner import attention_layers
 from bestiary.nn.attention.backend import AttentionBackend, AttentionSpec
 
-from . import measure
+from . import measure, others
 from .shapes import SHAPES, Shape, engine, tiny
 
 if TYPE_CHECKING:
@@ -134,7 +134,8 @@ def attention(machine: Machine) -> Iterator[Figure]:
     seconds = measure.attention_seconds(backend, spec, (1, 0, length), machine.device)
     done = 4 * spec.num_heads * spec.head_size * (length * (length + 1) / 2) / seconds
     yield Figure(name="G5", what=f"attention, prompt of {length}", value=done / 1e12, unit="TFLOP/s",
-                 limit=machine.hardware.flops / 1e12, fraction=done / machine.hardware.flops, wanted=(0.44, 0.61))  # fmt: skip
+                 limit=machine.hardware.flops / 1e12, fraction=done / machine.hardware.flops,
+                 wanted=(0.44, 0.61))  # fmt: skip
 
 
 def _backend(machine: Machine) -> AttentionBackend:
@@ -196,7 +197,29 @@ def exactly(machine: Machine) -> Iterator[Figure]:
                  value=100 * (found[True] / found[False] - 1), unit="%", wanted=(20.0, 5.0))  # fmt: skip
 
 
+def transformers_single(machine: Machine) -> Iterator[Figure]:
+    """T1: G1 by transformers' `generate`."""
+    with others.loaded(machine.shape("llama-3-8b"), machine.device) as model:
+        seconds = others.decode_seconds(model, machine.size(128, 16), machine.size(64, 4))
+    yield Figure(name="T1", what="transformers, Llama-3-8B shape, batch 1", value=seconds * 1e3, unit="ms/token")
+
+
+def queues(machine: Machine) -> Iterator[Figure]:
+    """T2: the same queue by transformers' continuous batching, and here."""
+    count, length = machine.size(64, 2), machine.size(256, 8)
+    name = "qwen3-0.6b"
+    with others.loaded(machine.shape(name), machine.device) as model:
+        theirs = others.queue_seconds(model, count, length, length, machine.device)
+    options = machine.options(max_num_seqs=count, max_model_len=2 * length + 16)
+    with engine(machine.shape(name), **options) as llm:
+        measure.queue_seconds(llm, [(8, 4)])
+        ours = measure.queue_seconds(llm, [(length, length)] * count)
+    what = f"{name} shape, {count} requests of {length} + {length}"
+    yield Figure(name="T2", what=f"transformers, {what}", value=count * length / theirs, unit="out tok/s")
+    yield Figure(name="T2", what=f"bestiary, {what}", value=count * length / ours, unit="out tok/s")
+
+
 ROWS: Mapping[str, Callable[[Machine], Iterator[Figure]]] = {
     "G1": single, "G2": batches, "G3": offline, "G4": prompt, "G5": attention, "G6": experts, "G7": eight_bits,
-    "G8": starting, "G9": exactly,
+    "G8": starting, "G9": exactly, "T1": transformers_single, "T2": queues,
 }  # fmt: skip

@@ -16,7 +16,8 @@ Shape = Mapping[str, Any]
 
 _QWEN3: Shape = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 151936, "head_dim": 128,
-    "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "hidden_act": "silu", "num_key_value_heads": 8,
+    "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "hidden_act": "silu",
+    "num_key_value_heads": 8,
 }  # fmt: skip
 
 SHAPES: Mapping[str, Shape] = {
