@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -34,6 +33,7 @@ from bestiary.nn.weights.fill import num_weights
 
 from .adapters import Adapters
 from .arguments import EngineArgs
+from .capture import capture_steps
 from .engine import LLMEngine
 from .executor import UniprocExecutor
 from .graphs import choose_recorder
@@ -205,7 +205,7 @@ class EngineBuilder:
         say(f"kernels: {kernels_in_words(ops, recorder)}", enabled=self.args.progress and (team is None or team.leads))
         runner = ModelRunner(model, config, num_blocks, ops, width, groups, slots, pooler, recorder)
         if self.args.capture_sizes == "at_start":
-            record_steps(runner, self.args.progress)
+            capture_steps(runner, self.args.progress)
         adapters = Adapters(config.lora_config)
         schedulers = [
             Scheduler(
@@ -235,15 +235,6 @@ class EngineBuilder:
         if team is not None:
             weakref.finalize(engine, team.close)  # an engine that nobody closed ends its processes all the same
         return engine
-
-
-def record_steps(runner: ModelRunner, progress: bool) -> None:
-    """Record decode steps of all sizes, and say how many and how long it took."""
-    begun = time.monotonic()
-    with load_progress("capturing steps", enabled=progress, counted=True) as callback:
-        count = runner.record_steps(callback)
-    if count:
-        say(f"captured decode steps of {count} sizes in {time.monotonic() - begun:.1f} s", enabled=progress)
 
 
 def kernels_in_words(ops: ChosenOps, recorder: StepRecorder | None) -> str:
