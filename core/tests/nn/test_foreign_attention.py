@@ -84,7 +84,7 @@ class FlashInfer:
         made = self.made
 
         class Wrapper:
-            def __init__(self, workspace: Tensor, kv_layout: str, backend: str, use_tensor_cores: bool = False) -> None:
+            def __init__(self, workspace: Tensor, kv_layout: str, use_tensor_cores: bool = False) -> None:
                 assert workspace.dtype is torch.uint8 and not workspace.any() and kv_layout == "NHD"
                 self.workspace, self.tensor_cores, self.plans, self.runs = workspace, use_tensor_cores, [], 0
                 made.append(self)
@@ -110,6 +110,10 @@ class FlashInfer:
                 self.plans.append((None, indptr, indices, last_page_len, shape, options))
 
         class Prefill(Wrapper):
+            def __init__(self, workspace: Tensor, kv_layout: str, *, backend: str) -> None:
+                assert backend == "fa2"
+                super().__init__(workspace, kv_layout)
+
             def plan(self, qo_indptr, indptr, indices, last_page_len, *shape, causal, **options):
                 assert causal
                 self.plans.append((qo_indptr, indptr, indices, last_page_len, shape, options))

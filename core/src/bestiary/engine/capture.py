@@ -12,7 +12,7 @@ from .runner import ModelRunner
 
 def capture_steps(runner: ModelRunner, progress: bool) -> None:
     """Record them, and say how many, how long it took, and on a GPU what they hold and what is left. A GPU with less
-    left than the margin that the KV cache spares is named in any case."""
+    left than half of the margin that the KV cache spares is named in any case."""
     device, begun = runner.device.type, time.monotonic()
     before = 0 if device == "cpu" else free_memory(device)
     with load_progress("capturing steps", enabled=progress, counted=True) as callback:

@@ -25,7 +25,8 @@ _WORKSPACE_BYTES = 128 << 20
 """What the library's documentation recommends; wrappers share it, since their kernels run one after another."""
 _HEAD_SIZES = (64, 128, 256)
 _KERNELS = "fa2"
-"""Of the library's several: those take pages of any strides, and run on every GPU from capability 8.0 on."""
+"""For prompts, of the library's several: those take pages of any strides, and run on every GPU from capability 8.0 on.
+Decode wrappers of version 0.2.8 have no choice, and later ones' own is the same for single tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,7 @@ class FlashInferBackend(PagedBackend):
         def make(workspace: Tensor) -> Any:
             from flashinfer import BatchDecodeWithPagedKVCacheWrapper as Decode  # type: ignore[import-not-found]
 
-            grouped = spec.num_heads != spec.num_kv_heads
-            return Decode(workspace, "NHD", use_tensor_cores=grouped, backend=_KERNELS)
+            return Decode(workspace, "NHD", use_tensor_cores=spec.num_heads != spec.num_kv_heads)
 
         found = self._wrappers.get(("decode", *_kind(spec, query)), query.device, make)
         step = _step(metadata)
