@@ -26,7 +26,7 @@ _WORKSPACE_BYTES = 128 << 20
 _HEAD_SIZES = (64, 128, 256)
 _KERNELS = "fa2"
 """For prompts, of the library's several: those take pages of any strides, and run on every GPU from capability 8.0 on.
-Decode wrappers of version 0.2.8 have no choice, and later ones' own is the same for single tokens."""
+Decode wrappers of version 0.2.8 take no such choice; later ones choose for themselves."""
 
 
 @dataclass(frozen=True, slots=True)
