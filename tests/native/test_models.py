@@ -10,6 +10,7 @@ from models import CONFIGS, PROMPTS, checkpoint, differences, furthest, llm, sai
 from bestiary import SamplingParams
 from bestiary.api.errors import EngineError, UsageError
 from bestiary.nn.cuda.graphs import CudaGraphs
+from bestiary.nn.graphs import NotRecordable
 from bestiary_cpu.steps import NativeStepRecorder
 
 FP16, INT8 = {"kv_cache_dtype": "float16"}, {"kv_cache_dtype": "int8"}
@@ -156,3 +157,37 @@ def test_plain_weights_can_be_kept():
         got = said(mixed)
     with llm(checkpoint("qwen3")) as native:
         assert models.furthest(got, said(native)) < 2e-4
+
+
+def test_steps_of_all_sizes_are_captured_at_the_start(monkeypatch, capsys):
+    """No request records anything then, and what is said stays the same."""
+    path, prompts = checkpoint("llama"), [PROMPTS[each % len(PROMPTS)] for each in range(11)]
+    with llm(path) as lazily:
+        want = said(lazily, prompts), said(lazily, prompts[:3])
+    monkeypatch.setattr(NativeStepRecorder, "padded", staticmethod(CudaGraphs.padded), raising=False)
+    with llm(path, capture_sizes="at_start", max_num_seqs=20, progress=True) as ready:
+        captured = [(24, False), (16, False), (8, False), (4, False), (2, False), (1, False)]
+        assert list(steps(ready).steps) == captured
+        monkeypatch.setattr(steps(ready).recorder, "record", None, raising=False)
+        assert (said(ready, prompts), said(ready, prompts[:3])) == want
+        assert sorted(steps(ready).steps, reverse=True) == captured
+    lines = capsys.readouterr().err
+    assert "capturing steps: 6 of 6" in lines and "captured decode steps of 6 sizes in" in lines
+
+
+def test_steps_of_many_sizes_are_recorded_as_they_come():
+    with llm(checkpoint("llama"), capture_sizes="at_start") as engine:
+        assert not steps(engine).steps
+
+
+def test_a_model_that_cannot_be_captured_says_so_at_the_start(monkeypatch, caplog):
+    monkeypatch.setattr(NativeStepRecorder, "padded", staticmethod(CudaGraphs.padded), raising=False)
+
+    def refusing(self, step):
+        raise NotRecordable("it looks away")
+
+    monkeypatch.setattr(NativeStepRecorder, "record", refusing)
+    with caplog.at_level(logging.WARNING, "bestiary"), llm(checkpoint("llama"), capture_sizes="at_start") as engine:
+        assert steps(engine).refused == {False} and not steps(engine).steps
+        assert [len(each) for each in said(engine)] == [6] * len(PROMPTS)
+    assert len([each for each in caplog.records if "it looks away" in each.message]) == 1

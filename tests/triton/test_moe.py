@@ -44,6 +44,22 @@ def test_experts_in_half_precision() -> None:
     torch.testing.assert_close(found, wanted, rtol=4e-3, atol=4e-3)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # rows of absent experts hold anything, and nobody reads them
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_experts_by_torchs_grouped_product(tokens: int, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moe, "why_not_grouped_mm", lambda x, w2, pairs: None)
+    monkeypatch.setattr(moe, "sort_by_expert", None)  # the other path's
+    found, wanted = compared(tokens, 5, 3, 40, 72, activation, torch.float32, "cpu")
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_grouped_product_is_for_many_tokens_on_new_gpus() -> None:
+    x, w2 = torch.empty(1, 64, dtype=torch.bfloat16), torch.empty(8, 64, 64)
+    assert moe.why_not_grouped_mm(x, w2, 8 * 64) == "for many tokens an expert"
+    assert "CUDA" in str(moe.why_not_grouped_mm(x, w2, 8 * 64 + 1))
+
+
 def test_no_expert_is_here() -> None:
     slots = torch.full((2, 2), -1)
     x, weights = numbers(2, 16, seed=0), torch.ones(2, 2)
@@ -56,6 +72,27 @@ def test_no_expert_is_here() -> None:
 def test_experts_on_a_gpu(tokens: int) -> None:
     found, wanted = compared(tokens, 8, 2, 1024, 1792, "silu", torch.bfloat16, "cuda")
     torch.testing.assert_close(found, wanted, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_the_grouped_product_on_a_gpu(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some slots are −1; and the device is not waited for."""
+    if torch.cuda.get_device_capability()[0] not in (9, 10):
+        pytest.skip("for compute capability 9 and 10")
+    called, own = [], moe.pairs_by_grouped_mm
+    monkeypatch.setattr(moe, "pairs_by_grouped_mm", lambda *given: (called.append(1), own(*given))[1])
+    found, wanted = compared(1024, 8, 2, 1024, 1792, activation, torch.bfloat16, "cuda")
+    assert called
+    torch.testing.assert_close(found, wanted, rtol=3e-2, atol=3e-2)
+    x, w13, w2 = (numbers(*shape, seed=1).cuda().bfloat16() for shape in ((512, 64), (4, 128, 64), (4, 64, 64)))
+    slots = torch.zeros(512, 2, dtype=torch.int64, device="cuda")
+    own(x, w13, w2, slots, activation)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert own(x, w13, w2, slots, activation).shape == (1024, 64)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

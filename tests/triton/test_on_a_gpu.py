@@ -73,6 +73,13 @@ def test_graphs_change_nothing(name: str) -> None:
     assert tokens(found) == tokens(eager)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_steps_captured_at_the_start_change_nothing(name: str) -> None:
+    found, llm = answers(name, dtype="bfloat16", capture_sizes="at_start", max_num_seqs=12)
+    assert {rows for rows, _ in llm.engine.executor.runner.graphs.steps} == {16, 8, 4, 2, 1}
+    assert tokens(found) == tokens(answers(name, dtype="bfloat16")[0])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["mistral with a window", "bloom"])
 def test_deterministic_answers_are_the_same_bits(name: str, dtype: str) -> None:

@@ -334,7 +334,9 @@ def test_choice() -> None:
     assert choose_backend("deterministic", "cpu", [PLAIN]).name == "deterministic"
     assert choose_backend(None, "cpu", [PLAIN], {"picky": picky}) is picky
     assert choose_backend(None, "cpu", [PLAIN, spec_of(2, 2, 8)], {"picky": picky}).name == "torch"
-    with pytest.raises(UsageError, match=r"attention_backend(?s:.)*deterministic, reference, torch"):
+    with pytest.raises(
+        UsageError, match=r"attention_backend(?s:.)*deterministic, flashinfer, reference, torch, .*varlen"
+    ):
         choose_backend("flash", "cpu", [PLAIN])
     with pytest.raises(UsageError, match="picky: head size 16 only"):
         choose_backend("picky", "cpu", [spec_of(2, 2, 8)], {"picky": picky})

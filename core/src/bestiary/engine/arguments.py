@@ -56,7 +56,8 @@ class EngineArgs:
             files say, else its class, else "LAST".
         quantization: quantize while loading, by a method's name. attention_backend, ops: implementations by name,
             instead of the best one. kernels: "auto", the fastest of all installed packages', or "torch", core's own.
-            enforce_eager: record no decode steps.
+            enforce_eager: record no decode steps. capture_sizes: "lazily" records a step when its size first comes,
+            "at_start" all sizes before the first request, where they are few (on CUDA).
         structured_outputs_backend: what enforces the form of answers, by name.
         tensor_parallel_size, pipeline_parallel_size, data_parallel_size: ranks that share each tensor; stages that
             share the layers (`pipeline_layers`: how many each, None evenly); copies of the model. Their product is
@@ -98,6 +99,7 @@ class EngineArgs:
     attention_backend: str | None = None
     kernels: str | None = None
     enforce_eager: bool = False
+    capture_sizes: str = "lazily"
     ops: Mapping[str, str] = field(default_factory=dict)
     structured_outputs_backend: str = "llguidance"
     enable_lora: bool = False
@@ -165,6 +167,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "runner": ("auto", "generate", "pooling"),
     "pooling_type": POOLING_TYPES,
     "kernels": ("auto", "torch"),
+    "capture_sizes": ("lazily", "at_start"),
 }
 _AT_LEAST: Mapping[str, float] = {
     "max_model_len": 1,

@@ -33,6 +33,7 @@ from bestiary.nn.weights.fill import num_weights
 
 from .adapters import Adapters
 from .arguments import EngineArgs
+from .capture import capture_steps
 from .engine import LLMEngine
 from .executor import UniprocExecutor
 from .graphs import choose_recorder
@@ -203,6 +204,8 @@ class EngineBuilder:
         recorder = self._recorder(model, config)
         say(f"kernels: {kernels_in_words(ops, recorder)}", enabled=self.args.progress and (team is None or team.leads))
         runner = ModelRunner(model, config, num_blocks, ops, width, groups, slots, pooler, recorder)
+        if self.args.capture_sizes == "at_start":
+            capture_steps(runner, self.args.progress)
         adapters = Adapters(config.lora_config)
         schedulers = [
             Scheduler(

@@ -37,6 +37,8 @@ def attention_backends() -> Offers:
         "torch": f"{_NN}.attention.sdpa:TorchBackend",
         "deterministic": f"{_NN}.attention.deterministic:DeterministicBackend",
         "reference": f"{_NN}.attention.reference:ReferenceBackend",
+        "varlen": f"{_NN}.attention.varlen:VarlenBackend",
+        "flashinfer": f"{_NN}.attention.flashinfer:FlashInferBackend",
     }
 
 

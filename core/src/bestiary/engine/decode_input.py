@@ -129,6 +129,17 @@ class DecodeInput:
             numbers["adapters"][:count] = [-1 if each is None else lora_slots[each] for each in ids]
         rows = self.padded(count)
         moved += self._fill(count, rows)
+        self._send(moved, rows)
+        sampled = tuple(zip(found, range(count), strict=True))
+        return replace(self._batch(rows, adapted), sampled=sampled)
+
+    def nobodys(self, rows: int) -> ForwardBatch:
+        """A step of so many rows without adapters that are all nobody's, its numbers put into the buffers."""
+        self._send(self._fill(0, rows), rows)
+        return self._batch(rows, False)
+
+    def _send(self, moved: list[int], rows: int) -> None:
+        """Make the device's numbers the host's; of the first `rows` block tables those that were `moved`."""
         self._numbers.send()
         self._seq_lens.send()
         if len(moved) > _FEW:
@@ -136,8 +147,6 @@ class DecodeInput:
         else:
             for row in moved:
                 self._tables.send(row, row + 1)
-        sampled = tuple(zip(found, range(count), strict=True))
-        return replace(self._batch(rows, adapted), sampled=sampled)
 
     def _hold(self, row: int, block_ids: tuple[int, ...]) -> bool:
         """Write a row's block table; whether it is another one than before."""

@@ -1,4 +1,5 @@
-"""Decode steps that run again without Python: recorded when a number of rows first comes, and replayed from then on.
+"""Decode steps that run again without Python: recorded when a number of rows first comes, or all at the start, and
+replayed from then on.
 
 A step in which every sequence has one token depends on the host's numbers in its shape alone. Its input lies in buffers
 that stay where they are; so do weights and caches.
@@ -23,6 +24,8 @@ _MOST = 128
 """Recorded steps that are kept; the one that was used longest ago goes."""
 
 Compute = Callable[[ForwardBatch], Results]
+Progress = Callable[[int, int], None]
+"""Called with how many are done, and of how many."""
 
 
 def choose_recorder(
@@ -73,16 +76,33 @@ class StepGraphs:
         if step is not None:
             self.steps.move_to_end(key)
             return self._asked(batch, step())
+        results = self._record(key, compute)
+        return compute(otherwise()) if results is None else self._asked(batch, results)
+
+    def record_all(self, compute: Compute, progress: Progress | None = None) -> int:
+        """Record a step without adapters of every size that steps are padded to; how many there are. The largest comes
+        first, so that the others find room in the memory that it leaves to them. Every row is nobody's."""
+        sizes = sorted({self.input.padded(rows) for rows in range(1, self.input.rows + 1)}, reverse=True)[:_MOST]
+        for done, size in enumerate(sizes):
+            self.input.nobodys(size)
+            if self._record((size, False), compute) is None:
+                return done
+            if progress is not None:
+                progress(done + 1, len(sizes))
+        return len(sizes)
+
+    def _record(self, key: tuple[int, bool], compute: Compute) -> Results | None:
+        """Run and keep a step whose numbers lie in the buffers; None, said once, where it cannot be recorded."""
         try:
             results, self.steps[key] = self.recorder.record(lambda: compute(self.input.fixed(*key)))
         except NotRecordable as reason:
             which = "with adapters " if key[1] else ""
             notice(f"decode steps {which}of this model cannot be recorded, and run op by op: {reason.message}")
             self.refused.add(key[1])
-            return compute(otherwise())
+            return None
         if len(self.steps) > _MOST:
             self.steps.popitem(last=False)
-        return self._asked(batch, results)
+        return results
 
     @staticmethod
     def _asked(batch: ForwardBatch, results: Results) -> Results:

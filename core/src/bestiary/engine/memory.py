@@ -14,6 +14,9 @@ from bestiary.nn.attention.backend import KVCacheSpec
 
 SHARE_OF_FREE_MEMORY = 0.5
 DEFAULT_CPU_BYTES = 4 * 1024**3
+CUDA_MARGIN_BYTES = 1024**3
+"""Of a GPU's free memory, what a KV cache leaves at least, where its size is chosen here: for activations, the pool of
+captured steps, and the workspaces of kernels and libraries (cuBLAS takes 32 MiB a stream on Hopper)."""
 
 
 def bytes_per_block(specs: Iterable[KVCacheSpec], block_size: int) -> int:
@@ -41,9 +44,10 @@ def num_kv_blocks(
     """The number of blocks to allocate.
 
     `num_blocks` if set; else what fits `memory_bytes`, or half of the free memory (on a CPU 4 GiB of it, unless one
-    sequence needs more), but never more than `max_num_seqs` sequences of `max_model_len` tokens can use. `reserved`
-    bytes will be taken by something else first; `sharers` processes divide what is free of a CPU's memory. `free` is
-    what is free on the machine that is meant, where that is not this one.
+    sequence needs more; on a GPU at most what leaves `CUDA_MARGIN_BYTES`), but never more than `max_num_seqs` sequences
+    of `max_model_len` tokens can use. `reserved` bytes will be taken by something else first; `sharers` processes
+    divide what is free of a CPU's memory. `free` is what is free on the machine that is meant, where that is not this
+    one.
 
     Raises:
         UsageError: not even one sequence of `max_model_len` tokens fits; with the length that would.
@@ -62,6 +66,8 @@ def num_kv_blocks(
         budget = int((free - reserved) * SHARE_OF_FREE_MEMORY)
         if config.device_config.device == "cpu":
             budget = min(budget // sharers, max(DEFAULT_CPU_BYTES // sharers, per_sequence * size))
+        else:
+            budget = max(0, min(budget, free - reserved - CUDA_MARGIN_BYTES))
     fitting = budget // size
     if fitting < 1:
         raise UsageError(

@@ -139,6 +139,15 @@ class ModelRunner:
             raise ValueError("this plan wants no logits")
         return logits
 
+    @torch.inference_mode()
+    def record_steps(self, progress: Callable[[int, int], None] | None = None) -> int:
+        """Record decode steps of every size before any is asked for; how many. 0 where nothing records, or where steps
+        have as many sizes as there are numbers of sequences: those are recorded as they come."""
+        if self.graphs is None or self.pooler is not None or not isinstance(self.graphs.recorder, Padding):
+            return 0
+        with turn():
+            return self.graphs.record_all(self._logits_and_best, progress)
+
     # The parts of a step, for executors that divide it among processes.
 
     def prepare(self, plan: StepPlan) -> ForwardBatch | None:

@@ -10,13 +10,17 @@ from bestiary.api.errors import UsageError
 
 from .backend import AttentionBackend, AttentionSpec
 from .deterministic import DeterministicBackend
+from .flashinfer import FlashInferBackend
 from .reference import ReferenceBackend
 from .sdpa import TorchBackend
 from .triton import TritonBackend, TritonExactBackend
+from .varlen import VarlenBackend
 
 _OWN = (TritonBackend(), TritonExactBackend(), TorchBackend(), DeterministicBackend(), ReferenceBackend())
 BACKENDS: dict[str, AttentionBackend] = {each.name: each for each in _OWN}
-"""Those that core brings."""
+"""Those whose kernels core brings."""
+BY_NAME: dict[str, AttentionBackend] = {each.name: each for each in (VarlenBackend(), FlashInferBackend())}
+"""Other libraries' kernels, which nobody gets who does not ask for them."""
 
 _AUTOMATIC = ("triton", "torch", "reference")
 _EXACT = ("triton_exact", "deterministic")
@@ -34,14 +38,15 @@ def choose_backend(
     """The backend that runs all of `specs` on `device`.
 
     Args:
-        wanted: a name; None takes the first that can, of the `offered` ones in their order, then of core's own.
+        wanted: a name; None takes the first that can, of the `offered` ones in their order, then of core's own;
+            never one of those `BY_NAME`.
         offered: backends of installed packages; core's own may be among them, and keep their own order.
         dtype: of queries, keys and values. deterministic: only those that say so of themselves are taken by themselves.
 
     Raises:
         UsageError: the wanted one is unknown or cannot run here, or none can; with each one's reasons.
     """
-    known = {**(offered or {}), **BACKENDS}
+    known = {**(offered or {}), **BACKENDS, **BY_NAME}
     if wanted is not None and wanted not in known:
         raise UsageError(
             "there is no such attention backend",
@@ -49,7 +54,7 @@ def choose_backend(
             value=wanted,
             limit=f"one of {', '.join(sorted(known))}",
         )
-    foreign = [name for name in offered or {} if name not in BACKENDS]
+    foreign = [name for name in offered or {} if name not in BACKENDS and name not in BY_NAME]
     automatic = _EXACT if deterministic else _AUTOMATIC
     names = [wanted] if wanted is not None else [*foreign, *automatic]
     if deterministic and wanted is None:

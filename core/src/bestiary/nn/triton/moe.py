@@ -9,15 +9,19 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activation import GELU, GELU_TANH, SILU, activated
+from .activation import GELU, GELU_TANH, SILU, activated, gelu_and_mul, silu_and_mul
 from .variants import Variant
 
 _KINDS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH}
+_APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 _COMBINE = 1024
+_MANY = 64
+"""Pairs an expert on average, beyond which its product is bound by arithmetic."""
 
 
 class Sorted(NamedTuple):
@@ -34,11 +38,15 @@ class Sorted(NamedTuple):
     firsts: Tensor
 
 
+def _sorted(slots: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`Sorted.order` and `Sorted.starts`."""
+    held, order = torch.where(slots < 0, count, slots).flatten().sort(stable=True)
+    return order, torch.searchsorted(held, torch.arange(count + 1, device=slots.device))
+
+
 def sort_by_expert(slots: Tensor, count: int, rows: int) -> Sorted:
     """Of slots ``[tokens, k]``, −1 for an absent expert; all that depends on them stays on the device."""
-    chosen = torch.where(slots < 0, count, slots).flatten()
-    held, order = chosen.sort(stable=True)
-    starts = torch.searchsorted(held, torch.arange(count + 1, device=slots.device))
+    order, starts = _sorted(slots, count)
     tiles = (starts.diff() + rows - 1) // rows
     ends = tiles.cumsum(0)
     most = triton.cdiv(slots.numel() + min(count, slots.numel()) * (rows - 1), rows)
@@ -123,6 +131,32 @@ def _combine(pairs, weights, slots, out, hidden, top_k, BLOCK: tl.constexpr):  #
     tl.store(out + token * hidden + at, sums.to(out.dtype.element_ty), mask=within)
 
 
+def why_not_grouped_mm(x: Tensor, w2: Tensor, pairs: int) -> str | None:
+    """None where torch's grouped product is the faster one, from what the host knows: elsewhere it waits for the
+    device, or its tiles of 64 rows and more would be half empty."""
+    count, hidden, width = w2.shape
+    if pairs <= _MANY * count:
+        return "for many tokens an expert"
+    if not x.is_cuda or x.dtype is not torch.bfloat16 or hidden % 8 or width % 8:
+        return "for bfloat16 on CUDA, in rows of whole 16 bytes"
+    if not hasattr(F, "grouped_mm") or torch.cuda.get_device_capability(x.device)[0] not in (9, 10):
+        return "for GPUs of compute capability 9 and 10, by a torch that has grouped_mm"
+    return None
+
+
+def pairs_by_grouped_mm(x: Tensor, w13: Tensor, w2: Tensor, slots: Tensor, activation: str) -> Tensor:
+    """What each pair's expert makes of its token, ``[tokens * k, hidden]``, by `torch.nn.functional.grouped_mm`; rows
+    of absent experts hold anything. Rounded where the reference rounds."""
+    count, top_k, pairs = len(w2), slots.shape[1], slots.numel()
+    order, starts = _sorted(slots, count)
+    ends = starts[1:].int()
+    places = F.pad(order // top_k, (0, 1))  # a row more than any group has: the last must end before the rows do
+    inner = F.grouped_mm(x[places], w13.transpose(1, 2), offs=ends)
+    act = silu_and_mul(inner) if activation == "silu" else gelu_and_mul(inner, _APPROXIMATE[activation])
+    made = F.grouped_mm(act, w2.transpose(1, 2), offs=ends)
+    return torch.empty_like(made[:pairs]).index_copy_(0, order, made[:pairs])
+
+
 def fused_experts(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, slots: Tensor, activation: str) -> Tensor:
     """As `bestiary.nn.ops.moe.fused_experts`; a token's answers are added in the order of its slots."""
     (tokens, hidden), (count, _, width), top_k = x.shape, w2.shape, slots.shape[1]
@@ -131,6 +165,10 @@ def fused_experts(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, slots: Te
         return out
     x = x if x.stride(1) == 1 else x.contiguous()
     w13, w2, slots, weights = (each.contiguous() for each in (w13, w2, slots, weights))
+    if why_not_grouped_mm(x, w2, slots.numel()) is None:
+        pairs = pairs_by_grouped_mm(x, w13, w2, slots, activation)
+        _combine[tokens, triton.cdiv(hidden, _COMBINE)](pairs, weights, slots, out, hidden, top_k, BLOCK=_COMBINE)
+        return out
     rows, columns, strip, warps, stages = _tile(slots.numel(), count, x.dtype)
     found = sort_by_expert(slots, count, rows)
     inner = torch.empty(slots.numel(), width, dtype=x.dtype, device=x.device)

@@ -51,6 +51,7 @@ ENGINE_HELP = {
     "attention_backend": "Attention backend, by name.",
     "kernels": "Kernels of all installed packages (auto), or core's own (torch).",
     "enforce_eager": "Record no decode steps: run every one op by op.",
+    "capture_sizes": "Record decode steps as their sizes come, or all before the first request (on CUDA).",
     "ops": "Implementation of an op, by name; repeatable.",
     "structured_outputs_backend": "What enforces the form of answers, by name.",
     "lora_modules": "An adapter (LoRA): its name and its directory; repeatable.",
@@ -108,6 +109,7 @@ _FLAGS = {
 _KINDS: dict[str, Kind] = {
     "dtype": click.Choice(["auto", "float32", "bfloat16", "float16"]),
     "kernels": click.Choice(["auto", "torch"]),
+    "capture_sizes": click.Choice(["lazily", "at_start"]),
     "device": click.Choice(["auto", "cpu", "cuda"]),
     "kv_cache_dtype": click.Choice(["auto", "float32", "bfloat16", "float16", "int8", "fp8", "fp8_e4m3", "fp8_e5m2"]),
     "kv_cache_memory_bytes": MEMORY,

@@ -106,7 +106,7 @@ def _options(command: Any) -> Any:
 @dry_run_option
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the plan as JSON.")
 @debug_option
-@engine_options_with(max_queue=MAX_QUEUE)
+@engine_options_with(max_queue=MAX_QUEUE, capture_sizes="at_start")
 def serve(model: str, dry_run: bool, as_json: bool, **options: Any) -> int:
     """Serve MODEL over HTTP, as OpenAI's clients expect it, with a page to chat at /.
 
