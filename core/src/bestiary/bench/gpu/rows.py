@@ -75,14 +75,18 @@ def single(machine: Machine) -> Iterator[Figure]:
 
 def batches(machine: Machine) -> Iterator[Figure]:
     """G2: decoding at a context of 1,000 tokens."""
-    context = machine.size(1024, 24)
     rows = (32, 128) if not machine.small else (2, 4)
-    options = machine.options(max_num_seqs=rows[-1], max_model_len=machine.size(1152, 64))
-    with engine(machine.shape("llama-3-8b"), **options) as llm:
+    yield from _decoding("G2", machine, "llama-3-8b", rows, machine.size(1024, 24))
+
+
+def _decoding(name: str, machine: Machine, shape: str, rows: tuple[int, int], context: int) -> Iterator[Figure]:
+    """Steps of so many requests, each with so many tokens behind it."""
+    options = machine.options(max_num_seqs=rows[-1], max_model_len=machine.size(context + 128, 64))
+    with engine(machine.shape(shape), **options) as llm:
         for count in rows:
             seconds = measure.decode_seconds(llm, count, context, machine.size(32, 4))
             best = _limits(machine, llm).decode_seconds([context + 16] * count)
-            yield Figure(name="G2", what=f"Llama-3-8B shape, batch {count} at {context} tokens", value=count / seconds,
+            yield Figure(name=name, what=f"{shape} shape, batch {count} at {context} tokens", value=count / seconds,
                          unit="tok/s", limit=count / best, fraction=best / seconds, wanted=(0.6, 0.8))  # fmt: skip
 
 
@@ -151,15 +155,8 @@ def _backend(machine: Machine) -> AttentionBackend:
 
 def experts(machine: Machine) -> Iterator[Figure]:
     """G6: a mixture of experts."""
-    context = machine.size(512, 16)
     rows = (1, 64) if not machine.small else (1, 2)
-    options = machine.options(max_num_seqs=rows[-1], max_model_len=machine.size(640, 64))
-    with engine(machine.shape("qwen3-30b-a3b"), **options) as llm:
-        for count in rows:
-            seconds = measure.decode_seconds(llm, count, context, machine.size(32, 4))
-            best = _limits(machine, llm).decode_seconds([context + 16] * count)
-            yield Figure(name="G6", what=f"Qwen3-30B-A3B shape, batch {count}", value=count / seconds, unit="tok/s",
-                         limit=count / best, fraction=best / seconds, wanted=(0.6, 0.8))  # fmt: skip
+    yield from _decoding("G6", machine, "qwen3-30b-a3b", rows, machine.size(512, 16))
 
 
 def eight_bits(machine: Machine) -> Iterator[Figure]:
