@@ -146,5 +146,9 @@ def _kernels(found: dict[str, Any]) -> list[tuple[str, object]]:
     return rows
 
 
-def _reasons(why: dict[str, str]) -> str:
-    return "; ".join(f"{name}: {reason}" for name, reason in why.items())
+def _reasons(reasons: dict[str, str]) -> str:
+    """By the reason: of which kinds of layer it holds."""
+    kinds: dict[str, list[str]] = {}
+    for kind, reason in reasons.items():
+        kinds.setdefault(reason, []).append(kind)
+    return "; ".join(f"{', '.join(each)}: {reason}" for reason, each in kinds.items())
