@@ -1,0 +1,52 @@
+"""Model classes of older conventions: what their methods were called, and took, is given its present form in place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+from .said import say_once
+
+_ADAPTED = "__bestiary_vllm_adapted__"
+
+
+def adapt_classes(modules: Iterable[ModuleType]) -> None:
+    """Adapt every model class that was defined in one of `modules`. A class is adapted once."""
+    from torch import nn
+
+    for module in list(modules):
+        for each in list(vars(module).values()):
+            if isinstance(each, type) and issubclass(each, nn.Module) and each.__module__ == module.__name__:
+                adapt(each)
+
+
+def adapt(model_class: type) -> None:
+    """``compute_logits(hidden_states, sampling_metadata)`` and ``get_input_embeddings`` (to 0.11) become what they are
+    now, each with a line that says so."""
+    own = vars(model_class)
+    if _ADAPTED in own:
+        return
+    if "compute_logits" in own and _needs_sampling_metadata(own["compute_logits"]):
+        say_once(f"{model_class.__name__}.compute_logits(…, sampling_metadata): it is compute_logits(hidden_states) now")
+        setattr(model_class, "compute_logits", _without_metadata(own["compute_logits"]))  # noqa: B010  typed as any class
+    if "get_input_embeddings" in own and not hasattr(model_class, "embed_input_ids"):
+        say_once(f"{model_class.__name__}.get_input_embeddings: it is embed_input_ids now")
+        setattr(model_class, "embed_input_ids", own["get_input_embeddings"])  # noqa: B010
+    setattr(model_class, _ADAPTED, True)
+
+
+def _needs_sampling_metadata(method: Callable[..., Any]) -> bool:
+    parameter = inspect.signature(method).parameters.get("sampling_metadata")
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def _without_metadata(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def compute_logits(self: Any, hidden_states: Any) -> Any:
+        return method(self, hidden_states, None)
+
+    del compute_logits.__wrapped__  # type: ignore[attr-defined]  # its signature is the new one
+    return compute_logits

@@ -1,0 +1,47 @@
+"""`as_embedding_model` and `as_seq_cls_model`: a pooling model made of one that generates text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bestiary.api.protocols import SupportsCrossEncoding, VllmModelForPooling
+from bestiary.nn import DispatchPooler, ReplicatedLinear
+
+
+def as_embedding_model(model_class: type) -> type:
+    """A class whose answer is a prompt's vector: `model_class` without use for its head."""
+
+    class Embedding(model_class, VllmModelForPooling):  # type: ignore[misc]
+        is_pooling_model = True
+
+        def __init__(self, *, vllm_config: Any, prefix: str = "", **options: Any) -> None:
+            super().__init__(vllm_config=vllm_config, prefix=prefix, **options)
+            self.pooler = DispatchPooler.for_embedding(vllm_config.model_config.pooler_config)
+
+    return _named(Embedding, model_class, "ForEmbedding")
+
+
+def as_seq_cls_model(model_class: type) -> type:
+    """A class whose answer is a prompt's scores: a linear layer `score` upon the pooled hidden state."""
+
+    class Classifier(model_class, SupportsCrossEncoding, VllmModelForPooling):  # type: ignore[misc]
+        is_pooling_model = True
+
+        def __init__(self, *, vllm_config: Any, prefix: str = "", **options: Any) -> None:
+            super().__init__(vllm_config=vllm_config, prefix=prefix, **options)
+            config = vllm_config.model_config.hf_text_config
+            self.score = ReplicatedLinear(
+                config.hidden_size, config.num_labels, bias=False, params_dtype=torch.float32, return_bias=False
+            )
+            self.pooler = DispatchPooler.for_seq_cls(vllm_config.model_config.pooler_config, classifier=self.score)
+
+    return _named(Classifier, model_class, "ForSequenceClassification")
+
+
+def _named(made: type, model_class: type, ending: str) -> type:
+    stem = model_class.__name__.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
+    made.__name__ = made.__qualname__ = stem + ending
+    made.__module__ = model_class.__module__
+    return made
