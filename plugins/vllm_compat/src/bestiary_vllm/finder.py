@@ -7,6 +7,8 @@ installed nothing is served at all. What was served leaves `sys.modules` when th
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,13 +20,16 @@ from . import table
 from .modules import ServedModule, missing
 from .older import adapt_classes
 
+MODELS = f"{table.ROOT}.model_executor.models"
+
 
 class Finder(MetaPathFinder, Loader):
     """Owns the served modules: each is made once a process."""
 
     def __init__(self) -> None:
         self.modules: dict[str, ModuleType] = {}
-        self.served: set[str] = set()  # the top packages whose code imported one
+        self.importers: set[str] = set()  # the modules that imported one
+        self.served: set[str] = set()  # the top packages of those that were imported while there was serving
         self.depth = 0
         self.for_all = False
 
@@ -33,15 +38,18 @@ class Finder(MetaPathFinder, Loader):
     ) -> ModuleSpec | None:
         if fullname.partition(".")[0] != table.ROOT:
             return None
-        importer = _importer()
-        if not (self.for_all or self.depth or importer in self.served):
+        importer, package = _importer()
+        if not (self.for_all or self.depth or importer.partition(".")[0] in self.served):
             return None
         if fullname not in table.modules():
             parent, _, name = fullname.rpartition(".")
+            if parent == MODELS and _is_beside(package, name):
+                return ModuleSpec(fullname, Neighbour(f"{package}.{name}"), origin="bestiary-vllm")
             symbol = table.find(parent, name)
-            raise ImportError(missing(parent, name, symbol), name=fullname)  # a `from` import would hide a ModuleNotFoundError
-        if importer and importer not in (table.ROOT, __package__):
-            self.served.add(importer)
+            raise ImportError(
+                missing(parent, name, symbol), name=fullname
+            )  # a `from` import would hide a ModuleNotFoundError
+        self.importers.add(importer)
         return ModuleSpec(fullname, self, origin="bestiary-vllm", is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -52,11 +60,32 @@ class Finder(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Nothing: names are looked up when they are asked for."""
 
+    def adopt(self, names: set[str]) -> None:
+        """Modules were imported while there was serving: those that use served ones are served from now on."""
+        mine = names & self.importers
+        self.served.update(name.partition(".")[0] for name in mine)
+        adapt_classes(sys.modules[name] for name in mine)
+
     def withdraw(self) -> None:
-        """Take the served modules out of `sys.modules`; who has imported names keeps them."""
-        for name, module in self.modules.items():
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
+        """Take what is at vLLM's paths out of `sys.modules`; who has imported names keeps them."""
+        for name in [name for name in sys.modules if name.partition(".")[0] == table.ROOT]:
+            del sys.modules[name]
+
+
+class Neighbour(Loader):
+    """Another model file of the importing package, under vLLM's path of it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.spec: ModuleSpec | None = None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module(self.name)
+        self.spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec  # the import system has set that of the other path
 
 
 _finder = Finder()
@@ -81,7 +110,7 @@ def serving() -> Iterator[None]:
         yield
     finally:
         _finder.depth -= 1
-        adapt_classes(sys.modules[name] for name in set(sys.modules) - known if name.partition(".")[0] != table.ROOT)
+        _finder.adopt(set(sys.modules) - known)
         if not _finder.depth and not _finder.for_all:
             _finder.withdraw()
 
@@ -107,12 +136,17 @@ def _activate() -> None:
         sys.meta_path.append(_finder)  # last: whatever else is found comes first
 
 
-def _importer() -> str:
-    """The top package of the code that is importing."""
+def _importer() -> tuple[str, str]:
+    """The module that is importing, and its package."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        name = frame.f_globals.get("__name__", "")
+        name = str(frame.f_globals.get("__name__", ""))
         if not name.startswith(("importlib", "_frozen_importlib")):
-            return str(name).partition(".")[0]
+            return name, str(frame.f_globals.get("__package__") or name)
         frame = frame.f_back
-    return ""
+    return "", ""
+
+
+def _is_beside(package: str, name: str) -> bool:
+    """Whether a package has a module of this name."""
+    return "." not in name and package in sys.modules and importlib.util.find_spec(f"{package}.{name}") is not None

@@ -33,7 +33,8 @@ class ServedModule(ModuleType):
         if symbol is None or symbol.target is None:
             raise AttributeError(missing(self.__name__, name, symbol), name=name, obj=self)
         found = load(symbol)
-        self.__dict__[name] = found
+        if symbol.now is None and symbol.inert is None:  # of those something is to be said whenever they are asked for
+            self.__dict__[name] = found
         return found
 
     def __dir__(self) -> list[str]:

@@ -30,7 +30,9 @@ def adapt(model_class: type) -> None:
     if _ADAPTED in own:
         return
     if "compute_logits" in own and _needs_sampling_metadata(own["compute_logits"]):
-        say_once(f"{model_class.__name__}.compute_logits(…, sampling_metadata): it is compute_logits(hidden_states) now")
+        say_once(
+            f"{model_class.__name__}.compute_logits(…, sampling_metadata): it is compute_logits(hidden_states) now"
+        )
         setattr(model_class, "compute_logits", _without_metadata(own["compute_logits"]))  # noqa: B010  typed as any class
     if "get_input_embeddings" in own and not hasattr(model_class, "embed_input_ids"):
         say_once(f"{model_class.__name__}.get_input_embeddings: it is embed_input_ids now")
@@ -48,5 +50,5 @@ def _without_metadata(method: Callable[..., Any]) -> Callable[..., Any]:
     def compute_logits(self: Any, hidden_states: Any) -> Any:
         return method(self, hidden_states, None)
 
-    del compute_logits.__wrapped__  # type: ignore[attr-defined]  # its signature is the new one
+    del compute_logits.__wrapped__  # its signature is the new one
     return compute_logits

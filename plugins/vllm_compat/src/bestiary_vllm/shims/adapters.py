@@ -6,15 +6,14 @@ from typing import Any
 
 import torch
 
-from bestiary.api.protocols import SupportsCrossEncoding, VllmModelForPooling
 from bestiary.nn import DispatchPooler, ReplicatedLinear
 
 
-def as_embedding_model(model_class: type) -> type:
+def as_embedding_model(model_class: Any) -> type:
     """A class whose answer is a prompt's vector: `model_class` without use for its head."""
 
-    class Embedding(model_class, VllmModelForPooling):  # type: ignore[misc]
-        is_pooling_model = True
+    class Embedding(model_class):  # type: ignore[misc]
+        is_pooling_model, default_pooling_type = True, "LAST"
 
         def __init__(self, *, vllm_config: Any, prefix: str = "", **options: Any) -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **options)
@@ -23,11 +22,11 @@ def as_embedding_model(model_class: type) -> type:
     return _named(Embedding, model_class, "ForEmbedding")
 
 
-def as_seq_cls_model(model_class: type) -> type:
+def as_seq_cls_model(model_class: Any) -> type:
     """A class whose answer is a prompt's scores: a linear layer `score` upon the pooled hidden state."""
 
-    class Classifier(model_class, SupportsCrossEncoding, VllmModelForPooling):  # type: ignore[misc]
-        is_pooling_model = True
+    class Classifier(model_class):  # type: ignore[misc]
+        is_pooling_model, default_pooling_type, supports_cross_encoding = True, "LAST", True
 
         def __init__(self, *, vllm_config: Any, prefix: str = "", **options: Any) -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **options)

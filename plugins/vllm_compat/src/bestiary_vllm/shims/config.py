@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bestiary.api.errors import ConfigError
-from ..said import say_once
+from bestiary_vllm.said import say_once
 
 _DTYPES = {
     "float32": torch.float32, "float": torch.float32, "float16": torch.float16, "half": torch.float16,

@@ -24,7 +24,5 @@ class ForwardContext:
 def get_forward_context() -> ForwardContext:
     """What the running step is to model files. Raises `EngineError` outside one."""
     context = core_context()
-    made = context.attention.derived.get(ForwardContext)
-    if made is None:
-        made = context.attention.derived[ForwardContext] = ForwardContext()
-    return made  # type: ignore[no-any-return]
+    made: ForwardContext = context.attention.derived.setdefault(ForwardContext, ForwardContext())
+    return made

@@ -85,7 +85,14 @@ has_inner_state = claims("has_inner_state")
 is_attention_free = claims("is_attention_free")
 is_hybrid = claims("is_hybrid")
 has_noops = claims("has_noops")
+supports_eagle = claims("supports_eagle")
 supports_eagle3 = claims("supports_eagle3")
+
+
+def supports_any_eagle(model: Any) -> bool:
+    return supports_eagle(model) or supports_eagle3(model)
+
+
 is_pooling_model = claims("is_pooling_model")
 
 

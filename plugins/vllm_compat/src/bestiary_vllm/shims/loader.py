@@ -11,8 +11,7 @@ from torch import nn
 from bestiary.nn import AutoWeightsLoader as CoreAutoWeightsLoader
 from bestiary.nn import default_weight_loader, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from bestiary.nn.weights.fill import count_use
-
-from ..said import old_keyword
+from bestiary_vllm.said import old_keyword
 
 LoaderFunction = Callable[[torch.Tensor, torch.Tensor], None]
 
@@ -32,9 +31,7 @@ class AutoWeightsLoader(CoreAutoWeightsLoader):
         for name, given in (("skip_prefixes", skip_prefixes), ("skip_substrs", skip_substrs)):
             if given:
                 old_keyword("AutoWeightsLoader", name, "a WeightsMapper maps what is left out to None now")
-        super().__init__(
-            module, skip_prefixes, skip_substrs, ignore_unexpected_prefixes, ignore_unexpected_suffixes
-        )
+        super().__init__(module, skip_prefixes, skip_substrs, ignore_unexpected_prefixes, ignore_unexpected_suffixes)
         self._tied = _later_names(module)
 
     def _without_skipped(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -74,7 +74,7 @@ class WeightsMapper(CoreWeightsMapper):
 
     def get_rename_mapper(self) -> WeightsMapper:
         """The renames alone: neither parts of fused parameters nor what is dropped."""
-        kept = {
+        kept: dict[str, Any] = {
             name: {old: new for old, new in getattr(self, name).items() if new is not None}
             for name in ("orig_to_new_regex", "orig_to_new_substr", "orig_to_new_prefix", "orig_to_new_suffix")
         }

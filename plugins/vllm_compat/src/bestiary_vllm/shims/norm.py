@@ -58,7 +58,7 @@ class MiniMaxText01RMSNormTP(nn.Module):
         kv_size: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A fused product taken apart, its queries and keys normed."""
-        q, k, v = qkv.split([q_size, kv_size, kv_size], dim=-1)
+        q, k, v = torch.split(qkv, [q_size, kv_size, kv_size], dim=-1)
         return q_norm(q), k_norm(k), v
 
 

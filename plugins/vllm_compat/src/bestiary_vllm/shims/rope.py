@@ -6,8 +6,7 @@ from typing import Any
 
 from bestiary.nn import RotaryEmbedding
 from bestiary.nn import get_rope as core_get_rope
-
-from ..said import old_keyword
+from bestiary_vllm.said import old_keyword
 
 _PARAMETERS = "rope_parameters={…} holds it now"
 _ORDER = ("rotary_dim", "max_position", "base", "is_neox_style", "rope_scaling", "dtype", "partial_rotary_factor")
@@ -17,7 +16,8 @@ _ORDER = ("rotary_dim", "max_position", "base", "is_neox_style", "rope_scaling",
 def get_rope(head_size: int, *positional: Any, **options: Any) -> RotaryEmbedding:
     """Core's, with the arguments of vLLM before 0.14: ``get_rope(head_size, rotary_dim, max_position, base, …)``."""
     old = _was_old(positional, options)
-    options.update(zip(_ORDER if old else ("max_position", "is_neox_style", "rope_parameters", "dtype"), positional))
+    order = _ORDER if old else ("max_position", "is_neox_style", "rope_parameters", "dtype")
+    options.update(zip(order, positional, strict=False))
     for name in ("rotary_dim", "base", "rope_scaling", "partial_rotary_factor"):
         if options.get(name) is not None:
             old_keyword("get_rope", name, _PARAMETERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ def no_init_weights(
             return placeholder(child)
         return child
 
-    handle = register_module_module_registration_hook(replaced)
+    handle = register_module_module_registration_hook(cast(Callable[..., None], replaced))
     try:
         yield
     finally:
@@ -67,9 +67,7 @@ def get_spec_layer_idx_from_weight_name(config: Any, weight_name: str) -> int | 
     return None
 
 
-def skip_spec_layers(
-    weights: Iterable[tuple[str, torch.Tensor]], config: Any
-) -> Iterator[tuple[str, torch.Tensor]]:
+def skip_spec_layers(weights: Iterable[tuple[str, torch.Tensor]], config: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Without the tensors of draft layers."""
     for name, tensor in weights:
         if get_spec_layer_idx_from_weight_name(config, name) is None:

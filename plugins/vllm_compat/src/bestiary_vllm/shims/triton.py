@@ -6,6 +6,7 @@ silently where nothing could run it.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -41,8 +42,7 @@ class _Language(ModuleType):
 triton: Any
 tl: Any
 if HAS_TRITON:
-    import triton
-    import triton.language as tl
+    triton, tl = importlib.import_module("triton"), importlib.import_module("triton.language")
 else:
     triton = SimpleNamespace(
         jit=_no_kernel, autotune=_no_kernel, heuristics=_no_kernel, Config=dict, cdiv=lambda a, b: -(-a // b),

@@ -1,0 +1,63 @@
+"""One question for every file of the corpus: through the engine, is it the model that transformers computes?"""
+
+import importlib
+from pathlib import Path
+
+import torch
+
+import bestiary_vllm
+from bestiary import LLM, SamplingParams
+from bestiary.api import ModelRegistry
+from bestiary.testing.logits import prompt_logits
+from bestiary.testing.reference import randomize, reference_logits, save_reference, transformers_reference
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 211,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LENGTHS = (1, 5, 17, 40)
+
+
+def model_class(module: str, name: str) -> type:
+    """A class of the corpus, imported as a package of model files for vLLM is."""
+    with bestiary_vllm.serving():
+        return getattr(importlib.import_module(f"corpus_vllm.{module}"), name)
+
+
+def check_equal(folder: Path, architecture: str, module: str, config: dict, atol: float = 1e-4, **options) -> LLM:
+    """The model of `module` has transformers' logits, whole and in pieces, and its greedy tokens in a batch, with the
+    prefix cache warm as well. Returns the engine."""
+    torch.manual_seed(0)
+    reference = transformers_reference(config, architecture).eval()
+    randomize(reference)
+    save_reference(reference, folder, config, architecture)
+    ModelRegistry.register_model(architecture, model_class(module, architecture))
+    plain = {"kernels": "torch", "dtype": "float32", "device": "cpu", "skip_tokenizer_init": True, "progress": False}
+    llm = LLM(str(folder), **plain | options)
+    prompts = [_prompt(length) for length in LENGTHS]
+    for ids in prompts:
+        want = reference_logits(reference, ids)
+        torch.testing.assert_close(prompt_logits(llm, ids).float(), want, atol=atol, rtol=1e-4)
+        torch.testing.assert_close(prompt_logits(llm, ids, chunk=3).float(), want, atol=atol, rtol=1e-4)
+    greedy = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    for _ in range(2):
+        answers = llm.generate([{"prompt_token_ids": ids} for ids in prompts], greedy)
+        for ids, answer in zip(prompts, answers, strict=True):
+            known = list(ids)
+            for token in answer.outputs[0].token_ids:
+                scores = reference_logits(reference, known)[-1]
+                assert scores.max() - scores[token] < 10 * atol, "another token than transformers'"
+                known.append(token)
+    return llm
+
+
+def _prompt(length: int) -> list[int]:
+    generator = torch.Generator().manual_seed(length)
+    return torch.randint(0, SIZES["vocab_size"], (length,), generator=generator).tolist()
