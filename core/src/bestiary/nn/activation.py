@@ -148,14 +148,17 @@ class FatreluAndMul(nn.Module):
 
 
 class XIELU(nn.Module):
-    """xIELU with its two learned scalars; `beta` and `eps` are rounded to the model's dtype, as they are stored."""
+    """xIELU with its two learned scalars; `beta` and `eps` are buffers of the model's dtype, as checkpoints have them."""
+
+    beta: Tensor
+    eps: Tensor
 
     def __init__(self, beta: float = 0.5, eps: float = -1e-6, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.alpha_p = nn.Parameter(torch.empty(1, dtype=dtype, device="meta"), requires_grad=False)
         self.alpha_n = nn.Parameter(torch.empty(1, dtype=dtype, device="meta"), requires_grad=False)
-        self.beta = torch.tensor(beta, dtype=dtype).item()
-        self.eps = torch.tensor(eps, dtype=dtype).item()
+        self.register_buffer("beta", torch.tensor(beta, dtype=dtype))
+        self.register_buffer("eps", torch.tensor(eps, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         return xielu(x, self.alpha_p, self.alpha_n, self.beta, self.eps)

@@ -42,7 +42,7 @@ def relu2(x: Tensor) -> Tensor:
 
 
 @op
-def xielu(x: Tensor, alpha_p: Tensor, alpha_n: Tensor, beta: float, eps: float) -> Tensor:
+def xielu(x: Tensor, alpha_p: Tensor, alpha_n: Tensor, beta: Tensor, eps: Tensor) -> Tensor:
     """xIELU (arXiv 2411.13010): quadratic above zero, an integrated ELU below; alphas are stored before softplus."""
     above = F.softplus(alpha_p) * x * x + beta * x
     below = (torch.expm1(x.clamp_max(eps)) - x) * (beta + F.softplus(alpha_n)) + beta * x
