@@ -148,7 +148,7 @@ class FatreluAndMul(nn.Module):
 
 
 class XIELU(nn.Module):
-    """xIELU with its two learned scalars; `beta` and `eps` are buffers of the model's dtype, as checkpoints have them."""
+    """xIELU with its two learned scalars; `beta` and `eps` are buffers, which checkpoints hold as well."""
 
     beta: Tensor
     eps: Tensor
