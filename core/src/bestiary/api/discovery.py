@@ -243,7 +243,7 @@ def _identity(folder: str, path: str, *, needed: bool) -> tuple[str, str]:
 
 
 def _headers(path: str) -> dict[str, str]:
-    """Name and Version from METADATA or PKG-INFO."""
+    """Name, Version and Summary from METADATA or PKG-INFO."""
     data = _read(f"{path}/METADATA", _HEADER_BYTES)
     if data is None:
         data = _read(f"{path}/PKG-INFO", _HEADER_BYTES)
@@ -251,7 +251,15 @@ def _headers(path: str) -> dict[str, str]:
         raise MalformedMetadata("METADATA is missing")
     head = data[:_HEADER_BYTES].decode("utf-8", "replace").partition("\n\n")[0]
     pairs = (line.partition(":") for line in head.splitlines())
-    return {key.lower(): value.strip() for key, _, value in pairs if key.lower() in ("name", "version")}
+    return {key.lower(): value.strip() for key, _, value in pairs if key.lower() in ("name", "version", "summary")}
+
+
+def summary(distribution: Distribution) -> str:
+    """The line by which a distribution describes itself; empty where there is none."""
+    try:
+        return _headers(distribution.path).get("summary", "")
+    except MalformedMetadata:
+        return ""
 
 
 def _check_metadata(distribution: Distribution) -> None:
