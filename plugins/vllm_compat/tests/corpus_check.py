@@ -34,8 +34,8 @@ def model_class(module: str, name: str) -> type:
 def check_equal(
     folder: Path, architecture: str, module: str, config: dict, atol: float = 1e-4, name: str | None = None, **options
 ) -> LLM:
-    """The class of `module` called `name`, or as its architecture, has transformers' logits, whole and in pieces, and its
-    greedy tokens in a batch, with the prefix cache warm as well. Returns the engine."""
+    """The class of `module` called `name`, or as its architecture, has transformers' logits, whole and in pieces, and
+    its greedy tokens in a batch, with the prefix cache warm as well. Returns the engine."""
     torch.manual_seed(0)
     reference = transformers_reference(config, architecture).eval()
     randomize(reference)
