@@ -17,7 +17,7 @@ import bestiary.api
 import bestiary.nn
 from bestiary.engine.lanes import Lane
 
-from . import benchmarks_page, errors_page, reference_page, reliability_page
+from . import benchmarks_page, errors_page, reference_page, reliability_page, vllm_page
 from .run_document import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +133,10 @@ def test_the_reference_is_what_the_docstrings_say() -> None:
 
 def test_the_page_of_errors_is_what_the_catalogue_says() -> None:
     assert (DOCS / "errors.md").read_text(encoding="utf-8") == errors_page.page(), "scripts/reference writes it anew"
+
+
+def test_the_page_of_vllms_symbols_is_current():
+    assert (DOCS / "vllm-symbols.md").read_text(encoding="utf-8") == vllm_page.page(), "scripts/reference writes it anew"
 
 
 def test_the_page_of_benchmarks_says_what_the_record_of_starts_says() -> None:

@@ -31,14 +31,16 @@ def model_class(module: str, name: str) -> type:
         return getattr(importlib.import_module(f"corpus_vllm.{module}"), name)
 
 
-def check_equal(folder: Path, architecture: str, module: str, config: dict, atol: float = 1e-4, **options) -> LLM:
-    """The model of `module` has transformers' logits, whole and in pieces, and its greedy tokens in a batch, with the
-    prefix cache warm as well. Returns the engine."""
+def check_equal(
+    folder: Path, architecture: str, module: str, config: dict, atol: float = 1e-4, name: str | None = None, **options
+) -> LLM:
+    """The class of `module` called `name`, or as its architecture, has transformers' logits, whole and in pieces, and
+    its greedy tokens in a batch, with the prefix cache warm as well. Returns the engine."""
     torch.manual_seed(0)
     reference = transformers_reference(config, architecture).eval()
     randomize(reference)
     save_reference(reference, folder, config, architecture)
-    ModelRegistry.register_model(architecture, model_class(module, architecture))
+    ModelRegistry.register_model(architecture, model_class(module, name or architecture))
     plain = {"kernels": "torch", "dtype": "float32", "device": "cpu", "skip_tokenizer_init": True, "progress": False}
     llm = LLM(str(folder), **plain | options)
     prompts = [_prompt(length) for length in LENGTHS]

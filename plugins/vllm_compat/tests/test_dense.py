@@ -21,3 +21,15 @@ def test_llama_as_written_for_0_9(tmp_path, caplog):
         "LlamaForCausalLM.get_input_embeddings: it is embed_input_ids now",
     ):
         assert caplog.text.count(said) == 1, said
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "config"),
+    [
+        ("LlamaForCausalLM", "LlamaOfAnotherModel", LLAMA),
+        ("Qwen2ForCausalLM", "OurQwen2", {"model_type": "qwen2", **SIZES}),
+        ("Qwen3ForCausalLM", "OurQwen3", {"model_type": "qwen3", **SIZES, "head_dim": 24}),
+    ],
+)
+def test_what_derives_from_vllms_own_models(tmp_path, architecture, name, config):
+    check_equal(tmp_path, architecture, "derived", config, name=name)

@@ -125,6 +125,7 @@ def test_every_symbol_of_the_table_can_be_had():
 
 def test_a_file_beside_the_importing_one_stands_for_vllms(package):
     name = package(
+        __init__="VLLM_MODEL_FILES = True",
         base="class Base: pass",
         model="from vllm.model_executor.models.base import Base",
     )

@@ -21,6 +21,8 @@ from .modules import ServedModule, missing
 from .older import adapt_classes
 
 MODELS = f"{table.ROOT}.model_executor.models"
+MARK = "VLLM_MODEL_FILES"
+"""A package with this name set to true holds vLLM's own model files: to them, the others are those beside them."""
 
 
 class Finder(MetaPathFinder, Loader):
@@ -41,10 +43,10 @@ class Finder(MetaPathFinder, Loader):
         importer, package = _importer()
         if not (self.for_all or self.depth or importer.partition(".")[0] in self.served):
             return None
+        parent, _, name = fullname.rpartition(".")
+        if parent == MODELS and _is_beside(package, name):
+            return ModuleSpec(fullname, Neighbour(f"{package}.{name}"), origin="bestiary-vllm")
         if fullname not in table.modules():
-            parent, _, name = fullname.rpartition(".")
-            if parent == MODELS and _is_beside(package, name):
-                return ModuleSpec(fullname, Neighbour(f"{package}.{name}"), origin="bestiary-vllm")
             symbol = table.find(parent, name)
             raise ImportError(
                 missing(parent, name, symbol), name=fullname
@@ -73,7 +75,7 @@ class Finder(MetaPathFinder, Loader):
 
 
 class Neighbour(Loader):
-    """Another model file of the importing package, under vLLM's path of it."""
+    """A model file of the importing package, at vLLM's path of it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -148,5 +150,10 @@ def _importer() -> tuple[str, str]:
 
 
 def _is_beside(package: str, name: str) -> bool:
-    """Whether a package has a module of this name."""
-    return "." not in name and package in sys.modules and importlib.util.find_spec(f"{package}.{name}") is not None
+    """Whether a package that says so has that other model file of vLLM's."""
+    if not getattr(sys.modules.get(package), MARK, False):
+        return False
+    served = table.modules().get(f"{MODELS}.{name}", {})
+    if any(not (each.target or "").startswith("bestiary_vllm.models.") for each in served.values()):
+        return False  # no model file, but what model files share
+    return importlib.util.find_spec(f"{package}.{name}") is not None

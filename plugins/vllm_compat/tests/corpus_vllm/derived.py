@@ -1,0 +1,28 @@
+"""Models that derive from vLLM's Llama and Qwen, as published packages do."""
+
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+
+
+class CountingModel(LlamaModel):
+    """A model of layers of another kind."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", layer_type: type[nn.Module] = LlamaDecoderLayer):
+        super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=layer_type)
+        self.count = sum(1 for _ in self.layers)
+
+
+class LlamaOfAnotherModel(LlamaForCausalLM):
+    def _init_model(self, vllm_config: VllmConfig, prefix: str = "", layer_type: type[nn.Module] = LlamaDecoderLayer):
+        return CountingModel(vllm_config=vllm_config, prefix=prefix, layer_type=layer_type)
+
+
+class OurQwen2(Qwen2ForCausalLM):
+    pass
+
+
+class OurQwen3(Qwen3ForCausalLM):
+    pass
