@@ -12,7 +12,7 @@ import pytest
 from bestiary.api import probe_cache
 from bestiary.api import registry as registry_module
 from bestiary.api.errors import BrokenPlugin, InvalidModel
-from bestiary.api.probe import ProbeResult, probe
+from bestiary.api.probe import ProbeResult, Question, probe
 from bestiary.api.registry import Registry
 from bestiary.testing.fake_site import GOOD, Site
 
@@ -31,7 +31,7 @@ BAD = {
 def test_p01_p02_p03_bad_imports_are_answers(site: Site, name: str) -> None:
     source, outcome, cause = BAD[name]
     (site.root / f"{name}.py").write_text(source)
-    result = probe(f"{name}:Model", "Model", "here", timeout_s=20)
+    result = probe(Question(value=f"{name}:Model", architecture="Model", origin="here"), timeout_s=20)
     assert (result.outcome, result.cause) == (outcome, cause)
     error = result.error()
     assert isinstance(error, InvalidModel if outcome == "invalid" else BrokenPlugin)
@@ -46,7 +46,8 @@ def test_a_hanging_import_is_killed_with_all_its_children(site: Site) -> None:
         "time.sleep(60)\n"
     )
     start = time.monotonic()
-    result = probe("hanging:Model", "Model", "dist hanging 1.0", timeout_s=1.0)
+    asked = Question(value="hanging:Model", architecture="Model", origin="dist hanging 1.0")
+    result = probe(asked, timeout_s=1.0)
     assert time.monotonic() - start < 8
     assert (result.outcome, result.cause) == (
         "hung", "hung during import: no answer in 1 s (from dist hanging 1.0)",
@@ -71,7 +72,7 @@ def test_a_good_class_is_described_whatever_it_prints_and_without_an_accelerator
     )
     (site.root / "noisy.py").write_text(source + GOOD.format(name="Noisy"))
     open_before = len(os.listdir("/proc/self/fd"))
-    result = probe("noisy:Noisy", "Arch", "here", timeout_s=20)
+    result = probe(Question(value="noisy:Noisy", architecture="Arch", origin="here"), timeout_s=20)
     assert result.outcome == "ok"
     assert result.info is not None
     assert (result.info.architecture, result.info.categories) == ("Arch", ("text_generation",))
@@ -82,7 +83,8 @@ def count_probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replaces the child by an answer that depends on the name, and notes who was asked about."""
     asked: list[str] = []
 
-    def fake(value: str, architecture: str, origin: str, **_: float) -> ProbeResult:
+    def fake(question: Question, **_: float) -> ProbeResult:
+        architecture = question.architecture
         asked.append(architecture)
         if architecture == "Hung":
             return ProbeResult(outcome="hung", cause="hung during import")

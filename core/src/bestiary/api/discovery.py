@@ -14,14 +14,14 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 MODELS, ALIASES, GGUF = "vllm_models", "bestiary_aliases", "bestiary_gguf"
 HOOKS, API, CONTRACTS = "bestiary_hooks", "bestiary_api", "bestiary_contracts"
-GROUPS = (MODELS, ALIASES, GGUF, HOOKS, API, CONTRACTS)
+REGISTRARS, IMPORT_CONTEXTS, COMMANDS = "bestiary_registrars", "bestiary_import_contexts", "bestiary_commands"
+GROUPS = (MODELS, ALIASES, GGUF, HOOKS, API, CONTRACTS, REGISTRARS, IMPORT_CONTEXTS, COMMANDS)
 
-_GROUP_BYTES = tuple(group.encode() for group in GROUPS)
 _MAX_ENTRY_POINTS = 1 << 20
 _HEADER_BYTES = 8192
 _METADATA_DIRS = (".dist-info", ".egg-info")
@@ -94,12 +94,22 @@ def normalise(name: str) -> str:
 
 
 def scan(paths: Iterable[str] | None = None) -> Installation:
-    """Looks at every folder of `paths` (default: `sys.path`), in order."""
+    """Looks at every folder of `paths` (default: `sys.path`), in order.
+
+    Where somebody names further groups to look at (``bestiary_registrars``, see `registrars.py`), it looks again.
+    """
+    roots = _unique(sys.path if paths is None else paths)
+    found = _look(roots, GROUPS)
+    further = {entry.name for entry, _ in found.providers(REGISTRARS)}.difference(GROUPS)
+    return _look(roots, (*GROUPS, *sorted(further))) if further else found
+
+
+def _look(roots: Sequence[str], groups: Sequence[str]) -> Installation:
     found: dict[str, Distribution] = {}
     malformed: list[Malformed] = []
-    for root in _unique(sys.path if paths is None else paths):
+    for root in roots:
         here: dict[str, Distribution] = {}
-        for distribution in _in_root(root, malformed):
+        for distribution in _in_root(root, groups, malformed):
             other = here.get(distribution.name)
             if other is not None:
                 distribution, left = _newer(distribution, other)
@@ -136,11 +146,11 @@ def _unique(paths: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(os.path.realpath(path or os.getcwd()) for path in paths if isinstance(path, str)))
 
 
-def _in_root(root: str, malformed: list[Malformed]) -> Iterator[Distribution]:
+def _in_root(root: str, groups: Sequence[str], malformed: list[Malformed]) -> Iterator[Distribution]:
     try:
         names = sorted(os.listdir(root))
     except NotADirectoryError:
-        yield from _in_archive(root, malformed)
+        yield from _in_archive(root, groups, malformed)
         return
     except FileNotFoundError:
         return
@@ -153,9 +163,9 @@ def _in_root(root: str, malformed: list[Malformed]) -> Iterator[Distribution]:
             continue
         path = f"{root}/{name}"
         try:
-            text = _entry_points_text(path)
+            text = _entry_points_text(path, groups)
             distribution_name, version = _identity(name, path, needed=text is not None)
-            entries = () if text is None else parse_entry_points(text)
+            entries = () if text is None else parse_entry_points(text, groups)
         except MalformedMetadata as error:
             malformed.append(Malformed(_label(name), path, str(error)))
             continue
@@ -186,10 +196,10 @@ def _has_metadata(distribution: Distribution) -> bool:
     return distribution.in_archive or any(os.path.exists(f"{distribution.path}/{name}") for name in names)
 
 
-def _entry_points_text(path: str) -> str | None:
-    """The text of entry_points.txt if it speaks of a group of ours; None if not."""
+def _entry_points_text(path: str, groups: Sequence[str]) -> str | None:
+    """The text of entry_points.txt if it speaks of one of `groups`; None if not."""
     data = _read(f"{path}/entry_points.txt", _MAX_ENTRY_POINTS)
-    if data is None or not any(group in data for group in _GROUP_BYTES):
+    if data is None or not any(group.encode() in data for group in groups):
         return None
     if len(data) > _MAX_ENTRY_POINTS:
         raise MalformedMetadata(f"entry_points.txt is longer than {_MAX_ENTRY_POINTS} bytes")
@@ -233,7 +243,7 @@ def _identity(folder: str, path: str, *, needed: bool) -> tuple[str, str]:
 
 
 def _headers(path: str) -> dict[str, str]:
-    """Name and Version from METADATA or PKG-INFO."""
+    """Name, Version and Summary from METADATA or PKG-INFO."""
     data = _read(f"{path}/METADATA", _HEADER_BYTES)
     if data is None:
         data = _read(f"{path}/PKG-INFO", _HEADER_BYTES)
@@ -241,7 +251,15 @@ def _headers(path: str) -> dict[str, str]:
         raise MalformedMetadata("METADATA is missing")
     head = data[:_HEADER_BYTES].decode("utf-8", "replace").partition("\n\n")[0]
     pairs = (line.partition(":") for line in head.splitlines())
-    return {key.lower(): value.strip() for key, _, value in pairs if key.lower() in ("name", "version")}
+    return {key.lower(): value.strip() for key, _, value in pairs if key.lower() in ("name", "version", "summary")}
+
+
+def summary(distribution: Distribution) -> str:
+    """The line by which a distribution describes itself; empty where there is none."""
+    try:
+        return _headers(distribution.path).get("summary", "")
+    except MalformedMetadata:
+        return ""
 
 
 def _check_metadata(distribution: Distribution) -> None:
@@ -257,8 +275,8 @@ def _check_metadata(distribution: Distribution) -> None:
 _ENTRY = re.compile(r"[^=\s\[][^=]*?\s*=\s*(\S.*)")
 
 
-def parse_entry_points(text: str) -> tuple[EntryPoint, ...]:
-    """The entries of our groups; raises MalformedMetadata, naming the line, for what is neither section nor entry."""
+def parse_entry_points(text: str, groups: Sequence[str] = GROUPS) -> tuple[EntryPoint, ...]:
+    """The entries of `groups`; raises MalformedMetadata, naming the line, for what is neither section nor entry."""
     found: dict[tuple[str, str], EntryPoint] = {}
     group: str | None = None
     for number, raw in enumerate(text.splitlines(), 1):
@@ -269,7 +287,7 @@ def parse_entry_points(text: str) -> tuple[EntryPoint, ...]:
             group = line[1:-1].strip()
         elif group is None or not _ENTRY.fullmatch(line):
             raise MalformedMetadata(f"entry_points.txt line {number} is no entry: {line!r:.64}")
-        elif group in GROUPS:
+        elif group in groups:
             name, value = (part.strip() for part in line.split("=", 1))
             entry = EntryPoint(group, name, value)
             if found.setdefault((group, name), entry) != entry:
@@ -277,7 +295,7 @@ def parse_entry_points(text: str) -> tuple[EntryPoint, ...]:
     return tuple(found.values())
 
 
-def _in_archive(path: str, malformed: list[Malformed]) -> Iterator[Distribution]:
+def _in_archive(path: str, groups: Sequence[str], malformed: list[Malformed]) -> Iterator[Distribution]:
     """A zip archive or egg file on `sys.path`, by way of `importlib_metadata`."""
     import zipfile
 
@@ -289,7 +307,7 @@ def _in_archive(path: str, malformed: list[Malformed]) -> Iterator[Distribution]
         text = distribution.read_text("entry_points.txt") or ""
         name, version = distribution.metadata["Name"], distribution.version
         try:
-            entries = parse_entry_points(text) if any(group in text for group in GROUPS) else ()
+            entries = parse_entry_points(text, groups) if any(group in text for group in groups) else ()
         except MalformedMetadata as error:
             malformed.append(Malformed(normalise(name), path, str(error)))
         else:

@@ -11,8 +11,9 @@ from . import choices, index
 from .alias import Alias
 from .conformance import require
 from .discovery import ALIASES, MODELS, Distribution, Installation
-from .errors import BrokenPlugin, DuplicateArchitecture, UsageError
+from .errors import BrokenPlugin, DuplicateArchitecture, IncompatiblePlugin, UsageError
 from .importing import load_object, location, split
+from .version import incompatibility
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,37 +32,41 @@ class RegisteredModel:
     def value(self) -> str:
         return f"{self.model_class.__module__}:{self.model_class.__qualname__}"
 
-    def load(self) -> type:
+    def load(self, contexts: Sequence[str] = ()) -> type:
         return require(self.model_class, origin=self.origin)
 
 
 @dataclass(frozen=True, slots=True)
 class LazyRegisteredModel:
-    """``"module:Class"``, imported when asked for; `distribution` is None when registered by hand."""
+    """``"module:Class"``, imported when asked for; `distribution` is None when registered by hand.
+
+    by_function: not its metadata name the architecture, but a function of it (`registrars.py`).
+    """
 
     architecture: str
     value: str
     distribution: Distribution | None = None
+    by_function: bool = False
 
     @property
     def origin(self) -> str:
         return "a registration by hand" if self.distribution is None else f"dist {self.distribution}"
 
-    def load(self) -> type:
+    def load(self, contexts: Sequence[str] = ()) -> type:
         """Imports and checks the class. Raises BrokenPlugin or InvalidModel."""
         reference = split(self.value)
         if reference is None or not reference[1]:
             raise BrokenPlugin(
                 f"the entry point of {self.architecture} is not module:Class (from {self.origin})", value=self.value
             )
-        found = load_object(self.value, self.origin)
+        found = load_object(self.value, self.origin, contexts)
         self._refuse_shadow(reference[0])
         return require(found, origin=self.origin)
 
     def _refuse_shadow(self, module: str) -> None:
         """Two distributions may ship one module name; Python imports the first, which need not be the one meant."""
         file = location(self.value)
-        if self.distribution is None or file is None:
+        if self.distribution is None or self.by_function or file is None:
             return
         stem = os.path.join(self.distribution.root, *module.split("."))
         own = [path for path in (f"{stem}.py", os.path.join(stem, "__init__.py")) if os.path.exists(path)]
@@ -87,7 +92,7 @@ class RegisteredAlias:
     def value(self) -> str:
         return f"an alias of {self.alias.architecture}"
 
-    def load(self) -> Alias:
+    def load(self, contexts: Sequence[str] = ()) -> Alias:
         return self.alias
 
 
@@ -103,10 +108,10 @@ class LazyRegisteredAlias:
     def origin(self) -> str:
         return f"dist {self.distribution}"
 
-    def load(self) -> Alias:
+    def load(self, contexts: Sequence[str] = ()) -> Alias:
         """Imports the object. Raises BrokenPlugin: it cannot be had, or is no Alias, or one that is refused."""
         try:
-            found = load_object(self.value, self.origin)
+            found = load_object(self.value, self.origin, contexts)
         except BrokenPlugin as error:
             if error.error_code != "BAD_ALIAS":
                 raise
@@ -191,10 +196,19 @@ def choose(architecture: str, claimants: Sequence[LazyEntry], chosen: Mapping[st
     )
 
 
+def misfit(claim: Entry) -> IncompatiblePlugin | None:
+    """Why what provides an architecture does not fit this core; a function's package was written for no core of ours,
+    and is not asked."""
+    distribution = claim.distribution
+    if distribution is None or (isinstance(claim, LazyRegisteredModel) and claim.by_function):
+        return None
+    return incompatibility(distribution.name, distribution.version, distribution.api_versions)
+
+
 def describe(claim: LazyEntry) -> str:
     """Distribution, version, mark, place and entry point, on one line."""
     if claim.distribution is None:
         return f"{claim.value} (registered by hand)"
     mark = " (official)" if claim.distribution.name in index.official() else ""
-    kind = " (an alias)" if isinstance(claim, LazyRegisteredAlias) else ""
+    kind = " (an alias)" if isinstance(claim, LazyRegisteredAlias) else " (by a function)" * claim.by_function
     return f"{claim.distribution}{mark} at {claim.distribution.path}: {claim.value}{kind}"

@@ -21,7 +21,7 @@ from . import choices, discovery
 from .errors import BrokenPlugin, PluginError, UsageError
 from .hooks import KERNELS, KINDS, PROJECT, HookSpecs
 from .importing import isolated, load_object
-from .probe import probe
+from .probe import Question, probe
 from .probe_cache import ProbeCache
 from .version import incompatibility
 
@@ -140,7 +140,8 @@ class HookManager:
             return
         result = self._cache.get(distribution, value)
         if result is None:
-            result = probe(value, "", f"dist {distribution}", timeout_s=IMPORT_TIMEOUT_S, only_import=True)
+            question = Question(value=value, origin=f"dist {distribution}", kind="object")
+            result = probe(question, timeout_s=IMPORT_TIMEOUT_S)
             self._cache.put(distribution, value, result)
         if result.outcome in ("crashed", "hung"):
             raise BrokenPlugin(result.cause, field=value, details=result.details)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -16,6 +17,9 @@ from .errors import BrokenPlugin
 
 _VALUE = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*)(\s*:\s*(?P<attribute>[^\W\d]\w*(\.[^\W\d]\w*)*))?")
 _CAUSE_CHARS = 400
+
+logger = logging.getLogger("bestiary.registry")
+_left_out: set[str] = set()
 
 
 def split(value: str) -> tuple[str, str] | None:
@@ -34,11 +38,12 @@ def cause(error: BaseException) -> str:
     return f"{name}: {text}"[:_CAUSE_CHARS] if text else name
 
 
-def load_object(value: str, origin: str) -> Any:
+def load_object(value: str, origin: str, contexts: Sequence[str] = ()) -> Any:
     """Imports ``"module:Class"`` (or ``"module"``) and returns what it names.
 
     Args:
         origin: where the reference comes from, for messages: ``"dist foo 1.2"``.
+        contexts: import contexts to be in meanwhile; see `entered`.
 
     Raises:
         BrokenPlugin: for everything the import raises, SystemExit and a KeyboardInterrupt of the plugin's own making
@@ -48,7 +53,7 @@ def load_object(value: str, origin: str) -> Any:
     if reference is None:
         raise BrokenPlugin(f"{value!r:.64} is not module:object (from {origin})", value=value, limit="module:object")
     module_name, attribute = reference
-    with isolated(origin, module_name):
+    with isolated(origin, module_name), entered(contexts):
         found: Any = importlib.import_module(module_name)
         for part in attribute.split(".") if attribute else ():
             found = _attribute(found, part)
@@ -65,6 +70,25 @@ def _attribute(owner: Any, name: str) -> Any:
         if not near:
             raise
         raise AttributeError(f"{error}; it has {near[0]!r}") from error
+
+
+@contextlib.contextmanager
+def entered(contexts: Sequence[str]) -> Iterator[None]:
+    """Within the context managers that ``"module:function"`` references make, in this order.
+
+    One that cannot be entered is left out, with one line in the log: it may be needed by none of what is imported.
+    """
+    with contextlib.ExitStack() as stack:
+        for value in contexts:
+            try:
+                made = load_object(value, "import context")
+                with isolated("import context", value):
+                    stack.enter_context(made())
+            except BrokenPlugin as error:
+                if value not in _left_out:
+                    logger.warning("import context %s is left out: %s", value, error.message)
+                _left_out.add(value)
+        yield
 
 
 @contextlib.contextmanager

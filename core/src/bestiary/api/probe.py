@@ -1,7 +1,7 @@
 """Inspecting a model class in a child process, where an import may crash, hang or exit without taking us along.
 
-The child (`python -m bestiary.api.probe module:Class Architecture`) sees no accelerator, so CUDA is never initialised;
-it answers in JSON on a pipe of its own, since a plugin may print what it likes. The parent waits `import_timeout_s()`
+The child (`python -m bestiary.api.probe QUESTION`, which is JSON) sees no accelerator, so CUDA is never initialised; it
+answers in JSON on a pipe of its own, since a plugin may print what it likes. The parent waits `import_timeout_s()`
 seconds, then kills the child's whole process group.
 """
 
@@ -13,13 +13,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from .alias import Alias
 from .conformance import ModelInfo, capabilities, require
 from .errors import BestiaryError, BrokenPlugin, InvalidModel, UsageError
 from .importing import cause, load_object
+from .registering import call
 
 if TYPE_CHECKING:
     import subprocess  # at run time only where a child is started: listing kept answers must be quick
@@ -31,14 +32,40 @@ _LONGEST_S = 86400
 _OUTPUT_CHARS = 600
 _FILE_BYTES = 1 << 28
 
+_MAX_REGISTERED = 256
+
 Outcome = Literal["ok", "failed", "invalid", "crashed", "hung"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeResult:
-    """What an import in a child process showed. `info` is there when `outcome` is "ok", otherwise `cause` is.
+class Question:
+    """What a child is to try.
 
-    alias_of: what an `Alias` names; empty for everything else.
+    Attributes:
+        value: ``"module:object"``. origin: where that comes from, for messages.
+        kind: a model class, an object whose import is all that is asked, or a registrar, which is called.
+        architecture: the class's. contexts: import contexts to be in. watcher: of a registrar (`registering.call`).
+    """
+
+    value: str
+    origin: str
+    kind: Literal["class", "object", "registrar"] = "class"
+    architecture: str = ""
+    contexts: tuple[str, ...] = ()
+    watcher: str = ""
+
+    @property
+    def key(self) -> str:
+        """What answers are kept by: to import a function is not to call it."""
+        return f"{self.value}()" if self.kind == "registrar" else self.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    """What a try in a child process showed. `info` is there when `outcome` is "ok", otherwise `cause` is.
+
+    alias_of: what an `Alias` names. registered, also: what a registrar registered, as in `Registered`, architectures as
+    pairs with their ``"module:Class"``. Empty for everything else.
     """
 
     outcome: Outcome
@@ -46,24 +73,28 @@ class ProbeResult:
     cause: str = ""
     details: tuple[str, ...] = ()
     alias_of: str = ""
+    registered: tuple[tuple[str, str], ...] = ()
+    also: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         info = None if self.info is None else self.info.as_dict()
         answer = {"outcome": self.outcome, "info": info, "cause": self.cause, "details": list(self.details)}
-        return answer | {"alias_of": self.alias_of}
+        return answer | {"alias_of": self.alias_of, "registered": dict(self.registered), "also": list(self.also)}
 
     @classmethod
     def from_dict(cls, data: Any) -> ProbeResult:
         """The inverse of `as_dict`; raises KeyError, TypeError or ValueError on anything else."""
         outcome, info, why, details = data["outcome"], data["info"], data["cause"], data["details"]
-        alias_of = data["alias_of"]
+        alias_of, registered, also = data["alias_of"], data["registered"], data["also"]
         if outcome not in ("ok", "failed", "invalid", "crashed", "hung") or (outcome == "ok") != (info is not None):
             raise ValueError("not a probe's answer")
         if (
             not isinstance(why, str)
             or not isinstance(alias_of, str)
             or not isinstance(details, list)
-            or not all(isinstance(d, str) for d in details)
+            or not isinstance(also, list)
+            or not isinstance(registered, dict)
+            or not all(isinstance(each, str) for each in (*details, *also, *registered, *registered.values()))
         ):
             raise TypeError("not a probe's answer")
         return cls(
@@ -72,6 +103,8 @@ class ProbeResult:
             cause=why,
             details=tuple(details),
             alias_of=alias_of,
+            registered=tuple(registered.items()),
+            also=tuple(also),
         )
 
     def named(self, architecture: str) -> ProbeResult:
@@ -97,26 +130,21 @@ def import_timeout_s() -> float:
     return seconds
 
 
-def probe(
-    value: str, architecture: str, origin: str, *, timeout_s: float = TIMEOUT_S, only_import: bool = False
-) -> ProbeResult:
-    """Imports ``"module:Class"`` in a child process and says what came of it; never raises for the plugin's sake.
-
-    only_import: whatever the value names is well if it can be imported; `info` then tells nothing.
-    """
+def probe(question: Question, *, timeout_s: float = TIMEOUT_S) -> ProbeResult:
+    """Tries it in a child process and says what came of it; never raises for the plugin's sake."""
     import tempfile
 
     reader, writer = os.pipe()
     with tempfile.TemporaryFile() as output:
         try:
-            child = _start(value, architecture, origin, writer, output, only_import)
+            child = _start(question, writer, output)
         finally:
             os.close(writer)
-        return outcome_of(child.pid, child.wait, reader, output, origin, timeout_s)
+        return outcome_of(child.pid, child.wait, reader, output, question, timeout_s)
 
 
 def outcome_of(
-    pid: int, reap: Callable[[], int], reader: int, output: IO[bytes], origin: str, timeout_s: float
+    pid: int, reap: Callable[[], int], reader: int, output: IO[bytes], question: Question, timeout_s: float
 ) -> ProbeResult:
     """What the child's answer on `reader`, or its end, or its silence means. Afterwards it is gone and `reader` closed.
 
@@ -129,24 +157,24 @@ def outcome_of(
         kill_group(pid)
         code = reap()
         answer = _read_answer(reader)
+    doing = "while registering" if question.kind == "registrar" else "during import"
     if not ended:
-        return ProbeResult(outcome="hung", cause=f"hung during import: no answer in {timeout_s:g} s (from {origin})")
+        text = f"hung {doing}: no answer in {timeout_s:g} s (from {question.origin})"
+        return ProbeResult(outcome="hung", cause=text)
     if answer is not None:
         return answer
-    text = f"crashed during import ({exit_text(code)}) (from {origin})"
+    text = f"crashed {doing} ({exit_text(code)}) (from {question.origin})"
     return ProbeResult(outcome="crashed", cause=text, details=tail(output))
 
 
-def _start(
-    value: str, architecture: str, origin: str, writer: int, output: IO[bytes], only_import: bool
-) -> subprocess.Popen[bytes]:
+def _start(question: Question, writer: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
     import subprocess
 
     hidden = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"), "")
     path = os.pathsep.join(os.path.abspath(entry or os.curdir) for entry in sys.path if isinstance(entry, str))
     command = [sys.executable, "-P", "-m", "bestiary.api.probe"]
     return subprocess.Popen(
-        [*command, f"--fd={writer}", f"--origin={origin}", *["--only-import"] * only_import, "--", value, architecture],
+        [*command, f"--fd={writer}", "--", json.dumps(asdict(question))],
         env=os.environ | hidden | {"PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -206,15 +234,11 @@ def tail(output: IO[bytes]) -> tuple[str, ...]:
     return tuple(line for line in output.read().decode("utf-8", "replace").splitlines() if line.strip())
 
 
-def examine(value: str, architecture: str, origin: str, only_import: bool) -> ProbeResult:
-    """In the child: import it, and say what it is."""
+def examine(question: Question) -> ProbeResult:
+    """In the child: try it, and say what it is."""
+    origin = question.origin
     try:
-        found = load_object(value, origin)
-        if only_import:
-            info = ModelInfo(architecture=architecture, module=value, qualname="", categories=())
-            return ProbeResult(outcome="ok", info=info, alias_of=found.architecture if isinstance(found, Alias) else "")
-        cls = require(found, origin=origin)
-        return ProbeResult(outcome="ok", info=capabilities(cls, architecture))
+        return _tried(question)
     except InvalidModel as error:
         return ProbeResult(outcome="invalid", cause=error.message, details=error.details)
     except BrokenPlugin as error:
@@ -226,6 +250,22 @@ def examine(value: str, architecture: str, origin: str, only_import: bool) -> Pr
         )
     except BaseException as error:  # nobody presses Ctrl-C in this session: it is the plugin's doing
         return ProbeResult(outcome="failed", cause=f"{cause(error)} (from {origin})")
+
+
+def _tried(question: Question) -> ProbeResult:
+    nothing = ModelInfo(architecture=question.architecture, module=question.value, qualname="", categories=())
+    if question.kind == "registrar":
+        done = call(question.value, question.origin, question.watcher, question.contexts)
+        if len(done.models) > _MAX_REGISTERED:
+            text = f"it registers {len(done.models)} architectures (from {question.origin})"
+            raise BrokenPlugin(text, limit=f"at most {_MAX_REGISTERED}")
+        return ProbeResult(outcome="ok", info=nothing, registered=tuple(done.references.items()), also=done.also[:64])
+    found = load_object(question.value, question.origin, question.contexts)
+    if question.kind == "object":
+        alias_of = found.architecture if isinstance(found, Alias) else ""
+        return ProbeResult(outcome="ok", info=nothing, alias_of=alias_of)
+    cls = require(found, origin=question.origin)
+    return ProbeResult(outcome="ok", info=capabilities(cls, question.architecture))
 
 
 def answer(writer: int, result: ProbeResult) -> None:
@@ -251,17 +291,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The child: answers on `--fd`, then leaves without running anybody's exit handlers."""
     import argparse
 
-    parser = argparse.ArgumentParser(description="Imports one model class and reports what it can do, as JSON.")
+    parser = argparse.ArgumentParser(description="Tries what a `Question` asks, and answers in JSON.")
     parser.add_argument("--fd", type=int, default=1)
-    parser.add_argument("--origin", default="the command line")
-    parser.add_argument("--only-import", action="store_true")
-    parser.add_argument("value", metavar="module:Class")
-    parser.add_argument("architecture")
+    parser.add_argument("question", type=json.loads)
     options = parser.parse_args(arguments)
     limit_resources()
     if options.fd > 2:
         os.set_inheritable(options.fd, False)
-    result = examine(options.value, options.architecture, options.origin, options.only_import)
+    question = options.question
+    result = examine(Question(**question | {"contexts": tuple(question["contexts"])}))
     answer(options.fd, result)
     sys.stdout.flush()
     os._exit(0)

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,19 @@ class ProbeCache:
 
     Args:
         versions: every installed distribution's version, by normalised name.
+        helpers: distributions whose code takes part in others' imports: what they are made of counts as well.
     """
 
-    def __init__(self, versions: Mapping[str, str], directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        versions: Mapping[str, str],
+        directory: Path | None = None,
+        helpers: Sequence[tuple[Distribution, str]] = (),
+    ) -> None:
         self._directory = (directory or cache_directory()) / "probe"
         self._torch = versions.get("torch", "")
         self._environment = _hash(sorted(versions.items()))
+        self._helpers = [_content(distribution, value) for distribution, value in helpers]
         self._complained = False
 
     def get(self, distribution: Distribution, value: str) -> ProbeResult | None:
@@ -87,7 +94,8 @@ class ProbeCache:
     def _key(self, distribution: Distribution, value: str) -> dict[str, Any]:
         return {
             "distribution": [distribution.name, distribution.version, distribution.path],
-            "content": record.digest(distribution) or _sources_digest(value),
+            "content": _content(distribution, value),
+            "helpers": self._helpers,
             "class": value,
             "core": [__version__, *API_VERSION],
             "python": sys.version,
@@ -102,8 +110,12 @@ def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def _content(distribution: Distribution, value: str) -> str:
+    return record.digest(distribution) or _sources_digest(value)
+
+
 def _sources_digest(value: str) -> str:
-    """Names, sizes and times of the top-level package's Python files, found without importing it."""
+    """Names, sizes and times of the top-level package's Python files and tables, found without importing it."""
     try:
         spec = importlib.util.find_spec(value.partition(":")[0].partition(".")[0].strip())
     except (ImportError, ValueError):
@@ -113,7 +125,7 @@ def _sources_digest(value: str) -> str:
     roots = list(spec.submodule_search_locations or ())
     files = [Path(spec.origin)] if spec.origin and not roots else []
     for root in roots:
-        files += sorted(Path(root).rglob("*.py"))[:_MAX_SOURCES]
+        files += sorted(path for kind in ("*.py", "*.toml") for path in Path(root).rglob(kind))[:_MAX_SOURCES]
     return _hash([(str(path), *_stamp(path)) for path in files])
 
 

@@ -16,6 +16,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -36,16 +37,19 @@ from .entries import (
     Resolution,
     choose,
     claims,
+    misfit,
     not_an_alias,
 )
 from .errors import BrokenPlugin, DuplicateArchitecture, PluginError, UnknownArchitecture, UsageError
-from .importing import split
+from .importing import entered, split
+from .registering import collected
 from .unknown import unknown_architecture
 from .version import incompatibility
 
 if TYPE_CHECKING:
-    from .probe import ProbeResult
+    from .probe import ProbeResult, Question
     from .probe_cache import ProbeCache
+    from .registrars import RegistrarRow, Registrars
     from .rows import PluginRow
 
 logger = logging.getLogger("bestiary.registry")
@@ -77,6 +81,7 @@ class Registry:
         self._installation: Installation | None = None
         self._cache: ProbeCache | None = None
         self._claims: dict[str, list[LazyEntry]] | None = None
+        self._registrars: Registrars | None = None
         self._loaded: dict[ModelEntry, type] = {}
         self._aliases: dict[AliasEntry, Alias] = {}
         self._failures: dict[Entry, PluginError] = {}
@@ -100,30 +105,37 @@ class Registry:
             self._installation = None
             self._claims = None
             self._cache = None
+            self._registrars = None
             self._failures.clear()
 
     def register_model(self, architecture: str, model: type | str) -> None:
-        """Adds or replaces an architecture for this process; a string ``"module:Class"`` is imported when asked for."""
-        entry: Entry
-        if isinstance(model, str):
-            reference = split(model)
-            if reference is None or not reference[1]:
-                raise UsageError("a model by name is written module:Class", field="model", value=model)
-            entry = LazyRegisteredModel(architecture, model)
+        """Adds or replaces an architecture for this process; a string ``"module:Class"`` is imported when asked for.
+
+        Called by a registrar (`registrars.py`), it is the claim of that one's package instead.
+        """
+        if not isinstance(architecture, str) or not architecture:
+            raise UsageError("an architecture is a non-empty string", field="architecture", value=architecture)
+        reference = split(model) if isinstance(model, str) else None
+        if isinstance(model, str) and (reference is None or not reference[1]):
+            raise UsageError("a model by name is written module:Class", field="model", value=model)
+        found = collected()
+        if found is not None:
+            found[architecture] = model
+        elif isinstance(model, str):
+            self._register(LazyRegisteredModel(architecture, model))
         else:
-            entry = RegisteredModel(architecture, require(model, origin="register_model"))
-        self._register(entry)
+            self._register(RegisteredModel(architecture, require(model, origin="register_model")))
 
     def register_alias(self, architecture: str, alias: Alias) -> None:
         """Adds or replaces, for this process, an architecture that is another one under other names."""
         if not isinstance(alias, Alias):
             raise UsageError("an alias is a bestiary.api.Alias", field="alias", value=alias)
+        if not isinstance(architecture, str) or not architecture:
+            raise UsageError("an architecture is a non-empty string", field="architecture", value=architecture)
         self._register(RegisteredAlias(architecture, alias))
 
     def _register(self, entry: Entry) -> None:
         architecture = entry.architecture
-        if not isinstance(architecture, str) or not architecture:
-            raise UsageError("an architecture is a non-empty string", field="architecture", value=architecture)
         with self._lock:
             replaced = self._by_hand.get(architecture) or next(iter(self._claimants(architecture)), None)
             if replaced is not None and replaced.value != entry.value:
@@ -137,34 +149,72 @@ class Registry:
         return sorted({*self.claims(), *self._by_hand})
 
     def claims(self) -> Mapping[str, Sequence[LazyEntry]]:
-        """What is installed, by architecture."""
+        """What is installed, by architecture: what metadata name, and what functions are known to register."""
         with self._lock:
             if self._claims is None:
                 self._claims = claims(self.installation)
+                for entry in self.registrars.claims():
+                    self._claims.setdefault(entry.architecture, []).append(entry)
             return self._claims
+
+    @property
+    def registrars(self) -> Registrars:
+        """The functions of installed packages that register architectures."""
+        from .registrars import Registrars
+
+        with self._lock:
+            if self._registrars is None:
+                self._registrars = Registrars(
+                    self.installation, self.import_contexts, self._probe_cache, self._timeout_s
+                )
+            return self._registrars
+
+    def ask_registrars(self) -> None:
+        """Finds out what the functions register that nobody has asked yet, each in a copy of this process."""
+        with self._lock:
+            if self.registrars.ask():
+                self._claims = None
+
+    @property
+    def import_contexts(self) -> tuple[str, ...]:
+        """What models are imported and built in: ``"module:function"`` of context managers, from the group
+        ``bestiary_import_contexts`` of packages that fit this core."""
+        return tuple(entry.value for entry, _ in self._helpers())
+
+    def _helpers(self) -> list[tuple[discovery.EntryPoint, Distribution]]:
+        found = self.installation.providers(discovery.IMPORT_CONTEXTS)
+        return [
+            (entry, each)
+            for entry, each in found
+            if incompatibility(each.name, each.version, each.api_versions) is None
+        ]
 
     def _claimants(self, architecture: str) -> Sequence[LazyEntry]:
         return self.claims().get(architecture, ())
 
     def entry(self, architecture: str, plugins: Choices = ()) -> Entry:
-        """Who provides `architecture`; imports nothing.
+        """Who provides `architecture`; imports nothing here.
+
+        Where nobody is known to, or not the one that was chosen, functions that nobody has asked yet are asked.
 
         Raises:
             UnknownArchitecture, DuplicateArchitecture, IncompatiblePlugin; UsageError for a choice nobody answers to.
         """
         if architecture in self._by_hand:
             return self._by_hand[architecture]
+        chosen = choices.current(plugins)
+        wanted = chosen.get(architecture)
+        known = {claim.distribution.name for claim in self._claimants(architecture) if claim.distribution is not None}
+        if not known or (wanted is not None and wanted not in known):
+            self.ask_registrars()
         claimants = self._claimants(architecture)
         if not claimants:
             raise unknown_architecture(self, [architecture])
-        chosen = choose(architecture, claimants, choices.current(plugins))
-        if chosen.distribution is not None:
-            refused = incompatibility(
-                chosen.distribution.name, chosen.distribution.version, chosen.distribution.api_versions
-            )
-            if refused is not None:
-                raise refused
-        return chosen
+        found = choose(architecture, claimants, chosen)
+        refused = misfit(found)
+        if refused is not None:
+            raise refused
+        return found
 
     def resolve(self, architectures: Sequence[str], plugins: Choices = ()) -> type:
         """The class of the first of `architectures` that can be had; see `find`."""
@@ -253,15 +303,37 @@ class Registry:
 
     def _import(self, entry: Entry, guarded: bool) -> type | Alias:
         try:
-            if guarded and entry.distribution is not None:
-                is_data = isinstance(entry, LazyRegisteredAlias)
-                self.guard(entry.value, entry.distribution, None if is_data else entry.architecture)
-            loaded = entry.load()
+            loaded = self._loaded_from(entry, guarded)
         except PluginError as error:
             self._failures[entry] = error
             raise
         self._failures.pop(entry, None)
         return loaded
+
+    def _loaded_from(self, entry: Entry, guarded: bool) -> type | Alias:
+        distribution = entry.distribution
+        if distribution is None:
+            return entry.load(self.import_contexts)
+        registered = self.registrars.call_all_of(distribution)
+        if isinstance(entry, LazyRegisteredModel) and entry.by_function:
+            model = registered.get(entry.architecture)
+            if model is None:
+                raise BrokenPlugin(
+                    f"no function of {distribution} has registered {entry.architecture} here",
+                    field=entry.architecture, details=self.registrars.causes(distribution),
+                    fix="reinstall, upgrade or remove the package; bestiary models shows what its functions register",
+                )  # fmt: skip
+            if not isinstance(model, str):
+                return require(model, origin=entry.origin)
+            entry = replace(entry, value=model)
+        if guarded:
+            is_data = isinstance(entry, LazyRegisteredAlias)
+            self.guard(entry.value, distribution, None if is_data else entry.architecture)
+        return entry.load(self.import_contexts)
+
+    def importing(self) -> AbstractContextManager[None]:
+        """Within it, models are imported and built."""
+        return entered(self.import_contexts)
 
     def guard(self, value: str, distribution: Distribution, architecture: str | None) -> None:
         """Refuses ``"module:object"`` if importing it ends or hangs the process; see `trial.guard`.
@@ -271,7 +343,17 @@ class Registry:
         """
         from .trial import guard
 
-        guard(value, architecture, distribution, self._probe_cache(), timeout_s=self._timeout_s())
+        question = self._question(value, f"dist {distribution}", architecture)
+        guard(question, distribution, self._probe_cache(), timeout_s=self._timeout_s())
+
+    def _question(self, value: str, origin: str, architecture: str | None) -> Question:
+        """About a class, or, without an architecture, whatever else `value` names."""
+        from .probe import Question
+
+        kind: Literal["class", "object"] = "object" if architecture is None else "class"
+        return Question(
+            value=value, origin=origin, kind=kind, architecture=architecture or "", contexts=self.import_contexts
+        )
 
     def _timeout_s(self) -> float:
         from .probe import import_timeout_s
@@ -316,10 +398,9 @@ class Registry:
         known = self.kept_probe(entry)
         if known is not None:
             return known
-        only_import = isinstance(entry, LazyRegisteredAlias)
-        result = probe(
-            entry.value, entry.architecture, entry.origin, timeout_s=self._timeout_s(), only_import=only_import
-        )
+        is_data = isinstance(entry, LazyRegisteredAlias)
+        question = self._question(entry.value, entry.origin, None if is_data else entry.architecture)
+        result = probe(question, timeout_s=self._timeout_s())
         if entry.distribution is not None:
             self._probe_cache().put(entry.distribution, entry.value, result)
         return result
@@ -329,7 +410,8 @@ class Registry:
 
         with self._lock:
             if self._cache is None:
-                self._cache = ProbeCache(self.installation.versions, self._cache_directory)
+                helpers = [(distribution, entry.value) for entry, distribution in self._helpers()]
+                self._cache = ProbeCache(self.installation.versions, self._cache_directory, helpers)
             return self._cache
 
     def failure(self, entry: Entry) -> PluginError | None:
@@ -340,6 +422,14 @@ class Registry:
         """Everything that could not be loaded so far."""
         return list(self._failures.items())
 
+    def list_registrars(self, probe: ProbeMode = "cached") -> list[RegistrarRow]:
+        """Rows for the functions of packages that register architectures; "run" asks those that nobody has asked."""
+        with self._lock:
+            if probe == "run" and self.registrars.unknown:
+                self.registrars.probe()
+                self._claims = None
+            return self.registrars.rows()
+
     def by_hand(self) -> list[Entry]:
         return [self._by_hand[name] for name in sorted(self._by_hand)]
 
@@ -347,6 +437,7 @@ class Registry:
         """Rows for `bestiary models` and `doctor`, never an exception for a plugin's sake; see `rows.plugin_rows`."""
         from .rows import plugin_rows
 
+        self.list_registrars(probe)
         return plugin_rows(self, probe, verify=verify, choices=choices.current(plugins))
 
 

@@ -22,10 +22,10 @@ from .entries import (
     RegisteredAlias,
     RegisteredModel,
     choose,
+    misfit,
     not_an_alias,
 )
 from .errors import BestiaryError, BrokenPlugin
-from .version import incompatibility
 
 if TYPE_CHECKING:
     from .probe import ProbeResult
@@ -124,7 +124,7 @@ def _metadata_verdict(entry: Entry, claimants: Sequence[LazyEntry], choices: Map
         return ("duplicate", error.message, error.details)
     if chosen != entry:
         return ("duplicate", f"not used: {chosen.distribution} was chosen", ())
-    refused = incompatibility(entry.distribution.name, entry.distribution.version, entry.distribution.api_versions)
+    refused = misfit(entry)
     return _NO_OBJECTION if refused is None else ("incompatible", refused.message, (refused.fix or "",))
 
 

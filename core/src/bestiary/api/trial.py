@@ -26,7 +26,7 @@ from typing import IO, NoReturn
 
 from .discovery import Distribution
 from .errors import BrokenPlugin
-from .probe import TIMEOUT_VARIABLE, ProbeResult, answer, examine, limit_resources, outcome_of, probe
+from .probe import TIMEOUT_VARIABLE, ProbeResult, Question, answer, examine, limit_resources, outcome_of, probe
 from .probe_cache import ProbeCache
 
 logger = logging.getLogger("bestiary.registry")
@@ -35,26 +35,16 @@ COPY_TIMEOUT_S = 10.0
 _GAVE_UP = 70
 
 
-def guard(
-    value: str, architecture: str | None, distribution: Distribution, cache: ProbeCache, *, timeout_s: float
-) -> None:
-    """Returns if ``"module:object"`` may be imported here.
-
-    Args:
-        architecture: whose class it is; None for data. timeout_s: how long the import may take.
+def guard(question: Question, distribution: Distribution, cache: ProbeCache, *, timeout_s: float) -> None:
+    """Returns if the object that a question is about may be imported here, within `timeout_s`.
 
     Raises:
         BrokenPlugin: it ends the process, or takes longer than `timeout_s`.
     """
+    value = question.value
     if value.partition(":")[0].strip() in sys.modules:
         return
-    origin = f"dist {distribution}"
-    result = cache.get(distribution, value)
-    if result is None:
-        with _patience(origin, value):
-            result = _tried(value, architecture, origin, timeout_s)
-        if result.outcome not in ("failed", "invalid"):
-            cache.put(distribution, value, result, complain=False)  # without it, it is only tried again
+    result = ask(question, distribution, cache, timeout_s=timeout_s)
     if result.outcome in ("crashed", "hung"):
         fix = "reinstall, upgrade or remove the package"
         if result.outcome == "hung":
@@ -62,14 +52,25 @@ def guard(
         raise BrokenPlugin(result.cause, field=value, details=result.details, fix=fix)
 
 
-def _tried(value: str, architecture: str | None, origin: str, timeout_s: float) -> ProbeResult:
-    result = _copied(value, architecture, origin, min(timeout_s, COPY_TIMEOUT_S))
+def ask(question: Question, distribution: Distribution, cache: ProbeCache, *, timeout_s: float) -> ProbeResult:
+    """The answer kept about this build, or one found out now, which is kept unless it is that something was raised."""
+    result = cache.get(distribution, question.key)
+    if result is None:
+        with _patience(question):
+            result = _tried(question, timeout_s)
+        if result.outcome not in ("failed", "invalid"):
+            cache.put(distribution, question.key, result, complain=False)  # without it, it is only tried again
+    return result
+
+
+def _tried(question: Question, timeout_s: float) -> ProbeResult:
+    result = _copied(question, min(timeout_s, COPY_TIMEOUT_S))
     if result is not None and result.outcome not in ("crashed", "hung"):
         return result
-    return probe(value, architecture or "", origin, timeout_s=timeout_s, only_import=architecture is None)
+    return probe(question, timeout_s=timeout_s)
 
 
-def _copied(value: str, architecture: str | None, origin: str, timeout_s: float) -> ProbeResult | None:
+def _copied(question: Question, timeout_s: float) -> ProbeResult | None:
     """The answer of a copy of this process; None where there cannot be one."""
     if not sys.platform.startswith("linux") or _uses_cuda():
         return None
@@ -82,10 +83,10 @@ def _copied(value: str, architecture: str | None, origin: str, timeout_s: float)
                 warnings.simplefilter("ignore", DeprecationWarning)  # of other threads; see 3. above
                 pid = os.fork()
             if pid == 0:
-                _be_the_copy(value, architecture, origin, writer, output)
+                _be_the_copy(question, writer, output)
         finally:
             os.close(writer)
-        return outcome_of(pid, lambda: _reap(pid), reader, output, origin, timeout_s)
+        return outcome_of(pid, lambda: _reap(pid), reader, output, question, timeout_s)
 
 
 def _uses_cuda() -> bool:
@@ -94,8 +95,8 @@ def _uses_cuda() -> bool:
     return torch is not None and bool(torch.cuda.is_initialized())
 
 
-def _be_the_copy(value: str, architecture: str | None, origin: str, writer: int, output: IO[bytes]) -> NoReturn:
-    """Import, answer, end. Nothing of the parent's is flushed or finalised, and nothing is printed."""
+def _be_the_copy(question: Question, writer: int, output: IO[bytes]) -> NoReturn:
+    """Try, answer, end. Nothing of the parent's is flushed or finalised, and nothing is printed."""
     code = _GAVE_UP
     try:
         os.setsid()
@@ -108,7 +109,7 @@ def _be_the_copy(value: str, architecture: str | None, origin: str, writer: int,
         os.dup2(output.fileno(), 2)
         sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115  (a notebook's lead elsewhere)
         limit_resources()
-        result = examine(value, architecture or "", origin, architecture is None)
+        result = examine(question)
         answer(writer, result)
         code = 0
     finally:
@@ -123,9 +124,10 @@ def _reap(pid: int) -> int:
 
 
 @contextmanager
-def _patience(origin: str, value: str, after_s: float = 10.0) -> Iterator[None]:
+def _patience(question: Question, after_s: float = 10.0) -> Iterator[None]:
     """A line in the log if what follows takes long."""
-    say = threading.Timer(after_s, logger.warning, ("importing %s (from %s) takes long", value, origin))
+    about = ("importing %s (from %s) takes long", question.value, question.origin)
+    say = threading.Timer(after_s, logger.warning, about)
     say.daemon = True
     say.start()
     try:

@@ -29,6 +29,7 @@ def unknown_architecture(registry: Registry, names: Sequence[str]) -> UnknownArc
             details.append(f"near {name!r:.64}: {', '.join(named)}")
     details.append(f"installed: {', '.join(known[:12]) or 'no architecture'}{' …' if len(known) > 12 else ''}")
     details += [f"skipped: {row.name}: {row.reason} ({row.path})" for row in registry.installation.malformed]
+    details += [f"failed to register: {line}" for line in registry.registrars.failures()]
     details += [f"failed to load: {entry.architecture}: {error.message}" for entry, error in registry.failures()]
     fix = f"pip install {' '.join(dict.fromkeys(packages))}" if packages else (
         "install the package that provides it; its author: an entry point in the group vllm_models"

@@ -93,10 +93,10 @@ class EngineBuilder:
 
     def _check_choices(self) -> None:
         """A choice among plugins must name something that is there to be chosen."""
-        known = {
-            *self.registry.architectures(),
-            *(f"{kind}.{name}" for kind in KINDS for name in self.hooks.names(kind)),
-        }
+        hooks = {f"{kind}.{name}" for kind in KINDS for name in self.hooks.names(kind)}
+        if not self.args.plugin.keys() <= {*self.registry.architectures(), *hooks}:
+            self.registry.ask_registrars()
+        known = {*self.registry.architectures(), *hooks}
         for name, distribution in self.args.plugin.items():
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)

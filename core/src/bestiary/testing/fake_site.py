@@ -45,8 +45,10 @@ class Site:
         module: str | None = None,
         metadata: str | None = None,
         entry_points: str | bytes | None = None,
+        groups: Mapping[str, Mapping[str, str]] | None = None,
     ) -> Path:
-        """A distribution whose one module is `module` (default: the name with underscores); returns its dist-info."""
+        """A distribution whose one module is `module` (default: the name with underscores); returns its dist-info.
+        `groups` are further groups of entry points."""
         module = module or name.replace("-", "_")
         (self.root / f"{module}.py").write_text(source)
         info = self.root / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -55,16 +57,17 @@ class Site:
             f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" if metadata is None else metadata
         )
         if entry_points is None:
-            groups = {
+            all_groups = {
                 "vllm_models": models,
                 "bestiary_aliases": aliases,
                 "bestiary_gguf": gguf,
                 "bestiary_hooks": hooks,
                 "bestiary_api": {api: module} if api else None,
+                **(groups or {}),
             }
             entry_points = "\n".join(
                 f"[{group}]\n" + "\n".join(f"{key} = {value}" for key, value in entries.items())
-                for group, entries in groups.items()
+                for group, entries in all_groups.items()
                 if entries
             )
         data = entry_points if isinstance(entry_points, bytes) else entry_points.encode()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bestiary.api.importing import cause
+from bestiary.api.registry import ModelRegistry
 
 MAX_GROWTH_MIB = 32
 TIMEOUT_S = 120.0
@@ -64,7 +65,8 @@ def main(module: str, answer: int) -> None:
     with _printed() as printed:
         sys.addaudithook(lambda event, arguments: _note(event, arguments, events))
         try:
-            importlib.import_module(module)
+            with ModelRegistry.importing():
+                importlib.import_module(module)
         except BaseException as error:  # SystemExit too: it is the module's doing
             events.append(f"raises {cause(error)}")
     problems = [*dict.fromkeys(events), *from_before.changes(), *printed]

@@ -12,6 +12,7 @@ from torch import nn
 from bestiary.api.config import VllmConfig
 from bestiary.api.errors import BestiaryError, BrokenPlugin
 from bestiary.api.importing import cause
+from bestiary.api.registry import ModelRegistry
 from bestiary.engine.notices import notice
 from bestiary.nn.attention.scales import CacheScales
 from bestiary.nn.placement import materialize, place
@@ -30,14 +31,16 @@ _SHOWN = 8
 
 
 def build_model(model_class: type, vllm_config: VllmConfig) -> nn.Module:
-    """Construct the class with all parameters on the meta device, named and laid out. Costs no memory.
+    """Construct the class with all parameters on the meta device, named and laid out. Costs no memory. What the
+    constructor imports, it imports as its module did (`Registry.importing`).
 
     Raises:
         BrokenPlugin: the constructor raised something that is not one of our errors (the cause is chained), or made
             something that is no torch module.
     """
     with build_scope(vllm_config):
-        with _blamed(model_class, "could not be built", "a field the class reads may be missing from config.json"):
+        hint = "a field the class reads may be missing from config.json"
+        with _blamed(model_class, "could not be built", hint), ModelRegistry.importing():
             model: nn.Module = model_class(vllm_config=vllm_config)
         if not isinstance(model, nn.Module):
             raise BrokenPlugin(

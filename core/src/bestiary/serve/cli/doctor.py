@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
+from bestiary.api.registrars import RegistrarRow
 from bestiary.api.registry import ModelRegistry
 from bestiary.api.rows import PluginRow
 
 from . import machine
 from .config_files import PROJECT
 from .kinds import PAIR
-from .models import plugin_table
+from .models import plugin_table, registrar_table
 from .options import debug_option, json_option
 from .output import Table, collected_notices, pairs, show, write_json
 from .settings import settings_of, with_project_plugins
@@ -57,6 +58,7 @@ def examine(plugin: dict[str, str], device: str, *, probe: bool) -> tuple[dict[s
     rows: list[PluginRow] = section(
         "plugins", lambda: ModelRegistry.list("run" if probe else "cached", verify=True, plugins=plugin)
     ) or []  # fmt: skip
+    registrars = section("registrars", ModelRegistry.list_registrars) or []
     hooks = section("hooks", lambda: machine.load_hooks(plugin))
     hook_rows = [] if hooks is None else hooks.rows
     backends = section("attention backends", lambda: machine.attention_backends(device, hooks))
@@ -71,11 +73,15 @@ def examine(plugin: dict[str, str], device: str, *, probe: bool) -> tuple[dict[s
         "quantization_methods": section("quantization methods", lambda: machine.quantization_methods(device, hooks)),
         "hooks": [{name: getattr(row, name) for name in row.__slots__} for row in hook_rows],
         "plugins": [row.as_dict() for row in rows],
+        "registrars": [row.as_dict() for row in registrars],
         "plugin_choices": section("plugin choices", lambda: plugin_choices(plugin)),
         "directories": section("directories", machine.directories),
     }
     problems += [
         f"{row.architecture or row.distribution}: {row.status}: {row.cause}" for row in rows if row.status != "ok"
+    ]
+    problems += [
+        f"{row.entry_point} of {row.distribution}: {row.cause}" for row in registrars if row.status == "broken"
     ]
     changed = sorted({row.distribution for row in rows if row.record == "modified"})
     problems += [
@@ -129,6 +135,7 @@ def _tables(found: dict[str, Any], rows: list[PluginRow]) -> list[Table]:
               [(each["distribution"], each["version"], each["entry_point"], each["status"], ",".join(each["offers"]),
                 each["cause"]) for each in found["hooks"]]),
         plugin_table(rows),
+        registrar_table([RegistrarRow(**each) for each in found["registrars"]]),
         Table("installed files", ("package", "version", "record", "path"), [tuple(map(str, each)) for each in records]),
         Table("plugin choices", ("name", "package", "from"),
               [tuple(each.values()) for each in found["plugin_choices"] or []]),

@@ -27,18 +27,39 @@ class Group(click.Group):
 
 
 class LazyGroup(Group):
-    """A group that imports a command when it is called, not when it is listed."""
+    """A group that imports a command when it is called, not when it is listed.
 
-    def __init__(self, *args: object, lazy: Mapping[str, tuple[str, str]], **kwargs: object) -> None:
+    Args:
+        lazy: name → where the command is, and its line. foreign: whether packages may add more.
+    """
+
+    def __init__(
+        self, *args: object, lazy: Mapping[str, tuple[str, str]], foreign: bool = False, **kwargs: object
+    ) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.lazy = lazy
+        self.foreign = foreign
+
+    def lines(self) -> dict[str, str]:
+        """Every command → its line."""
+        own = {name: line for name, (_, line) in self.lazy.items()}
+        if not self.foreign:
+            return own
+        from .foreign import foreign_commands
+
+        return foreign_commands() | own
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.lazy)
+        return list(self.lines())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.lazy:
-            return None
+            if not self.foreign:
+                return None
+            from .foreign import foreign_command
+
+            found = foreign_command(cmd_name)
+            return None if found is None else configured(found)
         module, _, name = self.lazy[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), name)
         return configured(command)
@@ -46,13 +67,14 @@ class LazyGroup(Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.lazy and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], self.lazy, 1)
-            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(self.lazy)}"
+        if args and args[0] not in self.lazy and not args[0].startswith("-") and args[0] not in self.lines():
+            names = list(self.lines())
+            near = difflib.get_close_matches(args[0], names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(names)}"
             ctx.fail(f"No such command {args[0]!r}: {hint}")
         ctx.meta[ARGUMENTS] = tuple(args)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in self.lazy.items()])
+            formatter.write_dl(list(self.lines().items()))

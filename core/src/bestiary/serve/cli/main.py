@@ -61,6 +61,7 @@ Exit codes:
 @click.group(
     cls=LazyGroup,
     lazy=COMMANDS,
+    foreign=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
     params=[config_option(note_file)],

@@ -8,6 +8,7 @@ import click
 
 from bestiary.api import index
 from bestiary.api.errors import ModelError
+from bestiary.api.registrars import RegistrarRow
 from bestiary.api.registry import ModelRegistry
 from bestiary.api.rows import PluginRow
 
@@ -43,20 +44,37 @@ def models(installed: bool, inspect: bool, plugin: tuple[tuple[str, str], ...], 
     Capabilities are shown where an earlier inspection is still valid, and "?" where nobody has looked (--inspect).
     """
     rows = ModelRegistry.list("run" if inspect else "cached", plugins=with_project_plugins(dict(plugin)))
+    registrars = ModelRegistry.list_registrars()
     names = [] if installed else short_names()
     offers = [] if installed else installable({row.architecture for row in rows})
     if as_json:
-        document: dict[str, Any] = {"architectures": [row.as_dict() for row in rows]}
+        document: dict[str, Any] = {
+            "architectures": [row.as_dict() for row in rows],
+            "registrars": [row.as_dict() for row in registrars],
+        }
         if not installed:
             document |= {"short_names": names, "installable": offers}
         write_json(document)
         return
-    show([plugin_table(rows), _short_name_table(names), _installable_table(offers)])
+    show([plugin_table(rows), registrar_table(registrars), _short_name_table(names), _installable_table(offers)])
     if any(capabilities(row).endswith(UNKNOWN) for row in rows):
         print(f"\n{UNKNOWN} under capabilities: not looked at yet; bestiary models --inspect does")
+    if any(row.status == "unknown" for row in registrars):
+        print(f"\n{UNKNOWN} under registers: not called yet; bestiary models --inspect does, in a child process")
     if not rows:
         hint = f": pip install {installable(set())[0]['package']}" if installable(set()) else ""
         print(f"no architecture is installed{hint}")
+
+
+def registrar_table(rows: list[RegistrarRow]) -> Table:
+    """Functions of packages by which these register what they bring."""
+    columns = ("function", "package", "version", "group", "status", "registers", "cause")
+    cells = [
+        (row.entry_point, row.distribution, row.version, row.group, row.status,
+         UNKNOWN if row.status == "unknown" else ", ".join((*row.architectures, *row.also)), row.cause)
+        for row in rows
+    ]  # fmt: skip
+    return Table("registered by functions", columns, cells)
 
 
 def plugin_table(rows: list[PluginRow]) -> Table:
