@@ -298,7 +298,7 @@ def bind_attention(model: nn.Module, config: VllmConfig, offered: Mapping[str, A
     backend = choose_backend(
         config.op_config.attention_backend,
         config.device_config.device,
-        [layer.spec for layer in layers.values()],
+        [spec for layer in layers.values() for spec in (layer.spec, *layer.more_specs)],
         backends,
         dtype=model_config.dtype,
         deterministic=model_config.deterministic,

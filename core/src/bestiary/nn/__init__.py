@@ -15,6 +15,10 @@ from .activation import (
 )
 from .attention.alibi import get_alibi_slopes
 from .attention.backend import AttentionType
+from .attention.base import AttentionLayerBase
+from .attention.kinds import ChunkedLocalAttention, PrefillPrefixLMAttention, StaticSinkAttention
+from .attention.latent import MLAAttention
+from .attention.latent_block import MLAModules, MultiHeadLatentAttentionWrapper
 from .attention.layer import Attention, EncoderOnlyAttention
 from .context import get_forward_context
 from .embedding import DEFAULT_VOCAB_PADDING_SIZE, ParallelLMHead, VocabParallelEmbedding
@@ -67,8 +71,10 @@ __all__ = [
     "XIELU",
     "ActAndMul",
     "Attention",
+    "AttentionLayerBase",
     "AttentionType",
     "AutoWeightsLoader",
+    "ChunkedLocalAttention",
     "ColumnParallelLinear",
     "DispatchPooler",
     "EncoderOnlyAttention",
@@ -81,14 +87,18 @@ __all__ = [
     "GemmaRMSNorm",
     "LayerNorm",
     "LogitsProcessor",
+    "MLAAttention",
+    "MLAModules",
     "MergedColumnParallelLinear",
     "MulAndSilu",
+    "MultiHeadLatentAttentionWrapper",
     "PPMissingLayer",
     "ParallelLMHead",
     "Pooler",
     "PoolingItem",
     "PoolingMetadata",
     "PoolingMethod",
+    "PrefillPrefixLMAttention",
     "QKVParallelLinear",
     "QuantizationConfig",
     "QuantizeMethodBase",
@@ -99,6 +109,7 @@ __all__ = [
     "SequencePooler",
     "SiluAndMul",
     "SiluAndMulWithClamp",
+    "StaticSinkAttention",
     "SwigluStepAndMul",
     "UnquantizedLinearMethod",
     "VocabParallelEmbedding",
