@@ -39,10 +39,19 @@ def _describe(value: Any) -> dict[str, Any]:
         return {"owed": _owed(value)}
     methods = {
         name: _parameters(member.__func__ if isinstance(member, classmethod | staticmethod) else member)
-        for name, member in vars(value).items()
+        for name, member in _members(value).items()
         if not name.startswith("_") and callable(getattr(value, name, None)) and not isinstance(member, type)
     }
     return {"parameters": _parameters(value), "methods": methods}
+
+
+def _members(value: type) -> dict[str, Any]:
+    """Its own, and those it inherits from classes of this package."""
+    found: dict[str, Any] = {}
+    for each in reversed(value.__mro__):
+        if each.__module__.startswith("bestiary."):
+            found |= vars(each)
+    return found
 
 
 def _parameters(function: Any) -> dict[str, bool]:

@@ -94,6 +94,7 @@ class Attention(AttentionLayerBase):
         Returns:
             ``[tokens, num_heads * head_size_v]``.
         """
+        self.bound_backend()
         context = get_forward_context()
         keys = values = None
         if self.kv_sharing_target_layer_name is None and key is not None and value is not None:
