@@ -15,10 +15,11 @@ from .activation import (
 )
 from .attention.alibi import get_alibi_slopes
 from .attention.backend import AttentionType
+from .attention.base import AttentionLayerBase
+from .attention.kinds import ChunkedLocalAttention, PrefillPrefixLMAttention, StaticSinkAttention
 from .attention.latent import MLAAttention
 from .attention.latent_block import MLAModules, MultiHeadLatentAttentionWrapper
 from .attention.layer import Attention, EncoderOnlyAttention
-from .attention.special import ChunkedLocalAttention, PrefillPrefixLMAttention, StaticSinkAttention
 from .context import get_forward_context
 from .embedding import DEFAULT_VOCAB_PADDING_SIZE, ParallelLMHead, VocabParallelEmbedding
 from .linear import (
@@ -70,6 +71,7 @@ __all__ = [
     "XIELU",
     "ActAndMul",
     "Attention",
+    "AttentionLayerBase",
     "AttentionType",
     "AutoWeightsLoader",
     "ChunkedLocalAttention",
