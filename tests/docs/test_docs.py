@@ -136,7 +136,9 @@ def test_the_page_of_errors_is_what_the_catalogue_says() -> None:
 
 
 def test_the_page_of_vllms_symbols_is_current():
-    assert (DOCS / "vllm-symbols.md").read_text(encoding="utf-8") == vllm_page.page(), "scripts/reference writes it anew"
+    assert (DOCS / "vllm-symbols.md").read_text(encoding="utf-8") == vllm_page.page(), (
+        "scripts/reference writes it anew"
+    )
 
 
 def test_the_page_of_benchmarks_says_what_the_record_of_starts_says() -> None:

@@ -22,7 +22,8 @@ _NEEDS_EXIT = 3
               "[default: its name, here]")  # fmt: skip
 @click.option("--name", help="The project's name on the index.  [default: ported-NAME]")
 @click.option("--architecture", "wanted", multiple=True, metavar="NAME[=CLASS]",
-              help="The name in config.json, and its class; repeatable.  [default: what is registered, or defined]")  # fmt: skip
+              help="The name in config.json, and its class; repeatable.  "
+              "[default: what is registered, or defined]")  # fmt: skip
 @click.option("--certify/--no-certify", default=True, help="Check what was written.  [default: certify]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
@@ -149,8 +150,12 @@ def _report_certificate(found: dict[str, Any]) -> None:
     if "error" in found:
         click.echo(f"\nnot certified: {found['error'].get('message', found['error'])}")
         return
-    click.echo(f"\n{found['verdict']}: {found['counts']}")
+    counts = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in found["counts"].items() if number)
+    click.echo(f"\n{found['verdict']}: {counts}")
+    failed: dict[str, list[str]] = {}
     for row in found["architectures"]:
         for check in row["checks"]:
             if check["status"] == "failed":
-                click.echo(f"  {check['check']}: {str(check['message']).partition(chr(10))[0]}")
+                failed.setdefault(str(check["message"]).partition("\n")[0], []).append(check["check"])
+    for message, checks in failed.items():
+        click.echo(f"  {message}  [{', '.join(dict.fromkeys(checks))}]")

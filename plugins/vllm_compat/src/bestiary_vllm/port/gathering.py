@@ -16,6 +16,8 @@ from bestiary_vllm.finder import MODELS
 
 from .reading import Source, Use, read
 
+OWN_MODELS = "bestiary_vllm.models."
+"""The modules of this wheel that stand for model files of vLLM's."""
 _LEFT_OUT = ("__pycache__", ".*", "*.pyc", "*.egg-info")
 _MAX_FILES = 2000
 
@@ -83,13 +85,14 @@ def _file(target: Path) -> Gathered:
     root = MODELS.rsplit(".", max(deepest - 1, 0))[0]
     sources = {f"{MODELS}.{target.stem}": first}
     reexports: dict[str, set[str]] = {}
+    in_vllm = target.resolve().parent.parts[-3:] == tuple(MODELS.split("."))
     queue = [first]
     while queue:
         for use in queue.pop().uses:
             module = _model_file(use)
             if module is not None and module not in sources:
                 beside = _beside(target.parent, module)
-                if beside is not None and not _is_served(use, module):
+                if beside is not None and (not _is_shared(module) or (use.level and not in_vllm)):
                     sources[module] = read(beside, MODELS if beside.name != "__init__.py" else module)
                     queue.append(sources[module])
             served = use.module if use.name is None or use.module != MODELS else f"{MODELS}.{use.name}"
@@ -112,12 +115,10 @@ def _beside(folder: Path, module: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _is_served(use: Use, module: str) -> bool:
-    """Whether the table has what a file wants of a module beside it."""
-    if use.name is None or use.module == MODELS:
-        return module in table.modules()
-    symbol = table.find(use.module, use.name)
-    return symbol is not None and symbol.target is not None
+def _is_shared(module: str) -> bool:
+    """Whether it is no model file, but what vLLM's model files share, and served."""
+    served = table.modules().get(module, {})
+    return any(not (each.target or "").startswith(OWN_MODELS) for each in served.values())
 
 
 def _package(target: Path) -> Gathered:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from bestiary.api.errors import BrokenPlugin
+from bestiary.api.importing import load_object
 from bestiary_vllm import modules, table
 
 from .reading import Source, Use
@@ -112,9 +114,9 @@ def _state(use: Use) -> tuple[State, str]:
     if symbol is None or symbol.target is None:
         return "not served", modules.missing(use.module, use.name, symbol)
     try:
-        modules.load(symbol)
-    except (ImportError, AttributeError) as error:
-        return "not served", f"what stands for it cannot be had: {error}"
+        load_object(symbol.target, "the table of symbols")
+    except BrokenPlugin as error:
+        return "not served", f"what stands for it cannot be had: {error.message}"
     if symbol.now is not None:
         return "older", f"now {symbol.now}"
     return ("inert", symbol.inert) if symbol.inert is not None else ("served", "")
@@ -125,7 +127,7 @@ def _unknown_keywords(key: str, places: list[tuple[Source, Use]]) -> Iterator[st
     symbol = table.find(module, name) if name else None
     if symbol is None or symbol.target is None:
         return
-    taken = _keywords(modules.load(symbol))
+    taken = _keywords(load_object(symbol.target, "the table of symbols"))
     if taken is None:
         return
     said = set()
@@ -138,8 +140,12 @@ def _unknown_keywords(key: str, places: list[tuple[Source, Use]]) -> Iterator[st
 
 def _keywords(served: Any) -> set[str] | None:
     """The keyword arguments it takes; None where that cannot be known, or all are looked at by it itself."""
+    from torch import nn
+
     if not callable(served):
         return None
+    if isinstance(served, type) and served.__init__ is nn.Module.__init__:  # type: ignore[misc]
+        return set()
     try:
         parameters = inspect.signature(served).parameters.values()
     except (TypeError, ValueError):

@@ -11,9 +11,10 @@ from bestiary import __version__
 from bestiary.api.discovery import normalise
 from bestiary.api.errors import UsageError
 from bestiary.api.version import API_VERSION, text
+from bestiary_vllm import table
 
 from . import skeleton
-from .gathering import Gathered, copy
+from .gathering import OWN_MODELS, Gathered, copy
 from .needs import Need
 
 _BROUGHT_BY_CORE = {"torch", "transformers", "numpy", "safetensors", "bestiary"}
@@ -152,10 +153,8 @@ class Project:
         }
         for module, names in self.gathered.reexports.items():
             place = f"{package}/{self.gathered.place(module)}"
-            wanted = f"from {module} import {', '.join(sorted(names))}" if names else f"import {module}"
-            found[place] = (
-                f'"""Stands for {module}, which the file beside it imports relatively."""\n\n{wanted}  # noqa: F401\n'
-            )
+            imports = "\n".join(f"{_import_of(module, name)}  # noqa: F401" for name in sorted(names))
+            found[place] = f'"""Stands for {module}, which the file beside it imports relatively."""\n\n{imports}\n'
         for path in [*found, *(f"{package}/{self.gathered.place(module)}" for module in self.gathered.sources)]:
             for folder in Path(path).parents:
                 if folder != Path(package) and Path(package) in folder.parents:
@@ -172,3 +171,14 @@ class Project:
         names = {normalise(brought[each][0]) for each in others - _BROUGHT_BY_CORE if each in brought}
         own = f">={major}.{minor},<{upper}"
         return [f"bestiary{own}", f"bestiary-vllm{own}", *sorted(names - _BROUGHT_BY_CORE)]
+
+
+def _import_of(module: str, name: str) -> str:
+    """The line that imports a served name. A model file's path leads to the file beside the importer, which is the
+    module that this line is written into: it is taken from where it is."""
+    symbol = table.find(module, name)
+    target = "" if symbol is None else symbol.target or ""
+    if not target.startswith(OWN_MODELS):
+        return f"from {module} import {name}"
+    place, _, own = target.partition(":")
+    return f"from {place} import {own}" + (f" as {name}" if own != name else "")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Mapping
 
 SIZES: dict[str, object] = {
     "vocab_size": 101,
@@ -12,7 +12,7 @@ SIZES: dict[str, object] = {
     "num_hidden_layers": 3,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
-    "head_dim": 8,
+    "head_dim": 10,
     "max_position_embeddings": 128,
     "n_embd": 48,
     "n_layer": 3,
@@ -25,9 +25,15 @@ SIZES: dict[str, object] = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 40,
     "shared_expert_intermediate_size": 40,
-    "tie_word_embeddings": False,
 }
 """Fields that many architectures have, and values for a model of a moment."""
+SWITCHES = {
+    "tie_word_embeddings": "tied embeddings",
+    "attention_bias": "attention bias",
+    "mlp_bias": "MLP bias",
+    "norm_topk_prob": "normed choice",
+}
+"""Fields that are off unless a checkpoint says otherwise → the variant in which they are on."""
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 
 CLASS = """
@@ -37,6 +43,9 @@ class {name}(ModelContract):
 
     # {about}
     config = {config}
+
+    # What checkpoints vary in: each is a model of its own whose logits are compared.
+    variants = {variants}
 """
 HEAD = '''"""What the ported architectures promise: `pytest` and `bestiary certify` hold them to it."""
 
@@ -60,24 +69,42 @@ def contract(names: Iterable[str]) -> str:
 
 
 def _class(architecture: str) -> str:
-    config = tiny_config(architecture)
-    known = config is not None
-    found = config if config is not None else {"model_type": "…", **{name: SIZES[name] for name in list(SIZES)[:8]}}
-    lines = json.dumps(found, indent=4, ensure_ascii=False).replace("\n", "\n    ").replace("\n    }", ",\n    }")
-    text = lines.replace(": false", ": False").replace(": true", ": True").replace(": null", ": None")
+    defaults = _defaults(architecture)
+    config = tiny_config(architecture) or {"model_type": "…", **{name: SIZES[name] for name in list(SIZES)[:8]}}
+    variants = {name: {field: True} for field, name in SWITCHES.items() if defaults.get(field) is False}
     return CLASS.format(
-        name=test_class(architecture), architecture=architecture, config=text, about=KNOWN if known else UNKNOWN
+        name=test_class(architecture),
+        architecture=architecture,
+        config=_written(config),
+        variants=_written(variants),
+        about=KNOWN if defaults else UNKNOWN,
     )
+
+
+def _written(values: Mapping[str, object]) -> str:
+    """A dictionary as Python, a line for each key."""
+    lines = [f"        {key!r}: {value!r}," for key, value in values.items()]
+    return "\n".join(["{", *lines, "    }"]).replace("'", '"') if lines else "{}"
 
 
 def tiny_config(architecture: str) -> dict[str, object] | None:
     """`config.json` of a tiny model of an architecture that transformers has; None for any other."""
+    defaults = _defaults(architecture)
+    small = {name: value for name, value in (SIZES | _TOKENS).items() if name in defaults}
+    kept = {name: defaults[name] for name in SWITCHES if name in defaults}
+    return {"model_type": defaults["model_type"], **small, **kept} if defaults else None
+
+
+def _defaults(architecture: str) -> dict[str, object]:
+    """All fields of transformers' configuration of an architecture; none where it has no such. Of several model types
+    that share the class, the one whose name is most like it."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     types = [kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == architecture]
     if not types:
-        return None
-    defaults = CONFIG_MAPPING[types[0]]().to_dict()
-    small = {name: value for name, value in (SIZES | _TOKENS).items() if name in defaults}
-    return {"model_type": types[0], **small}
+        return {}
+    plain = architecture.removesuffix("ForCausalLM").lower()
+    best = max(types, key=lambda kind: difflib.SequenceMatcher(None, kind.replace("_", ""), plain).ratio())
+    found: dict[str, object] = CONFIG_MAPPING[best]().to_dict()
+    return found
