@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from wheel_site import add_wheel
+from wheel_site import PROJECT, add_wheel
 
 from bestiary.api.errors import BadTarget, UsageError
 from bestiary.testing.fake_site import Site
@@ -101,6 +101,8 @@ def test_the_project_holds_the_files_as_they_are_and_what_relative_imports_find(
     assert "VLLM_MODEL_FILES = True" in (package / "__init__.py").read_text()
     project = tomllib.loads((tmp_path / "out/pyproject.toml").read_text())
     assert project["project"]["name"] == "my-tiny"
+    own = tomllib.loads(PROJECT.read_text())["project"]["dependencies"]
+    assert project["project"]["dependencies"] == [own[0], own[0].replace("bestiary", "bestiary-vllm")]
     assert project["project"]["entry-points"]["vllm_models"] == {"TinyForCausalLM": "my_tiny.tiny:TinyForCausalLM"}
     assert document["architectures"] == {"TinyForCausalLM": "my_tiny.tiny:TinyForCausalLM"}
     for path in (tmp_path / "out").rglob("*.py"):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bestiary import __version__
 from bestiary.api.discovery import normalise
 from bestiary.api.errors import UsageError
 from bestiary.api.version import API_VERSION, text
@@ -17,6 +15,8 @@ from . import skeleton
 from .gathering import OWN_MODELS, Gathered, copy
 from .needs import Need
 
+CORE = ">=0.1,<0.2"
+"""Which core, and which version of this wheel, a project is written for: this wheel's own requirement."""
 _BROUGHT_BY_CORE = {"torch", "transformers", "numpy", "safetensors", "bestiary"}
 
 PYPROJECT = """\
@@ -164,13 +164,10 @@ class Project:
     def _dependencies(self) -> list[str]:
         from importlib_metadata import packages_distributions
 
-        major, minor, *_ = re.findall(r"\d+", __version__)
-        upper = f"0.{int(minor) + 1}" if major == "0" else str(int(major) + 1)
         brought = packages_distributions()
         others = {need.name for need in self.needs if need.state == "installed" and not need.optional}
         names = {normalise(brought[each][0]) for each in others - _BROUGHT_BY_CORE if each in brought}
-        own = f">={major}.{minor},<{upper}"
-        return [f"bestiary{own}", f"bestiary-vllm{own}", *sorted(names - _BROUGHT_BY_CORE)]
+        return [f"bestiary{CORE}", f"bestiary-vllm{CORE}", *sorted(names - _BROUGHT_BY_CORE)]
 
 
 def _import_of(module: str, name: str) -> str:
