@@ -1,4 +1,4 @@
-"""Model classes of older conventions: what their methods were called, and took, is given its present form in place."""
+"""Model classes of other conventions: what their methods were called, and took, is given its present form in place."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
+from bestiary.api.config import VllmConfig
+
+from .changeable import changeable
 from .said import say_once
 
 _ADAPTED = "__bestiary_vllm_adapted__"
@@ -25,7 +28,7 @@ def adapt_classes(modules: Iterable[ModuleType]) -> None:
 
 def adapt(model_class: type) -> None:
     """``compute_logits(hidden_states, sampling_metadata)`` and ``get_input_embeddings`` (to 0.11) become what they are
-    now, each with a line that says so."""
+    now, each with a line that says so. A constructor is given a configuration that it may change."""
     own = vars(model_class)
     if _ADAPTED in own:
         return
@@ -37,6 +40,8 @@ def adapt(model_class: type) -> None:
     if "get_input_embeddings" in own and not hasattr(model_class, "embed_input_ids"):
         say_once(f"{model_class.__name__}.get_input_embeddings: it is embed_input_ids now")
         setattr(model_class, "embed_input_ids", own["get_input_embeddings"])  # noqa: B010
+    if "__init__" in own and "vllm_config" in inspect.signature(own["__init__"]).parameters:
+        setattr(model_class, "__init__", _with_own_config(own["__init__"]))  # noqa: B010
     setattr(model_class, _ADAPTED, True)
 
 
@@ -52,3 +57,13 @@ def _without_metadata(method: Callable[..., Any]) -> Callable[..., Any]:
 
     del compute_logits.__wrapped__  # its signature is the new one
     return compute_logits
+
+
+def _with_own_config(constructor: Callable[..., None]) -> Callable[..., None]:
+    @wraps(constructor)
+    def __init__(self: Any, *arguments: Any, **options: Any) -> None:
+        if isinstance(options.get("vllm_config"), VllmConfig):
+            options["vllm_config"] = changeable(options["vllm_config"])
+        constructor(self, *arguments, **options)
+
+    return __init__

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from bestiary.api.errors import ConfigError, WeightsMismatch
-from bestiary.nn.linear import MergedColumnParallelLinear, RowParallelLinear
+from bestiary.nn.linear import ColumnParallelLinear, MergedColumnParallelLinear, RowParallelLinear
 from bestiary.nn.linear_base import LinearBase
-from bestiary.nn.ops.moe import ACTIVATIONS, by_expert, fused_experts, topk_routing
+from bestiary.nn.ops.moe import ACTIVATIONS, SCORES, UNGATED, Activation, by_expert, fused_experts, topk_routing
 from bestiary.nn.parallel import get_ep_group, get_tp_group
 from bestiary.nn.quant.base import QuantizationConfig
 from bestiary.nn.scope import get_current_vllm_config_or_none
@@ -36,7 +36,7 @@ Routing = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 class FusedMoE(nn.Module):
-    """Routed experts, each ``down(act(gate(x)) * up(x))``.
+    """Routed experts, each ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` where the activation has no gate.
 
     Attributes:
         placement: which experts lie where. layer_name: the full name, set by the placement walk.
@@ -70,9 +70,11 @@ class FusedMoE(nn.Module):
         scoring_func: str = "softmax",
         routed_scaling_factor: float = 1.0,
         e_score_correction_bias: torch.Tensor | None = None,
-        activation: str = "silu",
+        activation: str | Activation = "silu",
         num_redundant_experts: int | None = None,
         ckpt_names: tuple[str, str, str] = DEFAULT_NAMES,
+        has_bias: bool = False,
+        apply_router_weight_on_input: bool = False,
         **extra: Any,
     ) -> None:
         """`prefix` and `quant_config` are accepted and ignored: the placement walk supplies them.
@@ -82,8 +84,12 @@ class FusedMoE(nn.Module):
             renormalize: the weights of a token's experts sum to one.
             custom_routing_function: called with hidden_states, gating_output, topk and renormalize instead of the
                 built-in routing; gives (weights, ids) as `topk_routing` does.
+            activation: a name in `ACTIVATIONS` or `UNGATED`, or a function of an expert's first product
+                ``[tokens, 2 * width]``, gates first, which gives ``[tokens, width]``.
             num_redundant_experts: spare copies under expert parallelism; the build scope's where None.
             ckpt_names: what checkpoints call an expert's gate, down and up projections.
+            has_bias: both products of an expert have a bias.
+            apply_router_weight_on_input: a token is multiplied by an expert's weight before that expert, not after it.
 
         Raises:
             ConfigError: more experts a token than there are, an unknown activation or scoring function, or a keyword
@@ -98,6 +104,8 @@ class FusedMoE(nn.Module):
         self.renormalize, self.scoring_func = renormalize, scoring_func
         self.groups = (num_expert_group, topk_group) if use_grouped_topk else (None, None)
         self.routed_scaling_factor, self.activation = routed_scaling_factor, activation
+        self.is_gated = activation not in UNGATED
+        self.weigh_input = apply_router_weight_on_input
         self.custom_routing_function = custom_routing_function
         self.e_score_correction_bias = e_score_correction_bias
         self.ckpt_names = ckpt_names
@@ -106,8 +114,10 @@ class FusedMoE(nn.Module):
         self.reduce_results = reduce_results
         self.placement = ExpertPlacement.in_order(num_experts, ep.world_size, _spare(num_redundant_experts, ep))
         self.ep_rank = ep.rank
-        kind: dict[str, Any] = {"bias": False, "params_dtype": params_dtype, "disable_tp": ep.world_size > 1}
-        gate_up = partial(MergedColumnParallelLinear, hidden_size, [intermediate_size] * 2, **kind)
+        kind: dict[str, Any] = {"bias": has_bias, "params_dtype": params_dtype, "disable_tp": ep.world_size > 1}
+        gate_up: Callable[[], LinearBase] = partial(ColumnParallelLinear, hidden_size, intermediate_size, **kind)
+        if self.is_gated:
+            gate_up = partial(MergedColumnParallelLinear, hidden_size, [intermediate_size] * 2, **kind)
         down = partial(RowParallelLinear, intermediate_size, hidden_size, reduce_results=False, **kind)
         self._w13 = ExpertStack(self, "w13", self.placement.num_local, gate_up)
         self._w2 = ExpertStack(self, "w2", self.placement.num_local, down)
@@ -152,19 +162,30 @@ class FusedMoE(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, router_logits: torch.Tensor) -> torch.Tensor:
         """``[tokens, hidden]`` and ``[tokens, experts]`` → ``[tokens, hidden]``, summed over ranks."""
-        weights, ids = self.route(hidden_states, router_logits)
+        output = self.combine(hidden_states, *self.route(hidden_states, router_logits))
+        if self.reduce_results and self.group.world_size > 1:
+            output = self.group.all_reduce(output)
+        return output
+
+    def combine(self, hidden_states: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """This rank's part of the answer, the experts being chosen as `route` chooses: fp32 `weights` and `ids`, int64,
+        −1 for none."""
         if self.load is not None:
             self.load.count(ids)
         slots = self._slots(ids)
         adapters = None if self.adapter_slots is None else self.adapter_slots.rows(len(hidden_states))
-        if adapters is None and self._w13.is_fused and self._w2.is_fused:
-            output = fused_experts(hidden_states, self._w13.weight, self._w2.weight, weights, slots, self.activation)
-        else:
-            expert = partial(self._expert, adapters)
-            output = by_expert(hidden_states, weights, slots, self.placement.num_local, expert)
-        if self.reduce_results and self.group.world_size > 1:
-            output = self.group.all_reduce(output)
-        return output
+        if adapters is None and self._is_fused and isinstance(self.activation, str):
+            return fused_experts(hidden_states, self._w13.weight, self._w2.weight, weights, slots, self.activation)
+        expert = partial(self._expert, adapters)
+        if self.weigh_input:
+            expert, weights = partial(expert, weights=weights, slots=slots), torch.ones_like(weights)
+        return by_expert(hidden_states, weights, slots, self.placement.num_local, expert)
+
+    @property
+    def _is_fused(self) -> bool:
+        """Whether all experts can be computed by one op."""
+        plain = self.activation in ACTIVATIONS and not self.weigh_input
+        return plain and self._w13.is_fused and self._w2.is_fused
 
     def route(self, hidden_states: torch.Tensor, router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(weights fp32, logical expert ids int64), both ``[tokens, top_k]``."""
@@ -196,25 +217,43 @@ class FusedMoE(nn.Module):
         local = self.physical_ids[ids, turn] - self.ep_rank * placement.num_local
         return torch.where((local >= 0) & (local < placement.num_local), local, -1)
 
-    def _expert(self, adapters: SlotRows | None, slot: int, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """One expert's answer to ``x``, the rows `tokens` of the step; `adapters` says whose adapters they want."""
+    def _expert(
+        self,
+        adapters: SlotRows | None,
+        slot: int,
+        x: torch.Tensor,
+        tokens: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        slots: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One expert's answer to ``x``, the rows `tokens` of the step; `adapters` says whose adapters they want. With
+        `weights` and `slots`, as `route` and `_slots` give them, its input is weighted."""
+        if weights is not None and slots is not None:
+            share = torch.where(slots[tokens] == slot, weights[tokens], 0).sum(-1, keepdim=True)
+            x = x * share.to(x.dtype)
         gate_up, _ = self._w13.layers[slot](x)
         rows = None
         if adapters is not None and self.adapter_slots is not None:
             rows = adapters.pick(tokens)
             gate_up = self.adapter_slots.gate_up.add_expert(slot, gate_up, x, rows)
-        inner = ACTIVATIONS[self.activation](gate_up)
+        inner = self._activate(gate_up)
         output: torch.Tensor = self._w2.layers[slot](inner)[0]
         if rows is not None and self.adapter_slots is not None:
             output = self.adapter_slots.down.add_expert(slot, output, inner, rows)
         return output
 
+    def _activate(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.activation, str):
+            return (ACTIVATIONS if self.is_gated else UNGATED)[self.activation](x)
+        return self.activation(x)
+
     def place(self, quant_config: QuantizationConfig | None) -> None:
         gate, down, up = self.ckpt_names
+        first = (gate, up) if self.is_gated else (up,)
         held = self.placement.on_rank(self.ep_rank)
         for expert, layer in zip(held, self._w13.layers, strict=True):
-            layer.fused_names = tuple(f"{self.layer_name}.{expert}.{name}" for name in (gate, up))
-        self._w13.place(quant_config, [f"{self.layer_name}.{expert}.{gate}" for expert in held])
+            layer.fused_names = tuple(f"{self.layer_name}.{expert}.{name}" for name in first)
+        self._w13.place(quant_config, [f"{self.layer_name}.{expert}.{first[0]}" for expert in held])
         self._w2.place(quant_config, [f"{self.layer_name}.{expert}.{down}" for expert in held])
 
     def finish(self) -> None:
@@ -230,7 +269,7 @@ class FusedMoE(nn.Module):
         loaded: set[str] = set()
         problems: list[str] = []
         for name, tensor in weights:
-            place = place_of(name, self.ckpt_names)
+            place = place_of(name, self.ckpt_names, self.is_gated)
             try:
                 if place is None:
                     raise WeightsMismatch("no parameter of this name")
@@ -285,14 +324,14 @@ def _refuse(extra: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
-def _check(num_experts: int, top_k: int, activation: str, scoring_func: str) -> None:
+def _check(num_experts: int, top_k: int, activation: str | Activation, scoring_func: str) -> None:
     if not 0 < top_k <= num_experts:
         raise ConfigError(
             "a token cannot have so many experts", field="top_k", value=top_k, limit=f"1 to {num_experts}"
         )
     for field, value, known in (
-        ("activation", activation, tuple(ACTIVATIONS)),
-        ("scoring_func", scoring_func, ("softmax", "sigmoid")),
+        ("activation", activation, (*ACTIVATIONS, *UNGATED)),
+        ("scoring_func", scoring_func, tuple(SCORES)),
     ):
-        if value not in known:
+        if isinstance(value, str) and value not in known:
             raise ConfigError(f"unknown {field}", field=field, value=value, limit=f"one of {', '.join(known)}")

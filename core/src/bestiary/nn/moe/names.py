@@ -27,15 +27,19 @@ class Place(NamedTuple):
     parameter: str
 
 
-def place_of(name: str, ckpt_names: tuple[str, str, str] = DEFAULT_NAMES) -> Place | None:
-    """Where the tensor called `name`, below the layer's own name, belongs; None for a name of another kind."""
+def place_of(name: str, ckpt_names: tuple[str, str, str] = DEFAULT_NAMES, gated: bool = True) -> Place | None:
+    """Where the tensor called `name`, below the layer's own name, belongs; None for a name of another kind.
+
+    Experts that are not `gated` have no gate projection.
+    """
     head, dot, rest = name.partition(".")
     expert = None
     if head.isdecimal() and dot:
         expert = int(head)
         head, _, rest = rest.partition(".")
     gate, down, up = ckpt_names
-    found = {gate: ("w13", 0), up: ("w13", 1), down: ("w2", None), FUSED: ("w13", None), "down_proj": ("w2", None)}
+    found: dict[str, tuple[str, int | None]] = {down: ("w2", None), "down_proj": ("w2", None)}
+    found |= {gate: ("w13", 0), up: ("w13", 1), FUSED: ("w13", None)} if gated else {up: ("w13", None)}
     if head not in found:
         return None
     stack, shard = found[head]

@@ -5,18 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .activation import gelu_and_mul, silu_and_mul
+from .activation import gelu, gelu_and_mul, relu2, silu_and_mul
 from .linear import linear
 from .registry import op
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+Activation = Callable[[Tensor], Tensor]
+
+ACTIVATIONS: dict[str, Activation] = {
     "silu": silu_and_mul,
     "gelu": gelu_and_mul,
     "gelu_tanh": lambda x: gelu_and_mul(x, "tanh"),
 }
 """What stands between an expert's two products, by the names that configurations use: ``act(gate) * up``."""
+
+UNGATED: dict[str, Activation] = {
+    "silu_no_mul": F.silu,
+    "gelu_no_mul": gelu,
+    "gelu_tanh_no_mul": lambda x: gelu(x, "tanh"),
+    "relu2_no_mul": relu2,
+}
+"""Those of experts without a gate: ``act(up)``."""
+
+SCORES: dict[str, Activation] = {
+    "softmax": lambda logits: logits.softmax(-1),
+    "sigmoid": torch.sigmoid,
+    "sqrtsoftplus": lambda logits: F.softplus(logits).sqrt(),
+}
+"""A router's logits ``[tokens, experts]`` → scores of the same shape, by the names that configurations use."""
 
 
 @op
@@ -31,15 +49,16 @@ def topk_routing(
 ) -> tuple[Tensor, Tensor]:
     """The `top_k` experts of each token and their weights, in fp32.
 
-    Scores are ``softmax`` or ``sigmoid`` of ``router_logits [tokens, experts]``. `correction_bias` (DeepSeek-V3, arXiv
-    2412.19437) is added for the choice alone, never for the weights. With groups, only experts of the `topk_group` best
-    of `num_expert_group` groups can be chosen, a group being worth its best score, or under a bias its best two.
+    Scores are made of ``router_logits [tokens, experts]`` by `scoring_func`, a name in `SCORES`. `correction_bias`
+    (DeepSeek-V3, arXiv 2412.19437) is added for the choice alone, never for the weights. With groups, only experts of
+    the `topk_group` best of `num_expert_group` groups can be chosen, a group being worth its best score, or under a
+    bias its best two.
 
     Returns:
         (weights fp32, expert ids int64), both ``[tokens, top_k]``; `renormalize` makes a token's weights sum to one.
     """
     logits = router_logits.float()
-    scores = logits.sigmoid() if scoring_func == "sigmoid" else logits.softmax(-1)
+    scores = SCORES[scoring_func](logits)
     choice = scores if correction_bias is None else scores + correction_bias.float()
     if num_expert_group is not None and topk_group is not None:
         choice = _best_groups_only(choice, num_expert_group, topk_group, 1 if correction_bias is None else 2)

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bestiary.nn.ops.moe import topk_routing as routing
+
 from .variants import Variant
 
 
@@ -72,7 +74,11 @@ def topk_routing(
     num_expert_group: int | None = None,
     topk_group: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `bestiary.nn.ops.moe.topk_routing`."""
+    """As `bestiary.nn.ops.moe.topk_routing`; scores that the kernel does not know go the reference's way."""
+    if scoring_func not in ("softmax", "sigmoid"):
+        return routing.reference(
+            router_logits, top_k, renormalize, scoring_func, correction_bias, num_expert_group, topk_group
+        )
     tokens, experts = router_logits.shape
     logits = router_logits if router_logits.stride(1) == 1 else router_logits.contiguous()
     weights = torch.empty(tokens, top_k, dtype=torch.float32, device=logits.device)

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
+from bestiary.api import VllmConfig
 from bestiary.api.errors import ConfigError
+from bestiary.nn import scope as core
+from bestiary_vllm.changeable import changeable
 from bestiary_vllm.said import say_once
 
 _DTYPES = {
@@ -16,6 +19,16 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
 }  # fmt: skip
 _MISSING = object()
+
+
+def get_current_vllm_config() -> VllmConfig:
+    """The configuration of the model being built, which its file may change. Raises `EngineError` outside."""
+    return changeable(core.get_current_vllm_config())
+
+
+def get_current_vllm_config_or_none() -> VllmConfig | None:
+    current = core.get_current_vllm_config_or_none()
+    return None if current is None else changeable(current)
 
 
 class CUDAGraphMode(Enum):
