@@ -40,6 +40,7 @@ class ModelConfig:
         dtype: of the weights and activations. weights_dtype: what matrices are kept in, where that is another: their
             products read it, and nothing is computed in it. max_model_len: prompt and answer together, in tokens.
         seed: of everything drawn at random. deterministic: logprobs bitwise independent of batch and schedule.
+        use_mla: the model's keys and values are linear in a latent (`kv_lora_rank`), which is what may be kept of them.
         runner_type: whether it generates text or pools hidden states. pooler_config: how, where it pools.
     """
 
@@ -66,6 +67,10 @@ class ModelConfig:
     def head_dtype(self) -> torch.dtype:
         """What the language-model head computes in."""
         return self.dtype
+
+    def try_get_generation_config(self) -> dict[str, Any]:
+        """How the model's authors would sample, which the engine reads by itself: nothing beyond what was overridden."""
+        return dict(self.override_generation_config)
 
     def get_sliding_window(self) -> int | None:
         """The window that the text configuration states."""
