@@ -25,6 +25,7 @@ import torch
 import absent_package
 import vllm.envs as envs
 from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.model_executor.layers.attention import RSWAAttention
 from vllm.model_executor.layers.linear import ColumnParallelLinear
 from vllm.model_executor.model_loader.weight_utils import no_such_loader
 
@@ -79,7 +80,9 @@ def test_what_a_file_needs_is_looked_up_and_nothing_of_it_imported(model_file, t
     assert needs["absent_package"]["missing"]
     loader = needs["vllm.model_executor.model_loader.weight_utils:no_such_loader"]
     assert loader["missing"] and "its table does not have it" in loader["why"]
-    assert loader["places"] == ["tiny.py:10"]
+    assert loader["places"] == ["tiny.py:11"]
+    window = needs["vllm.model_executor.layers.attention:RSWAAttention"]
+    assert (window["state"], window["missing"]) == ("an error when used", False) and window["why"]
     vendor = needs["vllm.another_vendor:kernel"]
     assert (vendor["state"], vendor["optional"], vendor["missing"]) == ("not served", True, False)
     assert needs["vllm.attention:Attention"]["state"] == "older"

@@ -104,7 +104,7 @@ def homes() -> dict[str, tuple[str, str]]:
     """A name of `bestiary.nn` or `bestiary.api` → the (module, name) under which vLLM has it now."""
     found: dict[str, tuple[str, str]] = {}
     for symbol in sorted(table.symbols(), key=lambda each: (each.module.count("."), each.module)):
-        if symbol.target is None or symbol.now or symbol.inert:
+        if symbol.target is None or symbol.now or symbol.inert or symbol.raises:
             continue
         module, _, name = symbol.target.partition(":")
         ours = name if module.startswith(SHARED) else symbol.name

@@ -15,7 +15,7 @@ from bestiary_vllm import modules, table
 
 from .reading import Source, Use
 
-State = Literal["served", "older", "inert", "not served", "beside", "installed", "not installed"]
+State = Literal["served", "older", "inert", "an error when used", "not served", "beside", "installed", "not installed"]
 MISSING: tuple[State, ...] = ("not served", "not installed")
 
 
@@ -111,6 +111,8 @@ def _state(use: Use) -> tuple[State, str]:
         served = use.module in table.modules()
         return ("served", "") if served else ("not served", "no module of this path is in the table")
     symbol = table.find(use.module, use.name)
+    if symbol is not None and symbol.raises is not None:
+        return "an error when used", symbol.raises
     if symbol is None or symbol.target is None:
         return "not served", modules.missing(use.module, use.name, symbol)
     try:
@@ -125,7 +127,7 @@ def _state(use: Use) -> tuple[State, str]:
 def _unknown_keywords(key: str, places: list[tuple[Source, Use]]) -> Iterator[str]:
     module, _, name = key.partition(":")
     symbol = table.find(module, name) if name else None
-    if symbol is None or symbol.target is None:
+    if symbol is None or symbol.target is None or symbol.raises is not None:
         return
     taken = _keywords(load_object(symbol.target, "the table of symbols"))
     if taken is None:
