@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 class TinyForCausalLM(torch.nn.Module, SupportsPP):
     def __init__(self, *, vllm_config, prefix=""):
+        import another_absent_package
         from vllm.attention import Attention
 
         self.act = SiluAndMul(colour="red")
@@ -84,7 +85,9 @@ def test_what_a_file_needs_is_looked_up_and_nothing_of_it_imported(model_file, t
     window = needs["vllm.model_executor.layers.attention:RSWAAttention"]
     assert (window["state"], window["missing"]) == ("an error when used", False) and window["why"]
     vendor = needs["vllm.another_vendor:kernel"]
-    assert (vendor["state"], vendor["optional"], vendor["missing"]) == ("not served", True, False)
+    assert (vendor["state"], vendor["how"], vendor["missing"]) == ("not served", "optional", False)
+    later = needs["another_absent_package"]
+    assert (later["state"], later["how"], later["missing"]) == ("not installed", "later", False)
     assert needs["vllm.attention:Attention"]["state"] == "older"
     assert needs["vllm.model_executor.layers.activation:SiluAndMul"]["unknown_keywords"] == ["colour"]
     assert needs["vllm.model_executor.models.neighbour:Block"]["state"] == "beside"

@@ -14,6 +14,7 @@ from bestiary.api.discovery import normalise
 from bestiary.api.errors import BrokenPlugin
 
 _NEEDS_EXIT = 3
+_HOW = {"at once": "", "later": ", in a function or under a condition", "optional": ", which the file does without"}
 
 
 @click.command()
@@ -139,9 +140,8 @@ def _report(document: dict[str, Any]) -> None:
 
 
 def _report_need(need: dict[str, Any]) -> None:
-    optional = ", which the file does without" if need["optional"] else ""
     why = f": {need['why']}" if need["why"] else ""
-    click.echo(f"  {need['name']}{why}{optional}  [{', '.join(need['places'][:3])}]")
+    click.echo(f"  {need['name']}{why}{_HOW[need['how']]}  [{', '.join(need['places'][:3])}]")
     for keyword in need["unknown_keywords"]:
         click.echo(f"    is given {keyword}=, which is not taken here")
 

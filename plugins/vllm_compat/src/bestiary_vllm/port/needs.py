@@ -7,13 +7,13 @@ import inspect
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bestiary.api.errors import BrokenPlugin
 from bestiary.api.importing import load_object
 from bestiary_vllm import modules, table
 
-from .reading import Source, Use
+from .reading import How, Source, Use
 
 State = Literal["served", "older", "inert", "an error when used", "not served", "beside", "installed", "not installed"]
 MISSING: tuple[State, ...] = ("not served", "not installed")
@@ -24,7 +24,7 @@ class Need:
     """One name (``"module:name"``, or a package) and where it is imported.
 
     Attributes:
-        why: of what is older, does nothing, or is not there. optional: every place does without.
+        why: of what is older, does nothing, or is not there. how: the most pressing of its places' (`Use.how`).
         unknown_keywords: keyword arguments of its calls that what serves it does not take.
     """
 
@@ -32,12 +32,13 @@ class Need:
     state: State
     places: tuple[str, ...]
     why: str = ""
-    optional: bool = False
+    how: How = "at once"
     unknown_keywords: tuple[str, ...] = ()
 
     @property
     def is_missing(self) -> bool:
-        return self.state in MISSING and not self.optional
+        """Whether the files cannot even be imported for want of it."""
+        return self.state in MISSING and self.how == "at once"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"missing": self.is_missing}
@@ -72,7 +73,7 @@ def _expanded(source: Source) -> Iterator[Use]:
         if name in aliases:
             module, use = aliases[name]
             if module != table.ROOT:
-                yield Use(module, attribute, line, 0, "", use.optional)
+                yield Use(module, attribute, line, 0, "", use.how)
 
 
 def _key(use: Use) -> str | None:
@@ -85,17 +86,17 @@ def _key(use: Use) -> str | None:
 def _need(key: str, places: list[tuple[Source, Use]], own: set[str]) -> Need:
     use = places[0][1]
     where = tuple(dict.fromkeys(f"{source.path.name}:{each.line}" for source, each in places))
-    optional = all(each.optional for _, each in places)
+    how = min((each.how for _, each in places), key=get_args(How).index)
     if key.partition(".")[0].partition(":")[0] != table.ROOT:
         beside = any(each == key or each.startswith(f"{key}.") for each in own)
         state: State = "beside" if beside else "installed" if _is_installed(key) else "not installed"
         why = "" if state != "not installed" else "a package that is not installed here"
-        return Need(name=key, state=state, places=where, why=why, optional=optional)
+        return Need(name=key, state=state, places=where, why=why, how=how)
     if use.module in own or (use.name is not None and f"{use.module}.{use.name}" in own):
         return Need(name=key, state="beside", places=where)
     state, why = _state(use)
     unknown = () if state in MISSING else tuple(_unknown_keywords(key, places))
-    return Need(name=key, state=state, places=where, why=why, optional=optional, unknown_keywords=unknown)
+    return Need(name=key, state=state, places=where, why=why, how=how, unknown_keywords=unknown)
 
 
 def _is_installed(package: str) -> bool:

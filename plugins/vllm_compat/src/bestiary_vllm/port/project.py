@@ -165,7 +165,7 @@ class Project:
         from importlib_metadata import packages_distributions
 
         brought = packages_distributions()
-        others = {need.name for need in self.needs if need.state == "installed" and not need.optional}
+        others = {need.name for need in self.needs if need.state == "installed" and need.how != "optional"}
         names = {normalise(brought[each][0]) for each in others - _BROUGHT_BY_CORE if each in brought}
         return [f"bestiary{CORE}", f"bestiary-vllm{CORE}", *sorted(names - _BROUGHT_BY_CORE)]
 

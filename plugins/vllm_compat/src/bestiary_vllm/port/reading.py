@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from bestiary.api.errors import BadTarget
 
 _MAX_BYTES = 1 << 22
+
+How = Literal["at once", "later", "optional"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,8 @@ class Use:
 
     Attributes:
         module: absolute. level: the dots that it was written with. bound: what the file calls it.
-        optional: the file does without, being prepared for an ImportError.
+        how: at once, when the file is imported; later, in a function or under a condition; or optional, since the file
+            is prepared for an ImportError.
     """
 
     module: str
@@ -27,7 +31,7 @@ class Use:
     line: int
     level: int
     bound: str
-    optional: bool
+    how: How
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Source:
     @cached_property
     def uses(self) -> tuple[Use, ...]:
         """Every import that can happen at run time, in functions too; those for type checkers alone are left out."""
-        return tuple(_uses(self.tree.body, self.package, optional=False))
+        return tuple(_uses(self.tree.body, self.package, "at once"))
 
     @cached_property
     def classes(self) -> tuple[ast.ClassDef, ...]:
@@ -80,29 +84,31 @@ def read(path: Path, package: str) -> Source:
     return Source(path, package, tree)
 
 
-def _uses(body: list[ast.stmt], package: str, *, optional: bool) -> Iterator[Use]:
+def _uses(body: list[ast.stmt], package: str, how: How) -> Iterator[Use]:
     for node in body:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 bound = alias.asname or alias.name.partition(".")[0]
-                yield Use(alias.name, None, node.lineno, 0, bound, optional)
+                yield Use(alias.name, None, node.lineno, 0, bound, how)
         elif isinstance(node, ast.ImportFrom):
             module = _absolute(node, package)
             for alias in node.names:
-                yield Use(module, alias.name, node.lineno, node.level, alias.asname or alias.name, optional)
+                yield Use(module, alias.name, node.lineno, node.level, alias.asname or alias.name, how)
         elif isinstance(node, ast.If) and _is_for_typing(node.test):
-            yield from _uses(node.orelse, package, optional=optional)
+            yield from _uses(node.orelse, package, how)
         elif isinstance(node, ast.Try):
-            prepared = optional or any(_catches_import_error(handler) for handler in node.handlers)
-            yield from _uses(node.body, package, optional=prepared)
+            prepared = any(_catches_import_error(handler) for handler in node.handlers)
+            yield from _uses(node.body, package, "optional" if prepared else how)
             for handler in node.handlers:
-                yield from _uses(handler.body, package, optional=optional)
-            yield from _uses([*node.orelse, *node.finalbody], package, optional=optional)
+                yield from _uses(handler.body, package, how)
+            yield from _uses([*node.orelse, *node.finalbody], package, how)
         else:
+            later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.If | ast.Match)
+            inner_how: How = "later" if later and how == "at once" else how
             for field in ("body", "orelse", "cases"):
                 inner = getattr(node, field, None)
                 if isinstance(inner, list):
-                    yield from _uses(_statements(inner), package, optional=optional)
+                    yield from _uses(_statements(inner), package, inner_how)
 
 
 def _statements(found: list[ast.AST]) -> list[ast.stmt]:
