@@ -105,7 +105,7 @@ def _certified(folder: Path) -> tuple[int, Any]:
     Raises:
         BrokenPlugin: it ended without an answer.
     """
-    command = [sys.executable, "-m", "bestiary.serve.cli.main", "certify", str(folder), "--write-readme", "--json"]
+    command = [sys.executable, "-m", "bestiary.serve.cli.main", "certify", str(folder), "--json"]
     done = subprocess.run(
         command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
     )

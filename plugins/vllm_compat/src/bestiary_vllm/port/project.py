@@ -62,16 +62,8 @@ pip install .
 bestiary generate path/to/model "Once upon a time"
 ```
 
-`src/{contract}.py` says what is promised, on a tiny model with random weights. Look it over, then:
-
-```
-bestiary certify . --write-readme
-```
-
-## What is checked
-
-<!-- supported: begin -->
-<!-- supported: end -->
+`src/{contract}.py` says what is promised, on a tiny model with random weights. Look it over; `bestiary certify .`
+checks it.
 """
 
 

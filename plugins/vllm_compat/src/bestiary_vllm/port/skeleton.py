@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping
 
 SIZES: dict[str, object] = {
     "vocab_size": 101,
-    "hidden_size": 48,
+    "hidden_size": 64,
     "intermediate_size": 80,
     "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
     "head_dim": 10,
     "max_position_embeddings": 128,
-    "n_embd": 48,
+    "n_embd": 64,
     "n_layer": 3,
-    "n_head": 6,
+    "n_head": 8,
     "n_inner": 80,
     "n_positions": 128,
     "num_local_experts": 4,
@@ -71,7 +71,12 @@ def contract(names: Iterable[str]) -> str:
 def _class(architecture: str) -> str:
     defaults = _defaults(architecture)
     config = tiny_config(architecture) or {"model_type": "…", **{name: SIZES[name] for name in list(SIZES)[:8]}}
-    variants = {name: {field: True} for field, name in SWITCHES.items() if defaults.get(field) is False}
+    variants: dict[str, object] = {
+        name: {field: True} for field, name in SWITCHES.items() if defaults.get(field) is False
+    }
+    rope = defaults.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        variants["another theta"] = {"rope_parameters": rope | {"rope_theta": 4 * rope["rope_theta"]}}
     return CLASS.format(
         name=test_class(architecture),
         architecture=architecture,
