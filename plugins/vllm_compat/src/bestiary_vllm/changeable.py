@@ -7,6 +7,10 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, cast
 
+from bestiary.api.config import ModelConfig
+
+from .hf_config import as_read_by_files
+
 T = TypeVar("T")
 
 
@@ -29,6 +33,8 @@ def changeable(config: T) -> T:
         for field in fields(config):  # type: ignore[arg-type]
             value = getattr(config, field.name)
             copy.__dict__[field.name] = changeable(value) if _is_frozen(value) else value
+        if isinstance(config, ModelConfig):
+            copy.hf_config, copy.hf_text_config = as_read_by_files(config.hf_config, config.hf_text_config)
         vars(config)[_COPY] = copy
     made: T = vars(config)[_COPY]
     return made
