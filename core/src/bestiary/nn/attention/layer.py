@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bestiary.api.errors import ConfigError, EngineError, UsageError
@@ -54,20 +55,23 @@ class Attention(nn.Module):
         attn_backend: AttentionBackend | None = None,
         sinks: nn.Parameter | None = None,
         head_size_v: int | None = None,
+        attention_chunk_size: int | None = None,
         **extra: Any,
     ) -> None:
         """`quant_config` is accepted and ignored: the placement walk supplies it. By its `prefix` a later layer may say
         that it shares this one's cache; the layer's own name comes from the walk.
 
         `cache_config` gives the cache's dtype and, where `per_layer_sliding_window` is None, the window; the build
-        scope's is used where it is None. Any other keyword that asks for something is a `ConfigError` naming it.
+        scope's is used where it is None. `head_size_v`: the width of values, where they are narrower than keys; the
+        cache keeps both in the width of keys. `attn_backend`: what computes this layer, whatever computes others. Any
+        other keyword that asks for something is a `ConfigError` naming it.
         """
         super().__init__()
         if per_layer_sliding_window is not None and not isinstance(per_layer_sliding_window, int):
             raise ConfigError(
                 "a layer has one window", field="sliding_window", value=per_layer_sliding_window, limit="an integer"
             )
-        if head_size_v is not None and head_size_v != head_size:
+        if head_size_v is not None and head_size_v > head_size:
             extra["head_size_v"] = head_size_v
         _refuse(extra)
         scope = get_current_vllm_config_or_none()
@@ -81,15 +85,16 @@ class Attention(nn.Module):
             head_size=head_size,
             scale=scale,
             sliding_window=per_layer_sliding_window or None,
+            chunk=attention_chunk_size or None,
             logits_soft_cap=logits_soft_cap or None,
             alibi_slopes=None if alibi_slopes is None else tuple(float(slope) for slope in alibi_slopes),
             has_sinks=sinks is not None,
             attn_type=AttentionType(attn_type),
-            cache_dtype=_cache_dtype("auto" if cache_config is None else cache_config.cache_dtype),
+            cache_dtype=cache_dtype_of("auto" if cache_config is None else cache_config.cache_dtype),
         )
         self.num_heads = num_heads
         self.num_kv_heads = self.spec.num_kv_heads
-        self.head_size = head_size
+        self.head_size, self.head_size_v = head_size, head_size_v or head_size
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
         self.scale, self.sliding_window, self.attn_type = scale, self.spec.sliding_window, self.spec.attn_type
         self.prefix = prefix
@@ -116,6 +121,12 @@ class Attention(nn.Module):
             sliding_window=spec.sliding_window,
         )
 
+    def cache_shape(self, spec: KVCacheSpec, num_blocks: int, block_size: int) -> Sequence[int]:
+        """Shape of this layer's cache tensor, which its backend decides."""
+        if self.backend is None:
+            raise EngineError(f"attention layer {self.layer_name!r} has no backend: the model was not finished")
+        return self.backend.cache_shape(spec, num_blocks, block_size)
+
     def forward(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
         """Attend within each sequence of the running step.
 
@@ -125,14 +136,14 @@ class Attention(nn.Module):
                 attention those of the encoder's tokens, or None in a step that brings none.
 
         Returns:
-            ``[tokens, num_heads * head_size]``.
+            ``[tokens, num_heads * head_size_v]``.
         """
         if self.backend is None:
             raise EngineError(f"attention layer {self.layer_name!r} has no backend: the model was not finished")
         context = get_forward_context()
         keys = values = None
         if self.kv_sharing_target_layer_name is None and key is not None and value is not None:
-            keys, values = self._by_head(key, self.num_kv_heads), self._by_head(value, self.num_kv_heads)
+            keys, values = self._by_head(key, self.num_kv_heads), self._wide(value)
         cache = self._cache(context.kv_caches) if is_cached(self.spec) else query.new_empty(0)
         queries = self._by_head(query, self.num_heads)
         if self.k_scale != 1.0:  # a score is the same with the query multiplied and the key divided
@@ -140,7 +151,7 @@ class Attention(nn.Module):
         if self.v_scale != 1.0:
             values = None if values is None else values / self.v_scale
         out = self.backend.forward(queries, keys, values, cache, context.attention, self.spec, self.sinks)
-        out = out.reshape(query.shape[0], -1)
+        out = out[..., : self.head_size_v].reshape(query.shape[0], -1)
         return out if self.v_scale == 1.0 else out * self.v_scale
 
     def _cache(self, kv_caches: Mapping[str, object]) -> Tensor:
@@ -149,6 +160,11 @@ class Attention(nn.Module):
             return cast(Tensor, kv_caches[name])
         except KeyError as error:
             raise EngineError(f"no KV cache was made for layer {name!r}", field="layer_name", value=name) from error
+
+    def _wide(self, value: Tensor) -> Tensor:
+        """Values by head, in the width of keys."""
+        by_head = value.reshape(value.shape[0], self.num_kv_heads, self.head_size_v)
+        return by_head if self.head_size_v == self.head_size else F.pad(by_head, (0, self.head_size - self.head_size_v))
 
     def _by_head(self, flat: Tensor, heads: int) -> Tensor:
         return flat.reshape(flat.shape[0], heads, self.head_size)
@@ -204,7 +220,7 @@ def _kv_heads(num_heads: int, num_kv_heads: int | None) -> int:
     return count
 
 
-def _cache_dtype(name: str) -> torch.dtype:
+def cache_dtype_of(name: str) -> torch.dtype:
     """ "auto" is the model's dtype, which is the default one inside a build scope."""
     if name == "auto":
         return torch.get_default_dtype()
