@@ -39,19 +39,12 @@ def _describe(value: Any) -> dict[str, Any]:
         return {"owed": _owed(value)}
     methods = {
         name: _parameters(member.__func__ if isinstance(member, classmethod | staticmethod) else member)
-        for name, member in _members(value).items()
+        for owner in reversed(value.__mro__)
+        if owner is value or (owner.__module__.startswith("bestiary.") and not getattr(owner, "_is_protocol", False))
+        for name, member in vars(owner).items()
         if not name.startswith("_") and callable(getattr(value, name, None)) and not isinstance(member, type)
     }
     return {"parameters": _parameters(value), "methods": methods}
-
-
-def _members(value: type) -> dict[str, Any]:
-    """Its own, and those it inherits from classes of this package."""
-    found: dict[str, Any] = {}
-    for each in reversed(value.__mro__):
-        if each.__module__.startswith("bestiary."):
-            found |= vars(each)
-    return found
 
 
 def _parameters(function: Any) -> dict[str, bool]:

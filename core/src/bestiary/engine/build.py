@@ -285,7 +285,7 @@ def target_of(config: VllmConfig) -> Target:
 
 
 def bind_attention(model: nn.Module, config: VllmConfig, offered: Mapping[str, Any]) -> None:
-    """Give every attention layer the one backend that runs them all."""
+    """Give every attention layer the one backend that runs them all; those that were made with one keep theirs."""
     layers = attention_layers(model)
     crossing = [name for name, layer in layers.items() if layer.spec.attn_type is AttentionType.ENCODER_DECODER]
     if crossing:
@@ -304,7 +304,7 @@ def bind_attention(model: nn.Module, config: VllmConfig, offered: Mapping[str, A
         deterministic=model_config.deterministic,
     )
     for layer in layers.values():
-        layer.backend = backend
+        layer.backend = layer.backend or backend
 
 
 def vocab_size(model: nn.Module, config: VllmConfig) -> int:
