@@ -285,7 +285,7 @@ def target_of(config: VllmConfig) -> Target:
 
 
 def bind_attention(model: nn.Module, config: VllmConfig, offered: Mapping[str, Any]) -> None:
-    """Give every attention layer the one backend that runs them all."""
+    """Give every attention layer the one backend that runs them all; those that were made with one keep theirs."""
     layers = attention_layers(model)
     crossing = [name for name, layer in layers.items() if layer.spec.attn_type is AttentionType.ENCODER_DECODER]
     if crossing:
@@ -298,13 +298,13 @@ def bind_attention(model: nn.Module, config: VllmConfig, offered: Mapping[str, A
     backend = choose_backend(
         config.op_config.attention_backend,
         config.device_config.device,
-        [layer.spec for layer in layers.values()],
+        [spec for layer in layers.values() for spec in (layer.spec, *layer.more_specs)],
         backends,
         dtype=model_config.dtype,
         deterministic=model_config.deterministic,
     )
     for layer in layers.values():
-        layer.backend = backend
+        layer.backend = layer.backend or backend
 
 
 def vocab_size(model: nn.Module, config: VllmConfig) -> int:

@@ -16,7 +16,7 @@ from bestiary.api.lora import LoRAInfo
 from bestiary.api.outputs import TokenLogprobs
 from bestiary.api.structured import StructuredOutputBackend
 from bestiary.nn.attention.backend import KVCacheSpec
-from bestiary.nn.attention.layer import Attention
+from bestiary.nn.attention.base import AttentionLayerBase
 from bestiary.nn.context import ForwardContext, forward_context
 from bestiary.nn.graphs import Padding, Results, StepRecorder
 from bestiary.nn.lora import AdapterSlots
@@ -43,9 +43,9 @@ Made: TypeAlias = torch.Tensor | Results | list[torch.Tensor] | None
 of prompts that end; None where neither is due."""
 
 
-def attention_layers(model: nn.Module) -> dict[str, Attention]:
-    """The model's attention layers by full name, in definition order."""
-    return {module.layer_name: module for module in model.modules() if isinstance(module, Attention)}
+def attention_layers(model: nn.Module) -> dict[str, AttentionLayerBase]:
+    """The model's attention layers, of every kind, by full name, in definition order."""
+    return {module.layer_name: module for module in model.modules() if isinstance(module, AttentionLayerBase)}
 
 
 def kv_cache_specs(model: nn.Module) -> dict[str, KVCacheSpec]:
@@ -112,10 +112,7 @@ class ModelRunner:
         caches = {}
         layers = attention_layers(model)
         for name, spec in kv_cache_specs(model).items():
-            backend = layers[name].backend
-            if backend is None:
-                raise EngineError(f"attention layer {name} has no backend: the model was not finished")
-            shape = backend.cache_shape(spec, num_blocks, self.block_size)
+            shape = layers[name].bound_backend().cache_shape(spec, num_blocks, self.block_size)
             caches[name] = untouched_zeros(tuple(shape), spec.dtype, self.device)
         return caches
 

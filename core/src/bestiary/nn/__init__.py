@@ -15,6 +15,10 @@ from .activation import (
 )
 from .attention.alibi import get_alibi_slopes
 from .attention.backend import AttentionType
+from .attention.base import AttentionLayerBase
+from .attention.kinds import ChunkedLocalAttention, PrefillPrefixLMAttention, StaticSinkAttention
+from .attention.latent import MLAAttention
+from .attention.latent_block import MLAModules, MultiHeadLatentAttentionWrapper
 from .attention.layer import Attention, EncoderOnlyAttention
 from .context import get_forward_context
 from .embedding import DEFAULT_VOCAB_PADDING_SIZE, ParallelLMHead, VocabParallelEmbedding
@@ -61,12 +65,15 @@ from .stack import (
     maybe_prefix,
 )
 from .state import (
+    BailingMoELinearAttention,
     GatedDeltaNetAttention,
+    LightningAttention,
     MambaMixer,
     MambaMixer2,
     Mixer2RMSNormGated,
     OlmoHybridGatedDeltaNetAttention,
     RMSNormGated,
+    ShardedGroupRMSNorm,
     ShortConv,
     StateLayer,
     StateSpec,
@@ -80,8 +87,11 @@ __all__ = [
     "XIELU",
     "ActAndMul",
     "Attention",
+    "AttentionLayerBase",
     "AttentionType",
     "AutoWeightsLoader",
+    "BailingMoELinearAttention",
+    "ChunkedLocalAttention",
     "ColumnParallelLinear",
     "DispatchPooler",
     "EncoderOnlyAttention",
@@ -94,12 +104,16 @@ __all__ = [
     "GeluAndMulSparse",
     "GemmaRMSNorm",
     "LayerNorm",
+    "LightningAttention",
     "LogitsProcessor",
+    "MLAAttention",
+    "MLAModules",
     "MambaMixer",
     "MambaMixer2",
     "MergedColumnParallelLinear",
     "Mixer2RMSNormGated",
     "MulAndSilu",
+    "MultiHeadLatentAttentionWrapper",
     "OlmoHybridGatedDeltaNetAttention",
     "PPMissingLayer",
     "ParallelLMHead",
@@ -107,6 +121,7 @@ __all__ = [
     "PoolingItem",
     "PoolingMetadata",
     "PoolingMethod",
+    "PrefillPrefixLMAttention",
     "QKVParallelLinear",
     "QuantizationConfig",
     "QuantizeMethodBase",
@@ -116,11 +131,13 @@ __all__ = [
     "RotaryEmbedding",
     "RowParallelLinear",
     "SequencePooler",
+    "ShardedGroupRMSNorm",
     "ShortConv",
     "SiluAndMul",
     "SiluAndMulWithClamp",
     "StateLayer",
     "StateSpec",
+    "StaticSinkAttention",
     "SwigluStepAndMul",
     "UnquantizedLinearMethod",
     "VocabParallelEmbedding",
