@@ -382,7 +382,7 @@ def test_fading_linear_attention_is_its_formula(vllm_config, groups):
         layer = bailing(groups)
     weights = [(name, torch.randn(param.shape) * 0.3) for name, param in layer.named_parameters()]
     model = loaded(layer, weights)
-    (x,) = prompts(70)
+    (x,) = prompts(60)
 
     class Positioned(torch.nn.Module):
         at = 0
@@ -391,6 +391,6 @@ def test_fading_linear_attention_is_its_formula(vllm_config, groups):
             self.at += len(hidden)
             return model[0](hidden, torch.arange(self.at - len(hidden), self.at))
 
-    (found,) = run(Positioned(), layer, [x], in_pieces((70,), 33))
+    (found,) = run(Positioned(), layer, [x], in_pieces((60,), 33))
     with torch.inference_mode():
         torch.testing.assert_close(found, by_definition(layer, x), atol=2e-5, rtol=2e-4)
