@@ -54,3 +54,12 @@ class PrefillPrefixLMAttention(_VllmForward, core.PrefillPrefixLMAttention):
 
 class StaticSinkAttention(_VllmForward, core.StaticSinkAttention):
     pass
+
+
+class MultiHeadLatentAttentionWrapper(core.MultiHeadLatentAttentionWrapper):
+    """Core's, without the keywords by which vLLM chooses among kernels."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        for name in ("allow_short_prefill_indexer_scoring_skip", "fuse_qkv_rmsnorm", "non_causal_multi_token_decode"):
+            options.pop(name, None)
+        super().__init__(*arguments, **options)
