@@ -1,4 +1,4 @@
-"""Configuration objects as model files of every age read them: with transformers 4's field names beside those of 5.
+"""Configuration objects as model files of every age read them: transformers 4's names of fields beside those of 5.
 
 A file written before 2026 reads `rope_theta` and `rope_scaling`, mostly with a default that would be taken silently. A
 `model_type` that transformers does not know becomes what its own class would have been: a `PreTrainedConfig`.
@@ -128,5 +128,6 @@ def _unchecked(base: Any) -> Any:
 
 
 @cache
-def _class_of(config_class: Any) -> Any:
-    return type(config_class.__name__, (OlderNames, config_class), {"__module__": config_class.__module__})
+def _class_of(config_class: Hashable) -> Any:
+    base: Any = config_class
+    return type(base.__name__, (OlderNames, base), {"__module__": base.__module__})
