@@ -94,16 +94,19 @@ class GateLinear(CoreGateLinear):
     def set_out_dtype(self, out_dtype: torch.dtype) -> None:
         self.out_dtype = out_dtype
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """``[tokens, hidden]`` → (logits ``[tokens, experts]``, None); computed in the wider of both dtypes."""
+    def forward(self, x: torch.Tensor) -> Any:
+        """``[tokens, hidden]`` → (logits ``[tokens, experts]``, None), or the logits alone without `return_bias`;
+        computed in the wider of both dtypes."""
         weight = self.weight.dtype if isinstance(getattr(self, "weight", None), torch.Tensor) else x.dtype
         computed = torch.promote_types(weight, self.out_dtype or weight)
         if computed == weight == x.dtype:
-            logits, _ = super().forward(x)
+            made = super().forward(x)
+            logits = made[0] if self.return_bias else made
         else:
             bias = None if self.bias is None else self.bias.to(computed)
             logits = F.linear(x.to(computed), self.weight.to(computed), bias)
-        return logits.to(self.out_dtype or x.dtype), None
+        logits = logits.to(self.out_dtype or x.dtype)
+        return (logits, None) if self.return_bias else logits
 
 
 class Experts(CoreFusedMoE):
