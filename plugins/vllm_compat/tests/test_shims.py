@@ -10,7 +10,7 @@ from bestiary.api.errors import ConfigError, UsageError
 from bestiary.nn import PPMissingLayer, VocabParallelEmbedding
 from bestiary.nn.parallel import Group, use_groups
 from bestiary_vllm.older import adapt
-from bestiary_vllm.shims import config, distributed, interfaces, loader, mapper, norm, stack, utilities
+from bestiary_vllm.shims import config, distributed, interfaces, loader, logits, mapper, norm, stack, utilities
 
 
 def names(made: mapper.WeightsMapper, *given: str):
@@ -193,6 +193,39 @@ def test_forward_can_do_without_other_stages():
     adapt(OfOtherStages)
     assert OfOtherStages()(1, 2) == (1, 2, None, 5)
     assert OfOtherStages()(1, 2, 3, 4) == (1, 2, 3, 4)
+
+
+class WithoutEmbedding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nn.Identity(), Doubling(4, 2))
+
+    def compute_logits(self, hidden_states):
+        return hidden_states
+
+
+class Doubling(VocabParallelEmbedding):
+    def forward(self, input_ids):
+        return 2 * input_ids
+
+
+def test_tokens_are_embedded_by_the_first_embedding():
+    adapt(WithoutEmbedding)
+    assert WithoutEmbedding().embed_input_ids(3) == 6
+
+
+class Head:
+    bias, tp_size = None, 1
+    quant_method = SimpleNamespace(apply=lambda head, x, bias: x if bias is None else x + bias)
+
+
+def test_logits_with_and_without_sampling_metadata():
+    processor, x, bias = logits.LogitsProcessor(2), torch.zeros(1, 2), torch.ones(2)
+    for rest in ((bias,), (None, bias), (object(), bias)):
+        assert processor(Head, x, *rest).tolist() == [[1.0, 1.0]]
+    assert processor(Head, x, embedding_bias=bias).tolist() == [[1.0, 1.0]]
+    for rest in ((), (None,), (object(),), (None, None)):
+        assert processor(Head, x, *rest).tolist() == [[0.0, 0.0]]
 
 
 def test_what_a_class_says_of_itself():
