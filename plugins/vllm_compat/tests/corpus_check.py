@@ -79,7 +79,7 @@ def check_equal(
 def agree(llm: LLM, reference: nn.Module, atol: float = 1e-4) -> LLM:
     """The engine has the reference's logits, whole and in pieces, and its greedy tokens in a batch, with the prefix
     cache warm as well."""
-    prompts = [_prompt(length) for length in LENGTHS]
+    prompts = [prompt(length) for length in LENGTHS]
     for ids in prompts:
         want = reference_logits(reference, ids)
         torch.testing.assert_close(prompt_logits(llm, ids).float(), want, atol=atol, rtol=1e-4)
@@ -96,6 +96,6 @@ def agree(llm: LLM, reference: nn.Module, atol: float = 1e-4) -> LLM:
     return llm
 
 
-def _prompt(length: int) -> list[int]:
+def prompt(length: int) -> list[int]:
     generator = torch.Generator().manual_seed(length)
     return torch.randint(0, SIZES["vocab_size"], (length,), generator=generator).tolist()
