@@ -80,7 +80,7 @@ def _registered(sources: dict[str, Source], defined: dict[str, str]) -> Iterator
 def _place(model: ast.expr, defined: dict[str, str]) -> tuple[str, str] | None:
     if isinstance(model, ast.Constant) and isinstance(model.value, str):
         reference = split(model.value)
-        return reference if reference is not None and defined.get(reference[1]) == reference[0] else None
+        return reference if reference is not None and reference[1] in defined else None
     if isinstance(model, ast.Name) and model.id in defined:
         return defined[model.id], model.id
     return None
