@@ -2,11 +2,17 @@
 
 import pytest
 import torch
-from corpus_check import SIZES, agree, check_equal, engine, reference_of
+from corpus_check import SIZES, check_equal, engine, model_class, prompt, reference_of
 
+import bestiary_vllm
 from bestiary import SamplingParams
+from bestiary.api import ModelRegistry
 from bestiary.engine.footprint import footprint
+from bestiary.engine.runner import attention_layers
 from bestiary.nn import Attention, MLAAttention
+from bestiary.testing.logits import prompt_logits
+from bestiary.testing.ranks import Ranks
+from bestiary.testing.reference import reference_logits
 
 LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12}
 EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 32}
@@ -42,14 +48,19 @@ def test_the_same_with_its_heads_written_out(tmp_path):
     assert {(each.head_size, each.head_size_v) for each in attention_of(llm)} == {(24, 12)}
 
 
-@pytest.mark.parametrize("options", [{"attention_backend": "reference"}, {"deterministic": True}])
-def test_latent_attention_of_other_backends(tmp_path, options):
-    check_equal(tmp_path, "DeepseekV3ForCausalLM", "deepseek_now", V3, **options)
+def test_latent_attention_of_the_reference_backend(tmp_path):
+    check_equal(tmp_path, "DeepseekV3ForCausalLM", "deepseek_now", V3, attention_backend="reference")
+
+
+def test_latent_attention_bit_by_bit(tmp_path):
+    llm = check_equal(tmp_path, "DeepseekV3ForCausalLM", "deepseek_now", V3, deterministic=True)
+    whole = prompt_logits(llm, prompt(23))
+    assert all(torch.equal(prompt_logits(llm, prompt(23), chunk=size), whole) for size in (1, 3, 16))
 
 
 def test_latents_are_computed_again_after_a_preemption(tmp_path):
     """Five blocks for three requests that need three each: they push each other out, and nobody notices."""
-    reference = reference_of(tmp_path, "DeepseekV3ForCausalLM", V3)
+    reference_of(tmp_path, "DeepseekV3ForCausalLM", V3)
     llm = engine(tmp_path, "DeepseekV3ForCausalLM", "deepseek_now", block_size=16, num_gpu_blocks_override=5,
                  max_model_len=48)  # fmt: skip
     prompts = [list(range(first, first + 20)) for first in (3, 60, 120)]
@@ -59,7 +70,6 @@ def test_latents_are_computed_again_after_a_preemption(tmp_path):
     for ids, answer in zip(prompts, together, strict=True):
         alone = llm.generate([{"prompt_token_ids": ids}], greedy)[0]
         assert answer.outputs[0].token_ids == alone.outputs[0].token_ids
-    del reference
 
 
 def test_quantized_weights_of_latents(tmp_path):
@@ -85,10 +95,29 @@ def test_sliding_and_full_layers_with_soft_caps(tmp_path, architecture, kind):
     assert [each.spec.sliding_window for each in attention_of(llm)] == [8, None, 8]
 
 
+OSS = {
+    "model_type": "gpt_oss", **SIZES, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "sliding_window": 8, "pad_token_id": 0,
+}  # fmt: skip
+
+
 def test_sinks_and_experts_with_biases(tmp_path):
-    config = {
-        "model_type": "gpt_oss", **SIZES, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
-        "sliding_window": 8, "pad_token_id": 0,
-    }  # fmt: skip
-    llm = check_equal(tmp_path, "GptOssForCausalLM", "gpt_oss_now", config)
+    llm = check_equal(tmp_path, "GptOssForCausalLM", "gpt_oss_now", OSS)
     assert all(each.spec.has_sinks for each in attention_of(llm))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "module", "config"),
+    [("DeepseekV3ForCausalLM", "deepseek_now", V3), ("GptOssForCausalLM", "gpt_oss_now", OSS)],
+)
+def test_heads_are_divided_and_latents_are_not(tmp_path, architecture, module, config):
+    reference = reference_of(tmp_path, architecture, config)
+    ModelRegistry.register_model(architecture, model_class(module, architecture))
+    with bestiary_vllm.serving(), Ranks(tmp_path, tensor_parallel_size=2) as ranks:
+        for ids in (prompt(5), prompt(40)):
+            want = reference_logits(reference, ids)
+            torch.testing.assert_close(ranks.prompt_logits(ids), want, atol=1e-4, rtol=1e-4)
+        layers = [attention_layers(runner.model) for runner in ranks.runners]
+        assert {each.num_heads for part in layers for each in part.values()} == {2}
+        if module == "deepseek_now":
+            assert {each.get_kv_cache_spec().head_size for part in layers for each in part.values()} == {16 + 8}

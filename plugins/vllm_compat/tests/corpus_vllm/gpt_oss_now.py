@@ -108,6 +108,15 @@ EXPERTS = {"gate_up_proj": "w13_weight", "down_proj": "w2_weight"}
 EXPERTS |= {"gate_up_proj_bias": "w13_bias", "down_proj_bias": "w2_bias"}
 
 
+def part_of_experts(leaf: str, tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's, of gates and ups that alternate, and of biases that only one rank adds."""
+    rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
+    if leaf == "down_proj_bias":
+        return tensor if rank == 0 else torch.zeros_like(tensor)
+    part = tensor.chunk(ranks, 1 if leaf == "down_proj" else -1)[rank]
+    return part.transpose(1, 2) if part.dim() == 3 else part
+
+
 class GptOssForCausalLM(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -129,7 +138,7 @@ class GptOssForCausalLM(nn.Module):
             before, _, leaf = name.rpartition(".")
             if before.endswith("mlp.experts"):
                 name = f"{before}.routed_experts.{EXPERTS[leaf]}"
-                params[name].copy_(tensor.transpose(1, 2) if tensor.dim() == 3 else tensor)
+                params[name].copy_(part_of_experts(leaf, tensor))
             elif leaf == "sinks":
                 heads = params[name].numel()
                 default_weight_loader(params[name], tensor.narrow(0, rank * heads, heads))
