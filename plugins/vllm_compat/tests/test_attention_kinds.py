@@ -82,6 +82,14 @@ def test_quantized_weights_of_latents(tmp_path):
         assert layer.bytes_added() == made.numel() * 4
 
 
+def test_an_adapter_cannot_change_what_is_never_multiplied(tmp_path):
+    reference_of(tmp_path, "DeepseekV3ForCausalLM", V3)
+    llm = engine(tmp_path, "DeepseekV3ForCausalLM", "deepseek_now", enable_lora=True)
+    targets = llm.engine.executor.runner.adapters.slots.target_names
+    assert {"q_b_proj", "o_proj"} <= set(targets)
+    assert "kv_b_proj" not in targets
+
+
 GEMMA = {**SIZES, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "pad_token_id": 0}
 
 
@@ -116,7 +124,8 @@ def test_heads_are_divided_and_latents_are_not(tmp_path, architecture, module, c
     with bestiary_vllm.serving(), Ranks(tmp_path, tensor_parallel_size=2) as ranks:
         for ids in (prompt(5), prompt(40)):
             want = reference_logits(reference, ids)
-            torch.testing.assert_close(ranks.prompt_logits(ids), want, atol=1e-4, rtol=1e-4)
+            for ends in ((), (3, 4)):
+                torch.testing.assert_close(ranks.prompt_logits(ids, ends), want, atol=1e-4, rtol=1e-4)
         layers = [attention_layers(runner.model) for runner in ranks.runners]
         assert {each.num_heads for part in layers for each in part.values()} == {2}
         if module == "deepseek_now":
