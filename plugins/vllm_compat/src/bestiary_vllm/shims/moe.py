@@ -100,16 +100,19 @@ class GateLinear(CoreGateLinear):
         if not isinstance(self.quant_method, UnquantizedLinearMethod):
             super().finish()
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """``[tokens, hidden]`` → (logits ``[tokens, experts]``, None); a plain weight's in the wider of both dtypes."""
+    def forward(self, x: torch.Tensor) -> Any:
+        """``[tokens, hidden]`` → (logits ``[tokens, experts]``, None), or the logits alone without `return_bias`;
+        computed in the wider of both dtypes."""
         plain = isinstance(self.quant_method, UnquantizedLinearMethod)
         computed = torch.promote_types(self.weight.dtype, self.out_dtype or self.weight.dtype) if plain else x.dtype
         if not plain or computed == self.weight.dtype == x.dtype:
-            logits, _ = super().forward(x)
+            made = super().forward(x)
+            logits = made[0] if self.return_bias else made
         else:
             bias = None if self.bias is None else self.bias.to(computed)
             logits = F.linear(x.to(computed), self.weight.to(computed), bias)
-        return logits.to(self.out_dtype or x.dtype), None
+        logits = logits.to(self.out_dtype or x.dtype)
+        return (logits, None) if self.return_bias else logits
 
 
 class Experts(CoreFusedMoE):
