@@ -31,7 +31,11 @@ def _own_backend_only(options: dict[str, Any]) -> dict[str, Any]:
 
     A `chunk_lookback` of -1 says that there are no chunks, and `mm_prefix_clamp_sliding_window` is about images.
     """
-    nothing = {"attn_backend": options.get("attn_backend"), "chunk_lookback": -1, "mm_prefix_clamp_sliding_window": True}
+    nothing = {
+        "attn_backend": options.get("attn_backend"),
+        "chunk_lookback": -1,
+        "mm_prefix_clamp_sliding_window": True,
+    }
     return {name: value for name, value in options.items() if value is not None and nothing.get(name, _ANY) != value}
 
 
