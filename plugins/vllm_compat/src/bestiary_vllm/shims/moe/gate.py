@@ -1,0 +1,58 @@
+"""The layer that makes a router's logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bestiary.nn import GateLinear as CoreGateLinear
+
+
+class GateLinear(CoreGateLinear):
+    """A router's gate whose logits may have another dtype than its weights.
+
+    Attributes:
+        out_dtype: of the logits; None for that of the hidden states.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        bias: bool = False,
+        out_dtype: torch.dtype | None = None,
+        params_dtype: torch.dtype | None = None,
+        quant_config: Any = None,
+        prefix: str = "",
+        force_fp32_compute: bool = False,
+        return_bias: bool = True,
+        **options: Any,
+    ) -> None:
+        """`force_fp32_compute`: the product is computed in fp32, whatever the logits are."""
+        super().__init__(input_size, output_size, bias=bias, params_dtype=params_dtype, prefix=prefix, **options)
+        self.out_dtype, self.in_fp32, self.with_bias = out_dtype, force_fp32_compute, return_bias
+
+    def set_out_dtype(self, out_dtype: torch.dtype) -> None:
+        self.out_dtype = out_dtype
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """``[tokens, hidden]`` → (logits ``[tokens, experts]``, None), or the logits alone without `return_bias`.
+
+        Computed in the wider of the weights' and the logits' dtypes."""
+        weight = self.weight.dtype if isinstance(getattr(self, "weight", None), torch.Tensor) else x.dtype
+        computed = torch.promote_types(weight, torch.float32 if self.in_fp32 else self.out_dtype or weight)
+        if computed == weight == x.dtype:
+            logits, _ = super().forward(x)
+        else:
+            bias = None if self.bias is None else self.bias.to(computed)
+            logits = F.linear(x.to(computed), self.weight.to(computed), bias)
+        logits = logits.to(self.out_dtype or x.dtype)
+        return (logits, None) if self.with_bias else logits
+
+
+def first(output: Any) -> torch.Tensor:
+    """A layer's output, whether or not its bias comes with it."""
+    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return found
