@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from bestiary.nn import GateLinear as CoreGateLinear
+from bestiary.nn.quant.base import UnquantizedLinearMethod
 
 
 class GateLinear(CoreGateLinear):
@@ -27,29 +28,33 @@ class GateLinear(CoreGateLinear):
         quant_config: Any = None,
         prefix: str = "",
         force_fp32_compute: bool = False,
-        return_bias: bool = True,
         **options: Any,
     ) -> None:
         """`force_fp32_compute`: the product is computed in fp32, whatever the logits are."""
         super().__init__(input_size, output_size, bias=bias, params_dtype=params_dtype, prefix=prefix, **options)
-        self.out_dtype, self.in_fp32, self.with_bias = out_dtype, force_fp32_compute, return_bias
+        self.out_dtype, self.in_fp32 = out_dtype, force_fp32_compute
 
     def set_out_dtype(self, out_dtype: torch.dtype) -> None:
         self.out_dtype = out_dtype
 
-    def forward(self, x: torch.Tensor) -> Any:
-        """``[tokens, hidden]`` → (logits ``[tokens, experts]``, None), or the logits alone without `return_bias`.
+    def finish(self) -> None:
+        """A plain weight is not packed for kernels: it may be multiplied in a wider dtype."""
+        if not isinstance(self.quant_method, UnquantizedLinearMethod):
+            super().finish()
 
-        Computed in the wider of the weights' and the logits' dtypes."""
-        weight = self.weight.dtype if isinstance(getattr(self, "weight", None), torch.Tensor) else x.dtype
-        computed = torch.promote_types(weight, torch.float32 if self.in_fp32 else self.out_dtype or weight)
-        if computed == weight == x.dtype:
-            logits, _ = super().forward(x)
+    def forward(self, x: torch.Tensor) -> Any:
+        """``[tokens, hidden]`` → (logits ``[tokens, experts]``, None), or the logits alone without `return_bias`;
+        computed in the wider of both dtypes."""
+        plain = isinstance(self.quant_method, UnquantizedLinearMethod)
+        wider = torch.float32 if self.in_fp32 else self.out_dtype
+        computed = torch.promote_types(self.weight.dtype, wider or self.weight.dtype) if plain else x.dtype
+        if not plain or computed == self.weight.dtype == x.dtype:
+            logits = first(super().forward(x))
         else:
             bias = None if self.bias is None else self.bias.to(computed)
             logits = F.linear(x.to(computed), self.weight.to(computed), bias)
         logits = logits.to(self.out_dtype or x.dtype)
-        return (logits, None) if self.with_bias else logits
+        return (logits, None) if self.return_bias else logits
 
 
 def first(output: Any) -> torch.Tensor:

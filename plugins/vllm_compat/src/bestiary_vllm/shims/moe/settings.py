@@ -108,6 +108,6 @@ class FusedMoEParallelConfig:
     def flatten_tp_across_dp_and_pcp(
         tp_size: int, dp_size: int, dp_rank: int, pcp_size: int = 1, pcp_rank: int = 0
     ) -> tuple[int, int]:
-        """(size, rank) of the group in which experts are sliced when every other kind of group joins it."""
-        above = dp_rank * pcp_size + pcp_rank
-        return tp_size * dp_size * pcp_size, above * tp_size + get_tp_group().rank
+        """Among how many ranks each expert is divided, and which of them this is: those of tensor parallelism. Copies
+        of a model share nothing here, and the context of a sequence is not divided."""
+        return tp_size, get_tp_group().rank
