@@ -74,9 +74,10 @@ class KVCacheSpec:
 class AttentionBackend(Protocol):
     """An attention implementation. `why_not` is None where it can run such a layer, otherwise the reason.
 
-    A backend may have three more attributes: `dtypes`, of queries, where it does not take every one; `deterministic`,
-    true where a row's bits do not depend on its batch; `recordable`, true where it reads nothing on the host but shapes
-    (`bestiary.nn.graphs`).
+    A backend may have more attributes: `dtypes`, of queries, where it does not take every one; `deterministic`, true
+    where a row's bits do not depend on its batch; `recordable`, true where it reads nothing on the host but shapes
+    (`bestiary.nn.graphs`); `reads_pages_only`, true where its cache has the shape that the op `write_kv_cache` takes
+    and it attends to that alone, so that a layer may have written a step's keys and values before.
     """
 
     name: str

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from bestiary.api.errors import ConfigError, EngineError, UsageError
 from bestiary.nn.context import get_forward_context
+from bestiary.nn.rotary.embedding import RotaryEmbedding
 from bestiary.nn.scope import get_current_vllm_config_or_none
 
 from .backend import AttentionBackend, AttentionSpec, AttentionType, KVCacheSpec
-from .mask import is_cached
+from .heads import HeadTransform
+from .mask import is_cached, key_geometry
 
 _CACHE_DTYPES = {
     "float32": torch.float32,
@@ -34,6 +36,7 @@ class Attention(nn.Module):
         layer_name: the full name in the model, under which the context keeps the cache; set when the model is placed.
         backend: set when the model is finished.
         sinks: the parameter given, the same object as its owner's.
+        heads: what is done to queries and keys first; None where who calls has done it.
         k_scale, v_scale: an fp8 cache holds keys and values divided by these; set while weights are loaded.
     """
 
@@ -54,9 +57,16 @@ class Attention(nn.Module):
         attn_backend: AttentionBackend | None = None,
         sinks: nn.Parameter | None = None,
         head_size_v: int | None = None,
+        *,
+        rotary_emb: RotaryEmbedding | None = None,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
         **extra: Any,
     ) -> None:
-        """`quant_config` is accepted and ignored: the placement walk supplies it. By its `prefix` a later layer may say
+        """`rotary_emb`, and norms of every head's queries and keys, are applied by `forward` to what it is given, in
+        one kernel with the write to the cache where there is one. They stay the modules of who gives them.
+
+        `quant_config` is accepted and ignored: the placement walk supplies it. By its `prefix` a later layer may say
         that it shares this one's cache; the layer's own name comes from the walk.
 
         `cache_config` gives the cache's dtype and, where `per_layer_sliding_window` is None, the window; the build
@@ -97,6 +107,7 @@ class Attention(nn.Module):
         self.backend = attn_backend
         self.sinks = sinks
         self.k_scale = self.v_scale = 1.0
+        self.heads = HeadTransform.of(rotary_emb, q_norm, k_norm, head_size)
 
     @property
     def scales_cache(self) -> bool:
@@ -116,13 +127,16 @@ class Attention(nn.Module):
             sliding_window=spec.sliding_window,
         )
 
-    def forward(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor | None, value: Tensor | None, positions: Tensor | None = None
+    ) -> Tensor:
         """Attend within each sequence of the running step.
 
         Args:
             query: ``[tokens, num_heads * head_size]``; here and below heads may be a dimension of their own.
             key, value: ``[tokens, num_kv_heads * head_size]``, unused by a layer that shares another's cache; for cross
                 attention those of the encoder's tokens, or None in a step that brings none.
+            positions: int64 ``[tokens]``, of a layer that has a `rotary_emb`.
 
         Returns:
             ``[tokens, num_heads * head_size]``.
@@ -130,18 +144,38 @@ class Attention(nn.Module):
         if self.backend is None:
             raise EngineError(f"attention layer {self.layer_name!r} has no backend: the model was not finished")
         context = get_forward_context()
-        keys = values = None
-        if self.kv_sharing_target_layer_name is None and key is not None and value is not None:
-            keys, values = self._by_head(key, self.num_kv_heads), self._by_head(value, self.num_kv_heads)
+        if self.kv_sharing_target_layer_name is not None:
+            key = value = None
         cache = self._cache(context.kv_caches) if is_cached(self.spec) else query.new_empty(0)
-        queries = self._by_head(query, self.num_heads)
-        if self.k_scale != 1.0:  # a score is the same with the query multiplied and the key divided
-            queries, keys = queries * self.k_scale, None if keys is None else keys / self.k_scale
-        if self.v_scale != 1.0:
-            values = None if values is None else values / self.v_scale
+        if self.heads is not None and key is not None and value is not None and self._writes:
+            slots = key_geometry(self.spec, context.attention).slot_mapping
+            query = self.heads.into_cache(positions, query, key, value, cache, slots, self.k_scale, self.v_scale)
+            queries, keys, values = self._by_head(query, self.num_heads), None, None
+        else:
+            if self.heads is not None:
+                query, key = self.heads(positions, query, key)
+            queries, keys, values = self._scaled(query, key, value)
         out = self.backend.forward(queries, keys, values, cache, context.attention, self.spec, self.sinks)
         out = out.reshape(query.shape[0], -1)
         return out if self.v_scale == 1.0 else out * self.v_scale
+
+    @property
+    def _writes(self) -> bool:
+        """Whether the backend leaves it to the layer to write keys and values into the pages."""
+        return is_cached(self.spec) and bool(getattr(self.backend, "reads_pages_only", False))
+
+    def _scaled(
+        self, query: Tensor, key: Tensor | None, value: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """By head, keys and values divided by the cache's scales. A score is the same with the query multiplied."""
+        queries, keys, values = self._by_head(query, self.num_heads), None, None
+        if key is not None and value is not None:
+            keys, values = self._by_head(key, self.num_kv_heads), self._by_head(value, self.num_kv_heads)
+        if self.k_scale != 1.0:
+            queries, keys = queries * self.k_scale, None if keys is None else keys / self.k_scale
+        if self.v_scale != 1.0:
+            values = None if values is None else values / self.v_scale
+        return queries, keys, values
 
     def _cache(self, kv_caches: Mapping[str, object]) -> Tensor:
         name = self.kv_sharing_target_layer_name or self.layer_name
