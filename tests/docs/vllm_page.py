@@ -41,6 +41,8 @@ def _counts() -> str:
 def _kind(symbol: Symbol) -> str:
     if symbol.target is None:
         return "not served"
+    if symbol.raises is not None:
+        return "a name only, an error when it is used"
     return "older spelling" if symbol.now else "served, and does nothing here" if symbol.inert else "served"
 
 
@@ -54,6 +56,9 @@ def _remarks(symbol: Symbol) -> Iterator[str]:
         return
     if symbol.name != "*":
         modules.load(symbol)  # or the page is not written
+    if symbol.raises is not None:
+        yield f"a name only, an error when it is used: {symbol.raises}"
+        return
     own = symbol.target.startswith("bestiary_vllm.")
     yield "of this package" if own else f"`{symbol.target.replace(':', '.')}`"
     if symbol.now:

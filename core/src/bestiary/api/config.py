@@ -40,6 +40,7 @@ class ModelConfig:
         dtype: of the weights and activations. weights_dtype: what matrices are kept in, where that is another: their
             products read it, and nothing is computed in it. max_model_len: prompt and answer together, in tokens.
         seed: of everything drawn at random. deterministic: logprobs bitwise independent of batch and schedule.
+        use_mla: the model's keys and values are linear in a latent (`kv_lora_rank`), which is what may be kept of them.
         runner_type: whether it generates text or pools hidden states. pooler_config: how, where it pools.
     """
 
@@ -56,20 +57,9 @@ class ModelConfig:
     runner_type: Runner = "generate"
     pooler_config: PoolerConfig | None = None
     use_mla: bool = False
-    multimodal_config: Any = None
-    override_generation_config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_model_len")
-
-    @property
-    def head_dtype(self) -> torch.dtype:
-        """What the language-model head computes in."""
-        return self.dtype
-
-    def get_sliding_window(self) -> int | None:
-        """The window that the text configuration states."""
-        return getattr(self.hf_text_config, "sliding_window", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +74,6 @@ class CacheConfig:
     sliding_window: int | None = None
     mamba_cache_dtype: str = "auto"
     mamba_ssm_cache_dtype: str = "auto"
-    kv_sharing_fast_prefill: bool = False
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "block_size")
@@ -155,9 +144,6 @@ class ParallelConfig:
     master_port: int = 29500
     distributed_executor_backend: str = "mp"
     stall_timeout: float = 120.0
-    use_ubatching: bool = False
-    decode_context_parallel_size: int = 1
-    prefill_context_parallel_size: int = 1
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "nnodes")
@@ -272,14 +258,6 @@ class OpConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompilationConfig:
-    """Where layers that model files write themselves enter their names: prefix → layer. Nothing is compiled."""
-
-    static_forward_context: dict[str, Any] = field(default_factory=dict)
-    splitting_ops: list[str] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class VllmConfig:
     """All of it: the one argument of every model class."""
 
@@ -293,7 +271,6 @@ class VllmConfig:
     quant_config: Any = None
     lora_config: LoRAConfig | None = None
     speculative_config: Any = None
-    compilation_config: CompilationConfig = field(default_factory=CompilationConfig)
 
     @property
     def num_speculative_tokens(self) -> int:

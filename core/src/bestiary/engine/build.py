@@ -52,7 +52,7 @@ from .parallel.seat import Seat, device_index, take_seat
 from .parallel.team import Team
 from .pooler import offer_of, pooler_of, with_pooler
 from .pooling import with_runner
-from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt
+from .runner import ModelRunner, attention_layers, caching_layers, kv_cache_specs, prompt_salt
 from .scheduler import Scheduler
 
 
@@ -180,7 +180,7 @@ class EngineBuilder:
             return None, "enforce_eager"
         if self.seat is not None or self.parallel.world_size_across_dp > 1:
             return None, "the model is divided among ranks"
-        backends = [layer.backend for layer in attention_layers(model).values()]
+        backends = [layer.backend for layer in caching_layers(model).values()]
         return choose_recorder(self.hooks.all("step_recorders"), target_of(config), backends)
 
     def _engine(
@@ -285,7 +285,7 @@ def target_of(config: VllmConfig) -> Target:
 
 
 def bind_attention(model: nn.Module, config: VllmConfig, offered: Mapping[str, Any]) -> None:
-    """Give every attention layer the one backend that runs them all."""
+    """Give every attention layer the one backend that runs them all; those that were made with one keep theirs."""
     layers = attention_layers(model)
     crossing = [name for name, layer in layers.items() if layer.spec.attn_type is AttentionType.ENCODER_DECODER]
     if crossing:
@@ -304,7 +304,7 @@ def bind_attention(model: nn.Module, config: VllmConfig, offered: Mapping[str, A
         deterministic=model_config.deterministic,
     )
     for layer in layers.values():
-        layer.backend = backend
+        layer.backend = layer.backend or backend
 
 
 def vocab_size(model: nn.Module, config: VllmConfig) -> int:

@@ -73,9 +73,13 @@ def with_pooler(config: VllmConfig, model: nn.Module, pooler: Pooler | None) -> 
             value=layers[both[0]].spec.attn_type.value, fix="runner='pooling' (--runner pooling)",
         )  # fmt: skip
     scheduler, cache = config.scheduler_config, config.cache_config
-    if both and scheduler.enable_chunked_prefill:
+    whole = any(getattr(layer, "reads_prompt_whole", False) for layer in layers.values())
+    if (both or whole) and scheduler.enable_chunked_prefill:
         notice("texts are read in both directions, so none is computed in pieces: no chunked prefill")
         scheduler = replace(scheduler, enable_chunked_prefill=False)
+    if whole and cache.enable_prefix_caching:
+        notice("what a prompt's tokens are depends on those after them: no prefix cache")
+        cache = replace(cache, enable_prefix_caching=False)
     if pooler is not None and (both or pooler.reads_all) and cache.enable_prefix_caching:
         notice("every token's hidden state is pooled, and cached tokens have none: no prefix cache")
         cache = replace(cache, enable_prefix_caching=False)

@@ -15,7 +15,7 @@ from bestiary.api.intermediate import IntermediateTensors
 from bestiary.api.lora import LoRAInfo
 from bestiary.api.outputs import TokenLogprobs
 from bestiary.api.structured import StructuredOutputBackend
-from bestiary.nn.attention.backend import KVCacheSpec
+from bestiary.nn.attention.backend import CacheSpec, CachingLayer
 from bestiary.nn.attention.layer import Attention
 from bestiary.nn.context import ForwardContext, forward_context
 from bestiary.nn.graphs import Padding, Results, StepRecorder
@@ -48,9 +48,14 @@ def attention_layers(model: nn.Module) -> dict[str, Attention]:
     return {module.layer_name: module for module in model.modules() if isinstance(module, Attention)}
 
 
-def kv_cache_specs(model: nn.Module) -> dict[str, KVCacheSpec]:
+def caching_layers(model: nn.Module) -> dict[str, CachingLayer]:
+    """The layers that keep something for each token, of every kind, by full name."""
+    return {module.layer_name: module for module in model.modules() if isinstance(module, CachingLayer)}
+
+
+def kv_cache_specs(model: nn.Module) -> dict[str, CacheSpec]:
     """What each layer keeps for every token: asked of the model, never read from its configuration."""
-    specs = {name: layer.get_kv_cache_spec() for name, layer in attention_layers(model).items()}
+    specs = {name: layer.get_kv_cache_spec() for name, layer in caching_layers(model).items()}
     return {name: spec for name, spec in specs.items() if spec is not None}
 
 
@@ -110,12 +115,9 @@ class ModelRunner:
 
     def _allocate(self, model: nn.Module, num_blocks: int) -> dict[str, torch.Tensor]:
         caches = {}
-        layers = attention_layers(model)
+        layers = caching_layers(model)
         for name, spec in kv_cache_specs(model).items():
-            backend = layers[name].backend
-            if backend is None:
-                raise EngineError(f"attention layer {name} has no backend: the model was not finished")
-            shape = backend.cache_shape(spec, num_blocks, self.block_size)
+            shape = layers[name].cache_shape(spec, num_blocks, self.block_size)
             caches[name] = untouched_zeros(tuple(shape), spec.dtype, self.device)
         return caches
 

@@ -15,7 +15,10 @@ from .activation import (
 )
 from .attention.alibi import get_alibi_slopes
 from .attention.backend import AttentionType
+from .attention.latent import MLAAttention
+from .attention.latent_block import MLAModules, MultiHeadLatentAttentionWrapper
 from .attention.layer import Attention, EncoderOnlyAttention
+from .attention.special import ChunkedLocalAttention, PrefillPrefixLMAttention, StaticSinkAttention
 from .context import get_forward_context
 from .embedding import DEFAULT_VOCAB_PADDING_SIZE, ParallelLMHead, VocabParallelEmbedding
 from .linear import (
@@ -69,6 +72,7 @@ __all__ = [
     "Attention",
     "AttentionType",
     "AutoWeightsLoader",
+    "ChunkedLocalAttention",
     "ColumnParallelLinear",
     "DispatchPooler",
     "EncoderOnlyAttention",
@@ -81,14 +85,18 @@ __all__ = [
     "GemmaRMSNorm",
     "LayerNorm",
     "LogitsProcessor",
+    "MLAAttention",
+    "MLAModules",
     "MergedColumnParallelLinear",
     "MulAndSilu",
+    "MultiHeadLatentAttentionWrapper",
     "PPMissingLayer",
     "ParallelLMHead",
     "Pooler",
     "PoolingItem",
     "PoolingMetadata",
     "PoolingMethod",
+    "PrefillPrefixLMAttention",
     "QKVParallelLinear",
     "QuantizationConfig",
     "QuantizeMethodBase",
@@ -99,6 +107,7 @@ __all__ = [
     "SequencePooler",
     "SiluAndMul",
     "SiluAndMulWithClamp",
+    "StaticSinkAttention",
     "SwigluStepAndMul",
     "UnquantizedLinearMethod",
     "VocabParallelEmbedding",

@@ -9,6 +9,7 @@ from typing import Any
 from bestiary.api.importing import split
 
 from . import table
+from .absent import absent
 from .said import say_once
 from .table import Symbol
 
@@ -47,6 +48,8 @@ def load(symbol: Symbol) -> Any:
         say_once(f"{symbol.path} is an older spelling: it is {symbol.now} now")
     if symbol.inert is not None:
         say_once(f"{symbol.path} does nothing here: {symbol.inert}")
+    if symbol.raises is not None:
+        return absent(symbol.path, symbol.raises)
     reference = split(symbol.target or "")
     if reference is None:
         raise ImportError(f"{symbol.path}: {symbol.target!r} is not module:object")

@@ -7,6 +7,7 @@ A file holds a table for each module, and in it a line for each symbol::
     Thing = { is = "…", now = "vllm.other.module:Thing" }                  # the spelling of older versions
     Other = { is = "…", inert = "it matters on another vendor's GPUs" }    # there, and does nothing here
     Third = { why_not = "images are not read yet" }                        # known, and not served
+    Fourth = { raises = "sparse attention is not computed yet" }           # there, and an error when it is used
     "*" = "bestiary_vllm.shims.environment"                                # all other names: that module's
 """
 
@@ -19,6 +20,7 @@ from functools import cache
 from importlib.resources import files
 
 ROOT = "vllm"
+ABSENT = "bestiary_vllm.absent:absent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Symbol:
     Attributes:
         target: the ``"module:object"`` (or module) that serves it; None where nothing does.
         now: how newer versions of vLLM spell it. inert: why it does nothing here. why_not: why it is not served.
+        raises: why it is only a name, which files import beside what they use.
     """
 
     module: str
@@ -36,6 +39,7 @@ class Symbol:
     now: str | None = None
     inert: str | None = None
     why_not: str | None = None
+    raises: str | None = None
 
     @property
     def path(self) -> str:
@@ -80,7 +84,8 @@ def _packages_of(module: str) -> Iterator[str]:
 def _symbol(module: str, name: str, to: str | dict[str, str]) -> Symbol:
     if isinstance(to, str):
         return Symbol(module, name, to)
-    unknown = to.keys() - {"is", "now", "inert", "why_not"}
-    if unknown or ("is" in to) == ("why_not" in to):
-        raise ValueError(f"{module}:{name}: a symbol has `is` or `why_not`, not {sorted(to)}")
-    return Symbol(module, name, to.get("is"), to.get("now"), to.get("inert"), to.get("why_not"))
+    unknown = to.keys() - {"is", "now", "inert", "why_not", "raises"}
+    if unknown or len(to.keys() & {"is", "why_not", "raises"}) != 1:
+        raise ValueError(f"{module}:{name}: a symbol has `is`, `why_not` or `raises`, not {sorted(to)}")
+    target = ABSENT if "raises" in to else to.get("is")
+    return Symbol(module, name, target, to.get("now"), to.get("inert"), to.get("why_not"), to.get("raises"))

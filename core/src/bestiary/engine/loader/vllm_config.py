@@ -62,6 +62,7 @@ def make_vllm_config(
             seed=args.seed,
             deterministic=args.deterministic,
             revision=args.revision,
+            use_mla=getattr(text_config(hf_config), "kv_lora_rank", None) is not None,
         ),
         cache_config=CacheConfig(
             block_size=args.block_size,

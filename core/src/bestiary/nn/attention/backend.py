@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -36,6 +36,7 @@ class AttentionSpec:
         scale: multiplies q·k. sliding_window: a query sees itself and the `sliding_window - 1` tokens before it.
         logits_soft_cap: scores become ``cap * tanh(score / cap)`` (Gemma 2, arXiv 2408.00118).
         alibi_slopes: one per head; adds ``slope * (key position - query position)`` (arXiv 2108.12409).
+        chunk: a query sees only keys of its own run of so many positions, counted from the sequence's start (Llama 4).
         has_sinks: a learned logit per head joins the softmax's denominator (gpt-oss).
         cache_dtype: of the cache that it reads; None where nobody has said, then the activations'.
     """
@@ -45,6 +46,7 @@ class AttentionSpec:
     head_size: int
     scale: float
     sliding_window: int | None = None
+    chunk: int | None = None
     logits_soft_cap: float | None = None
     alibi_slopes: tuple[float, ...] | None = None
     has_sinks: bool = False
@@ -69,6 +71,32 @@ class KVCacheSpec:
     def bytes_per_token(self) -> int:
         scale = torch.float32.itemsize if self.dtype is torch.int8 else 0
         return 2 * self.num_kv_heads * (self.head_size * self.dtype.itemsize + scale)
+
+
+class CacheSpec(Protocol):
+    """What any layer keeps for each token, in one tensor."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def bytes_per_token(self) -> int: ...
+
+
+@runtime_checkable
+class CachingLayer(Protocol):
+    """A layer that keeps something for each token in the engine's paged cache; `backend` says who computes it."""
+
+    layer_name: str
+    backend: Any
+
+    def get_kv_cache_spec(self) -> Any:
+        """A `CacheSpec`; None where it keeps nothing of its own."""
+        ...
+
+    def cache_shape(self, spec: Any, num_blocks: int, block_size: int) -> Sequence[int]:
+        """Shape of its cache tensor (dtype `spec.dtype`)."""
+        ...
 
 
 class AttentionBackend(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bestiary.api.errors import ConfigError, EngineError, UsageError
@@ -57,6 +58,7 @@ class Attention(nn.Module):
         attn_backend: AttentionBackend | None = None,
         sinks: nn.Parameter | None = None,
         head_size_v: int | None = None,
+        attention_chunk_size: int | None = None,
         *,
         rotary_emb: RotaryEmbedding | None = None,
         q_norm: nn.Module | None = None,
@@ -70,14 +72,16 @@ class Attention(nn.Module):
         that it shares this one's cache; the layer's own name comes from the walk.
 
         `cache_config` gives the cache's dtype and, where `per_layer_sliding_window` is None, the window; the build
-        scope's is used where it is None. Any other keyword that asks for something is a `ConfigError` naming it.
+        scope's is used where it is None. `head_size_v`: the width of values, where they are narrower than keys; the
+        cache keeps both in the width of keys. `attn_backend`: what computes this layer, whatever computes others. Any
+        other keyword that asks for something is a `ConfigError` naming it.
         """
         super().__init__()
         if per_layer_sliding_window is not None and not isinstance(per_layer_sliding_window, int):
             raise ConfigError(
                 "a layer has one window", field="sliding_window", value=per_layer_sliding_window, limit="an integer"
             )
-        if head_size_v is not None and head_size_v != head_size:
+        if head_size_v is not None and head_size_v > head_size:
             extra["head_size_v"] = head_size_v
         _refuse(extra)
         scope = get_current_vllm_config_or_none()
@@ -91,15 +95,16 @@ class Attention(nn.Module):
             head_size=head_size,
             scale=scale,
             sliding_window=per_layer_sliding_window or None,
+            chunk=attention_chunk_size or None,
             logits_soft_cap=logits_soft_cap or None,
             alibi_slopes=None if alibi_slopes is None else tuple(float(slope) for slope in alibi_slopes),
             has_sinks=sinks is not None,
             attn_type=AttentionType(attn_type),
-            cache_dtype=_cache_dtype("auto" if cache_config is None else cache_config.cache_dtype),
+            cache_dtype=cache_dtype_of("auto" if cache_config is None else cache_config.cache_dtype),
         )
         self.num_heads = num_heads
         self.num_kv_heads = self.spec.num_kv_heads
-        self.head_size = head_size
+        self.head_size, self.head_size_v = head_size, head_size_v or head_size
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
         self.scale, self.sliding_window, self.attn_type = scale, self.spec.sliding_window, self.spec.attn_type
         self.prefix = prefix
@@ -127,6 +132,12 @@ class Attention(nn.Module):
             sliding_window=spec.sliding_window,
         )
 
+    def cache_shape(self, spec: KVCacheSpec, num_blocks: int, block_size: int) -> Sequence[int]:
+        """Shape of this layer's cache tensor, which its backend decides."""
+        if self.backend is None:
+            raise EngineError(f"attention layer {self.layer_name!r} has no backend: the model was not finished")
+        return self.backend.cache_shape(spec, num_blocks, block_size)
+
     def forward(
         self, query: Tensor, key: Tensor | None, value: Tensor | None, positions: Tensor | None = None
     ) -> Tensor:
@@ -139,7 +150,7 @@ class Attention(nn.Module):
             positions: int64 ``[tokens]``, of a layer that has a `rotary_emb`.
 
         Returns:
-            ``[tokens, num_heads * head_size]``.
+            ``[tokens, num_heads * head_size_v]``.
         """
         if self.backend is None:
             raise EngineError(f"attention layer {self.layer_name!r} has no backend: the model was not finished")
@@ -149,6 +160,7 @@ class Attention(nn.Module):
         cache = self._cache(context.kv_caches) if is_cached(self.spec) else query.new_empty(0)
         if self.heads is not None and key is not None and value is not None and self._writes:
             slots = key_geometry(self.spec, context.attention).slot_mapping
+            value = self._wide(value).flatten(1)
             query = self.heads.into_cache(positions, query, key, value, cache, slots, self.k_scale, self.v_scale)
             queries, keys, values = self._by_head(query, self.num_heads), None, None
         else:
@@ -156,7 +168,7 @@ class Attention(nn.Module):
                 query, key = self.heads(positions, query, key)
             queries, keys, values = self._scaled(query, key, value)
         out = self.backend.forward(queries, keys, values, cache, context.attention, self.spec, self.sinks)
-        out = out.reshape(query.shape[0], -1)
+        out = out[..., : self.head_size_v].reshape(query.shape[0], -1)
         return out if self.v_scale == 1.0 else out * self.v_scale
 
     @property
@@ -170,7 +182,7 @@ class Attention(nn.Module):
         """By head, keys and values divided by the cache's scales. A score is the same with the query multiplied."""
         queries, keys, values = self._by_head(query, self.num_heads), None, None
         if key is not None and value is not None:
-            keys, values = self._by_head(key, self.num_kv_heads), self._by_head(value, self.num_kv_heads)
+            keys, values = self._by_head(key, self.num_kv_heads), self._wide(value)
         if self.k_scale != 1.0:
             queries, keys = queries * self.k_scale, None if keys is None else keys / self.k_scale
         if self.v_scale != 1.0:
@@ -183,6 +195,11 @@ class Attention(nn.Module):
             return cast(Tensor, kv_caches[name])
         except KeyError as error:
             raise EngineError(f"no KV cache was made for layer {name!r}", field="layer_name", value=name) from error
+
+    def _wide(self, value: Tensor) -> Tensor:
+        """Values by head, in the width of keys."""
+        by_head = value.reshape(value.shape[0], self.num_kv_heads, self.head_size_v)
+        return by_head if self.head_size_v == self.head_size else F.pad(by_head, (0, self.head_size - self.head_size_v))
 
     def _by_head(self, flat: Tensor, heads: int) -> Tensor:
         return flat.reshape(flat.shape[0], heads, self.head_size)
@@ -238,7 +255,7 @@ def _kv_heads(num_heads: int, num_kv_heads: int | None) -> int:
     return count
 
 
-def _cache_dtype(name: str) -> torch.dtype:
+def cache_dtype_of(name: str) -> torch.dtype:
     """ "auto" is the model's dtype, which is the default one inside a build scope."""
     if name == "auto":
         return torch.get_default_dtype()

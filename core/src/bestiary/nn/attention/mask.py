@@ -31,7 +31,8 @@ def key_geometry(spec: AttentionSpec, metadata: AttentionMetadata) -> AttentionM
 
 def first_visible(spec: AttentionSpec, position: int) -> int:
     """The first position that a causal query at `position` sees."""
-    return 0 if spec.sliding_window is None else max(0, position + 1 - spec.sliding_window)
+    begins = 0 if spec.chunk is None else position // spec.chunk * spec.chunk
+    return begins if spec.sliding_window is None else max(begins, position + 1 - spec.sliding_window)
 
 
 def score_bias(spec: AttentionSpec, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,6 +51,8 @@ def score_bias(spec: AttentionSpec, queries: Tensor, keys: Tensor, dtype: torch.
     hidden = distance > 0 if is_causal(spec) else torch.zeros_like(distance, dtype=torch.bool)
     if spec.sliding_window is not None:
         hidden = hidden | (distance.abs() >= spec.sliding_window)
+    if spec.chunk is not None:
+        hidden = hidden | (keys[:, None, :] // spec.chunk != queries[:, :, None] // spec.chunk)
     if spec.alibi_slopes is None:
         bias = torch.zeros(distance.shape, dtype=dtype, device=distance.device)[:, None, None]
     else:

@@ -205,13 +205,14 @@ def _bias_dtype(spec: AttentionSpec, dtype: torch.dtype) -> torch.dtype:
 def _bias_key(spec: AttentionSpec, dtype: torch.dtype) -> tuple[object, ...]:
     """Layers that agree in this see the same bias."""
     heads = spec.alibi_slopes and spec.num_kv_heads
-    return spec.attn_type, spec.sliding_window, spec.alibi_slopes, heads, _bias_dtype(spec, dtype)
+    return spec.attn_type, spec.sliding_window, spec.chunk, spec.alibi_slopes, heads, _bias_dtype(spec, dtype)
 
 
 def _needs_no_mask(spec: AttentionSpec, count: int, length: int) -> bool:
     """Whether `is_causal`, or nothing, says who sees whom: a whole sequence within the window, or one last row."""
     if spec.logits_soft_cap is not None or spec.has_sinks or spec.alibi_slopes is not None:
         return False
-    within = spec.sliding_window is None or length <= spec.sliding_window
+    narrowest = min(spec.sliding_window or length, spec.chunk or length)
+    within = length <= narrowest
     whole = count == length and length not in _MASKED_LENGTHS
     return within and (not is_causal(spec) or count == 1 or whole)

@@ -8,6 +8,11 @@ _SET = {
 }
 
 
+def is_set(name: str) -> bool:
+    """Whether somebody has set a variable: nothing here looks."""
+    return False
+
+
 def __getattr__(name: str) -> object:
     if name in _SET:
         return _SET[name]

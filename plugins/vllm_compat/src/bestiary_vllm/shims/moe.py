@@ -135,7 +135,7 @@ class Experts(CoreFusedMoE):
         expert_id: int | None = None,
         return_success: bool = False,
     ) -> bool | None:
-        """Load one projection of one expert, or of all, where `expert_id` is None: the tensor is stacked then.
+        """Load one projection of one expert, or, of a tensor of three dimensions, of all experts.
 
         Returns:
             Under `return_success`, whether the expert lies on this rank.
@@ -149,8 +149,9 @@ class Experts(CoreFusedMoE):
             raise WeightsMismatch(f"{name} has no shard {shard_id!r}", limit=", ".join(SHARDS), value=shard_id)
         if not self.is_gated:
             shard = None
-        if expert_id is None and loaded_weight.dim() == 3 and self.is_transposed and "scale" not in name:
-            loaded_weight = loaded_weight.transpose(1, 2)
+        if loaded_weight.dim() == 3:
+            expert_id = None
+            loaded_weight = loaded_weight.transpose(1, 2) if self.is_transposed else loaded_weight
         loaded = self._load(Place(expert_id, stack, shard, parameter), loaded_weight)
         return bool(loaded) if return_success else None
 
@@ -189,6 +190,15 @@ class Experts(CoreFusedMoE):
             num_experts=self.num_experts, experts_per_token=self.top_k, hidden_dim=self.hidden_size,
             intermediate_size=self.intermediate_size,
         )  # fmt: skip
+
+    @property
+    def expert_map(self) -> torch.Tensor | None:
+        """int32 ``[experts]``: the place of each on this rank, −1 where it has none; None where all are here."""
+        if self.placement.num_ranks == 1:
+            return None
+        held = list(self.placement.on_rank(self.ep_rank))
+        places = [held.index(expert) if expert in held else -1 for expert in range(self.num_experts)]
+        return torch.tensor(places, dtype=torch.int32)
 
     @property
     def global_num_experts(self) -> int:

@@ -18,6 +18,9 @@ def get_rope(head_size: int, *positional: Any, **options: Any) -> RotaryEmbeddin
     old = _was_old(positional, options)
     order = _ORDER if old else ("max_position", "is_neox_style", "rope_parameters", "dtype")
     options.update(zip(order, positional, strict=False))
+    parameters = options.get("rope_parameters")
+    if parameters is not None and str(parameters.get("rope_type", "")).startswith("deepseek_"):
+        options["rope_parameters"] = {**parameters, "rope_type": "yarn"}  # whose factors core reads from the parameters
     for name in ("rotary_dim", "base", "rope_scaling", "partial_rotary_factor"):
         if options.get(name) is not None:
             old_keyword("get_rope", name, _PARAMETERS)

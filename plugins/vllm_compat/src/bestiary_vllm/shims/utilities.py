@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from packaging.version import parse
@@ -45,3 +45,11 @@ def encode_layer_name(layer_name: str) -> str:
 
 
 LayerNameType = str
+OCP_MX_BLOCK_SIZE = 32
+
+
+class GroupShape(NamedTuple):
+    """How many rows and columns share a scale; −1 is all of them."""
+
+    row: int
+    col: int

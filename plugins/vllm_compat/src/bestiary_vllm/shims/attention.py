@@ -1,0 +1,50 @@
+"""Attention with the arguments of vLLM's `forward` that say what its output looks like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import bestiary.nn as core
+
+
+class _VllmForward:
+    """`forward` takes the shape of its output, which is known here, and its dtype."""
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        output_shape: Any = None,
+        output_dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        output: torch.Tensor = super().forward(query, key, value)  # type: ignore[misc]
+        return output if output_dtype is None else output.to(output_dtype)
+
+
+def _own_backend_only(options: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's backends are classes that mean nothing here: core chooses one for all layers."""
+    return {name: value for name, value in options.items() if name != "attn_backend" and value is not None}
+
+
+class Attention(_VllmForward, core.Attention):
+    def __init__(self, num_heads: int, head_size: int, scale: float, *arguments: Any, **options: Any) -> None:
+        super().__init__(num_heads, head_size, scale, *arguments, **_own_backend_only(options))
+
+
+class EncoderOnlyAttention(_VllmForward, core.EncoderOnlyAttention):
+    pass
+
+
+class ChunkedLocalAttention(_VllmForward, core.ChunkedLocalAttention):
+    pass
+
+
+class PrefillPrefixLMAttention(_VllmForward, core.PrefillPrefixLMAttention):
+    pass
+
+
+class StaticSinkAttention(_VllmForward, core.StaticSinkAttention):
+    pass
