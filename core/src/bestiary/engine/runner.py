@@ -35,12 +35,13 @@ from .loaded_adapters import LoadedAdapters
 from .plan import StepPlan, StepResult
 from .pooler import checked_vectors, pooled
 from .request_state import RequestState
-from .sampler import sample, token_logprobs
+from .sampler import sample, sample_best, token_logprobs
 from .structured.follower import Grammars
+from .vocabulary import BestTokens, DividedVocabulary, sampled_rows
 
-Made: TypeAlias = torch.Tensor | Results | list[torch.Tensor] | None
-"""What a model's last stage makes in a step: logits, alone or with the largest of each row and its id; or the vectors
-of prompts that end; None where neither is due."""
+Made: TypeAlias = torch.Tensor | Results | BestTokens | list[torch.Tensor] | None
+"""What a model's last stage makes in a step: logits, alone or with the largest of each row and its id, or these alone;
+or the vectors of prompts that end; None where nothing is due."""
 
 
 def attention_layers(model: nn.Module) -> dict[str, Attention]:
@@ -93,6 +94,7 @@ class ModelRunner:
         self.pooler = pooler
         self.adapters = None if slots is None else LoadedAdapters(slots)
         self.model: Any = model
+        self.vocabulary = DividedVocabulary(model)
         self.groups = groups or Groups()
         self.dtype = vllm_config.model_config.dtype
         self.ops = ops
@@ -208,8 +210,11 @@ class ModelRunner:
         return made
 
     @torch.inference_mode()
-    def compute(self, batch: ForwardBatch, received: IntermediateTensors | None = None) -> Made | IntermediateTensors:
-        """This stage's part: what the next one receives, or, from the last, logits or vectors."""
+    def compute(
+        self, batch: ForwardBatch, received: IntermediateTensors | None = None, *, all_logits: bool = False
+    ) -> Made | IntermediateTensors:
+        """This stage's part: what the next one receives, or, from the last, logits or vectors. Without `all_logits`,
+        best tokens alone where ranks divide the vocabulary and nothing more is wanted."""
         elementwise = by_value() if self.deterministic else nullcontext()  # type: ignore[no-untyped-call]
         more = {} if received is None else {"intermediate_tensors": received}
         with use_groups(self.groups), self.ops.active(), elementwise:
@@ -225,6 +230,10 @@ class ModelRunner:
                     return None
                 hidden = hidden[batch.logits_rows]
             with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.logits_lora)):
+                if not all_logits and self.vocabulary.serves(batch):
+                    best = self.vocabulary.best(hidden)
+                    if best is not None:
+                        return best
                 logits: torch.Tensor = self.model.compute_logits(hidden_states=hidden)
             _check_shape("compute_logits", logits, len(hidden), self.vocab_size)
         return logits
@@ -236,6 +245,10 @@ class ModelRunner:
             return StepResult(plan.step, {})
         if isinstance(logits, list):
             return StepResult(plan.step, {}, pooled=pooled(batch.pooled, logits))
+        if isinstance(logits, BestTokens):
+            found = sampled_rows(logits, batch.sampled)
+            ids = (state.request_id for state, _ in batch.sampled)
+            return StepResult(plan.step, dict(zip(ids, sample_best(found.logits, found.ids), strict=True)))
         best = None
         if isinstance(logits, tuple):
             logits, *best = logits

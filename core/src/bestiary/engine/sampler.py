@@ -72,6 +72,17 @@ def sample(
     return drawn
 
 
+def takes_the_best(state: RequestState) -> bool:
+    """Whether the largest logit of a row and its id are all that its token needs."""
+    return _plain_greedy(state) and state.sampling.logprobs is None and state.sampling.structured_outputs is None
+
+
+def sample_best(peaks: torch.Tensor, ids: torch.Tensor) -> list[SampledToken]:
+    """Tokens of rows that take the best, as `sample` would draw them; the peaks are their logits."""
+    drawn = zip(peaks.tolist(), ids.tolist(), strict=True)
+    return [SampledToken(token) if math.isfinite(peak) else _NUMERICAL for peak, token in drawn]
+
+
 def _drawn(logits: torch.Tensor, state: RequestState, token: int) -> SampledToken:
     wanted = state.sampling.logprobs
     return SampledToken(token, None if wanted is None else token_logprobs(logits, token, wanted))

@@ -67,7 +67,7 @@ class Ranks:
 
     def logits(self, plan: StepPlan) -> torch.Tensor:
         """The logits that `execute` would draw from, as `ModelRunner.logits`."""
-        outcomes = self.together(lambda runner, _: _step(runner, plan))
+        outcomes = self.together(lambda runner, _: _step(runner, plan, all_logits=True))
         logits = outcomes[self._sampler][1]
         if not isinstance(logits, torch.Tensor):
             raise ValueError("this plan wants no logits")
@@ -176,9 +176,9 @@ class _InForce(ChosenOps):
 _PLAIN = {"kernels": "torch", "dtype": "float32", "device": "cpu", "skip_tokenizer_init": True, "progress": False}
 
 
-def _step(runner: ModelRunner, plan: StepPlan) -> tuple[ForwardBatch | None, Made]:
+def _step(runner: ModelRunner, plan: StepPlan, *, all_logits: bool = False) -> tuple[ForwardBatch | None, Made]:
     batch = runner.prepare(plan)
-    return batch, None if batch is None else run_stage(runner, batch)
+    return batch, None if batch is None else run_stage(runner, batch, all_logits=all_logits)
 
 
 def _leave(runner: ModelRunner) -> None:

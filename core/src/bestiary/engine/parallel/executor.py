@@ -85,11 +85,11 @@ class RankExecutor:
 
 
 @torch.inference_mode()
-def run_stage(runner: ModelRunner, batch: ForwardBatch) -> Made:
+def run_stage(runner: ModelRunner, batch: ForwardBatch, *, all_logits: bool = False) -> Made:
     """This rank's part of a step: receive, compute, send on. What the last stage made, None from the others."""
     pipeline: Any = runner.groups.pipeline
     received = None if pipeline.is_first_rank else _received(runner, batch, pipeline)
-    out = runner.compute(batch, received)
+    out = runner.compute(batch, received, all_logits=all_logits)
     if not isinstance(out, IntermediateTensors):
         return out
     pipeline.wait_for_sends()
