@@ -39,7 +39,9 @@ def _describe(value: Any) -> dict[str, Any]:
         return {"owed": _owed(value)}
     methods = {
         name: _parameters(member.__func__ if isinstance(member, classmethod | staticmethod) else member)
-        for name, member in vars(value).items()
+        for owner in reversed(value.__mro__)
+        if owner is value or (owner.__module__.startswith("bestiary.") and not getattr(owner, "_is_protocol", False))
+        for name, member in vars(owner).items()
         if not name.startswith("_") and callable(getattr(value, name, None)) and not isinstance(member, type)
     }
     return {"parameters": _parameters(value), "methods": methods}

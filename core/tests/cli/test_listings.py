@@ -56,7 +56,27 @@ def test_models_as_data(bestiary: Run, site: Site) -> None:
     assert document["short_names"][0]["name"] == "smollm2"
     offered = {name for each in document["installable"] for name in each["architectures"]}
     assert "SphinxForCausalLM" in offered and not offered & set(rows)
-    assert set(bestiary("models", "--json", "--installed").data) == {"architectures"}
+    assert set(bestiary("models", "--json", "--installed").data) == {"architectures", "registrars"}
+
+
+def test_functions_that_register_are_rows_with_what_they_register(bestiary: Run, site: Site) -> None:
+    watcher = "from contextlib import contextmanager\n@contextmanager\ndef watch():\n    yield ['a parser']\n"
+    site.add("watching", source=watcher, groups={"bestiary_registrars": {"strange.plugins": "watching:watch"}})
+    source = (
+        "def good():\n    from bestiary.api import ModelRegistry\n"
+        "    ModelRegistry.register_model('StrangeForCausalLM', 'strange:absent')\n"
+        "def bad():\n    raise ValueError('no')\n"
+    )
+    functions = {"good": "strange:good", "bad": "strange:bad"}
+    site.add("strange", api=None, source=source, groups={"strange.plugins": functions})
+    before = bestiary("models")
+    assert before.out.count("unknown") == 2 and "? under registers" in before.out
+    document = bestiary("doctor", "--json").data
+    rows = {row["name"]: row for row in document["registrars"]}
+    assert (rows["good"]["architectures"], rows["good"]["also"]) == (["StrangeForCausalLM"], ["a parser"])
+    assert "strange:bad of strange: ValueError: no (from dist strange 1.0)" in document["problems"]
+    (line,) = [line for line in bestiary("models", "--installed").out.splitlines() if line.startswith("strange:good")]
+    assert "ok" in line and "StrangeForCausalLM, a parser" in line
 
 
 def test_models_for_people(bestiary: Run, site: Site) -> None:

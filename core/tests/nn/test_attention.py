@@ -263,7 +263,6 @@ def test_a_given_backend_is_kept() -> None:
         ({"use_alibi_sqrt": True}, "use_alibi_sqrt"),
         ({"mm_prefix_clamp_sliding_window": True}, "mm_prefix_clamp_sliding_window"),
         ({"chunk_lookback": 1}, "chunk_lookback"),
-        ({"head_size_v": SIZE * 2}, "head_size_v"),
         ({"num_kv_heads": 3}, "num_kv_heads"),
     ],
 )

@@ -86,7 +86,7 @@ def test_the_layer_does_what_is_done_step_by_step(
             key = k_norm(key.view(LENGTH, KV_HEADS, SIZE)).flatten(1)
         return plain(*rope(positions, query, key), value)
 
-    found = attended(whole, lambda positions, *rows: whole(*rows, positions))
+    found = attended(whole, lambda positions, *rows: whole(*rows, positions=positions))
     wanted = attended(plain, by_steps)
     assert torch.equal(found[0], wanted[0])
     assert torch.equal(found[1].view(torch.uint8), wanted[1].view(torch.uint8))
@@ -109,13 +109,13 @@ def test_one_launch_where_there_were_four() -> None:
     ops = choose_ops(Target("cpu", torch.float32), {}, {f"{name}/counting": counting(name) for name in counted})
     layer = layer_on(PagesOnly(), rotary_emb=rope, q_norm=norm("rms", 1), k_norm=norm("rms", 2))
     with ops.active():
-        attended(layer, lambda positions, *rows: layer(*rows, positions))
+        attended(layer, lambda positions, *rows: layer(*rows, positions=positions))
     parts = ["rms_norm", "rms_norm", "rotary_embedding"]
     assert called == ["qk_norm_rope_cache", "qk_norm_rope", *parts, "write_kv_cache"]  # the reference is made of these
     called.clear()
     layer.backend = BACKENDS["torch"]
     with ops.active():
-        attended(layer, lambda positions, *rows: layer(*rows, positions))
+        attended(layer, lambda positions, *rows: layer(*rows, positions=positions))
     assert called == ["qk_norm_rope", *parts, "write_kv_cache"]
 
 

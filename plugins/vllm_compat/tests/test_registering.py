@@ -7,6 +7,7 @@ from wheel_site import add_wheel
 
 from bestiary.api.registry import ModelRegistry, Registry
 from bestiary.testing.fake_site import GOOD, Site
+from bestiary_vllm.shims import registries
 
 MODEL = "from vllm.logger import init_logger\nlogger = init_logger(__name__)\n" + GOOD.format(name="ThirdForCausalLM")
 
@@ -14,6 +15,8 @@ FUNCTIONS = """
 def register():
     from vllm import ModelRegistry
     from transformers import AutoConfig, PretrainedConfig
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+    from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParser, ToolParserManager
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
@@ -27,8 +30,13 @@ def register():
     class ThirdParser(ToolParser):
         pass
 
+    assert _CONFIG_REGISTRY["llama"].model_type == _CONFIG_REGISTRY.get("llama").model_type == "llama"
+    assert _CONFIG_REGISTRY.get("nobody's") is None
     AutoConfig.register("third", ThirdConfig)
-    _CONFIG_REGISTRY["fourth"] = FourthConfig
+    dict.__setitem__(_CONFIG_REGISTRY, "fourth", FourthConfig)
+    MODELS_CONFIG_MAP["ThirdForCausalLM"] = VerifyAndUpdateConfig
+    ToolParserManager.tool_parsers.pop("another", None)
+    ReasoningParserManager.register_lazy_module("third", "absent.module", "Class")
     if "ThirdForCausalLM" not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model("ThirdForCausalLM", "third_model:ThirdForCausalLM")
 
@@ -55,6 +63,9 @@ def site(tmp_path, monkeypatch):
     mapping = sys.modules["transformers"].CONFIG_MAPPING
     for name in ("third", "fourth"):
         mapping._extra_content.pop(name, None)
+    kept = (registries.CONFIGS, registries.MODELS_CONFIG_MAP, registries.ToolParserManager.known)
+    for table in (*kept, registries.ReasoningParserManager.lazy_parsers):
+        table.clear()
 
 
 def test_a_package_is_found_asked_elsewhere_and_called_for_its_architecture(site):
@@ -64,13 +75,15 @@ def test_a_package_is_found_asked_elsewhere_and_called_for_its_architecture(site
     assert [name for name in sys.modules if name.startswith("vllm")] == []
     from transformers import CONFIG_MAPPING
 
-    assert CONFIG_MAPPING["third"].model_type == "third"
+    assert [CONFIG_MAPPING[name].model_type for name in ("third", "fourth")] == ["third", "fourth"]
     rows = {row.name: row for row in registry.list_registrars()}
     assert rows.keys() == {"third", "broken"}, "the wheel's own function speaks to real vLLM alone"
     assert rows["third"].architectures == ("ThirdForCausalLM",)
     assert rows["third"].also == (
         "configuration fourth",
         "configuration third",
+        "check of the configuration of ThirdForCausalLM (not made)",
+        "reasoning parser third (not used: Bestiary has its own)",
         "tool parser third (not used: Bestiary has its own)",
     )
     assert "NoSuchLinear is not served by bestiary-vllm" in rows["broken"].cause

@@ -15,7 +15,7 @@ the functions are called whose package an architecture is wanted of, each once, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from .discovery import Distribution, Installation
 from .entries import LazyRegisteredModel
 from .errors import BrokenPlugin, PluginError
 from .probe import ProbeResult, Question, probe
-from .probe_cache import ProbeCache
+from .prober import Prober
 from .registering import Registered, call
 
 logger = logging.getLogger("bestiary.registry")
@@ -80,27 +80,15 @@ def registrars_of(installation: Installation) -> list[Registrar]:
 
 
 class Registrars:
-    """What one registry knows of them.
+    """What one registry knows of them."""
 
-    Args:
-        contexts: the import contexts to call them in.
-    """
-
-    def __init__(
-        self,
-        installation: Installation,
-        contexts: Sequence[str],
-        cache: Callable[[], ProbeCache],
-        timeout_s: Callable[[], float],
-    ) -> None:
+    def __init__(self, installation: Installation, prober: Prober) -> None:
         self.all = registrars_of(installation)
-        self._contexts = tuple(contexts)
-        self._cache = cache
-        self._timeout_s = timeout_s
+        self._prober = prober
         self._answers: dict[Registrar, ProbeResult] = {}
         self._called: dict[Registrar, Registered | PluginError] = {}
         for registrar in self.all:
-            kept = cache().get(registrar.distribution, registrar.question(()).key)
+            kept = prober.cache.get(registrar.distribution, registrar.question(()).key)
             if kept is not None:
                 self._answers[registrar] = kept
 
@@ -120,23 +108,24 @@ class Registrars:
         from .trial import ask
 
         if registrar not in self._answers:
-            question, timeout_s = registrar.question(self._contexts), self._timeout_s()
-            self._answers[registrar] = ask(question, registrar.distribution, self._cache(), timeout_s=timeout_s)
+            question = registrar.question(self._prober.contexts)
+            answer = ask(question, registrar.distribution, self._prober.cache, self._prober.timeout_s)
+            self._answers[registrar] = answer
         return self._answers[registrar]
 
     def probe(self) -> None:
         """Ask all unknown ones, each in a fresh child process."""
         from concurrent.futures import ThreadPoolExecutor
 
-        timeout_s, unknown = self._timeout_s(), self.unknown
+        timeout_s, unknown = self._prober.timeout_s, self.unknown
 
         def asked(registrar: Registrar) -> ProbeResult:
-            return probe(registrar.question(self._contexts), timeout_s=timeout_s)
+            return probe(registrar.question(self._prober.contexts), timeout_s=timeout_s)
 
         with ThreadPoolExecutor(max_workers=2) as pool:  # each may import torch: two are enough for any machine
             for registrar, answer in zip(unknown, pool.map(asked, unknown), strict=True):
                 self._answers[registrar] = answer
-                self._cache().put(registrar.distribution, registrar.question(()).key, answer)
+                self._prober.cache.put(registrar.distribution, registrar.question(()).key, answer)
 
     def claims(self) -> list[LazyRegisteredModel]:
         """Which architectures are known to be registered. One that a package names in its metadata is not among its
@@ -172,7 +161,7 @@ class Registrars:
         try:
             if answer.outcome != "ok":
                 raise BrokenPlugin(answer.cause, field=registrar.value, details=answer.details)
-            return call(registrar.value, f"dist {registrar.distribution}", registrar.watcher, self._contexts)
+            return call(registrar.value, f"dist {registrar.distribution}", registrar.watcher, self._prober.contexts)
         except PluginError as error:
             logger.warning("%s of %s is left out: %s", registrar.value, registrar.distribution, error.message)
             return error

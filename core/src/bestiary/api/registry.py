@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from . import choices, discovery
 from .alias import Alias
 from .conformance import ModelInfo, capabilities, require
-from .discovery import Distribution, Installation
+from .discovery import Installation
 from .entries import (
     AliasEntry,
     Entry,
@@ -44,11 +44,9 @@ from .errors import BrokenPlugin, DuplicateArchitecture, PluginError, UnknownArc
 from .importing import entered, split
 from .registering import collected
 from .unknown import unknown_architecture
-from .version import incompatibility
 
 if TYPE_CHECKING:
-    from .probe import ProbeResult, Question
-    from .probe_cache import ProbeCache
+    from .prober import Prober
     from .registrars import RegistrarRow, Registrars
     from .rows import PluginRow
 
@@ -79,7 +77,7 @@ class Registry:
         self._probe_timeout_s = probe_timeout_s
         self._by_hand: dict[str, Entry] = {}
         self._installation: Installation | None = None
-        self._cache: ProbeCache | None = None
+        self._prober: Prober | None = None
         self._claims: dict[str, list[LazyEntry]] | None = None
         self._registrars: Registrars | None = None
         self._loaded: dict[ModelEntry, type] = {}
@@ -104,7 +102,7 @@ class Registry:
         with self._lock:
             self._installation = None
             self._claims = None
-            self._cache = None
+            self._prober = None
             self._registrars = None
             self._failures.clear()
 
@@ -158,15 +156,23 @@ class Registry:
             return self._claims
 
     @property
+    def prober(self) -> Prober:
+        """What asks child processes about plugins."""
+        from .prober import Prober
+
+        with self._lock:
+            if self._prober is None:
+                self._prober = Prober(self.installation, self._cache_directory, self._probe_timeout_s)
+            return self._prober
+
+    @property
     def registrars(self) -> Registrars:
         """The functions of installed packages that register architectures."""
         from .registrars import Registrars
 
         with self._lock:
             if self._registrars is None:
-                self._registrars = Registrars(
-                    self.installation, self.import_contexts, self._probe_cache, self._timeout_s
-                )
+                self._registrars = Registrars(self.installation, self.prober)
             return self._registrars
 
     def ask_registrars(self) -> None:
@@ -174,20 +180,6 @@ class Registry:
         with self._lock:
             if self.registrars.ask():
                 self._claims = None
-
-    @property
-    def import_contexts(self) -> tuple[str, ...]:
-        """What models are imported and built in: ``"module:function"`` of context managers, from the group
-        ``bestiary_import_contexts`` of packages that fit this core."""
-        return tuple(entry.value for entry, _ in self._helpers())
-
-    def _helpers(self) -> list[tuple[discovery.EntryPoint, Distribution]]:
-        found = self.installation.providers(discovery.IMPORT_CONTEXTS)
-        return [
-            (entry, each)
-            for entry, each in found
-            if incompatibility(each.name, each.version, each.api_versions) is None
-        ]
 
     def _claimants(self, architecture: str) -> Sequence[LazyEntry]:
         return self.claims().get(architecture, ())
@@ -313,7 +305,7 @@ class Registry:
     def _loaded_from(self, entry: Entry, guarded: bool) -> type | Alias:
         distribution = entry.distribution
         if distribution is None:
-            return entry.load(self.import_contexts)
+            return entry.load(self.prober.contexts)
         registered = self.registrars.call_all_of(distribution)
         if isinstance(entry, LazyRegisteredModel) and entry.by_function:
             model = registered.get(entry.architecture)
@@ -328,37 +320,12 @@ class Registry:
             entry = replace(entry, value=model)
         if guarded:
             is_data = isinstance(entry, LazyRegisteredAlias)
-            self.guard(entry.value, distribution, None if is_data else entry.architecture)
-        return entry.load(self.import_contexts)
+            self.prober.guard(entry.value, distribution, None if is_data else entry.architecture)
+        return entry.load(self.prober.contexts)
 
     def importing(self) -> AbstractContextManager[None]:
         """Within it, models are imported and built."""
-        return entered(self.import_contexts)
-
-    def guard(self, value: str, distribution: Distribution, architecture: str | None) -> None:
-        """Refuses ``"module:object"`` if importing it ends or hangs the process; see `trial.guard`.
-
-        Raises:
-            BrokenPlugin: with how it ended.
-        """
-        from .trial import guard
-
-        question = self._question(value, f"dist {distribution}", architecture)
-        guard(question, distribution, self._probe_cache(), timeout_s=self._timeout_s())
-
-    def _question(self, value: str, origin: str, architecture: str | None) -> Question:
-        """About a class, or, without an architecture, whatever else `value` names."""
-        from .probe import Question
-
-        kind: Literal["class", "object"] = "object" if architecture is None else "class"
-        return Question(
-            value=value, origin=origin, kind=kind, architecture=architecture or "", contexts=self.import_contexts
-        )
-
-    def _timeout_s(self) -> float:
-        from .probe import import_timeout_s
-
-        return import_timeout_s() if self._probe_timeout_s is None else self._probe_timeout_s
+        return entered(self.prober.contexts)
 
     def inspect(self, architecture: str, plugins: Choices = ()) -> ModelInfo:
         """What the class can do. One whose module is not imported yet is imported in a child process, once."""
@@ -368,7 +335,7 @@ class Registry:
             return replace(self.inspect(target.architecture, plugins), architecture=architecture)
         if isinstance(entry, RegisteredModel) or entry.value.partition(":")[0].strip() in sys.modules:
             return capabilities(self.load(entry), architecture)
-        result = self.probe(entry)
+        result = self.prober.probe(entry)
         if result.info is None:
             raise result.error()
         return result.info
@@ -377,42 +344,12 @@ class Registry:
         """The architecture that the alias names, found out in a child process."""
         if isinstance(entry, RegisteredAlias):
             return entry.alias.architecture
-        result = self.probe(entry)
+        result = self.prober.probe(entry)
         if result.outcome == "ok" and not result.alias_of:
             raise not_an_alias(entry)
         if not result.alias_of:
             raise result.error()
         return result.alias_of
-
-    def kept_probe(self, entry: LazyEntry) -> ProbeResult | None:
-        """What an earlier probe said about `entry`, if it still holds. What was registered by hand is not kept."""
-        if entry.distribution is None:
-            return None
-        kept = self._probe_cache().get(entry.distribution, entry.value)
-        return None if kept is None else kept.named(entry.architecture)
-
-    def probe(self, entry: LazyEntry) -> ProbeResult:
-        """The kept answer about `entry`, or that of a child process started now."""
-        from .probe import probe
-
-        known = self.kept_probe(entry)
-        if known is not None:
-            return known
-        is_data = isinstance(entry, LazyRegisteredAlias)
-        question = self._question(entry.value, entry.origin, None if is_data else entry.architecture)
-        result = probe(question, timeout_s=self._timeout_s())
-        if entry.distribution is not None:
-            self._probe_cache().put(entry.distribution, entry.value, result)
-        return result
-
-    def _probe_cache(self) -> ProbeCache:
-        from .probe_cache import ProbeCache
-
-        with self._lock:
-            if self._cache is None:
-                helpers = [(distribution, entry.value) for entry, distribution in self._helpers()]
-                self._cache = ProbeCache(self.installation.versions, self._cache_directory, helpers)
-            return self._cache
 
     def failure(self, entry: Entry) -> PluginError | None:
         """Why `entry` could not be loaded, if that was tried."""

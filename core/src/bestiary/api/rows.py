@@ -99,12 +99,12 @@ def _probe_all(registry: Registry, entries: list[Entry], mode: ProbeMode) -> dic
     if mode == "never" or not lazy:
         return {}
     if mode == "cached":
-        return {entry: registry.kept_probe(entry) for entry in lazy}
+        return {entry: registry.prober.kept(entry) for entry in lazy}
     from concurrent.futures import ThreadPoolExecutor
 
     classes = {(entry.distribution, entry.value): entry for entry in lazy}  # one class often has several names
     with ThreadPoolExecutor(max_workers=2) as pool:  # each child imports torch: two are enough for any machine
-        answers = dict(zip(classes, pool.map(registry.probe, classes.values()), strict=True))
+        answers = dict(zip(classes, pool.map(registry.prober.probe, classes.values()), strict=True))
     return {entry: answers[entry.distribution, entry.value].named(entry.architecture) for entry in lazy}
 
 

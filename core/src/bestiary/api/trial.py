@@ -35,7 +35,7 @@ COPY_TIMEOUT_S = 10.0
 _GAVE_UP = 70
 
 
-def guard(question: Question, distribution: Distribution, cache: ProbeCache, *, timeout_s: float) -> None:
+def guard(question: Question, distribution: Distribution, cache: ProbeCache, timeout_s: float) -> None:
     """Returns if the object that a question is about may be imported here, within `timeout_s`.
 
     Raises:
@@ -44,7 +44,7 @@ def guard(question: Question, distribution: Distribution, cache: ProbeCache, *, 
     value = question.value
     if value.partition(":")[0].strip() in sys.modules:
         return
-    result = ask(question, distribution, cache, timeout_s=timeout_s)
+    result = ask(question, distribution, cache, timeout_s)
     if result.outcome in ("crashed", "hung"):
         fix = "reinstall, upgrade or remove the package"
         if result.outcome == "hung":
@@ -52,7 +52,7 @@ def guard(question: Question, distribution: Distribution, cache: ProbeCache, *, 
         raise BrokenPlugin(result.cause, field=value, details=result.details, fix=fix)
 
 
-def ask(question: Question, distribution: Distribution, cache: ProbeCache, *, timeout_s: float) -> ProbeResult:
+def ask(question: Question, distribution: Distribution, cache: ProbeCache, timeout_s: float) -> ProbeResult:
     """The answer kept about this build, or one found out now, which is kept unless it is that something was raised."""
     result = cache.get(distribution, question.key)
     if result is None:

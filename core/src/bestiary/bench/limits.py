@@ -86,7 +86,7 @@ def model_cost(model: nn.Module) -> ModelCost:
         kv_bytes=sum(spec.bytes_per_token for spec in kv_cache_specs(model).values()),
         body_weights=body,
         head_weights=head,
-        attention_width=sum(layer.num_heads * layer.head_size for layer in layers),
+        attention_width=sum(layer.spec.num_heads * layer.spec.head_size for layer in layers),
         expert_bytes=sum(param.nbytes for each in mixtures for param in each.parameters(recurse=False)),
         expert_weights=experts,
         chosen=sum(_matrices(each) * each.top_k / each.num_experts for each in mixtures) / experts if experts else 0.0,

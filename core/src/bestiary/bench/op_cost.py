@@ -42,10 +42,12 @@ def attention_cost(query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata,
     """Keys and values of every token that is looked back on, read once a sequence; two products a pair of tokens."""
     looked, pairs = 0, 0
     for count, length in zip(metadata.query_lens_host, metadata.seq_lens_host, strict=True):
-        window = spec.sliding_window or length
+        window = min(spec.sliding_window or length, spec.attention_chunk_size or length)
         looked += min(length, window + count - 1)
         pairs += sum(min(end, window) for end in range(length - count + 1, length + 1))
-    kept = KVCacheSpec(num_kv_heads=spec.num_kv_heads, head_size=spec.head_size, dtype=kv_cache.dtype)
+    kept = KVCacheSpec(
+        num_kv_heads=spec.num_kv_heads, head_size=spec.head_size, dtype=kv_cache.dtype, latent=spec.latent
+    )
     shape = f"{spec.num_heads}/{spec.num_kv_heads} heads of {spec.head_size}"
     return OpCost(shape, looked * kept.bytes_per_token, 4 * spec.num_heads * spec.head_size * pairs)
 

@@ -52,7 +52,7 @@ from .parallel.seat import Seat, device_index, take_seat
 from .parallel.team import Team
 from .pooler import offer_of, pooler_of, with_pooler
 from .pooling import with_runner
-from .runner import ModelRunner, attention_layers, caching_layers, kv_cache_specs, prompt_salt
+from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt
 from .scheduler import Scheduler
 
 
@@ -180,7 +180,7 @@ class EngineBuilder:
             return None, "enforce_eager"
         if self.seat is not None or self.parallel.world_size_across_dp > 1:
             return None, "the model is divided among ranks"
-        backends = [layer.backend for layer in caching_layers(model).values()]
+        backends = [layer.backend for layer in attention_layers(model).values()]
         return choose_recorder(self.hooks.all("step_recorders"), target_of(config), backends)
 
     def _engine(
@@ -298,7 +298,7 @@ def bind_attention(model: nn.Module, config: VllmConfig, offered: Mapping[str, A
     backend = choose_backend(
         config.op_config.attention_backend,
         config.device_config.device,
-        [layer.spec for layer in layers.values()],
+        [spec for layer in layers.values() for spec in (layer.spec, *layer.more_specs)],
         backends,
         dtype=model_config.dtype,
         deterministic=model_config.deterministic,

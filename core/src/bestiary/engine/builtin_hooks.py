@@ -51,6 +51,7 @@ def op_implementations() -> Offers:
     return {
         "linear/by_shape": f"{_NN}.ops.linear:BY_SHAPE",
         "linear/fixed_tile": f"{_NN}.ops.linear:FIXED_TILE",
+        "linear_by_head/fixed_tile": f"{_NN}.ops.latent:BY_HEAD_FIXED_TILE",
         "linear_int8_int8/int_mm": f"{_NN}.ops.quant:INT_MM",
         "add_lora/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE",
         "add_lora_embedding/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE_EMBEDDING",

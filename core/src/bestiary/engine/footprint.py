@@ -23,7 +23,7 @@ from bestiary.nn.stack import PPMissingLayer
 from bestiary.nn.weights.fill import num_weights
 
 from .memory import bytes_per_block
-from .runner import kv_cache_specs
+from .runner import attention_layers, kv_cache_specs
 
 ACTIVATIONS = (
     "tokens x (4 x hidden + the inputs and outputs of all products of the largest layer) + rows of logits x "
@@ -98,12 +98,14 @@ def weights_by_dtype(model: nn.Module) -> dict[str, int]:
 
 
 def _repacked(model: nn.Module, device: str) -> int:
-    """What quantization methods add; and a head tied to an embedding is packed as a copy, others in their place."""
+    """What quantization methods and latent attention add; and a head tied to an embedding is packed as a copy, others
+    in their place."""
     heads = [module for module in model.modules() if isinstance(module, ParallelLMHead) and hasattr(module, "tied_to")]
     copies = sum(_nbytes(each.weight) for each in heads if is_packed_later(each, device))
     tables = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
     added = sum(each.quant_method.bytes_added(each) for each in tables if not hasattr(each, "tied_to"))
-    return copies + added + sum(layer.quant_method.bytes_added(layer) for layer in _linear_layers(model))
+    attention = sum(layer.bytes_added() for layer in attention_layers(model).values())
+    return copies + added + attention + sum(layer.quant_method.bytes_added(layer) for layer in _linear_layers(model))
 
 
 def _counters(mixtures: Sequence[FusedMoE], config: VllmConfig) -> int:

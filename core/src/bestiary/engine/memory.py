@@ -10,7 +10,7 @@ import torch
 
 from bestiary.api.config import VllmConfig
 from bestiary.api.errors import UsageError
-from bestiary.nn.attention.backend import CacheSpec
+from bestiary.nn.attention.backend import KVCacheSpec
 
 SHARE_OF_FREE_MEMORY = 0.5
 DEFAULT_CPU_BYTES = 4 * 1024**3
@@ -19,7 +19,7 @@ CUDA_MARGIN_BYTES = 1024**3
 captured steps, and the workspaces of kernels and libraries (cuBLAS takes 32 MiB a stream on Hopper)."""
 
 
-def bytes_per_block(specs: Iterable[CacheSpec], block_size: int) -> int:
+def bytes_per_block(specs: Iterable[KVCacheSpec], block_size: int) -> int:
     return sum(spec.bytes_per_token for spec in specs) * block_size
 
 
@@ -39,7 +39,7 @@ def free_memory(device: str) -> int:
 
 
 def num_kv_blocks(
-    specs: Iterable[CacheSpec], config: VllmConfig, reserved: int = 0, sharers: int = 1, free: int | None = None
+    specs: Iterable[KVCacheSpec], config: VllmConfig, reserved: int = 0, sharers: int = 1, free: int | None = None
 ) -> int:
     """The number of blocks to allocate.
 

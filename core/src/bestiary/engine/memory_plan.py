@@ -12,7 +12,7 @@ from torch import nn
 
 from bestiary.api.config import ParallelConfig, VllmConfig
 from bestiary.api.errors import BestiaryError, UsageError
-from bestiary.nn.attention.backend import CacheSpec
+from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.parallel import noting_refusals, use_groups
 
 from .footprint import Footprint, footprint
@@ -115,7 +115,7 @@ def plan_memory(model_class: type, config: VllmConfig, memory_per_rank: int | No
     )  # fmt: skip
 
 
-def _measured(model_class: type, config: VllmConfig, part: ParallelConfig) -> tuple[Footprint, list[CacheSpec]]:
+def _measured(model_class: type, config: VllmConfig, part: ParallelConfig) -> tuple[Footprint, list[KVCacheSpec]]:
     try:
         model = _build(model_class, config, part)
     except BestiaryError as error:

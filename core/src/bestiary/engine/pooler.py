@@ -12,7 +12,7 @@ from bestiary.api.config import VllmConfig
 from bestiary.api.conformance import is_pooling_model
 from bestiary.api.errors import BrokenPlugin, ModelError
 from bestiary.nn.attention.backend import AttentionType
-from bestiary.nn.attention.layer import Attention
+from bestiary.nn.attention.base import AttentionLayerBase
 from bestiary.nn.embedding import ParallelLMHead
 from bestiary.nn.pooling import DispatchPooler, Pooler, PoolingMetadata
 
@@ -65,23 +65,23 @@ def with_pooler(config: VllmConfig, model: nn.Module, pooler: Pooler | None) -> 
     Raises:
         ModelError: the model reads in both directions, and was to generate.
     """
-    layers = {each.layer_name: each for each in model.modules() if isinstance(each, Attention)}
+    layers = {each.layer_name: each for each in model.modules() if isinstance(each, AttentionLayerBase)}
     both = [name for name, layer in layers.items() if layer.spec.attn_type in _BIDIRECTIONAL]
     if both and pooler is None:
         raise ModelError(
             "this model reads in both directions, so it cannot generate", code="UNSUPPORTED_LAYER", field=both[0],
             value=layers[both[0]].spec.attn_type.value, fix="runner='pooling' (--runner pooling)",
         )  # fmt: skip
+    ahead = any(layer.reads_ahead for layer in layers.values())
     scheduler, cache = config.scheduler_config, config.cache_config
-    whole = any(getattr(layer, "reads_prompt_whole", False) for layer in layers.values())
-    if (both or whole) and scheduler.enable_chunked_prefill:
+    if (both or ahead) and scheduler.enable_chunked_prefill:
         notice("texts are read in both directions, so none is computed in pieces: no chunked prefill")
         scheduler = replace(scheduler, enable_chunked_prefill=False)
-    if whole and cache.enable_prefix_caching:
-        notice("what a prompt's tokens are depends on those after them: no prefix cache")
-        cache = replace(cache, enable_prefix_caching=False)
     if pooler is not None and (both or pooler.reads_all) and cache.enable_prefix_caching:
         notice("every token's hidden state is pooled, and cached tokens have none: no prefix cache")
+        cache = replace(cache, enable_prefix_caching=False)
+    elif ahead and cache.enable_prefix_caching:
+        notice("a prompt's tokens see those after them, so equal beginnings are not equal: no prefix cache")
         cache = replace(cache, enable_prefix_caching=False)
     return replace(config, scheduler_config=scheduler, cache_config=cache)
 

@@ -15,8 +15,8 @@ from bestiary.api.intermediate import IntermediateTensors
 from bestiary.api.lora import LoRAInfo
 from bestiary.api.outputs import TokenLogprobs
 from bestiary.api.structured import StructuredOutputBackend
-from bestiary.nn.attention.backend import CacheSpec, CachingLayer
-from bestiary.nn.attention.layer import Attention
+from bestiary.nn.attention.backend import KVCacheSpec
+from bestiary.nn.attention.base import AttentionLayerBase
 from bestiary.nn.context import ForwardContext, forward_context
 from bestiary.nn.graphs import Padding, Results, StepRecorder
 from bestiary.nn.lora import AdapterSlots
@@ -44,19 +44,14 @@ Made: TypeAlias = torch.Tensor | Results | BestTokens | list[torch.Tensor] | Non
 or the vectors of prompts that end; None where nothing is due."""
 
 
-def attention_layers(model: nn.Module) -> dict[str, Attention]:
-    """The model's attention layers by full name, in definition order."""
-    return {module.layer_name: module for module in model.modules() if isinstance(module, Attention)}
+def attention_layers(model: nn.Module) -> dict[str, AttentionLayerBase]:
+    """The model's attention layers, of every kind, by full name, in definition order."""
+    return {module.layer_name: module for module in model.modules() if isinstance(module, AttentionLayerBase)}
 
 
-def caching_layers(model: nn.Module) -> dict[str, CachingLayer]:
-    """The layers that keep something for each token, of every kind, by full name."""
-    return {module.layer_name: module for module in model.modules() if isinstance(module, CachingLayer)}
-
-
-def kv_cache_specs(model: nn.Module) -> dict[str, CacheSpec]:
+def kv_cache_specs(model: nn.Module) -> dict[str, KVCacheSpec]:
     """What each layer keeps for every token: asked of the model, never read from its configuration."""
-    specs = {name: layer.get_kv_cache_spec() for name, layer in caching_layers(model).items()}
+    specs = {name: layer.get_kv_cache_spec() for name, layer in attention_layers(model).items()}
     return {name: spec for name, spec in specs.items() if spec is not None}
 
 
@@ -117,9 +112,9 @@ class ModelRunner:
 
     def _allocate(self, model: nn.Module, num_blocks: int) -> dict[str, torch.Tensor]:
         caches = {}
-        layers = caching_layers(model)
+        layers = attention_layers(model)
         for name, spec in kv_cache_specs(model).items():
-            shape = layers[name].cache_shape(spec, num_blocks, self.block_size)
+            shape = layers[name].bound_backend().cache_shape(spec, num_blocks, self.block_size)
             caches[name] = untouched_zeros(tuple(shape), spec.dtype, self.device)
         return caches
 

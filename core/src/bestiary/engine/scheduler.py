@@ -6,7 +6,8 @@ The rules, all of them:
   same priority; a waiting request of a better priority comes before running ones of a worse one.
 * **Budget.** A step computes at most `max_num_batched_tokens` tokens for at most `max_num_seqs` running requests. A
   prompt longer than what is left is computed in pieces, or, without chunked prefill, waits for a step with room. What
-  a preemption made longer than the whole budget is computed in pieces even then.
+  a preemption made longer than the whole budget is computed in pieces even then, the first of them with all of its
+  prompt.
 * **Admission.** A waiting request is admitted when all tokens it has now fit into free blocks (they are not reserved).
   The best-ranked one that does not fit keeps all behind it waiting, so nobody is overtaken for ever. A request lets its
   leader (a sibling with the same prompt) compute the prompt first, for then it finds that in the prefix cache.
@@ -290,7 +291,7 @@ class Scheduler:
                 start = sequence.num_computed
                 count = len(sequence.token_ids) - start
                 if count > budget:
-                    if self._whole(sequence):  # its first step was lost, and others came in between
+                    if self._least(sequence, count) > budget:  # its first step was lost, and others came in between
                         break
                     count = budget
                 if start + count > sequence.capacity and not self._kv.allocate(sequence, start + count):
@@ -359,17 +360,20 @@ class Scheduler:
             return False
         return leader.num_computed < sequence.max_matched // self._kv.block_size * self._kv.block_size
 
-    def _whole(self, sequence: Sequence) -> bool:
-        """Whether the sequence must be computed in one step."""
-        return not self._config.enable_chunked_prefill and sequence.total <= self._config.max_num_batched_tokens
+    def _least(self, sequence: Sequence, count: int) -> int:
+        """How many of the `count` tokens that are left of a sequence must be computed in one step."""
+        if self._config.enable_chunked_prefill:
+            return 1
+        if sequence.total <= self._config.max_num_batched_tokens:
+            return count
+        return max(1, sequence.num_prompt - (sequence.total - count))
 
     def _admit(self, sequence: Sequence, budget: int) -> int:
         """Move a waiting sequence to the running ones; returns how many tokens to compute, 0 if it must wait."""
-        whole = self._whole(sequence)
         while True:
             if len(self._running) < self._config.max_num_seqs:
                 count = sequence.total - self._kv.match_prefix(sequence)
-                too_long = whole and count > budget
+                too_long = self._least(sequence, count) > budget
                 if self._kv.fits(sequence, sequence.total) and not too_long:
                     break
                 self._kv.free(sequence)

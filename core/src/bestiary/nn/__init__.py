@@ -15,10 +15,11 @@ from .activation import (
 )
 from .attention.alibi import get_alibi_slopes
 from .attention.backend import AttentionType
+from .attention.base import AttentionLayerBase
+from .attention.kinds import ChunkedLocalAttention, PrefillPrefixLMAttention, StaticSinkAttention
 from .attention.latent import MLAAttention
 from .attention.latent_block import MLAModules, MultiHeadLatentAttentionWrapper
 from .attention.layer import Attention, EncoderOnlyAttention
-from .attention.special import ChunkedLocalAttention, PrefillPrefixLMAttention, StaticSinkAttention
 from .context import get_forward_context
 from .embedding import DEFAULT_VOCAB_PADDING_SIZE, ParallelLMHead, VocabParallelEmbedding
 from .linear import (
@@ -63,6 +64,19 @@ from .stack import (
     make_layers,
     maybe_prefix,
 )
+from .state import (
+    GatedDeltaNetAttention,
+    MambaMixer,
+    MambaMixer2,
+    Mixer2RMSNormGated,
+    OlmoHybridGatedDeltaNetAttention,
+    RMSNormGated,
+    ShortConv,
+    StateLayer,
+    StateSpec,
+    read_states,
+    write_states,
+)
 from .weights import AutoWeightsLoader, WeightsMapper, default_weight_loader, set_weight_attrs
 
 __all__ = [
@@ -70,6 +84,7 @@ __all__ = [
     "XIELU",
     "ActAndMul",
     "Attention",
+    "AttentionLayerBase",
     "AttentionType",
     "AutoWeightsLoader",
     "ChunkedLocalAttention",
@@ -80,6 +95,7 @@ __all__ = [
     "FatreluAndMul",
     "FusedMoE",
     "GateLinear",
+    "GatedDeltaNetAttention",
     "GeluAndMul",
     "GeluAndMulSparse",
     "GemmaRMSNorm",
@@ -87,9 +103,13 @@ __all__ = [
     "LogitsProcessor",
     "MLAAttention",
     "MLAModules",
+    "MambaMixer",
+    "MambaMixer2",
     "MergedColumnParallelLinear",
+    "Mixer2RMSNormGated",
     "MulAndSilu",
     "MultiHeadLatentAttentionWrapper",
+    "OlmoHybridGatedDeltaNetAttention",
     "PPMissingLayer",
     "ParallelLMHead",
     "Pooler",
@@ -101,12 +121,16 @@ __all__ = [
     "QuantizationConfig",
     "QuantizeMethodBase",
     "RMSNorm",
+    "RMSNormGated",
     "ReplicatedLinear",
     "RotaryEmbedding",
     "RowParallelLinear",
     "SequencePooler",
+    "ShortConv",
     "SiluAndMul",
     "SiluAndMulWithClamp",
+    "StateLayer",
+    "StateSpec",
     "StaticSinkAttention",
     "SwigluStepAndMul",
     "UnquantizedLinearMethod",
@@ -133,8 +157,10 @@ __all__ = [
     "maybe_prefix",
     "pooler_for_classify",
     "pooler_for_embed",
+    "read_states",
     "set_weight_attrs",
     "split_tensor_along_last_dim",
     "tensor_model_parallel_all_gather",
     "tensor_model_parallel_all_reduce",
+    "write_states",
 ]

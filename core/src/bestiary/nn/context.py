@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bestiary.api.errors import EngineError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .attention.metadata import AttentionMetadata
     from .lora.rows import SlotRows
 
@@ -29,11 +31,13 @@ class ForwardContext:
         kv_caches: layer name → that layer's cache, whatever form its backend gave it.
         lora: which adapter slot each row belongs to: of the tokens in `forward`, of the rows whose logits are wanted in
             `compute_logits`, of the prompts that end in a `pooler`. None where no row has an adapter.
+        states: layer name → what that layer keeps of a sequence whatever its length, ``[rows, *shape]`` each.
     """
 
     attention: AttentionMetadata
     kv_caches: Mapping[str, object]
     lora: SlotRows | None = None
+    states: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
 _current: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)

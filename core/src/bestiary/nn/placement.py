@@ -42,9 +42,9 @@ def place(model: nn.Module, quant_config: QuantizationConfig | None) -> None:
 
 
 def _placeable(model: nn.Module) -> list[Placeable]:
-    """Layers in definition order, those tied to others last."""
+    """Layers in definition order; those tied to others, or which read what others have finished, last."""
     found = [module for module in model.modules() if isinstance(module, Placeable)]
-    return sorted(found, key=lambda module: hasattr(module, "tied_to"))
+    return sorted(found, key=lambda module: hasattr(module, "tied_to") or hasattr(module, "reads_finished"))
 
 
 def _fusions(model: nn.Module) -> dict[str, list[str]]:

@@ -40,8 +40,6 @@ class NativeBackend:
             return reason
         if spec.attn_type is not AttentionType.DECODER:
             return "for decoders"
-        if spec.chunk is not None:
-            return "has no attention within chunks"
         if spec.head_size % 16 or spec.head_size > _MOST_CHANNELS:
             return f"heads have {spec.head_size} channels: a multiple of 16 up to {_MOST_CHANNELS} is wanted"
         if spec.cache_dtype is not None and spec.cache_dtype not in _TYPES:

@@ -60,7 +60,7 @@ class Qwen2Attention(nn.Module):
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         qkv, _ = self.qkv_proj(hidden_states)
         q, k, v = qkv.split(self.qkv_proj.split_sizes, dim=-1)
-        output, _ = self.o_proj(self.attn(q, k, v, positions))
+        output, _ = self.o_proj(self.attn(q, k, v, positions=positions))
         return output
 
 

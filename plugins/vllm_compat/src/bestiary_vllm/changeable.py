@@ -11,6 +11,10 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
+from bestiary.api.config import ModelConfig
+
+from .hf_config import as_read_by_files
+
 T = TypeVar("T")
 
 _COPY = "_changeable_copy"
@@ -87,6 +91,8 @@ def changeable(config: T) -> T:
         for each in fields(config):  # type: ignore[arg-type]
             value = getattr(config, each.name)
             copy.__dict__[each.name] = changeable(value) if _is_frozen(value) else value
+        if isinstance(config, ModelConfig):
+            copy.hf_config, copy.hf_text_config = as_read_by_files(config.hf_config, config.hf_text_config)
         vars(config)[_COPY] = copy
     made: T = vars(config)[_COPY]
     return made

@@ -11,16 +11,17 @@ from .shims import registries
 
 @contextmanager
 def watching() -> Iterator[list[str]]:
-    """Around a call of one: a line for each configuration class and parser that it registers."""
+    """Around a call of one: a line for each configuration class that it registers, and for what is not used."""
     also: list[str] = []
-    configs, parsers = _config_types(), set(registries.parsers)
+    configs, noted = _config_types(), registries.noted()
     yield also
+    if registries.CONFIGS:
+        registries.give_configs()
     also += [f"configuration {name}" for name in sorted(_config_types() - configs)]
-    also += sorted(set(registries.parsers) - parsers)
+    also += sorted(registries.noted() - noted)
 
 
 def _config_types() -> set[str]:
-    """Model types whose configuration class somebody gave to transformers, or to vLLM's own table of them."""
+    """Model types whose configuration class somebody gave to transformers."""
     auto = sys.modules.get("transformers.models.auto.configuration_auto")
-    extra = {} if auto is None else getattr(auto.CONFIG_MAPPING, "_extra_content", {})
-    return {str(name) for name in (*extra, *registries.CONFIGS)}
+    return set() if auto is None else set(getattr(auto.CONFIG_MAPPING, "_extra_content", {}))

@@ -32,7 +32,7 @@ def gguf_declaration(registry: Registry, architecture: str, metadata: Mapping[st
         refused = incompatibility(distribution.name, distribution.version, distribution.api_versions)
         if refused is not None:
             raise refused
-        registry.guard(entry.value, distribution, None)
+        registry.prober.guard(entry.value, distribution, None)
         found = load_object(entry.value, f"dist {distribution}")
         if not isinstance(found, GgufArchitecture):
             raise BrokenPlugin(

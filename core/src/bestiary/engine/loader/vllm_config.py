@@ -62,7 +62,7 @@ def make_vllm_config(
             seed=args.seed,
             deterministic=args.deterministic,
             revision=args.revision,
-            use_mla=getattr(text_config(hf_config), "kv_lora_rank", None) is not None,
+            use_mla=_uses_mla(text_config(hf_config)),
         ),
         cache_config=CacheConfig(
             block_size=args.block_size,
@@ -136,6 +136,14 @@ def _window_of_all_layers(config: Any) -> int | None:
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
     mixed = kinds != {"sliding_attention"} or getattr(config, "sliding_window_pattern", None) not in (None, 1)
     return None if mixed else window
+
+
+def _uses_mla(config: Any) -> bool:
+    """Whether the model has latents to keep, and its files do not say that they are not to be: by `use_mla`, or by
+    reading in both directions."""
+    rank, rope = getattr(config, "kv_lora_rank", None), getattr(config, "qk_rope_head_dim", None)
+    wanted = getattr(config, "use_mla", True) is not False and getattr(config, "is_causal", True) is not False
+    return bool(rank and rope) and wanted
 
 
 def choose_device(wanted: str) -> str:

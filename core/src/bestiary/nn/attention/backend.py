@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -36,9 +36,11 @@ class AttentionSpec:
         scale: multiplies q·k. sliding_window: a query sees itself and the `sliding_window - 1` tokens before it.
         logits_soft_cap: scores become ``cap * tanh(score / cap)`` (Gemma 2, arXiv 2408.00118).
         alibi_slopes: one per head; adds ``slope * (key position - query position)`` (arXiv 2108.12409).
-        chunk: a query sees only keys of its own run of so many positions, counted from the sequence's start (Llama 4).
         has_sinks: a learned logit per head joins the softmax's denominator (gpt-oss).
         cache_dtype: of the cache that it reads; None where nobody has said, then the activations'.
+        attention_chunk_size: positions fall into chunks of so many, and a query sees none before its own (Llama 4).
+        latent: a token keeps one row, which is key and value at once (multi-head latent attention).
+        sink_len: learned keys and values that come before every sequence's own; the layer puts them there.
     """
 
     num_heads: int
@@ -46,12 +48,14 @@ class AttentionSpec:
     head_size: int
     scale: float
     sliding_window: int | None = None
-    chunk: int | None = None
     logits_soft_cap: float | None = None
     alibi_slopes: tuple[float, ...] | None = None
     has_sinks: bool = False
     attn_type: AttentionType = AttentionType.DECODER
     cache_dtype: torch.dtype | None = None
+    attention_chunk_size: int | None = None
+    latent: bool = False
+    sink_len: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,44 +63,28 @@ class KVCacheSpec:
     """What one layer keeps for each token: the engine asks the model for these, and sizes the cache by them.
 
     Keys and values of dtype int8 have an fp32 scale for each row of `head_size`; a backend that can keep such a cache
-    finds a place for them among the bytes that a token has.
+    finds a place for them among the bytes that a token has. Where they are `latent`, a token has one row for both.
     """
 
     num_kv_heads: int
     head_size: int
     dtype: torch.dtype
     sliding_window: int | None = None
+    latent: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Of `head_size`, for each head that is kept."""
+        return 1 if self.latent else 2
 
     @property
     def bytes_per_token(self) -> int:
         scale = torch.float32.itemsize if self.dtype is torch.int8 else 0
-        return 2 * self.num_kv_heads * (self.head_size * self.dtype.itemsize + scale)
+        return self.rows * self.num_kv_heads * (self.head_size * self.dtype.itemsize + scale)
 
 
-class CacheSpec(Protocol):
-    """What any layer keeps for each token, in one tensor."""
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def bytes_per_token(self) -> int: ...
-
-
-@runtime_checkable
-class CachingLayer(Protocol):
-    """A layer that keeps something for each token in the engine's paged cache; `backend` says who computes it."""
-
-    layer_name: str
-    backend: Any
-
-    def get_kv_cache_spec(self) -> Any:
-        """A `CacheSpec`; None where it keeps nothing of its own."""
-        ...
-
-    def cache_shape(self, spec: Any, num_blocks: int, block_size: int) -> Sequence[int]:
-        """Shape of its cache tensor (dtype `spec.dtype`)."""
-        ...
+SPECIAL = ("attention_chunk_size", "latent", "sink_len")
+"""Fields of `AttentionSpec` that a backend must say it knows; the last two want a `SequenceBackend`."""
 
 
 class AttentionBackend(Protocol):
@@ -105,7 +93,8 @@ class AttentionBackend(Protocol):
     A backend may have more attributes: `dtypes`, of queries, where it does not take every one; `deterministic`, true
     where a row's bits do not depend on its batch; `recordable`, true where it reads nothing on the host but shapes
     (`bestiary.nn.graphs`); `reads_pages_only`, true where its cache has the shape that the op `write_kv_cache` takes
-    and it attends to that alone, so that a layer may have written a step's keys and values before.
+    and it attends to that alone, so that a layer may have written a step's keys and values before; `takes`, the names
+    of those of `SPECIAL` that it knows, for a layer that sets another of them is not given to it.
     """
 
     name: str
@@ -137,5 +126,31 @@ class AttentionBackend(Protocol):
 
         Returns:
             ``[tokens, num_heads, head_size]``, the dtype of `query`.
+        """
+        ...
+
+
+@runtime_checkable
+class SequenceBackend(AttentionBackend, Protocol):
+    """One that also attends over keys and values that lie in no cache."""
+
+    def attend_sequence(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        sequence: int,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The last ``len(query)`` tokens of one sequence over all its keys.
+
+        Args:
+            query: ``[t, num_heads, head_size]``. key, value: ``[l, num_kv_heads, head_size]``, l ≥ t.
+            sequence: its number; what the backend derives for it (masks) is kept with the step's `metadata`.
+
+        Returns:
+            The shape and dtype of `query`.
         """
         ...

@@ -8,7 +8,7 @@ import torch
 
 from bestiary.api.errors import UsageError
 
-from .backend import AttentionBackend, AttentionSpec
+from .backend import SPECIAL, AttentionBackend, AttentionSpec
 from .deterministic import DeterministicBackend
 from .flashinfer import FlashInferBackend
 from .reference import ReferenceBackend
@@ -24,6 +24,11 @@ BY_NAME: dict[str, AttentionBackend] = {each.name: each for each in (VarlenBacke
 
 _AUTOMATIC = ("triton", "torch", "reference")
 _EXACT = ("triton_exact", "deterministic")
+_IN_WORDS = {
+    "attention_chunk_size": "attention within chunks",
+    "latent": "latent attention",
+    "sink_len": "keys before a sequence's own",
+}
 
 
 def choose_backend(
@@ -62,11 +67,11 @@ def choose_backend(
     distinct = list(dict.fromkeys(specs))
     reasons = []
     for name in names:
-        why_not = [reason for spec in distinct if (reason := known[name].why_not(device, spec))]
-        why_not += _dtype_refused(known[name], dtype)
-        if not why_not:
+        refused = [reason for spec in distinct if (reason := why_not_layer(known[name], device, spec))]
+        refused += _dtype_refused(known[name], dtype)
+        if not refused:
             return known[name]
-        reasons += [f"{name}: {reason}" for reason in dict.fromkeys(why_not)]
+        reasons += [f"{name}: {reason}" for reason in dict.fromkeys(refused)]
     raise UsageError(
         f"no attention backend can run this model on {device}" if wanted is None else f"{wanted} cannot run this model",
         field="attention_backend",
@@ -74,6 +79,13 @@ def choose_backend(
         details=reasons,
         fix="leave attention_backend unset to have one chosen" if wanted is not None else None,
     )
+
+
+def why_not_layer(backend: AttentionBackend, device: str, spec: AttentionSpec) -> str | None:
+    """`backend.why_not`, and the reason where a layer sets a field that the backend does not say it takes."""
+    takes = getattr(backend, "takes", ())
+    unknown = [name for name in SPECIAL if getattr(spec, name) and name not in takes]
+    return f"has no {_IN_WORDS[unknown[0]]}" if unknown else backend.why_not(device, spec)
 
 
 def _dtype_refused(backend: AttentionBackend, dtype: torch.dtype) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import pages
-from .backend import AttentionSpec
+from .backend import SPECIAL, AttentionSpec
 from .explicit import attend
 from .mask import first_visible, is_cached, is_causal, key_geometry, score_bias
 from .metadata import AttentionMetadata
@@ -19,6 +19,7 @@ from .paged import PagedBackend, bidirectional
 
 class DeterministicBackend(PagedBackend):
     name = "deterministic"
+    takes = SPECIAL
     deterministic = True
 
     def compute(
@@ -40,12 +41,30 @@ class DeterministicBackend(PagedBackend):
                     first = first_visible(spec, position)
                     end = position + 1 if is_causal(spec) else keyed.seq_lens_host[sequence]
                     slots = pages.sequence_slots(keyed, sequence)[first:end]
-                    keys, values = pages.read(kv_cache, slots, query.dtype).unbind(1)
+                    pairs = pages.read(kv_cache, slots, query.dtype)
+                    keys, values = pairs[:, 0], pairs[:, -1]
                 else:
                     first, start = 0, row - position
                     keys, values = bidirectional(key, value, slice(start, start + length))
                 output[row] = _attend_token(query[row], keys, values, first, position, spec, sinks)
                 row += 1
+        return output
+
+    def attend_sequence(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sequence: int,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """As `SequenceBackend.attend_sequence`, a causal one's."""
+        output = torch.empty_like(query)
+        for row, position in enumerate(range(len(key) - len(query), len(key))):
+            seen = slice(first_visible(spec, position), position + 1)
+            output[row] = _attend_token(query[row], key[seen], value[seen], seen.start, position, spec, sinks)
         return output
 
 

@@ -1,4 +1,4 @@
-"""Latent attention with the projections around it, as model files of DeepSeek's kind put it together."""
+"""The whole block of multi-head latent attention: from hidden states to hidden states, of modules that it is given."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bestiary.api.errors import ConfigError, EngineError
+from bestiary.api.errors import ConfigError
 
+from .base import refuse
 from .latent import MLAAttention
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MLAModules:
-    """The layers around latent attention, as a model file has made them; those that it does not have are None."""
+    """What the block is made of; the names are the checkpoint's.
+
+    With a low-rank query (`q_lora_rank`): `fused_qkv_a_proj`, `q_a_layernorm`, `q_b_proj`; without: `q_proj`,
+    `kv_a_proj_with_mqa`. `rotary_emb` is None where nothing is rotated, `g_proj` where the result has no gate. Sparse
+    attention's `indexer` is refused.
+    """
 
     kv_a_layernorm: nn.Module
     kv_b_proj: nn.Module
     rotary_emb: nn.Module | None
     o_proj: nn.Module
-    fused_qkv_a_proj: nn.Module | None = None
-    kv_a_proj_with_mqa: nn.Module | None = None
-    q_a_layernorm: nn.Module | None = None
-    q_b_proj: nn.Module | None = None
-    q_proj: nn.Module | None = None
+    fused_qkv_a_proj: nn.Module | None
+    kv_a_proj_with_mqa: nn.Module | None
+    q_a_layernorm: nn.Module | None
+    q_b_proj: nn.Module | None
+    q_proj: nn.Module | None
     indexer: nn.Module | None = None
     is_sparse: bool = False
     topk_indices_buffer: Tensor | None = None
@@ -34,11 +40,11 @@ class MLAModules:
     index_group_builder: Any = None
 
 
-class MultiHeadLatentAttentionWrapper(nn.Module):
-    """From hidden states to hidden states: the projections before latent attention, it, and the one after it.
+_NEEDED = {True: ("fused_qkv_a_proj", "q_a_layernorm", "q_b_proj"), False: ("kv_a_proj_with_mqa", "q_proj")}
 
-    The layers stay children of whoever made them.
-    """
+
+class MultiHeadLatentAttentionWrapper(nn.Module):
+    """Projections, norms, rotation, `MLAAttention`, output projection."""
 
     def __init__(
         self,
@@ -54,65 +60,61 @@ class MultiHeadLatentAttentionWrapper(nn.Module):
         cache_config: Any = None,
         quant_config: Any = None,
         prefix: str = "",
+        fuse_qkv_rmsnorm: bool = False,
         **extra: Any,
     ) -> None:
-        """Keywords beyond these choose among vLLM's kernels, and change no number; sparse attention is a
-        `ConfigError`."""
+        """`fuse_qkv_rmsnorm` is accepted and ignored: it asks for a faster way to the same numbers. Keywords of sparse
+        attention and of decoding several tokens at once are refused where they ask for something."""
         super().__init__()
-        if mla_modules.is_sparse or mla_modules.indexer is not None:
-            raise ConfigError(
-                "unsupported layer: sparse latent attention (DeepSeek V3.2)", code="UNSUPPORTED_LAYER",
-                field="index_topk",
-            )  # fmt: skip
-        self._modules_of = (mla_modules,)
-        self.num_heads, self.q_lora_rank, self.kv_lora_rank = num_heads, q_lora_rank, kv_lora_rank
+        refuse(type(self).__name__, {"indexer": mla_modules.indexer, "is_sparse": mla_modules.is_sparse, **extra})
+        self.hidden_size, self.num_heads = hidden_size, num_heads
         self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim = qk_nope_head_dim, qk_rope_head_dim, v_head_dim
+        self.qk_head_dim = qk_nope_head_dim + qk_rope_head_dim
+        self.q_lora_rank, self.kv_lora_rank = q_lora_rank, kv_lora_rank
+        for name in _NEEDED[q_lora_rank is not None]:
+            if getattr(mla_modules, name) is None:
+                raise ConfigError(
+                    "latent attention lacks a module", field=f"mla_modules.{name}", limit=f"q_lora_rank={q_lora_rank}"
+                )
+        self.fused_qkv_a_proj, self.kv_a_proj_with_mqa = mla_modules.fused_qkv_a_proj, mla_modules.kv_a_proj_with_mqa
+        self.q_a_layernorm, self.q_b_proj, self.q_proj = (
+            mla_modules.q_a_layernorm, mla_modules.q_b_proj, mla_modules.q_proj,
+        )  # fmt: skip
+        self.kv_a_layernorm, self.kv_b_proj = mla_modules.kv_a_layernorm, mla_modules.kv_b_proj
+        self.rotary_emb, self.o_proj, self.g_proj = mla_modules.rotary_emb, mla_modules.o_proj, mla_modules.g_proj
+        self.prefix = prefix
         self.mla_attn = MLAAttention(
-            num_heads=num_heads,
-            scale=scale,
-            qk_nope_head_dim=qk_nope_head_dim,
-            qk_rope_head_dim=qk_rope_head_dim,
-            v_head_dim=v_head_dim,
-            q_lora_rank=q_lora_rank,
-            kv_lora_rank=kv_lora_rank,
-            kv_b_proj=mla_modules.kv_b_proj,
-            cache_config=cache_config,
-            prefix=f"{prefix}.attn",
-        )
+            num_heads=num_heads, scale=scale, qk_nope_head_dim=qk_nope_head_dim, qk_rope_head_dim=qk_rope_head_dim,
+            v_head_dim=v_head_dim, q_lora_rank=q_lora_rank, kv_lora_rank=kv_lora_rank, kv_b_proj=self.kv_b_proj,
+            cache_config=cache_config, quant_config=quant_config, prefix=f"{prefix}.attn",
+        )  # fmt: skip
 
     def forward(self, positions: Tensor, hidden_states: Tensor, llama_4_scaling: Tensor | None = None) -> Tensor:
-        """``[tokens, hidden]`` → the same. `llama_4_scaling` multiplies the queries, broadcast over them."""
-        made = self._modules_of[0]
-        query, latent = self._query_and_latent(made, hidden_states)
-        query = query.view(len(query), self.num_heads, -1)
-        kv_c, k_pe = torch.split(latent, [self.kv_lora_rank, self.qk_rope_head_dim], -1)
-        kv_c, k_pe = made.kv_a_layernorm(kv_c.contiguous()), k_pe.unsqueeze(1)
-        if made.rotary_emb is not None:
-            plain, turned = torch.split(query, [self.qk_nope_head_dim, self.qk_rope_head_dim], -1)
-            turned, k_pe = made.rotary_emb(positions, turned.flatten(1), k_pe.flatten(1))
-            query = torch.cat((plain, turned.view(len(query), self.num_heads, -1)), -1)
-            k_pe = k_pe.unsqueeze(1)
+        """``[tokens, hidden_size]`` to the same. `llama_4_scaling`, ``[tokens, 1, 1]``, multiplies rotated queries."""
+        query, latent = self._projected(hidden_states)
+        compressed, key = torch.split(latent, [self.kv_lora_rank, self.qk_rope_head_dim], -1)
+        query, key = query.view(-1, self.num_heads, self.qk_head_dim), key[:, None]
+        if self.rotary_emb is not None:
+            rotated, key = self.rotary_emb(positions, query[..., self.qk_nope_head_dim :], key)
+            query = torch.cat((query[..., : self.qk_nope_head_dim], rotated), -1)
         if llama_4_scaling is not None:
             query = query * llama_4_scaling
-        output = self.mla_attn(query, kv_c, k_pe)
-        if made.g_proj is not None:
-            output = output * torch.sigmoid(_first(made.g_proj(hidden_states)))
-        return _first(made.o_proj(output))
+        out = self.mla_attn(query, self.kv_a_layernorm(compressed), key)
+        if self.g_proj is not None:
+            out = out * _output(self.g_proj, hidden_states).sigmoid()
+        return _output(self.o_proj, out)
 
-    def _query_and_latent(self, made: MLAModules, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """The query of all heads, and what of a token is kept: its latent and the key to be rotated."""
-        if made.q_b_proj is None or made.q_a_layernorm is None:
-            if made.q_proj is None or made.kv_a_proj_with_mqa is None:
-                raise EngineError("latent attention has neither q_proj nor q_b_proj")
-            return _first(made.q_proj(hidden_states)), _first(made.kv_a_proj_with_mqa(hidden_states))
-        if made.fused_qkv_a_proj is None:
-            raise EngineError("latent attention of low-rank queries has no fused_qkv_a_proj")
-        both = _first(made.fused_qkv_a_proj(hidden_states))
-        kept = self.kv_lora_rank + self.qk_rope_head_dim
-        low, latent = torch.split(both, [both.shape[-1] - kept, kept], -1)
-        return _first(made.q_b_proj(made.q_a_layernorm(low.contiguous()))), latent
+    def _projected(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries of all heads, and latents with the shared key."""
+        if self.q_lora_rank is None:
+            return _output(self.q_proj, hidden_states), _output(self.kv_a_proj_with_mqa, hidden_states)
+        both = _output(self.fused_qkv_a_proj, hidden_states)
+        low, latent = torch.split(both, [self.q_lora_rank, self.kv_lora_rank + self.qk_rope_head_dim], -1)
+        return _output(self.q_b_proj, _output(self.q_a_layernorm, low)), latent
 
 
-def _first(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+def _output(layer: Any, x: Tensor) -> Tensor:
+    """What a linear layer makes of `x`, which may come with a bias that was left out."""
+    made: Any = layer(x)
+    out: Tensor = made[0] if isinstance(made, tuple) else made
+    return out

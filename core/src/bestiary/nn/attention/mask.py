@@ -31,15 +31,15 @@ def key_geometry(spec: AttentionSpec, metadata: AttentionMetadata) -> AttentionM
 
 def first_visible(spec: AttentionSpec, position: int) -> int:
     """The first position that a causal query at `position` sees."""
-    begins = 0 if spec.chunk is None else position // spec.chunk * spec.chunk
-    return begins if spec.sliding_window is None else max(begins, position + 1 - spec.sliding_window)
+    first = 0 if spec.sliding_window is None else max(0, position + 1 - spec.sliding_window)
+    return first if spec.attention_chunk_size is None else max(first, position - position % spec.attention_chunk_size)
 
 
 def score_bias(spec: AttentionSpec, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to the scaled scores: -inf where a query does not see a key, and ALiBi's slopes.
 
-    A causal query sees keys up to itself, with a window only the last `sliding_window` of these; an encoder's sees all,
-    with a window those nearer than `sliding_window` on both sides.
+    A causal query sees keys up to itself, with a window only the last `sliding_window` of these, with chunks only its
+    own; an encoder's sees all, with a window those nearer than `sliding_window` on both sides.
 
     Args:
         queries, keys: positions, ``[batch, t]`` and ``[batch, l]``.
@@ -51,8 +51,9 @@ def score_bias(spec: AttentionSpec, queries: Tensor, keys: Tensor, dtype: torch.
     hidden = distance > 0 if is_causal(spec) else torch.zeros_like(distance, dtype=torch.bool)
     if spec.sliding_window is not None:
         hidden = hidden | (distance.abs() >= spec.sliding_window)
-    if spec.chunk is not None:
-        hidden = hidden | (keys[:, None, :] // spec.chunk != queries[:, :, None] // spec.chunk)
+    if spec.attention_chunk_size is not None:
+        size = spec.attention_chunk_size
+        hidden = hidden | ((keys // size)[:, None, :] != (queries // size)[:, :, None])
     if spec.alibi_slopes is None:
         bias = torch.zeros(distance.shape, dtype=dtype, device=distance.device)[:, None, None]
     else:

@@ -27,6 +27,8 @@ class AttentionMetadata:
             this step (possibly none), and all that lie in the cross-attention layers' caches after it.
         prompt_lens: int64 ``[seqs]``, tokens of each sequence's prompt: the same in every step, whatever part of the
             prompt it computes and however far the answer has come. None where whoever made this does not know.
+        state_read, state_write: int64 ``[seqs]``, rows of layers' states: the one that holds a sequence's state before
+            this step's first token (−1: it begins), and the one that must hold it after the last; never the same.
         derived: what layers and backends computed from this step's geometry and share among the layers (masks, page
             indices, rotary rows); each under a key of its own, dropped with the step.
     """
@@ -43,4 +45,6 @@ class AttentionMetadata:
     block_size: int
     encoder: AttentionMetadata | None = None
     prompt_lens: torch.Tensor | None = None
+    state_read: torch.Tensor | None = None
+    state_write: torch.Tensor | None = None
     derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)

@@ -21,6 +21,7 @@ class PagedBackend(ABC):
     """Writes this step's keys and values into the pages, then attends; a backend says how."""
 
     name: str
+    takes: tuple[str, ...] = ()
 
     def why_not(self, device: str, spec: AttentionSpec) -> str | None:
         """Between a decoder's positions and an encoder's there is no distance, and pages have no place for an int8

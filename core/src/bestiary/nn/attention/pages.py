@@ -15,7 +15,7 @@ Slots = Tensor | slice
 
 
 def cache_shape(spec: KVCacheSpec, num_blocks: int, block_size: int) -> tuple[int, ...]:
-    return (num_blocks, block_size, 2, spec.num_kv_heads, spec.head_size)
+    return (num_blocks, block_size, spec.rows, spec.num_kv_heads, spec.head_size)
 
 
 def sequence_slots(metadata: AttentionMetadata, sequence: int) -> Tensor:
@@ -43,6 +43,7 @@ def run_of(slots: Tensor) -> Slots:
 
 
 def read(kv_cache: Tensor, slots: Slots, dtype: torch.dtype) -> Tensor:
-    """``[n, 2, num_kv_heads, head_size]`` in `dtype`: a view of the cache where `slots` is a run and dtypes agree."""
+    """``[n, rows, num_kv_heads, head_size]`` in `dtype`, keys first and values last: a view of the
+    cache where `slots` is a run and dtypes agree."""
     pairs = kv_cache.flatten(0, 1)[slots] if isinstance(slots, slice) else gather_kv_cache(kv_cache, slots)
     return pairs if pairs.dtype is dtype else pairs.to(dtype)

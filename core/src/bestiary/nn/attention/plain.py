@@ -21,8 +21,6 @@ def why_not_plain(device: str, spec: AttentionSpec) -> str | None:
         return "for decoders' own attention"
     if spec.alibi_slopes is not None:
         return "has no ALiBi with a model's own slopes"
-    if spec.chunk is not None:
-        return "has no attention within chunks"
     if spec.has_sinks:
         return "has no sinks"
     if spec.cache_dtype not in (None, *DTYPES):

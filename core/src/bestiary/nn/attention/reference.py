@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import pages
-from .backend import AttentionSpec, AttentionType
+from .backend import SPECIAL, AttentionSpec, AttentionType
 from .explicit import attend
 from .mask import is_cached, key_geometry, score_bias
 from .metadata import AttentionMetadata
@@ -15,6 +15,7 @@ from .paged import PagedBackend, bidirectional
 
 class ReferenceBackend(PagedBackend):
     name = "reference"
+    takes = SPECIAL
 
     def compute(
         self,
@@ -33,12 +34,25 @@ class ReferenceBackend(PagedBackend):
             rows = slice(start, start + count)
             if is_cached(spec):
                 pairs = pages.read(kv_cache, pages.sequence_slots(keyed, sequence), query.dtype)
-                keys, values = pairs.unbind(1)
+                keys, values = pairs[:, 0], pairs[:, -1]
             else:
                 keys, values = bidirectional(key, value, rows)
             output[rows] = _attend_one(query[rows], keys, values, spec, sinks)
             start += count
         return output
+
+    def attend_sequence(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sequence: int,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """As `SequenceBackend.attend_sequence`."""
+        return _attend_one(query, key, value, spec, sinks)
 
 
 def _attend_one(query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec, sinks: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ from torch import nn
 from bestiary.api.errors import WeightsMismatch
 from bestiary.nn.weights.fill import count_use
 
-from .layer import Attention
+from .base import AttentionLayerBase
 
 _LEAVES = {"k_scale": "k", "v_scale": "v", "kv_scale": "kv"}
 _OUTPUTS = {"k_proj.output_scale": "k", "v_proj.output_scale": "v"}
@@ -37,7 +37,7 @@ class CacheScales:
 
     def __init__(self, model: nn.Module, renamed: Callable[[str], str | None]) -> None:
         self._renamed = renamed
-        layers = {module.layer_name: module for module in model.modules() if isinstance(module, Attention)}
+        layers = {module.layer_name: module for module in model.modules() if isinstance(module, AttentionLayerBase)}
         self._layers = layers
         self._by_parent = {name.rpartition(".")[0]: layer for name, layer in layers.items()}
         self._parameters = {name for name, _ in model.named_parameters()}
@@ -68,7 +68,9 @@ class CacheScales:
                 f"the checkpoint's {', '.join(sorted(self._left_out))} are left out: "
                 + ("products of attention are not in fp8" if self._quantized else "kv_cache_dtype=fp8 would use them")
             )
-        without = [name for name in self._quantized if self._found.get(name) != {"k", "v"}]
+        without = [
+            name for name, layer in self._quantized.items() if not layer.scale_parts <= self._found.get(name, set())
+        ]
         if without:
             told.append(
                 f"fp8 KV cache: the checkpoint lacks scales for {len(without)} of {len(self._quantized)} layers, "
@@ -77,7 +79,7 @@ class CacheScales:
         return told
 
     @property
-    def _quantized(self) -> Mapping[str, Attention]:
+    def _quantized(self) -> Mapping[str, AttentionLayerBase]:
         """The layers with an fp8 cache of their own."""
         return {
             name: layer
@@ -85,7 +87,7 @@ class CacheScales:
             if layer.scales_cache and layer.kv_sharing_target_layer_name is None
         }
 
-    def _layer_of(self, name: str) -> Attention | None:
+    def _layer_of(self, name: str) -> AttentionLayerBase | None:
         found = self._renamed(name)
         if found in self._parameters:  # the model's own, of another meaning
             return None
@@ -95,7 +97,7 @@ class CacheScales:
                 return self._by_parent[found]
         return None
 
-    def _give(self, layer: Attention, kind: str, name: str, tensor: torch.Tensor) -> None:
+    def _give(self, layer: AttentionLayerBase, kind: str, name: str, tensor: torch.Tensor) -> None:
         if kind == "unused" or not layer.scales_cache:
             self._left_out.add(name.rpartition(".")[2])
             return

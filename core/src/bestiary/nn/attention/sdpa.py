@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import pages
-from .backend import AttentionSpec
+from .backend import SPECIAL, AttentionSpec
 from .explicit import attend
 from .mask import first_visible, is_cached, is_causal, key_geometry, score_bias
 from .metadata import AttentionMetadata
@@ -42,6 +42,7 @@ class _Decodes:
 
 class TorchBackend(PagedBackend):
     name = "torch"
+    takes = SPECIAL
 
     def marked(self, key: Tensor, value: Tensor) -> Tensor:
         """NaN where a key is NaN or infinite: the value reaches whoever sees it, the fused kernels' score would not."""
@@ -70,6 +71,19 @@ class TorchBackend(PagedBackend):
             start = rows.stop
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).add(bad)
 
+    def attend_sequence(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sequence: int,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """As `SequenceBackend.attend_sequence`."""
+        return _attend_sequence(query, key, value, 0, sequence, metadata, spec, sinks).add(query * 0)
+
 
 def _decode(
     query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, spec: AttentionSpec, sinks: Tensor | None
@@ -80,12 +94,13 @@ def _decode(
     if step is None:
         step = metadata.derived[kept] = _plan_decodes(query, metadata, spec)
     pairs = pages.read(kv_cache, step.slots, query.dtype)
-    pairs = pairs.view(step.count, step.length, 2, spec.num_kv_heads, spec.head_size).permute(2, 0, 3, 1, 4)
+    pairs = pairs.view(step.count, step.length, -1, spec.num_kv_heads, spec.head_size).permute(2, 0, 3, 1, 4)
+    keys, values = pairs[0], pairs[-1]
     folded = query.reshape(step.count, spec.num_kv_heads, -1, spec.head_size)
     if _needs_explicit(spec, query.dtype):
-        return attend(folded.unsqueeze(3), pairs[0], pairs[1], step.bias, spec, sinks).view(query.shape)
+        return attend(folded.unsqueeze(3), keys, values, step.bias, spec, sinks).view(query.shape)
     mask = None if step.bias is None else step.bias.squeeze(3)
-    out = F.scaled_dot_product_attention(folded, pairs[0], pairs[1], attn_mask=mask, scale=spec.scale)
+    out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=spec.scale)
     return out.reshape(query.shape)
 
 
@@ -126,8 +141,8 @@ def _keys_and_values(
     slots = keyed.derived.get(kept)
     if slots is None:
         slots = keyed.derived[kept] = pages.run_of(pages.sequence_slots(keyed, sequence)[first:])
-    keys, values = pages.read(kv_cache, slots, query.dtype).unbind(1)
-    return keys, values, first
+    pairs = pages.read(kv_cache, slots, query.dtype)
+    return pairs[:, 0], pairs[:, -1], first
 
 
 def _attend_sequence(
@@ -205,14 +220,20 @@ def _bias_dtype(spec: AttentionSpec, dtype: torch.dtype) -> torch.dtype:
 def _bias_key(spec: AttentionSpec, dtype: torch.dtype) -> tuple[object, ...]:
     """Layers that agree in this see the same bias."""
     heads = spec.alibi_slopes and spec.num_kv_heads
-    return spec.attn_type, spec.sliding_window, spec.chunk, spec.alibi_slopes, heads, _bias_dtype(spec, dtype)
+    return (
+        spec.attn_type,
+        spec.sliding_window,
+        spec.attention_chunk_size,
+        spec.alibi_slopes,
+        heads,
+        _bias_dtype(spec, dtype),
+    )
 
 
 def _needs_no_mask(spec: AttentionSpec, count: int, length: int) -> bool:
     """Whether `is_causal`, or nothing, says who sees whom: a whole sequence within the window, or one last row."""
     if spec.logits_soft_cap is not None or spec.has_sinks or spec.alibi_slopes is not None:
         return False
-    narrowest = min(spec.sliding_window or length, spec.chunk or length)
-    within = length <= narrowest
+    within = all(size is None or length <= size for size in (spec.sliding_window, spec.attention_chunk_size))
     whole = count == length and length not in _MASKED_LENGTHS
     return within and (not is_causal(spec) or count == 1 or whole)

@@ -31,8 +31,6 @@ class TritonBackend(PagedBackend):
             return reason
         if spec.attn_type is not AttentionType.DECODER:
             return "for decoders' own attention"
-        if spec.chunk is not None:
-            return "has no attention within chunks"
         if spec.head_size > _MOST_CHANNELS:
             return f"for heads of up to {_MOST_CHANNELS} channels"
         return why_not_fp8(device, spec.cache_dtype) or super().why_not(device, spec)

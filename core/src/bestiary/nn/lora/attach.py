@@ -74,4 +74,6 @@ def _give_experts(name: str, layer: FusedMoE, config: LoRAConfig, device: torch.
 
 def _can_have(model: nn.Module, name: str, layer: nn.Module) -> bool:
     skipped = tuple(getattr(model, "lora_skip_prefixes", ()))
-    return isinstance(layer, LinearBase | VocabParallelEmbedding | FusedMoE) and not name.startswith(skipped)
+    absorbed = getattr(layer, "is_absorbed", False)  # latent attention reads its weight, and never calls it
+    kinds = LinearBase | VocabParallelEmbedding | FusedMoE
+    return isinstance(layer, kinds) and not absorbed and not name.startswith(skipped)

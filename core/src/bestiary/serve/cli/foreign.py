@@ -19,8 +19,7 @@ def foreign_commands() -> dict[str, str]:
     """Name → its line in `bestiary --help`: what the package says it is."""
     found: dict[str, str] = {}
     for entry, distribution in _offers():
-        line = discovery.summary(distribution) or "No summary."
-        found[entry.name] = f"{line} (package {distribution.name})"
+        found[entry.name] = f"{discovery.summary(distribution)} (package {distribution.name})".strip()
     return found
 
 

@@ -47,7 +47,7 @@ class LazyGroup(Group):
             return own
         from .foreign import foreign_commands
 
-        return foreign_commands() | own
+        return own | {name: line for name, line in foreign_commands().items() if name not in own}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.lines())

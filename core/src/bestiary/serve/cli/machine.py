@@ -153,7 +153,7 @@ def quantization_methods(device: str, hooks: HookManager | None) -> list[dict[st
 def attention_backends(device: str, hooks: HookManager | None) -> list[dict[str, Any]]:
     """Each backend: whether it is the one chosen for plain causal attention, and which kinds of layer it refuses."""
     from bestiary.engine.loader.vllm_config import choose_device
-    from bestiary.nn.attention.choice import BACKENDS, choose_backend
+    from bestiary.nn.attention.choice import BACKENDS, choose_backend, why_not_layer
 
     where = choose_device(device)
     kinds = _layer_kinds()
@@ -161,7 +161,7 @@ def attention_backends(device: str, hooks: HookManager | None) -> list[dict[str,
     chosen = choose_backend(None, where, [kinds["plain"]], offered)
     found = []
     for name, backend in {**BACKENDS, **offered}.items():
-        why = {kind: reason for kind, spec in kinds.items() if (reason := backend.why_not(where, spec))}
+        why = {kind: reason for kind, spec in kinds.items() if (reason := why_not_layer(backend, where, spec))}
         state = "chosen" if name == chosen.name else "cannot run" if "plain" in why else "can run"
         found.append({"backend": name, "state": state, "cannot": why})
     return found
@@ -180,6 +180,9 @@ def _layer_kinds() -> dict[str, AttentionSpec]:
         "soft cap": replace(plain, logits_soft_cap=30.0),
         "alibi": replace(plain, alibi_slopes=(0.5,) * 8),
         "sinks": replace(plain, has_sinks=True),
+        "chunks": replace(plain, attention_chunk_size=128),
+        "latent": replace(plain, num_kv_heads=1, head_size=576, latent=True),
+        "keys before the sequence": replace(plain, sink_len=16),
         "encoder": replace(plain, attn_type=AttentionType.ENCODER_ONLY),
         "cross attention": replace(plain, attn_type=AttentionType.ENCODER_DECODER),
     }

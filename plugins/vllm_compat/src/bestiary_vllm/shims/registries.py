@@ -1,17 +1,15 @@
-"""Where packages written for vLLM register things: models and configuration classes, which are used, and parsers."""
+"""Where packages written for vLLM register things: models and configuration classes, which are used; and parsers and
+checks of the configuration, which are noted and not used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
 from bestiary.api import ModelRegistry as core_registry
 from bestiary.api.registering import collected
 
 C = TypeVar("C", bound=type)
-
-parsers: list[str] = []
-"""A line for every parser that was registered."""
 
 
 class _ModelRegistry:
@@ -36,38 +34,55 @@ class _ModelRegistry:
 ModelRegistry = _ModelRegistry()
 
 
-class _Configs(MutableMapping[str, Any]):
-    """vLLM's own table of configuration classes: what is put there is what transformers makes of a `model_type`."""
+class _Configs(dict[str, Any]):
+    """What is not in it is asked of transformers, which has the classes that vLLM's table begins with."""
 
-    def __init__(self) -> None:
-        self._given: dict[str, Any] = {}
+    def __missing__(self, model_type: str) -> Any:
+        from transformers import CONFIG_MAPPING
 
-    def __setitem__(self, model_type: str, config_class: Any) -> None:
-        from transformers import AutoConfig
+        return CONFIG_MAPPING[model_type]
 
-        AutoConfig.register(model_type, config_class, exist_ok=True)
-        self._given[model_type] = config_class
-
-    def __getitem__(self, model_type: str) -> Any:
-        return self._given[model_type]
-
-    def __delitem__(self, model_type: str) -> None:
-        del self._given[model_type]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._given)
-
-    def __len__(self) -> int:
-        return len(self._given)
+    def get(self, model_type: str, default: Any = None) -> Any:
+        try:
+            return self[model_type]
+        except KeyError:
+            return default
 
 
 CONFIGS = _Configs()
+"""vLLM's own table of configuration classes, by `model_type`; `give_configs` makes transformers know them."""
+
+
+def give_configs() -> None:
+    """What is in `CONFIGS` is what transformers makes of a `model_type` from now on."""
+    from transformers import CONFIG_MAPPING
+
+    for model_type, config_class in CONFIGS.items():
+        if isinstance(config_class, type):
+            CONFIG_MAPPING.register(model_type, config_class, exist_ok=True)
+
+
+class VerifyAndUpdateConfig:
+    """What a package derives its checks of the configuration from. Core's configuration is settled when it is made."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        return None
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: Any) -> None:
+        return None
+
+
+MODELS_CONFIG_MAP: dict[str, type] = {}
+"""Such checks by architecture; none is made."""
 
 
 class _Parsers:
     """Notes what is registered: answers are parsed by Bestiary's own parsers (hooks `tool_call_parsers` …)."""
 
-    kind = "parser"
+    lazy_parsers: ClassVar[dict[str, tuple[str, str]]]
+    known: ClassVar[dict[str, type]]
 
     @classmethod
     def register_module(
@@ -77,7 +92,7 @@ class _Parsers:
 
         def register(parser: C) -> C:
             names = [name] if isinstance(name, str) else name or [parser.__name__]
-            parsers.extend(f"{cls.kind} {each} (not used: Bestiary has its own)" for each in names)
+            cls.known.update(dict.fromkeys(names, parser))
             return parser
 
         return register if module is None else register(module)
@@ -85,19 +100,27 @@ class _Parsers:
     @classmethod
     def register_lazy_module(cls, name: str, module_path: str, class_name: str) -> None:
         """The same, of a class that is not imported."""
-        parsers.append(f"{cls.kind} {name} (not used: Bestiary has its own)")
+        cls.lazy_parsers[name] = (module_path, class_name)
+
+    @classmethod
+    def list_registered(cls) -> list[str]:
+        return sorted({*cls.known, *cls.lazy_parsers})
 
 
 class ToolParserManager(_Parsers):
     """Parsers of tool calls."""
 
-    kind = "tool parser"
+    lazy_parsers: ClassVar[dict[str, tuple[str, str]]] = {}
+    known: ClassVar[dict[str, type]] = {}
+    tool_parsers = known
 
 
 class ReasoningParserManager(_Parsers):
     """Parsers of reasoning."""
 
-    kind = "reasoning parser"
+    lazy_parsers: ClassVar[dict[str, tuple[str, str]]] = {}
+    known: ClassVar[dict[str, type]] = {}
+    reasoning_parsers = known
 
 
 class ToolParser:
@@ -106,3 +129,12 @@ class ToolParser:
 
 class ReasoningParser:
     """What parsers of reasoning derive from."""
+
+
+def noted() -> set[str]:
+    """A line for everything that is registered and not used."""
+    unused = "not used: Bestiary has its own"
+    tools = {f"tool parser {name} ({unused})" for name in ToolParserManager.list_registered()}
+    reasoning = {f"reasoning parser {name} ({unused})" for name in ReasoningParserManager.list_registered()}
+    checks = {f"check of the configuration of {name} (not made)" for name in MODELS_CONFIG_MAP}
+    return tools | reasoning | checks

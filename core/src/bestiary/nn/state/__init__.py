@@ -1,0 +1,24 @@
+"""Layers that keep a state of each sequence, whose size does not grow with it."""
+
+from .base import CausalConv1d, StateLayer
+from .delta_net import GatedDeltaNetAttention, OlmoHybridGatedDeltaNetAttention
+from .gated_norm import Mixer2RMSNormGated, RMSNormGated
+from .mamba import MambaMixer
+from .mamba2 import MambaMixer2
+from .short_conv import ShortConv
+from .spec import StateSpec, read_states, write_states
+
+__all__ = [
+    "CausalConv1d",
+    "GatedDeltaNetAttention",
+    "MambaMixer",
+    "MambaMixer2",
+    "Mixer2RMSNormGated",
+    "OlmoHybridGatedDeltaNetAttention",
+    "RMSNormGated",
+    "ShortConv",
+    "StateLayer",
+    "StateSpec",
+    "read_states",
+    "write_states",
+]

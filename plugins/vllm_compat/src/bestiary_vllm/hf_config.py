@@ -1,0 +1,132 @@
+"""Configuration objects as model files of every age read them: with the field names of transformers 4 beside those of 5.
+
+A file written before 2026 reads `rope_theta` and `rope_scaling`, mostly with a default that would be taken silently. A
+`model_type` that transformers does not know becomes what its own class would have been: a `PreTrainedConfig`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
+_FACTOR = ("partial_rotary_factor", "rotary_pct", "rope_pct")
+_BASES = ("rope_theta", "rotary_emb_base", "rope_base")
+
+
+class Fields(dict[str, Any]):
+    """An object within a configuration, read as a mapping or by attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(f"this part of the configuration has no field {name!r}", name=name)
+        return self[name]
+
+
+class OlderNames:
+    """What transformers 4 had as fields and 5 has in `rope_parameters`."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Asked only for what is not there."""
+        found = None
+        if name in ("rope_theta", "rope_local_base_freq", *_FACTOR):
+            local, everywhere = _rope(self)
+            if name == "rope_local_base_freq":
+                found = None if local is None else local.get("rope_theta")
+            else:
+                found = everywhere.get("rope_theta" if name == "rope_theta" else _FACTOR[0])
+        if found is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        return found
+
+    @property
+    def rope_scaling(self) -> Any:
+        """None where positions are not scaled: files of then take anything else for scaling."""
+        if "rope_scaling" in self.__dict__:
+            return self.__dict__["rope_scaling"]
+        parameters = _rope(self)[1]
+        return None if parameters.get("rope_type", "default") == "default" else parameters
+
+    @rope_scaling.setter
+    def rope_scaling(self, value: Any) -> None:
+        self.__dict__["rope_scaling"] = value
+
+
+def as_read_by_files(config: Any, text_config: Any) -> tuple[Any, Any]:
+    """(copies of a model's configuration object and of its text part, which may be it) with the older names."""
+    if _is_bag(config):
+        made = _made_of(config)
+        return made, made if text_config is config else _made_of(text_config)
+    memo: dict[int, Any] = {}
+    both = copy.deepcopy(config, memo), copy.deepcopy(text_config, memo)
+    for each in both:
+        if not isinstance(each, OlderNames) and hasattr(each, "rope_parameters"):
+            each.__class__ = _class_of(type(each))
+    return both
+
+
+def _rope(config: Any) -> tuple[Any, Any]:
+    """(the rotary parameters of layers with a window where they have their own, those of the others)."""
+    parameters = config.__dict__.get("rope_parameters") or {}
+    if _GLOBAL in parameters or _LOCAL in parameters:
+        return parameters.get(_LOCAL), parameters.get(_GLOBAL) or {}
+    return None, parameters
+
+
+def _is_bag(config: Any) -> bool:
+    """Whether core made it, of a type that transformers does not know."""
+    return type(config).__module__.startswith("bestiary.")
+
+
+def _made_of(bag: Any) -> Any:
+    """transformers' object of the same fields; embeddings are not tied where the file does not say so."""
+    from transformers import PreTrainedConfig
+
+    data = {"tie_word_embeddings": False, **bag.to_dict()}
+    model_type = data.pop("model_type", "")
+    data = {name: value if name.startswith("rope_") else _nested(value) for name, value in data.items()}
+    parameters = _rope_parameters(data)
+    if parameters is not None:
+        data["rope_parameters"] = parameters
+    rope_scaling = data.pop("rope_scaling", None)
+    made: Any = _class_of(_unchecked(PreTrainedConfig))(**data)
+    made.model_type = model_type
+    if rope_scaling is not None:
+        made.rope_scaling = rope_scaling
+    return made
+
+
+def _rope_parameters(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The rotary settings in their present form; None where the file has none at all."""
+    if data.get("rope_parameters"):
+        return dict(data["rope_parameters"])
+    base = next((data[name] for name in _BASES if data.get(name) is not None), None)
+    scaling = dict(data.get("rope_scaling") or {})
+    if base is None and not scaling:
+        return None
+    if "type" in scaling:
+        scaling.setdefault("rope_type", scaling.pop("type"))
+    made = {"rope_type": "default", **scaling}
+    if base is not None:
+        made["rope_theta"] = base
+    factor = next((data[name] for name in _FACTOR if data.get(name) is not None), None)
+    return made if factor is None else made | {"partial_rotary_factor": factor}
+
+
+def _nested(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Fields({name: _nested(each) for name, each in value.items()})
+    return [_nested(each) for each in value] if isinstance(value, list) else value
+
+
+@cache
+def _unchecked(base: Any) -> Any:
+    """A class whose `validate`, which model files may call, leaves the check to core: it has been done."""
+    return type("PreTrainedConfig", (base,), {"validate": lambda self: None, "__module__": __name__})
+
+
+@cache
+def _class_of(config_class: Any) -> Any:
+    return type(config_class.__name__, (OlderNames, config_class), {"__module__": config_class.__module__})

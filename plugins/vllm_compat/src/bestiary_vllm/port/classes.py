@@ -1,0 +1,78 @@
+"""Which architectures files hold: what they register, and which of their classes are models'."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+
+from bestiary.api.errors import BadTarget
+from bestiary.api.importing import split
+
+from .reading import Source
+
+ENDINGS = (
+    "ForCausalLM",
+    "ForConditionalGeneration",
+    "LMHeadModel",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForRewardModel",
+    "ForEmbedding",
+)
+
+
+def architectures(sources: dict[str, Source], wanted: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Architecture → (module, class): those `wanted` (``Name`` or ``Name=Class``); else those that the files register
+    (``register_model("Name", …)``); else the classes that are a whole model.
+
+    Raises:
+        BadTarget: there is none, or a wanted one has no class.
+    """
+    defined = {each.name: module for module, source in sources.items() for each in source.classes}
+    found = {}
+    for pair in wanted:
+        name, _, cls = pair.partition("=")
+        cls = cls or name
+        if cls not in defined:
+            models = ", ".join(name for _, name in _models(sources)) or "none"
+            raise BadTarget(
+                f"there is no class {cls}", field="--architecture", value=pair, details=[f"models: {models}"]
+            )
+        found[name] = (defined[cls], cls)
+    found = found or dict(_registered(sources, defined))
+    found = found or {name: (module, name) for module, name in _models(sources)}
+    if not found:
+        raise BadTarget(
+            "no class in it is a model's", limit=f"a torch module whose name ends in {', '.join(ENDINGS)}",
+            details=[f"classes: {', '.join(defined) or 'none'}"], fix="--architecture NAME=CLASS",
+        )  # fmt: skip
+    return found
+
+
+def _registered(sources: dict[str, Source], defined: dict[str, str]) -> Iterator[tuple[str, tuple[str, str]]]:
+    for source in sources.values():
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+                called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+                names = [*node.args, *(word.value for word in node.keywords)]
+                if called == "register_model" and len(names) >= 2 and isinstance(names[0], ast.Constant):
+                    place = _place(names[1], defined)
+                    if place is not None:
+                        yield str(names[0].value), place
+
+
+def _place(model: ast.expr, defined: dict[str, str]) -> tuple[str, str] | None:
+    if isinstance(model, ast.Constant) and isinstance(model.value, str):
+        reference = split(model.value)
+        return reference if reference is not None and defined.get(reference[1]) == reference[0] else None
+    if isinstance(model, ast.Name) and model.id in defined:
+        return defined[model.id], model.id
+    return None
+
+
+def _models(sources: dict[str, Source]) -> Iterator[tuple[str, str]]:
+    """(module, class) of every class that is called as a whole model is."""
+    for module, source in sources.items():
+        for each in source.classes:
+            if each.name.endswith(ENDINGS) and each.bases:
+                yield module, each.name
