@@ -35,7 +35,7 @@ from .loaded_adapters import LoadedAdapters
 from .plan import StepPlan, StepResult
 from .pooler import checked_vectors, pooled
 from .request_state import RequestState
-from .sampler import sample, sample_best, token_logprobs
+from .sampler import logprobs_of, sample, sample_best
 from .structured.follower import Grammars
 from .vocabulary import BestTokens, DividedVocabulary, sampled_rows
 
@@ -376,7 +376,6 @@ def _prompt_logprobs(batch: ForwardBatch, logits: torch.Tensor) -> dict[str, lis
     found = {}
     for state, rows, first in batch.prompt_rows:
         count = state.sampling.prompt_logprobs or 0
-        found[state.request_id] = [
-            token_logprobs(logits[row], state.tokens[first + index], count) for index, row in enumerate(rows)
-        ]
+        asked = [(logits[row], state.tokens[first + index], count) for index, row in enumerate(rows)]
+        found[state.request_id] = logprobs_of(asked)
     return found
