@@ -128,10 +128,15 @@ def test_a_package_stays_under_its_name_and_what_it_registers_counts(tmp_path):
     (package / "models/core.py").write_text("from .parts import x\nfrom third import y\nclass Inner: pass\n")
     (package / "models/parts.py").write_text("x = 1\n")
     (package / "data.json").write_text("{}")
+    (package / "parser.py").write_text("from vllm.nothing import Parser\n")
     document = ported(package, "--into", tmp_path / "out")
     assert document["architectures"] == {"ThirdModel": "third.models.core:Inner"}
     assert (tmp_path / "out/src/third/data.json").exists()
-    assert {need["state"] for need in document["needs"]} == {"served", "beside"}
+    points = tomllib.loads((tmp_path / "out/pyproject.toml").read_text())["project"]["entry-points"]
+    assert points["vllm.general_plugins"] == {"register": "third:register"}
+    needs = {need["name"]: need for need in document["needs"]}
+    assert (needs["vllm.nothing:Parser"]["how"], needs["vllm.nothing:Parser"]["missing"]) == ("later", False)
+    assert {need["state"] for need in needs.values()} == {"served", "beside", "not served"}
     assert document["not_certified"].startswith("transformers has no ThirdModel")
 
 

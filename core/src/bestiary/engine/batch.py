@@ -87,6 +87,8 @@ def make_batch(
         num_decodes=int((counts == 1).sum()),
         block_size=block_size,
         prompt_lens=tensor(np.fromiter((states[item.request_id].prompt_len for item in items), np.int64, len(items))),
+        state_read=tensor(np.fromiter((item.state_read for item in items), np.int64, len(items))),
+        state_write=tensor(np.fromiter((item.state_write for item in items), np.int64, len(items))),
     )
     return ForwardBatch(
         input_ids=tensor(np.array(ids, dtype=np.int64)),

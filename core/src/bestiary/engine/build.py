@@ -43,7 +43,7 @@ from .loader.load import build_model, load_model
 from .loader.progress import load_progress, say
 from .loader.quantization import choose_quantization
 from .loader.vllm_config import choose_device, make_vllm_config, parallel_config
-from .memory import num_kv_blocks
+from .memory import cache_room
 from .notices import notice
 from .parallel.assembly import assemble
 from .parallel.eplb import check_eplb
@@ -52,7 +52,7 @@ from .parallel.seat import Seat, device_index, take_seat
 from .parallel.team import Team
 from .pooler import offer_of, pooler_of, with_pooler
 from .pooling import with_runner
-from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt
+from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt, state_specs
 from .scheduler import Scheduler
 
 
@@ -182,6 +182,8 @@ class EngineBuilder:
             return None, "the stages of a pipeline wait for each other on the host"
         if self.parallel.enable_eplb:
             return None, "experts move between ranks (enable_eplb)"
+        if state_specs(model) and config.device_config.device == "cpu":
+            return None, "layers with a state are computed op by op"
         backends = [layer.backend for layer in attention_layers(model).values()]
         recorder, why = choose_recorder(self.hooks.all("step_recorders"), target_of(config), backends)
         divided = self.seat is not None or self.parallel.world_size_across_dp > 1
@@ -202,14 +204,16 @@ class EngineBuilder:
         local = 1 if team is None else team.seat.local_size
         on_cpu = config.device_config.device == "cpu"  # where the slots' memory is taken when it is written
         reserved = slots.nbytes * local if slots is not None and on_cpu else 0
-        num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config, reserved, sharers=local)
+        room = cache_room(kv_cache_specs(model).values(), state_specs(model).values(), config, reserved, local)
+        num_blocks, num_rows = room.num_blocks, room.num_state_rows
         if team is not None:
-            num_blocks = team.smallest(num_blocks)
+            num_blocks, num_rows = team.smallest(num_blocks), team.smallest(num_rows)
+        config = _with_running(config, num_rows)
         width = vocab_size(model, config)
         groups = None if team is None else team.groups
         recorder = self._recorder(model, config)
         say(f"kernels: {kernels_in_words(ops, recorder)}", enabled=self.args.progress and (team is None or team.leads))
-        runner = ModelRunner(model, config, num_blocks, ops, width, groups, slots, pooler, recorder)
+        runner = ModelRunner(model, config, num_blocks, ops, width, groups, slots, pooler, recorder, num_rows)
         if self.args.capture_sizes == "at_start":
             capture_steps(runner, self.args.progress)
         adapters = Adapters(config.lora_config)
@@ -222,6 +226,7 @@ class EngineBuilder:
                 prompt_salt(model),
                 self.parallel.pipeline_parallel_size,
                 adapters,
+                num_rows or None,
             )
             for _ in range(self.parallel.data_parallel_size)
         ]
@@ -275,6 +280,16 @@ def adapter_slots(
         return None
     mappers = [] if alias is None else [alias.mapper()]
     return attach(model, config.lora_config, torch.device(device or config.device_config.device), mappers)
+
+
+def _with_running(config: VllmConfig, num_state_rows: int) -> VllmConfig:
+    """The configuration with no more running sequences than there are two rows of states for."""
+    wanted = config.scheduler_config.max_num_seqs
+    if num_state_rows == 0 or num_state_rows >= 2 * wanted:
+        return config
+    running = num_state_rows // 2
+    notice(f"max_num_seqs={running} instead of {wanted}: there is memory for {num_state_rows} rows of layers' states")
+    return replace(config, scheduler_config=replace(config.scheduler_config, max_num_seqs=running))
 
 
 def _within(eos_token_ids: frozenset[int], vocab_size: int) -> frozenset[int]:

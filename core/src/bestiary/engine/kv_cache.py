@@ -26,6 +26,7 @@ from hashlib import sha256
 from bestiary.api.errors import EngineError
 
 from .sequence import Sequence
+from .state_rows import StateRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +101,26 @@ class BlockPool:
             del self._by_digest[digest]
             self._digest[block] = None
 
+    def digest_of(self, block: int) -> bytes | None:
+        """What a block's content is known by, if it is."""
+        return self._digest[block]
+
     def is_free(self, block: int) -> bool:
         return block in self._free
 
 
 class KVCacheManager:
-    """Gives blocks to sequences and takes them back; the only writer of their block tables and of the pool."""
+    """Gives blocks to sequences and takes them back; the only writer of their block tables and of the pool.
 
-    __slots__ = ("_block_format", "_prefix_hits", "_prefix_queries", "block_size", "pool", "prefix_caching")
+    In models with states, `states` has the rows, and a beginning is only found where a checkpoint stands at its end.
+    """
 
-    def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = True) -> None:
+    __slots__ = ("_block_format", "_prefix_hits", "_prefix_queries", "block_size", "pool", "prefix_caching", "states")
+
+    def __init__(
+        self, num_blocks: int, block_size: int, *, prefix_caching: bool = True, states: StateRows | None = None
+    ) -> None:
+        self.states = states
         self.pool = BlockPool(num_blocks)
         self.block_size = block_size
         self.prefix_caching = prefix_caching
@@ -129,10 +140,17 @@ class KVCacheManager:
             return 0
         limit = sequence.max_matched // self.block_size
         self._extend_digests(sequence, limit)
+        found = []
         for digest in sequence.digests[:limit]:
             block = self.pool.find(digest)
             if block is None:
                 break
+            found.append(block)
+        if self.states is not None:
+            while found and not self.states.has(sequence.digests[len(found) - 1]):
+                found.pop()
+            self.states.begin(sequence, sequence.digests[len(found) - 1] if found else None)
+        for block in found:
             self.pool.share(block)
             sequence.block_table.append(block)
         sequence.num_registered = len(sequence.block_table)
@@ -164,14 +182,32 @@ class KVCacheManager:
             self.pool.register(sequence.block_table[index], sequence.digests[index])
         sequence.num_registered = full
 
+    def advance_state(self, sequence: Sequence) -> None:
+        """The step that was scheduled for a sequence was computed, up to ``sequence.num_computed``."""
+        if self.states is not None:
+            full, rest = divmod(sequence.num_computed, self.block_size)
+            known = self.prefix_caching and not rest and full
+            self.states.advance(sequence, sequence.digests[full - 1] if known else None)
+
+    def piece(self, sequence: Sequence, count: int) -> int:
+        """How many of a sequence's next `count` tokens one step should compute: in models with states, those up to the
+        last full block before its newest token, so that a checkpoint is left there."""
+        if self.states is None or not self.prefix_caching or count == 1:
+            return count
+        start = sequence.num_computed
+        end = min(start + count, sequence.total - 1) // self.block_size * self.block_size
+        return end - start if end > start else count
+
     def free(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Take all blocks back. The last go first, so that a prefix outlives what follows it.
 
         forget: the content is not to be trusted (NaN or Inf came out of it) and must not reach another request.
         """
+        if self.states is not None:
+            self.states.end(sequence)
         for block in reversed(sequence.block_table):
             if forget:
-                self.pool.forget(block)
+                self._forget(block)
             self.pool.release(block)
         sequence.block_table.clear()
         sequence.num_computed = 0
@@ -188,6 +224,8 @@ class KVCacheManager:
         """Forget all content: the weights changed, or a measurement wants a cold cache."""
         for block in range(self.pool.num_blocks):
             self.pool.forget(block)
+        if self.states is not None:
+            self.states.clear()
 
     def usage(self) -> KVCacheUsage:
         free = self.pool.num_free
@@ -199,6 +237,12 @@ class KVCacheManager:
             prefix_queries=self._prefix_queries,
             prefix_hits=self._prefix_hits,
         )
+
+    def _forget(self, block: int) -> None:
+        digest = self.pool.digest_of(block)
+        if digest is not None and self.states is not None:
+            self.states.forget(digest)
+        self.pool.forget(block)
 
     def _table_changed(self, sequence: Sequence) -> None:
         sequence.block_ids = tuple(sequence.block_table)

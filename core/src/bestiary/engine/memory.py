@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from bestiary.api.config import VllmConfig
 from bestiary.api.errors import UsageError
 from bestiary.nn.attention.backend import KVCacheSpec
+from bestiary.nn.state.spec import StateSpec
 
 SHARE_OF_FREE_MEMORY = 0.5
 DEFAULT_CPU_BYTES = 4 * 1024**3
@@ -38,16 +40,81 @@ def free_memory(device: str) -> int:
     return free
 
 
+@dataclass(frozen=True, slots=True)
+class CacheRoom:
+    """How much there is for what sequences keep.
+
+    Attributes:
+        num_blocks: KV-cache blocks of every layer. num_state_rows: rows of every layer with a state; 0 where none has.
+        running: sequences that can run at once, which rows may limit.
+    """
+
+    num_blocks: int
+    num_state_rows: int
+    running: int
+
+
+def cache_room(
+    specs: Iterable[KVCacheSpec],
+    states: Iterable[StateSpec],
+    config: VllmConfig,
+    reserved: int = 0,
+    sharers: int = 1,
+    free: int | None = None,
+) -> CacheRoom:
+    """Blocks and rows to allocate; arguments as for `num_kv_blocks`.
+
+    Each running sequence needs two rows of states, and as many again as run are kept for the prefix cache. They take at
+    most half of what there is where layers attend too, and never more than there is.
+
+    Raises:
+        UsageError: not even one sequence fits.
+    """
+    running = config.scheduler_config.max_num_seqs
+    row = sum(spec.bytes_per_row for spec in states)
+    if row == 0:
+        return CacheRoom(num_kv_blocks(specs, config, reserved, sharers, free), 0, running)
+    specs = list(specs)
+    wanted = (3 if config.cache_config.enable_prefix_caching else 2) * running
+    budget = cache_budget(config, bytes_per_block(specs, config.cache_config.block_size), reserved, sharers, free)
+    rows = min(wanted, budget // (row * (2 if specs else 1)))
+    if rows < 2:
+        raise UsageError(
+            f"no memory for the states of layers: those of one sequence take {2 * row} bytes",
+            field="kv_cache_memory_bytes", value=budget, limit=f"at least {2 * row * (2 if specs else 1)}",
+            fix="more kv_cache_memory_bytes",
+        )  # fmt: skip
+    blocks = num_kv_blocks(specs, config, reserved, sharers, free, states=rows * row)
+    return CacheRoom(blocks, rows, min(running, rows // 2))
+
+
+def cache_budget(config: VllmConfig, block: int, reserved: int, sharers: int, free: int | None) -> int:
+    """Bytes for what sequences keep: what the user allows, or a share of what is free."""
+    if config.cache_config.memory_bytes is not None:
+        return config.cache_config.memory_bytes
+    per_sequence = -(-config.model_config.max_model_len // config.cache_config.block_size)
+    free = free_memory(config.device_config.device) if free is None else free
+    budget = int((free - reserved) * SHARE_OF_FREE_MEMORY)
+    if config.device_config.device == "cpu":
+        return min(budget // sharers, max(DEFAULT_CPU_BYTES // sharers, per_sequence * block))
+    return max(0, min(budget, free - reserved - CUDA_MARGIN_BYTES))
+
+
 def num_kv_blocks(
-    specs: Iterable[KVCacheSpec], config: VllmConfig, reserved: int = 0, sharers: int = 1, free: int | None = None
+    specs: Iterable[KVCacheSpec],
+    config: VllmConfig,
+    reserved: int = 0,
+    sharers: int = 1,
+    free: int | None = None,
+    states: int = 0,
 ) -> int:
     """The number of blocks to allocate.
 
     `num_blocks` if set; else what fits `memory_bytes`, or half of the free memory (on a CPU 4 GiB of it, unless one
     sequence needs more; on a GPU at most what leaves `CUDA_MARGIN_BYTES`), but never more than `max_num_seqs` sequences
-    of `max_model_len` tokens can use. `reserved` bytes will be taken by something else first; `sharers` processes
-    divide what is free of a CPU's memory. `free` is what is free on the machine that is meant, where that is not this
-    one.
+    of `max_model_len` tokens can use. `reserved` bytes will be taken by something else first, and `states` bytes of
+    what there is by layers' states; `sharers` processes divide what is free of a CPU's memory. `free` is what is free
+    on the machine that is meant, where that is not this one.
 
     Raises:
         UsageError: not even one sequence of `max_model_len` tokens fits; with the length that would.
@@ -60,14 +127,7 @@ def num_kv_blocks(
     size = bytes_per_block(specs, block_size)
     if size == 0:
         return useful
-    budget = cache.memory_bytes
-    if budget is None:
-        free = free_memory(config.device_config.device) if free is None else free
-        budget = int((free - reserved) * SHARE_OF_FREE_MEMORY)
-        if config.device_config.device == "cpu":
-            budget = min(budget // sharers, max(DEFAULT_CPU_BYTES // sharers, per_sequence * size))
-        else:
-            budget = max(0, min(budget, free - reserved - CUDA_MARGIN_BYTES))
+    budget = cache_budget(config, size, reserved, sharers, free) - states
     fitting = budget // size
     if fitting < 1:
         raise UsageError(

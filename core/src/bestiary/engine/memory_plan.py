@@ -14,12 +14,13 @@ from bestiary.api.config import ParallelConfig, VllmConfig
 from bestiary.api.errors import BestiaryError, UsageError
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.parallel import noting_refusals, use_groups
+from bestiary.nn.state.spec import StateSpec
 
 from .footprint import Footprint, footprint
 from .loader.load import build_model
-from .memory import free_memory, num_kv_blocks
+from .memory import cache_room, free_memory
 from .parallel.places import groups_of, parts_of
-from .runner import kv_cache_specs
+from .runner import kv_cache_specs, state_specs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,14 +93,14 @@ def plan_memory(model_class: type, config: VllmConfig, memory_per_rank: int | No
     local = parallel.ranks_per_node if config.device_config.device == "cpu" else 1
     memory = free_memory(config.device_config.device) // local if memory_per_rank is None else memory_per_rank
     built = [(part, ranks, *_measured(model_class, config, part)) for part, ranks in parts_of(parallel)]
-    beside = sum(found.held * len(ranks) for _, ranks, found, _ in built) // parallel.nnodes
+    beside = sum(found.held * len(ranks) for _, ranks, found, *_ in built) // parallel.nnodes
     parts = []
-    for part, ranks, found, specs in built:
+    for part, ranks, found, specs, states in built:
         blocks: int | None = None
         refusal: UsageError | None = None
         try:
             reserved = beside if local > 1 else found.held
-            blocks = num_kv_blocks(specs, config, reserved, sharers=local, free=memory * local)
+            blocks = cache_room(specs, states, config, reserved, local, memory * local).num_blocks
         except UsageError as error:
             refusal = error
         parts.append(
@@ -115,7 +116,9 @@ def plan_memory(model_class: type, config: VllmConfig, memory_per_rank: int | No
     )  # fmt: skip
 
 
-def _measured(model_class: type, config: VllmConfig, part: ParallelConfig) -> tuple[Footprint, list[KVCacheSpec]]:
+def _measured(
+    model_class: type, config: VllmConfig, part: ParallelConfig
+) -> tuple[Footprint, list[KVCacheSpec], list[StateSpec]]:
     try:
         model = _build(model_class, config, part)
     except BestiaryError as error:
@@ -123,7 +126,7 @@ def _measured(model_class: type, config: VllmConfig, part: ParallelConfig) -> tu
         if not refusals:
             raise
         raise _all_in_one(refusals, _sizes_that_work(model_class, config, part, refusals), part) from error
-    return footprint(model, config), list(kv_cache_specs(model).values())
+    return footprint(model, config), list(kv_cache_specs(model).values()), list(state_specs(model).values())
 
 
 def _build(model_class: type, config: VllmConfig, part: ParallelConfig) -> nn.Module:

@@ -42,6 +42,8 @@ class ScheduledItem(NamedTuple):
         block_ids: the request's whole block table; token i lives in block `block_ids[i // block_size]`.
         samples: whether the last of these tokens is the newest known one, so that a token is drawn after it, or the
             request's vector is made.
+        state_read, state_write: the rows of layers' states with the request's state before and after these tokens; −1
+            for the first where it begins, and for both in models that have none.
     """
 
     request_id: str
@@ -49,6 +51,8 @@ class ScheduledItem(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     block_ids: tuple[int, ...]
     samples: bool
+    state_read: int = -1
+    state_write: int = -1
 
 
 class LoRALoad(NamedTuple):

@@ -26,6 +26,7 @@ from bestiary.nn.ops.sampling import best_tokens
 from bestiary.nn.parallel import Groups, use_groups
 from bestiary.nn.pooling import Pooler
 from bestiary.nn.prompt import PromptDependent
+from bestiary.nn.state.spec import HasState, StateSpec
 from bestiary.nn.zeros import untouched_zeros
 
 from .batch import ForwardBatch, make_batch
@@ -55,6 +56,11 @@ def kv_cache_specs(model: nn.Module) -> dict[str, KVCacheSpec]:
     return {name: spec for name, spec in specs.items() if spec is not None}
 
 
+def state_specs(model: nn.Module) -> dict[str, StateSpec]:
+    """What each layer with a state keeps for every sequence, by full name."""
+    return {module.layer_name: module.get_state_spec() for module in model.modules() if isinstance(module, HasState)}
+
+
 def prompt_salt(model: nn.Module) -> Callable[[int], str] | None:
     """Length of a prompt → what the model's layers say of it; None where no layer's keys or values depend on it."""
     layers = [module for module in model.modules() if isinstance(module, PromptDependent)]
@@ -72,6 +78,7 @@ class ModelRunner:
         slots: the model's adapter slots; None where it has none.
         pooler: makes vectors of its hidden states, where no logits are wanted.
         recorder: makes decode steps run again without Python; None where that cannot be, or is not wanted.
+        num_state_rows: rows that every layer with a state gets.
     """
 
     def __init__(
@@ -85,6 +92,7 @@ class ModelRunner:
         slots: AdapterSlots | None = None,
         pooler: Pooler | None = None,
         recorder: StepRecorder | None = None,
+        num_state_rows: int = 0,
     ) -> None:
         self.pooler = pooler
         self.adapters = None if slots is None else LoadedAdapters(slots)
@@ -101,13 +109,17 @@ class ModelRunner:
         self.grammars: Grammars | None = None
         spare = isinstance(recorder, Padding)  # a block more, for rows that nobody asks for
         self.kv_caches = self._allocate(model, num_blocks + spare)
-        self.graphs = None if recorder is None else self._graphs(recorder, vllm_config, num_blocks)
+        self.layer_states = self._allocate_states(model, num_state_rows + spare)
+        self.graphs = None if recorder is None else self._graphs(recorder, vllm_config, num_blocks, num_state_rows)
 
-    def _graphs(self, recorder: StepRecorder, vllm_config: VllmConfig, num_blocks: int) -> StepGraphs:
+    def _graphs(
+        self, recorder: StepRecorder, vllm_config: VllmConfig, num_blocks: int, num_state_rows: int
+    ) -> StepGraphs:
         longest = min(-(-vllm_config.model_config.max_model_len // self.block_size), num_blocks)
         rows = vllm_config.scheduler_config.max_num_seqs
         padded = recorder.padded if isinstance(recorder, Padding) else int
-        made = DecodeInput(rows, longest, self.block_size, self.device, padded, spare=num_blocks)
+        spare_row = num_state_rows if self.layer_states else -1
+        made = DecodeInput(rows, longest, self.block_size, self.device, padded, num_blocks, spare_row)
         return StepGraphs(recorder, made, self._all_agree if self._divided else None)
 
     @property
@@ -126,6 +138,15 @@ class ModelRunner:
             shape = layers[name].bound_backend().cache_shape(spec, num_blocks, self.block_size)
             caches[name] = untouched_zeros(tuple(shape), spec.dtype, self.device)
         return caches
+
+    def _allocate_states(self, model: nn.Module, num_rows: int) -> dict[str, tuple[torch.Tensor, ...]]:
+        return {
+            name: tuple(
+                torch.zeros(num_rows, *shape, dtype=dtype, device=self.device)
+                for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
+            )
+            for name, spec in state_specs(model).items()
+        }
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -249,7 +270,7 @@ class ModelRunner:
     ) -> torch.Tensor | IntermediateTensors:
         """Hidden states ``[tokens, hidden]``, or, before the last stage, what the next one receives."""
         more = {} if received is None else {"intermediate_tensors": received}
-        with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.lora)):
+        with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.lora, self.layer_states)):
             hidden: torch.Tensor = self.model(input_ids=batch.input_ids, positions=batch.positions, **more)
         if not self.groups.pipeline.is_last_rank:
             return _checked_intermediates(hidden)

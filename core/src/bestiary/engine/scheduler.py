@@ -52,6 +52,7 @@ from .admission import Limits
 from .kv_cache import KVCacheManager, KVCacheUsage
 from .plan import NewRequest, PooledVector, SampledToken, ScheduledItem, StepPlan, StepResult
 from .sequence import Sequence, SequenceUpdate, Status
+from .state_rows import StateRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +88,20 @@ class Scheduler:
         prompt_salt: Callable[[int], str | None] | None = None,
         depth: int = 1,
         adapters: Adapters | None = None,
+        num_state_rows: int | None = None,
     ) -> None:
         """`prompt_salt` is asked, for each length of a prompt, among which others its cached blocks may be shared.
-        Without `adapters`, requests may name any, and none has to be in a slot."""
+        Without `adapters`, requests may name any, and none has to be in a slot. `num_state_rows`: of models with
+        states, at least two for each of `max_num_seqs`; None for others."""
         self._adapters = adapters or Adapters()
         self._slots = SlotTable(None if self._adapters.config is None else self._adapters.config.max_loras)
         self._depth = depth
         self._config = scheduler_config
         self._prompt_salt = prompt_salt
         self._kv = KVCacheManager(
-            num_blocks, cache_config.block_size, prefix_caching=cache_config.enable_prefix_caching
-        )
+            num_blocks, cache_config.block_size, prefix_caching=cache_config.enable_prefix_caching,
+            states=None if num_state_rows is None else StateRows(num_state_rows),
+        )  # fmt: skip
         self.limits = Limits(
             max_model_len=max_model_len,
             cache_tokens=num_blocks * cache_config.block_size,
@@ -214,6 +218,8 @@ class Scheduler:
         items = tuple(
             [ScheduledItem(s.request_id, s.num_computed, s.num_scheduled, s.block_ids, _samples(s)) for s in scheduled]
         )
+        if self._kv.states is not None:
+            items = tuple(map(self._with_rows, items, scheduled))
         new = tuple([_introduce(sequence) for sequence in scheduled if not sequence.sent])
         finished: tuple[str, ...] = ()
         if self._unreported:
@@ -249,10 +255,13 @@ class Scheduler:
                     updates.append(self._fail(sequence, error))
                     continue
             waits = isinstance(token, SampledToken) and token.instead == "wait"
+            if waits and self._kv.states is not None:
+                continue  # a state is after all of these tokens or before them
             sequence.num_computed = start + count - waits
             self._kv.register_computed(sequence)
             if waits:
                 continue
+            self._kv.advance_state(sequence)
             if isinstance(token, PooledVector):
                 updates.append(self._pooled(sequence, token))
             elif token is not None:
@@ -272,6 +281,13 @@ class Scheduler:
             sequence.num_scheduled = 0
         self._unreported += [*plan.finished, *new]
         self._slots.give_back(plan.lora_loads)
+
+    def _with_rows(self, item: ScheduledItem, sequence: Sequence) -> ScheduledItem:
+        """The item of a model with states."""
+        if self._kv.states is None:
+            return item
+        read, write = self._kv.states.schedule(sequence)
+        return item._replace(state_read=read, state_write=write)
 
     # --- choosing -------------------------------------------------------------------------------------------------
 
@@ -294,6 +310,8 @@ class Scheduler:
                     if self._least(sequence, count) > budget:  # its first step was lost, and others came in between
                         break
                     count = budget
+                if count > 1:
+                    count = self._piece(sequence, count)
                 if start + count > sequence.capacity and not self._kv.allocate(sequence, start + count):
                     candidate = None  # where blocks are short, nobody is admitted
                     if not self._make_room(sequence, start + count):
@@ -312,6 +330,9 @@ class Scheduler:
             budget -= count
             index += 1
         return scheduled
+
+    def _piece(self, sequence: Sequence, count: int) -> int:
+        return self._kv.piece(sequence, count) if self._config.enable_chunked_prefill else count
 
     def _stays(self, sequence: Sequence) -> bool:
         """Whether a running sequence is in flight, or left out of this step."""
@@ -386,7 +407,7 @@ class Scheduler:
         if sequence.preemptions == 0:
             self._kv.count_admission(sequence)
         sequence.leader = None
-        count = min(count, budget)
+        count = self._piece(sequence, min(count, budget))
         self._kv.allocate(sequence, sequence.num_computed + count)
         _remove(self._waiting, sequence)
         self._slots.hold(sequence.lora_name)

@@ -74,6 +74,7 @@ class Sequence:
         block_table, block_ids, capacity, digests, num_registered: written by `KVCacheManager` alone: the blocks, the
             same as a tuple, the tokens they hold, digests of the full blocks of `token_ids`, and how many of the
             table's blocks are known to the prefix cache.
+        state_row, next_row: written by `StateRows` alone: where layers keep its state, and where its next step puts it.
     """
 
     __slots__ = (
@@ -88,6 +89,7 @@ class Sequence:
         "lora_name",
         "max_total",
         "min_total",
+        "next_row",
         "num_computed",
         "num_prompt",
         "num_registered",
@@ -102,6 +104,7 @@ class Sequence:
         "sampling",
         "seed",
         "sent",
+        "state_row",
         "status",
         "stop_ids",
         "token_ids",
@@ -151,6 +154,7 @@ class Sequence:
         self.capacity = 0
         self.digests: list[bytes] = []
         self.num_registered = 0
+        self.state_row = self.next_row = -1
 
     @property
     def total(self) -> int:

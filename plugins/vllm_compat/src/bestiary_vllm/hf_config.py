@@ -1,4 +1,4 @@
-"""Configuration objects as model files of every age read them: with the field names of transformers 4 beside those of 5.
+"""Configuration objects as model files of every age read them: transformers 4's names of fields beside those of 5.
 
 A file written before 2026 reads `rope_theta` and `rope_scaling`, mostly with a default that would be taken silently. A
 `model_type` that transformers does not know becomes what its own class would have been: a `PreTrainedConfig`.
@@ -7,9 +7,9 @@ A file written before 2026 reads `rope_theta` and `rope_scaling`, mostly with a 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 _FACTOR = ("partial_rotary_factor", "rotary_pct", "rope_pct")
@@ -63,7 +63,7 @@ def as_read_by_files(config: Any, text_config: Any) -> tuple[Any, Any]:
     both = copy.deepcopy(config, memo), copy.deepcopy(text_config, memo)
     for each in both:
         if not isinstance(each, OlderNames) and hasattr(each, "rope_parameters"):
-            each.__class__ = _class_of(type(each))
+            each.__class__ = _class_of(cast(Hashable, type(each)))
     return both
 
 
@@ -128,5 +128,6 @@ def _unchecked(base: Any) -> Any:
 
 
 @cache
-def _class_of(config_class: Any) -> Any:
-    return type(config_class.__name__, (OlderNames, config_class), {"__module__": config_class.__module__})
+def _class_of(config_class: Hashable) -> Any:
+    base: Any = config_class
+    return type(base.__name__, (OlderNames, base), {"__module__": base.__module__})

@@ -115,10 +115,10 @@ class Attention(AttentionLayerBase):
         Returns:
             ``[tokens, num_heads * head_size_v]``.
         """
+        self.bound_backend()
         context = get_forward_context()
         if self.kv_sharing_target_layer_name is not None:
             key = value = None
-        self.bound_backend()  # before anything else is missed
         cache = self.cache_of(context.kv_caches) if is_cached(self.spec) else query.new_empty(0)
         if self.heads is not None and key is not None and value is not None and self._writes:
             slots = key_geometry(self.spec, context.attention).slot_mapping

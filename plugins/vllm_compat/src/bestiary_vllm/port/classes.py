@@ -49,16 +49,32 @@ def architectures(sources: dict[str, Source], wanted: Iterable[str]) -> dict[str
     return found
 
 
+def registrars(sources: dict[str, Source]) -> list[tuple[str, str]]:
+    """(module, function) of every function at the top of a file that registers models, for it may register what goes
+    with them as well."""
+    return [
+        (module, node.name)
+        for module, source in sources.items()
+        for node in source.tree.body
+        if isinstance(node, ast.FunctionDef) and not node.args.args and any(_registrations(node))
+    ]
+
+
+def _registrations(tree: ast.AST) -> Iterator[ast.Call]:
+    """Calls of a `register_model`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "register_model":
+            yield node
+
+
 def _registered(sources: dict[str, Source], defined: dict[str, str]) -> Iterator[tuple[str, tuple[str, str]]]:
     for source in sources.values():
-        for node in ast.walk(source.tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
-                called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-                names = [*node.args, *(word.value for word in node.keywords)]
-                if called == "register_model" and len(names) >= 2 and isinstance(names[0], ast.Constant):
-                    place = _place(names[1], defined)
-                    if place is not None:
-                        yield str(names[0].value), place
+        for call in _registrations(source.tree):
+            names = [*call.args, *(word.value for word in call.keywords)]
+            if len(names) >= 2 and isinstance(names[0], ast.Constant):
+                place = _place(names[1], defined)
+                if place is not None:
+                    yield str(names[0].value), place
 
 
 def _place(model: ast.expr, defined: dict[str, str]) -> tuple[str, str] | None:

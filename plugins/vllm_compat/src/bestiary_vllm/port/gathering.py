@@ -7,6 +7,7 @@ there is served, or lies beside it and comes along, unchanged. A package stays a
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,21 @@ class Gathered:
         """Modules that the project holds, as files import them."""
         packages = {module.rpartition(".")[0] for module in self.sources}
         return {*self.sources, *(packages if self.folder is not None else ())}
+
+    def imported_with(self, modules: Iterable[str]) -> set[str]:
+        """The modules of the project that are imported when those are: with their packages, and what they import."""
+        found: set[str] = set()
+        queue = list(modules)
+        while queue:
+            module = queue.pop()
+            if module in found or module not in self.sources:
+                continue
+            found.add(module)
+            queue.append(module.rpartition(".")[0])
+            for use in self.sources[module].uses:
+                if use.how != "later":
+                    queue += [use.module, f"{use.module}.{use.name}"]
+        return found
 
     def place(self, module: str) -> Path:
         """Where a module's file lies, in the new package."""

@@ -8,7 +8,6 @@ import torch
 
 import bestiary.nn as core
 
-
 _ANY = object()
 
 
