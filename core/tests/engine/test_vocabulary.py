@@ -1,12 +1,14 @@
 """Best tokens of a vocabulary that ranks divide: the tokens of one process, and no logits that travel."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import transformers
 
 from bestiary.api.sampling import SamplingParams
+from bestiary.engine import device_draws, vocabulary
 from bestiary.engine.plan import NewRequest, ScheduledItem, StepPlan
 from bestiary.engine.vocabulary import joined
 from bestiary.nn import LogitsProcessor, ParallelLMHead
@@ -70,6 +72,23 @@ def test_greedy_tokens_are_those_of_one_process(checkpoint, gathered, determinis
         assert tokens(ranks, GREEDY) == wanted
         assert max(gathered) == len(PROMPTS)  # of a pair for each row; and once whether the model is fit for it
         assert len(gathered) == 2 * (3 + 1)
+
+
+FREE = SamplingParams(temperature=0.9, max_tokens=4, ignore_eos=True)
+
+
+def test_draws_from_everything_are_those_of_one_process(checkpoint, gathered, monkeypatch):
+    """As on a GPU, where a draw is the largest of scores that each rank has for its own columns."""
+    monkeypatch.setattr(device_draws, "on_device", lambda tensor: True)
+    monkeypatch.setattr(vocabulary, "on_device", lambda tensor: True)
+    with Ranks(checkpoint) as alone:
+        wanted, likeliest = tokens(alone, FREE), tokens(alone, GREEDY)
+    with Ranks(checkpoint, tensor_parallel_size=2) as ranks:
+        assert tokens(ranks, FREE) == wanted != likeliest
+        assert max(gathered) == len(PROMPTS)
+        cut = replace(FREE, top_p=0.5)
+        assert tokens(ranks, cut) != wanted
+        assert max(gathered) > VOCABULARY // 2
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,7 @@ class ModelRunner:
 
     def _best(self, batch: ForwardBatch, hidden: torch.Tensor) -> BestTokens | None:
         with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.logits_lora)):
-            return self.vocabulary.best(hidden)
+            return self.vocabulary.best(hidden, [state for state, _ in batch.sampled])
 
     @torch.inference_mode()
     def draw(self, plan: StepPlan, batch: ForwardBatch, logits: Made) -> StepResult:
@@ -358,7 +358,8 @@ class ModelRunner:
         hidden, *best = results
         with self._in_force():
             if best and not all_logits and self.vocabulary.serves(batch):
-                return BestTokens(*best)
+                greedy = all(state.sampling.greedy for state, _ in batch.sampled)
+                return BestTokens(*best) if greedy else self._best(batch, hidden)
             return self._logits(batch, hidden)[: len(batch.sampled)]
 
     def _logits_and_best(self, batch: ForwardBatch) -> Results:

@@ -72,9 +72,12 @@ def sample(
     return _with_logprobs(drawn, logits, states)
 
 
-def takes_the_best(state: RequestState) -> bool:
-    """Whether the largest logit of a row and its id are all that its token needs."""
-    return _plain_greedy(state) and state.sampling.logprobs is None and state.sampling.structured_outputs is None
+def takes_the_best(state: RequestState, device_draws_it: bool = False) -> bool:
+    """Whether the largest of a row's logits and its id are all that its token needs; where the device draws, the
+    largest of its scores (`device_draws.draw_parts`)."""
+    if _reshapes(state) or _wants_logprobs(state) or state.sampling.structured_outputs is not None:
+        return False
+    return state.sampling.greedy or (device_draws_it and device_draws.draws_from_all(state))
 
 
 def sample_best(peaks: torch.Tensor, ids: torch.Tensor) -> list[SampledToken]:

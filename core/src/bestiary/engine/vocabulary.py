@@ -16,6 +16,7 @@ from bestiary.nn.ops.sampling import best_tokens
 from bestiary.nn.parallel import get_tp_group, tensor_model_parallel_all_gather
 
 from .batch import ForwardBatch
+from .device_draws import draw_parts, on_device
 from .notices import notice
 from .request_state import RequestState
 from .sampler import takes_the_best
@@ -23,7 +24,7 @@ from .sampler import takes_the_best
 
 @dataclass(frozen=True, slots=True)
 class BestTokens:
-    """Each row's largest logit of the whole vocabulary, and its id (int64): the same on all ranks."""
+    """Each row's largest logit, or score of a draw, of all ranks together, and its id (int64)."""
 
     logits: Tensor
     ids: Tensor
@@ -44,17 +45,21 @@ class DividedVocabulary:
         """Whether a step wants nothing but best tokens, of a vocabulary that is divided."""
         if get_tp_group().world_size == 1 or self._fit is False or batch.prompt_rows or not batch.sampled:
             return False
-        return all(takes_the_best(state) for state, _ in batch.sampled)
+        draws = on_device(batch.input_ids)
+        return all(takes_the_best(state, draws) for state, _ in batch.sampled)
 
-    def best(self, hidden: Tensor) -> BestTokens | None:
-        """Of ``[rows, hidden]``; None where this model needs all logits. Every rank of the group must call it."""
+    def best(self, hidden: Tensor, states: Sequence[RequestState] = ()) -> BestTokens | None:
+        """Of ``[rows, hidden]``; None where this model needs all logits. Every rank of the group must call it.
+
+        Where the first rows are those of `states`, only of these, and drawn as they ask; otherwise the largest logits.
+        """
         if self._fit is None:
             self._fit = self._try(hidden)
         if not self._fit:
             return None
         with local_logits() as local:
             self._model.compute_logits(hidden_states=hidden)
-        return joined(local)
+        return joined(local, states)
 
     def _try(self, hidden: Tensor) -> bool:
         """Whether what the model returns is this rank's columns as the processor made them, on all ranks."""
@@ -73,17 +78,21 @@ class DividedVocabulary:
         return fits
 
 
-def joined(local: LocalLogits) -> BestTokens:
+def joined(local: LocalLogits, states: Sequence[RequestState] = ()) -> BestTokens:
     """The best of all ranks' columns; of equal ones the lowest id. One collective of 16 bytes a row."""
-    logits = local.logits
-    if logits.shape[1]:
+    logits = local.logits[: len(states)] if states else local.logits
+    if not logits.shape[1]:  # this rank has nothing but padding
+        peaks = torch.full((len(logits),), -torch.inf, device=logits.device)
+        ids = torch.zeros(len(logits), device=logits.device)
+    elif all(state.sampling.greedy for state in states):
         peaks, ids = best_tokens(logits)
-    else:  # this rank has nothing but padding
-        peaks, ids = logits.new_full((len(logits),), -torch.inf), torch.zeros(len(logits), device=logits.device)
-    pair = torch.stack((peaks.double(), (ids + local.first).double()))  # exact: ids are far below 2**53
+        ids = ids + local.first
+    else:
+        peaks, ids = draw_parts(logits, states, local.first)
+    pair = torch.stack((peaks.double(), ids.double()))  # exact: ids are far below 2**53
     every = tensor_model_parallel_all_gather(pair.unsqueeze(0), 0)
     peak, rank = every[:, 0].max(0)
-    return BestTokens(peak.to(logits.dtype), every[:, 1].gather(0, rank.unsqueeze(0)).squeeze(0).long())
+    return BestTokens(peak.float(), every[:, 1].gather(0, rank.unsqueeze(0)).squeeze(0).long())
 
 
 def sampled_rows(best: BestTokens, sampled: Sequence[tuple[RequestState, int]]) -> BestTokens:
