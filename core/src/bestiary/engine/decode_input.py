@@ -17,7 +17,7 @@ from .request_state import RequestState
 
 _FEW = 16
 """Block tables that are sent one by one; more go all together."""
-_NUMBERS = ("input_ids", "positions", "slots", "prompt_lens", "adapters")
+_NUMBERS = ("input_ids", "positions", "slots", "prompt_lens", "adapters", "state_read", "state_write")
 
 
 class FixedMetadata(AttentionMetadata):
@@ -82,7 +82,8 @@ class DecodeInput:
     Attributes:
         batches: what a step of so many rows is, by (rows, whether one may have an adapter); all look at the buffers.
         padded: the size of the step that so many rows are computed in. Rows beyond those asked for are sequences of one
-            token in the block `spare`, which is nobody's.
+            token in the block `spare`, which is nobody's, as is the row `spare_row` of layers' states. That is None
+            where no layer has a state.
     """
 
     def __init__(
@@ -93,10 +94,11 @@ class DecodeInput:
         device: torch.device | None = None,
         padded: Callable[[int], int] = int,
         spare: int = 0,
+        spare_row: int | None = None,
     ) -> None:
         device = device or torch.device("cpu")
         self.rows, self.blocks, self.block_size = rows, blocks, block_size
-        self.padded, self.spare = padded, spare
+        self.padded, self.spare, self.spare_row = padded, spare, spare_row
         most = max(rows, padded(rows))
         self._numbers = Mirrored((len(_NUMBERS), most), torch.int64, device)
         self._seq_lens = Mirrored((most,), torch.int32, device)
@@ -121,6 +123,9 @@ class DecodeInput:
         numbers["positions"][:count] = starts
         numbers["slots"][:count] = [item.block_ids[item.start // size] * size + item.start % size for item in items]
         numbers["prompt_lens"][:count] = [state.prompt_len for state in found]
+        if self.spare_row is not None:
+            numbers["state_read"][:count] = [item.state_read for item in items]
+            numbers["state_write"][:count] = [item.state_write for item in items]
         self._seq_lens.host[:count] = numbers["positions"][:count] + 1
         moved = [row for row, item in enumerate(items) if self._hold(row, item.block_ids)]
         adapted = any(state.lora_id is not None for state in found)
@@ -160,7 +165,8 @@ class DecodeInput:
         """Rows count … rows - 1 as nobody's; which of them have another block table than before."""
         if count == rows:
             return []
-        for name, value in zip(_NUMBERS, (0, 0, self.spare * self.block_size, 1, -1), strict=True):
+        row = -1 if self.spare_row is None else self.spare_row
+        for name, value in zip(_NUMBERS, (0, 0, self.spare * self.block_size, 1, -1, -1, row), strict=True):
             self.numbers[name][count:rows] = value
         self._seq_lens.host[count:rows] = 1
         return [row for row in range(count, rows) if self._hold(row, (self.spare,))]
@@ -186,6 +192,8 @@ class DecodeInput:
             num_decodes=count,
             block_size=self.block_size,
             prompt_lens=numbers["prompt_lens"],
+            state_read=None if self.spare_row is None else numbers["state_read"],
+            state_write=None if self.spare_row is None else numbers["state_write"],
         )
         adapters = FixedSlotRows(numbers["adapters"]) if adapted else None
         return ForwardBatch(

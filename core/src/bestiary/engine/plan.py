@@ -42,6 +42,8 @@ class ScheduledItem(NamedTuple):
         block_ids: the request's whole block table; token i lives in block `block_ids[i // block_size]`.
         samples: whether the last of these tokens is the newest known one, so that a token is drawn after it, or the
             request's vector is made.
+        state_read, state_write: rows of layers' states: the one with the state before `start` (−1: there is none yet),
+            and the one that gets the state after these tokens, never the same (−1: no layer has a state).
     """
 
     request_id: str
@@ -49,6 +51,8 @@ class ScheduledItem(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     block_ids: tuple[int, ...]
     samples: bool
+    state_read: int = -1
+    state_write: int = -1
 
 
 class LoRALoad(NamedTuple):

@@ -31,6 +31,7 @@ from bestiary.nn.zeros import untouched_zeros
 from .batch import ForwardBatch, make_batch
 from .decode_input import DecodeInput
 from .graphs import StepGraphs
+from .layer_states import make_states
 from .loaded_adapters import LoadedAdapters
 from .plan import StepPlan, StepResult
 from .pooler import checked_vectors, pooled
@@ -71,6 +72,7 @@ class ModelRunner:
         slots: the model's adapter slots; None where it has none.
         pooler: makes vectors of its hidden states, where no logits are wanted.
         recorder: makes decode steps run again without Python; None where that cannot be, or is not wanted.
+        state_rows: rows that every layer with a state gets for sequences; 0 where the model has none.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class ModelRunner:
         slots: AdapterSlots | None = None,
         pooler: Pooler | None = None,
         recorder: StepRecorder | None = None,
+        state_rows: int = 0,
     ) -> None:
         self.pooler = pooler
         self.adapters = None if slots is None else LoadedAdapters(slots)
@@ -97,15 +100,19 @@ class ModelRunner:
         self.block_size = vllm_config.cache_config.block_size
         self.states: dict[str, RequestState] = {}
         self.grammars: Grammars | None = None
-        spare = isinstance(recorder, Padding)  # a block more, for rows that nobody asks for
+        spare = isinstance(recorder, Padding)  # a block and a row more, for rows that nobody asks for
         self.kv_caches = self._allocate(model, num_blocks + spare)
-        self.graphs = None if recorder is None else self._graphs(recorder, vllm_config, num_blocks)
+        self.layer_states = make_states(model, state_rows + spare, self.device) if state_rows else {}
+        self.graphs = None if recorder is None else self._graphs(recorder, vllm_config, num_blocks, state_rows)
 
-    def _graphs(self, recorder: StepRecorder, vllm_config: VllmConfig, num_blocks: int) -> StepGraphs:
+    def _graphs(
+        self, recorder: StepRecorder, vllm_config: VllmConfig, num_blocks: int, state_rows: int
+    ) -> StepGraphs:
         longest = min(-(-vllm_config.model_config.max_model_len // self.block_size), num_blocks)
         rows = vllm_config.scheduler_config.max_num_seqs
         padded = recorder.padded if isinstance(recorder, Padding) else int
-        made = DecodeInput(rows, longest, self.block_size, self.device, padded, spare=num_blocks)
+        spare_row = state_rows or None
+        made = DecodeInput(rows, longest, self.block_size, self.device, padded, num_blocks, spare_row)
         return StepGraphs(recorder, made)
 
     def _allocate(self, model: nn.Module, num_blocks: int) -> dict[str, torch.Tensor]:
@@ -208,7 +215,7 @@ class ModelRunner:
         elementwise = by_value() if self.deterministic else nullcontext()  # type: ignore[no-untyped-call]
         more = {} if received is None else {"intermediate_tensors": received}
         with use_groups(self.groups), self.ops.active(), elementwise:
-            with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.lora)):
+            with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.lora, self.layer_states)):
                 hidden = self.model(input_ids=batch.input_ids, positions=batch.positions, **more)
             if not self.groups.pipeline.is_last_rank:
                 return _checked_intermediates(hidden)

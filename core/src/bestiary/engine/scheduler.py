@@ -7,8 +7,9 @@ The rules, all of them:
 * **Budget.** A step computes at most `max_num_batched_tokens` tokens for at most `max_num_seqs` running requests. A
   prompt longer than what is left is computed in pieces, or, without chunked prefill, waits for a step with room. What
   a preemption made longer than the whole budget is computed in pieces even then, the first of them with all of its
-  prompt.
-* **Admission.** A waiting request is admitted when all tokens it has now fit into free blocks (they are not reserved).
+  prompt. Where layers keep a state, pieces also end where it is worth keeping (`KVCacheManager.piece`).
+* **Admission.** A waiting request is admitted when all tokens it has now fit into free blocks (they are not reserved),
+  and where layers keep a state, when two rows for it are free (`state_rows.py`; in what follows rows are like blocks).
   The best-ranked one that does not fit keeps all behind it waiting, so nobody is overtaken for ever. A request lets its
   leader (a sibling with the same prompt) compute the prompt first, for then it finds that in the prefix cache.
 * **Adapters.** A request with an adapter runs when that has a slot, or can get one (`adapters.py`). While one waits for
@@ -87,16 +88,21 @@ class Scheduler:
         prompt_salt: Callable[[int], str | None] | None = None,
         depth: int = 1,
         adapters: Adapters | None = None,
+        state_rows: int = 0,
     ) -> None:
         """`prompt_salt` is asked, for each length of a prompt, among which others its cached blocks may be shared.
-        Without `adapters`, requests may name any, and none has to be in a slot."""
+        Without `adapters`, requests may name any, and none has to be in a slot. `state_rows`: how many rows for
+        sequences' states every layer that has one got; 0 where none has."""
         self._adapters = adapters or Adapters()
         self._slots = SlotTable(None if self._adapters.config is None else self._adapters.config.max_loras)
         self._depth = depth
         self._config = scheduler_config
         self._prompt_salt = prompt_salt
         self._kv = KVCacheManager(
-            num_blocks, cache_config.block_size, prefix_caching=cache_config.enable_prefix_caching
+            num_blocks,
+            cache_config.block_size,
+            prefix_caching=cache_config.enable_prefix_caching,
+            state_rows=state_rows,
         )
         self.limits = Limits(
             max_model_len=max_model_len,
@@ -211,9 +217,7 @@ class Scheduler:
         scheduled = self._choose()
         if self._flights and not scheduled:
             return None
-        items = tuple(
-            [ScheduledItem(s.request_id, s.num_computed, s.num_scheduled, s.block_ids, _samples(s)) for s in scheduled]
-        )
+        items = tuple([_item(sequence) for sequence in scheduled])
         new = tuple([_introduce(sequence) for sequence in scheduled if not sequence.sent])
         finished: tuple[str, ...] = ()
         if self._unreported:
@@ -249,8 +253,7 @@ class Scheduler:
                     updates.append(self._fail(sequence, error))
                     continue
             waits = isinstance(token, SampledToken) and token.instead == "wait"
-            sequence.num_computed = start + count - waits
-            self._kv.register_computed(sequence)
+            self._kv.computed(sequence, count, again=waits)
             if waits:
                 continue
             if isinstance(token, PooledVector):
@@ -294,7 +297,8 @@ class Scheduler:
                     if self._least(sequence, count) > budget:  # its first step was lost, and others came in between
                         break
                     count = budget
-                if start + count > sequence.capacity and not self._kv.allocate(sequence, start + count):
+                count = self._piece(sequence, count)
+                if not self._kv.has_room(sequence, start + count) and not self._kv.allocate(sequence, start + count):
                     candidate = None  # where blocks are short, nobody is admitted
                     if not self._make_room(sequence, start + count):
                         break
@@ -368,6 +372,9 @@ class Scheduler:
             return count
         return max(1, sequence.num_prompt - (sequence.total - count))
 
+    def _piece(self, sequence: Sequence, count: int) -> int:
+        return self._kv.piece(sequence, count) if self._config.enable_chunked_prefill else count
+
     def _admit(self, sequence: Sequence, budget: int) -> int:
         """Move a waiting sequence to the running ones; returns how many tokens to compute, 0 if it must wait."""
         while True:
@@ -386,7 +393,7 @@ class Scheduler:
         if sequence.preemptions == 0:
             self._kv.count_admission(sequence)
         sequence.leader = None
-        count = min(count, budget)
+        count = self._piece(sequence, min(count, budget))
         self._kv.allocate(sequence, sequence.num_computed + count)
         _remove(self._waiting, sequence)
         self._slots.hold(sequence.lora_name)
@@ -476,6 +483,18 @@ def _last(
 
 def _samples(sequence: Sequence) -> bool:
     return sequence.num_computed + sequence.num_scheduled == len(sequence.token_ids)
+
+
+def _item(sequence: Sequence) -> ScheduledItem:
+    return ScheduledItem(
+        sequence.request_id,
+        sequence.num_computed,
+        sequence.num_scheduled,
+        sequence.block_ids,
+        _samples(sequence),
+        sequence.state_read,
+        sequence.state_write,
+    )
 
 
 def _introduce(sequence: Sequence) -> NewRequest:

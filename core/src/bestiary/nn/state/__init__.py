@@ -6,7 +6,7 @@ from .gated_norm import Mixer2RMSNormGated, RMSNormGated
 from .mamba import MambaMixer
 from .mamba2 import MambaMixer2
 from .short_conv import ShortConv
-from .spec import StateSpec, read_states, write_states
+from .spec import Stateful, StateSpec, read_states, write_states
 
 __all__ = [
     "CausalConv1d",
@@ -19,6 +19,7 @@ __all__ = [
     "ShortConv",
     "StateLayer",
     "StateSpec",
+    "Stateful",
     "read_states",
     "write_states",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +23,17 @@ class StateSpec:
     @property
     def bytes_per_row(self) -> int:
         return sum(prod(shape) * dtype.itemsize for shape, dtype in zip(self.shapes, self.dtypes, strict=True))
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A layer that keeps a state; the engine makes room for it under `layer_name`, which is set when it is placed."""
+
+    layer_name: str
+
+    def get_state_spec(self) -> StateSpec:
+        """One sequence's state on this rank."""
+        ...
 
 
 def read_states(layer_name: str) -> tuple[Tensor, ...]:
