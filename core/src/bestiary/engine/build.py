@@ -37,13 +37,14 @@ from .capture import capture_steps
 from .engine import LLMEngine
 from .executor import UniprocExecutor
 from .graphs import choose_recorder
+from .layer_states import bytes_per_row
 from .loader.alias import AppliedAlias
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
 from .loader.progress import load_progress, say
 from .loader.quantization import choose_quantization
 from .loader.vllm_config import choose_device, make_vllm_config, parallel_config
-from .memory import num_kv_blocks
+from .memory import num_kv_blocks, num_state_rows
 from .notices import notice
 from .parallel.assembly import assemble
 from .parallel.eplb import check_eplb
@@ -54,6 +55,7 @@ from .pooler import offer_of, pooler_of, with_pooler
 from .pooling import with_runner
 from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt
 from .scheduler import Scheduler
+from .state_rows import WORKING_ROWS
 
 
 class EngineBuilder:
@@ -196,14 +198,16 @@ class EngineBuilder:
         local = 1 if team is None else team.seat.local_size
         on_cpu = config.device_config.device == "cpu"  # where the slots' memory is taken when it is written
         reserved = slots.nbytes * local if slots is not None and on_cpu else 0
-        num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config, reserved, sharers=local)
+        state_rows = _state_rows(model, config, reserved, local, team)
+        state_bytes = state_rows * bytes_per_row(model)
+        num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config, reserved, local, state_bytes=state_bytes)
         if team is not None:
             num_blocks = team.smallest(num_blocks)
         width = vocab_size(model, config)
         groups = None if team is None else team.groups
         recorder = self._recorder(model, config)
         say(f"kernels: {kernels_in_words(ops, recorder)}", enabled=self.args.progress and (team is None or team.leads))
-        runner = ModelRunner(model, config, num_blocks, ops, width, groups, slots, pooler, recorder)
+        runner = ModelRunner(model, config, num_blocks, ops, width, groups, slots, pooler, recorder, state_rows)
         if self.args.capture_sizes == "at_start":
             capture_steps(runner, self.args.progress)
         adapters = Adapters(config.lora_config)
@@ -216,6 +220,7 @@ class EngineBuilder:
                 prompt_salt(model),
                 self.parallel.pipeline_parallel_size,
                 adapters,
+                state_rows,
             )
             for _ in range(self.parallel.data_parallel_size)
         ]
@@ -235,6 +240,22 @@ class EngineBuilder:
         if team is not None:
             weakref.finalize(engine, team.close)  # an engine that nobody closed ends its processes all the same
         return engine
+
+
+def _state_rows(model: nn.Module, config: VllmConfig, reserved: int, sharers: int, team: Team | None) -> int:
+    """Rows for layers' states: as many on every rank, those without such layers included; 0 where no rank has one."""
+    size = bytes_per_row(model)
+    if (size if team is None else -team.smallest(-size)) == 0:
+        return 0
+    rows = num_state_rows(size, kv_cache_specs(model).values(), config, reserved, sharers)
+    rows = rows if team is None else team.smallest(rows)
+    wanted, most = config.scheduler_config.max_num_seqs, rows // WORKING_ROWS
+    if most < wanted and (team is None or team.leads):
+        notice(
+            f"at most {most} requests run at once, not max_num_seqs={wanted}: the memory for caches has room for "
+            f"{rows} rows of layers' states, {size} bytes each here; more kv_cache_memory_bytes would help"
+        )
+    return rows
 
 
 def kernels_in_words(ops: ChosenOps, recorder: StepRecorder | None) -> str:

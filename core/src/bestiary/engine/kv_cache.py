@@ -129,9 +129,7 @@ class KVCacheManager:
         if self.prefix_caching:
             last = min(end, total - 1) // self.block_size
             self._extend_digests(sequence, last)
-            if last * self.block_size > start and (
-                end < total or not self.states.has(sequence.digests[last - 1])
-            ):
+            if last * self.block_size > start and (end < total or not self.states.has(sequence.digests[last - 1])):
                 end = last * self.block_size
         if end == total and sequence.sampling.structured_outputs is not None:
             end -= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, device, nn
 
-from bestiary.nn.state.spec import StateSpec, Stateful
+from bestiary.nn.state.spec import Stateful, StateSpec
 from bestiary.nn.zeros import untouched_zeros
 
 

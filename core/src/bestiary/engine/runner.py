@@ -105,13 +105,11 @@ class ModelRunner:
         self.layer_states = make_states(model, state_rows + spare, self.device) if state_rows else {}
         self.graphs = None if recorder is None else self._graphs(recorder, vllm_config, num_blocks, state_rows)
 
-    def _graphs(
-        self, recorder: StepRecorder, vllm_config: VllmConfig, num_blocks: int, state_rows: int
-    ) -> StepGraphs:
+    def _graphs(self, recorder: StepRecorder, vllm_config: VllmConfig, num_blocks: int, state_rows: int) -> StepGraphs:
         longest = min(-(-vllm_config.model_config.max_model_len // self.block_size), num_blocks)
         rows = vllm_config.scheduler_config.max_num_seqs
         padded = recorder.padded if isinstance(recorder, Padding) else int
-        spare_row = state_rows or None
+        spare_row = state_rows if self.layer_states else None
         made = DecodeInput(rows, longest, self.block_size, self.device, padded, num_blocks, spare_row)
         return StepGraphs(recorder, made)
 

@@ -58,7 +58,7 @@ class StateRows:
             sequence.state_spare = self.pool.take()
 
     def advance(self, sequence: Sequence) -> None:
-        """What the last step wrote is the sequence's state now. Where no row is left for the next step, it lacks one."""
+        """What the last step wrote is the sequence's state now. If no row is left for the next step, it lacks one."""
         pool, old = self.pool, sequence.state_read
         sequence.state_read, sequence.state_write = sequence.state_write, sequence.state_spare
         sequence.state_spare = -1
