@@ -17,7 +17,7 @@ from bestiary.nn.parallel import noting_refusals, use_groups
 
 from .footprint import Footprint, footprint
 from .loader.load import build_model
-from .memory import free_memory, num_kv_blocks
+from .memory import free_memory, num_kv_blocks, num_state_rows
 from .parallel.places import groups_of, parts_of
 from .runner import kv_cache_specs
 
@@ -29,7 +29,8 @@ class RankPlan:
     Attributes:
         stage, place: of the pipeline, and among the ranks that share its tensors.
         memory: what each of these ranks may take. block_bytes: of one KV-cache block.
-        blocks: KV-cache blocks that the engine would make; `refusal`: why it would not, in the engine's words.
+        blocks, state_rows: KV-cache blocks, and rows for layers' states, that the engine would make, if it were for
+            these ranks alone; `refusal`: why it would not, in the engine's words.
     """
 
     ranks: tuple[int, ...]
@@ -39,6 +40,7 @@ class RankPlan:
     memory: int
     block_bytes: int
     blocks: int | None
+    state_rows: int | None
     refusal: UsageError | None
 
     @property
@@ -47,9 +49,14 @@ class RankPlan:
         return self.memory - self.footprint.held - self.footprint.activations
 
     @property
+    def state_bytes(self) -> int:
+        """What layers' states take."""
+        return (self.state_rows or 0) * self.footprint.state_bytes_per_row
+
+    @property
     def fitting_blocks(self) -> int | None:
-        """KV-cache blocks that would fit into what is left; None where this part keeps no cache."""
-        return max(0, self.left // self.block_bytes) if self.block_bytes else None
+        """KV-cache blocks that would fit into what states leave of that; None where this part keeps no cache."""
+        return max(0, (self.left - self.state_bytes) // self.block_bytes) if self.block_bytes else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +79,12 @@ class MemoryPlan:
         each = [part.blocks for part in self.parts]
         return None if None in each else min(block for block in each if block is not None)
 
+    @property
+    def state_rows(self) -> int | None:
+        """The same of rows for layers' states; 0 where no layer of the model has one."""
+        each = [part.state_rows for part in self.parts]
+        return None if None in each else min(rows for rows in each if rows is not None)
+
     def sequences(self, blocks: int | None) -> int | None:
         """How many sequences of `max_model_len` tokens have room in as many blocks a rank, over all copies."""
         if blocks is None:
@@ -93,20 +106,24 @@ def plan_memory(model_class: type, config: VllmConfig, memory_per_rank: int | No
     memory = free_memory(config.device_config.device) // local if memory_per_rank is None else memory_per_rank
     built = [(part, ranks, *_measured(model_class, config, part)) for part, ranks in parts_of(parallel)]
     beside = sum(found.held * len(ranks) for _, ranks, found, _ in built) // parallel.nnodes
+    stateful = any(found.state_bytes_per_row for _, _, found, _ in built)
     parts = []
     for part, ranks, found, specs in built:
         blocks: int | None = None
+        rows: int | None = None
         refusal: UsageError | None = None
+        row_bytes = found.state_bytes_per_row
         try:
-            reserved = beside if local > 1 else found.held
-            blocks = num_kv_blocks(specs, config, reserved, sharers=local, free=memory * local)
+            shared = config, beside if local > 1 else found.held, local, memory * local
+            rows = num_state_rows(row_bytes, specs, *shared) if stateful else 0
+            blocks = num_kv_blocks(specs, *shared, state_bytes=rows * row_bytes)
         except UsageError as error:
             refusal = error
         parts.append(
             RankPlan(
                 ranks=ranks, stage=part.pipeline_parallel_rank, place=part.tensor_parallel_rank, footprint=found,
                 memory=memory, block_bytes=found.kv_bytes_per_token * config.cache_config.block_size, blocks=blocks,
-                refusal=refusal,
+                state_rows=rows, refusal=refusal,
             )
         )  # fmt: skip
     return MemoryPlan(
