@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from bestiary.api.errors import EngineError
 from bestiary.api.sampling import SamplingParams
-from bestiary.engine.block_pool import BlockPool
-from bestiary.engine.kv_cache import KVCacheManager
+from bestiary.engine.kv_cache import BlockPool, KVCacheManager
 from bestiary.engine.sequence import Sequence
 
 

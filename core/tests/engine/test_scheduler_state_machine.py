@@ -58,7 +58,7 @@ ENGINE = {
     "prompt_salt": [None, None, lambda length: str(length // 10)],
     "depth": [1, 1, 2, 3],
     "max_loras": [None, 1, 2],
-    "state_rows": [0, 0, 3, 4, 5, 8, 20],
+    "spare_rows": [None, None, 0, 1, 3, 12],
 }
 shapes = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in SHAPE.items()})
 engines = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in ENGINE.items()})
@@ -87,8 +87,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         adapters = None if self.max_loras is None else Adapters(LoRAConfig(max_loras=self.max_loras))
         for name in "abc" if adapters else "":
             adapters.add(LoRAInfo(name, "", "", 1, (), 0), pinned=False)
-        rows = self.state_rows = engine["state_rows"]
-        self.scheduler = Scheduler(config, cache, self.max_model_len, self.num_blocks, salt, self.depth, adapters, rows)
+        spare = engine["spare_rows"]  # beyond the two of each running request; None: no layer has a state
+        rows = self.state_rows = 0 if spare is None else 2 * self.max_num_seqs + spare
+        self.scheduler = Scheduler(
+            config, cache, self.max_model_len, self.num_blocks, salt, self.depth, adapters, rows or None
+        )
         self.model = PagedModel(
             self.num_blocks, self.block_size, 31, prompt_salt=salt, lora_slots=self.max_loras, state_rows=rows
         )
@@ -283,16 +286,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert stats.kv_cache.prefix_hits <= stats.kv_cache.prefix_queries
 
     def _balance_rows(self):
-        """Every row is held by those whose state or next state it is, and by nobody else."""
-        pool, running = self.scheduler._kv.states.pool, self.scheduler._running
-        for s in self.scheduler._waiting:
-            assert (s.state_read, s.state_write, s.state_spare) == (-1, -1, -1)
-        written = [row for s in running for row in (s.state_write, s.state_spare) if row >= 0]
-        holders = Counter(written + [s.state_read for s in running if s.state_read >= 0])
-        assert [holders[row] for row in range(self.state_rows)] == pool.references
-        assert all(pool.is_free(row) == (holders[row] == 0) for row in range(self.state_rows))
-        assert all(pool.is_private(row) for row in written), "a row that will be written can be read by nobody else"
-        assert all((s.state_read < 0) == (s.num_computed == 0) for s in running)
+        """A row is held by those whose state or next state it is, once more by its checkpoint, and by nobody else."""
+        states, running = self.scheduler._kv.states, self.scheduler._running
+        assert all((s.state_row, s.next_row) == (-1, -1) for s in self.scheduler._waiting)
+        written = [s.next_row for s in running if s.next_row >= 0]
+        holders = Counter(written + [s.state_row for s in running if s.state_row >= 0])
+        holders.update(states._checkpoints.values())
+        assert [holders[row] for row in range(self.state_rows)] == states._held
+        assert sorted(states._free) == [row for row in range(self.state_rows) if not holders[row]]
+        assert all(holders[row] == 1 for row in written), "a row that will be written can be read by nobody else"
+        assert all((s.state_row < 0) == (s.num_computed == 0) for s in running)
 
     def teardown(self):
         if not hasattr(self, "scheduler"):
@@ -313,7 +316,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.model.known, "the executor was not told of every end"
         usage = self.scheduler.stats().kv_cache
         assert usage.free_blocks == usage.num_blocks
-        assert not self.state_rows or self.scheduler._kv.states.pool.num_free == self.state_rows
+        if self.state_rows:
+            states = self.scheduler._kv.states
+            assert len(states._free) + states.num_checkpoints == self.state_rows
         assert all(info.requests == 0 for info in self.scheduler._adapters.infos())
         assert not any(self.scheduler._slots._holders.values())
 
@@ -367,7 +372,7 @@ def walks(seeds):
         seen["piping"] += machine.most_in_flight > 1
         seen["hitting"] += stats.kv_cache.prefix_hits > 0
         states = machine.scheduler._kv.states
-        seen["checkpointing"] += states is not None and states.pool.num_cached > 0
+        seen["checkpointing"] += states is not None and states.num_checkpoints > 0
         seen["hitting with states"] += states is not None and stats.kv_cache.prefix_hits > 0
         seen["evicting"] += machine.evictions > 0
         seen.update(request.ended_by for request in machine.requests.values())
@@ -375,14 +380,14 @@ def walks(seeds):
 
 
 def test_random_walks():
-    seen = walks(range(200))
+    seen = walks(range(250))
     assert min(seen[reason] for reason in ("stop", "length", "abort", "error")) >= 50, seen
     assert seen["preempting"] >= 50, "too few programs preempt for this test to mean anything"
     assert seen["piping"] >= 50, "too few programs have several plans in flight"
     assert seen["hitting"] >= 50, "too few programs hit the prefix cache"
     assert seen["evicting"] >= 50, "too few programs evict adapters"
     assert seen["checkpointing"] >= 50, "too few programs keep states"
-    assert seen["hitting with states"] >= 30, "too few programs begin with a state that was kept"
+    assert seen["hitting with states"] >= 15, "too few programs begin with a state that was kept"
 
 
 @pytest.mark.full

@@ -1,215 +1,129 @@
-"""Rows of layers' states by themselves: who gets which, which checkpoints stay, and how many rows there are."""
+"""Rows of states: whoever reads one finds the state of just the tokens before, whatever became of others meanwhile."""
 
-from types import SimpleNamespace
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-import pytest
-import torch
-
+from bestiary import SamplingParams
 from bestiary.api.config import CacheConfig, SchedulerConfig
-from bestiary.api.errors import UsageError
-from bestiary.api.sampling import SamplingParams
-from bestiary.engine.kv_cache import KVCacheManager
-from bestiary.engine.memory import num_kv_blocks, num_state_rows
-from bestiary.engine.sequence import Sequence, Status
-from bestiary.nn.attention.backend import KVCacheSpec
+from bestiary.engine.plan import SampledToken, StepResult
+from bestiary.engine.scheduler import Scheduler
+from bestiary.engine.sequence import Sequence
 
-PROMPT = range(10, 19)  # two blocks of four and one token
-LONG = SamplingParams(max_tokens=50)
+BLOCK = 4
 
 
-def manager(rows=7, **options):
-    return KVCacheManager(64, 4, state_rows=rows, **options)
+class StatefulExecutor:
+    """Keeps a state in each row: the tokens that led to it. Every read is compared with the tokens before."""
+
+    def __init__(self, scheduler: Scheduler, rows: int) -> None:
+        self.scheduler, self.rows = scheduler, [None] * rows
+        self.tokens: dict[str, list[int]] = {}
+        self.done: dict[str, list[int]] = {}
+
+    def step(self, waits=(), fails=False) -> None:
+        plan = self.scheduler.schedule()
+        for new in plan.new:
+            self.tokens[new.request_id] = list(new.prompt_token_ids)
+        written = [item.state_write for item in plan.items]
+        assert len(set(written)) == len(written)
+        sampled = {}
+        for item in plan.items:
+            known = self.tokens[item.request_id]
+            assert item.state_write >= 0
+            assert item.state_write not in [each.state_read for each in plan.items]
+            assert (item.state_read == -1) == (item.start == 0)
+            if item.state_read >= 0:
+                assert self.rows[item.state_read] == known[: item.start]
+            self.rows[item.state_write] = known[: item.start + item.count]
+            if item.samples:
+                token = sum(known) % 7
+                late = item.request_id in waits
+                sampled[item.request_id] = SampledToken(-1, instead="wait") if late else SampledToken(token)
+        if fails:
+            self.scheduler.abandon(plan)
+            return
+        for update in self.scheduler.update(plan, StepResult(plan.step, sampled)):
+            if update.token_id is not None and update.token_id >= 0:
+                self.tokens[update.request_id].append(update.token_id)
+            if update.finish_reason is not None:
+                self.done[update.request_id] = self.tokens[update.request_id]
 
 
-def sequence(tokens=PROMPT, sampling=LONG, name="a"):
-    return Sequence(name, tokens, sampling)
+def make(running: int, blocks: int, rows: int, budget: int, prefix_caching: bool = True) -> StatefulExecutor:
+    config = SchedulerConfig(max_num_seqs=running, max_num_batched_tokens=budget)
+    cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=prefix_caching)
+    return StatefulExecutor(Scheduler(config, cache, 64, blocks, num_state_rows=rows), rows)
 
 
-def admit(kv, s):
-    kv.match_prefix(s)
-    assert kv.allocate(s, s.num_computed + kv.piece(s, s.total - s.num_computed))
-    s.status = Status.RUNNING
-    return s
+def sequence(name: str, prompt: list[int], answer: int, priority: int = 0) -> Sequence:
+    return Sequence(name, prompt, SamplingParams(max_tokens=answer, temperature=0.0), priority=priority)
 
 
-def step(kv, s, again=False):
-    """Compute a sequence's next piece; it draws token 5 after its newest one. Returns the rows (read, written)."""
-    count = kv.piece(s, s.total - s.num_computed)
-    assert kv.allocate(s, s.num_computed + count)
-    rows = s.state_read, s.state_write
-    kv.computed(s, count, again=again)
-    if s.num_computed == s.total:
-        s.token_ids.append(5)
-    return rows
+def answer_of(prompt: list[int], count: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(sum(tokens) % 7)
+    return tokens
 
 
-def end(kv, s, forget=False):
-    s.status = Status.FINISHED
-    kv.free(s, forget=forget)
+@settings(max_examples=120)
+@given(st.data())
+def test_every_read_finds_the_state_of_the_tokens_before(data) -> None:
+    running = data.draw(st.integers(1, 4))
+    blocks = data.draw(st.integers(16, 24))
+    rows = 2 * running + data.draw(st.integers(0, 4))
+    executor = make(running, blocks, rows, data.draw(st.integers(1, 24)), data.draw(st.booleans()))
+    wanted = {}
+    for number in range(data.draw(st.integers(1, 7))):
+        beginning = [1, 2, 3, 4, 5, 6, 7, 8, 9] if data.draw(st.booleans()) else []
+        prompt = beginning + data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=12))
+        count = data.draw(st.integers(1, 12))
+        wanted[str(number)] = answer_of(prompt, count)
+        executor.scheduler.add(sequence(str(number), prompt, count, data.draw(st.integers(0, 1))))
+        for _ in range(data.draw(st.integers(0, 4))):
+            executor.step(waits=data.draw(st.sets(st.sampled_from(sorted(wanted)))), fails=data.draw(st.booleans()))
+    gone = data.draw(st.sets(st.sampled_from(sorted(wanted)), max_size=2))
+    for name in gone:
+        executor.scheduler.abort(name)
+    for _ in range(400):
+        if not executor.scheduler.has_unfinished():
+            break
+        executor.step()
+    assert {name: executor.done[name] for name in wanted if name not in gone} == {
+        name: tokens for name, tokens in wanted.items() if name not in gone
+    }
+    states = executor.scheduler._kv.states
+    assert len(states._free) + states.num_checkpoints == rows
 
 
-def test_a_prompt_stops_at_its_last_full_block_and_the_two_rows_change_places():
-    kv = manager(prefix_caching=False)
-    s = admit(kv, sequence())
-    rows = [step(kv, s) for _ in range(4)]
-    assert rows == [(-1, rows[0][1]), (rows[0][1], rows[1][1]), (rows[1][1], rows[0][1]), (rows[0][1], rows[1][1])]
-    assert s.total == 13
-    kv = manager()
-    s = admit(kv, sequence())
-    assert [kv.piece(s, 9), kv.piece(s, 7), kv.piece(s, 3)] == [8, 4, 3]
-    step(kv, s)
-    assert (s.num_computed, kv.states.pool.num_cached) == (8, 1)
+def test_a_beginning_is_found_where_a_checkpoint_stands() -> None:
+    executor = make(running=2, blocks=32, rows=8, budget=64)
+    prompt = list(range(11))
+    executor.scheduler.add(sequence("first", prompt, 2))
+    while executor.scheduler.has_unfinished():
+        executor.step()
+    executor.scheduler.add(sequence("second", [*prompt, 40], 1))
+    plan = executor.scheduler.schedule()
+    assert plan.items[0].start == 8  # the last full block of the first prompt; its answer reached no further one
 
 
-def test_the_row_of_a_checkpoint_is_not_written_any_more():
-    kv = manager()
-    first = admit(kv, sequence())
-    _, kept = step(kv, first)
-    others = [admit(kv, sequence([*PROMPT, 3], name=name)) for name in "bc"]
-    assert [s.num_computed for s in others] == [8, 8]
-    rows = [step(kv, s) for s in (first, *others)]
-    assert [read for read, _ in rows] == [kept] * 3
-    assert len({written for _, written in rows} | {kept}) == 4
+def test_checkpoints_give_way_before_sequences_wait() -> None:
+    executor = make(running=2, blocks=32, rows=4, budget=64)
+    for number in range(6):
+        executor.scheduler.add(sequence(str(number), [number] * 9, 6))
+    while executor.scheduler.has_unfinished():
+        executor.step()
+    assert len(executor.done) == 6
+    assert executor.scheduler._kv.states.num_checkpoints <= 4
 
 
-def test_what_must_be_computed_again_is_read_from_where_it_was_read():
-    kv = manager()
-    s = admit(kv, sequence())
-    before = step(kv, s, again=True)
-    assert s.num_computed == 0 and step(kv, s) == before
-    one = step(kv, s, again=True)
-    assert s.num_computed == 8 and step(kv, s) == one
-
-
-def test_the_newest_token_of_an_answer_with_a_form_goes_by_itself():
-    kv = manager()
-    s = admit(kv, sequence(range(10, 22), SamplingParams(max_tokens=50, structured_outputs={"regex": "a"})))
-    counts = []
-    while s.total == 12:
-        before = s.num_computed
-        step(kv, s)
-        counts.append(s.num_computed - before)
-    assert counts == [8, 3, 1]
-
-
-def test_of_an_answer_the_newest_checkpoint_is_kept_beside_those_of_its_prompt():
-    kv = manager(rows=16)
-    s = admit(kv, sequence())
-    while s.num_computed < 41:
-        step(kv, s)
-    end(kv, s)
-    assert [index for index, digest in enumerate(s.digests) if kv.states.has(digest)] == [1, 9]
-    longest = sequence(s.token_ids, name="b")
-    assert kv.match_prefix(longest) == 40
-    kv.free(longest)
-    other = sequence([*s.token_ids[:30], 1], name="c")
-    assert kv.match_prefix(other) == 8, "blocks without a checkpoint at their end are of no use"
-
-
-def test_the_least_recently_used_checkpoint_goes_first():
-    kv = manager(rows=4)
-    for name, tokens in (("a", PROMPT), ("b", range(30, 39))):
-        end(kv, run_through(kv, sequence(tokens, name=name)))
-    again = sequence(name="c")
-    assert kv.match_prefix(again) == 8
-    kv.free(again)
-    end(kv, run_through(kv, sequence(range(50, 59), name="d")))
-    found = [kv.match_prefix(sequence(tokens, name="e")) for tokens in (range(30, 39), PROMPT)]
-    assert found == [0, 8]
-
-
-def run_through(kv, s):
-    admit(kv, s)
-    step(kv, s)
-    step(kv, s)
-    return s
-
-
-def test_what_is_forgotten_or_cleared_is_not_found():
-    kv = manager()
-    end(kv, run_through(kv, sequence()), forget=True)
-    assert kv.match_prefix(sequence(name="b")) == 0
-    end(kv, run_through(kv, sequence(name="c")))
-    kv.clear_prefix_cache()
-    assert kv.states.pool.num_cached == 0
-    assert kv.match_prefix(sequence(name="d")) == 0
-
-
-def test_a_checkpoint_whose_block_is_gone_is_right_again_when_the_block_comes_back():
-    kv = manager()
-    end(kv, run_through(kv, sequence()))
-    for block in range(64):
-        kv.pool.forget(block)
-    assert kv.states.pool.num_cached == 1
-    assert kv.match_prefix(sequence(name="b")) == 0
-    s = admit(kv, sequence(name="b"))
-    assert kv.piece(s, 9) == 9, "a checkpoint stands there already"
-    step(kv, s)
-    assert kv.match_prefix(sequence(name="c")) == 8
-
-
-def test_a_sequence_without_two_free_rows_waits_and_one_that_lacks_its_second_is_told():
-    kv = manager(rows=5)
-    s = admit(kv, sequence())
-    step(kv, s)
-    other = admit(kv, sequence([*PROMPT, 3], name="b"))  # holds the checkpoint that is `s`'s state, and two rows
-    third = sequence(range(40, 44), name="c")
-    assert not kv.fits(third, 4) and not kv.allocate(third, 4)
-    step(kv, s)
-    assert (kv.states.pool.num_free, s.state_write >= 0) == (0, True)
-    kv = manager(rows=4)
-    s = admit(kv, sequence())
-    step(kv, s)
-    taken = [kv.states.pool.take() for _ in range(kv.states.pool.num_free)]
-    kv.states.pool.share(s.state_read)
-    step(kv, s)
-    assert not kv.has_room(s, s.num_computed + 1) and not kv.allocate(s, s.num_computed + 1)
-    kv.states.pool.release(taken[0])
-    assert kv.allocate(s, s.num_computed + 1) and kv.has_room(s, s.num_computed + 1)
-    assert other.state_write >= 0
-
-
-SPEC = KVCacheSpec(num_kv_heads=1, head_size=8, dtype=torch.float32)  # 64 bytes a token
-
-
-def config(memory_bytes=None, num_blocks=None, caching=True):
-    return SimpleNamespace(
-        cache_config=CacheConfig(
-            block_size=16, memory_bytes=memory_bytes, num_blocks=num_blocks, enable_prefix_caching=caching
-        ),
-        scheduler_config=SchedulerConfig(max_num_seqs=8),
-        model_config=SimpleNamespace(max_model_len=64),
-        device_config=SimpleNamespace(device="cpu"),
-    )
-
-
-@pytest.mark.parametrize(
-    ("specs", "options", "rows"),
-    [
-        ([], {"memory_bytes": 2**30}, 33),
-        ([], {"memory_bytes": 2**30, "caching": False}, 16),
-        ([], {"memory_bytes": 10_000}, 10),
-        ([SPEC], {"memory_bytes": 40_000}, 20),
-        ([SPEC], {"memory_bytes": 4 * 1024 + 3000}, 3),
-        ([SPEC], {"memory_bytes": 40_000, "num_blocks": 30}, 9),
-        ([SPEC], {}, 33),
-    ],
-)
-def test_rows_and_blocks_share_the_memory(specs, options, rows):
-    made = config(**options)
-    assert num_state_rows(1000, specs, made, free=2**34) == rows
-    blocks = num_kv_blocks(specs, made, free=2**34, state_bytes=rows * 1000)
-    budget = options.get("memory_bytes", 2**33)
-    assert blocks >= 4
-    assert not specs or blocks * 1024 + rows * 1000 <= budget
-
-
-@pytest.mark.parametrize(("specs", "memory", "needed"), [([], 2999, 3000), ([SPEC], 7095, 7096)])
-def test_memory_without_room_for_one_sequence_is_refused(specs, memory, needed):
-    with pytest.raises(UsageError, match="no memory for layers' states") as raised:
-        num_state_rows(1000, specs, config(memory))
-    assert raised.value.limit == f"at least {needed}, with the KV cache"
-
-
-def test_a_rank_without_such_layers_wants_as_many_rows_as_could_be_used():
-    assert num_state_rows(0, [SPEC], config(10)) == 33
+def test_clearing_the_prefix_cache_drops_checkpoints() -> None:
+    executor = make(running=1, blocks=16, rows=6, budget=64)
+    executor.scheduler.add(sequence("one", [1] * 9, 2))
+    while executor.scheduler.has_unfinished():
+        executor.step()
+    states = executor.scheduler._kv.states
+    assert states.num_checkpoints > 0
+    executor.scheduler.clear_prefix_cache()
+    assert states.num_checkpoints == 0
+    assert len(states._free) == 6

@@ -11,6 +11,7 @@ from transformers import (
     Lfm2Config,
     Mamba2Config,
     MambaConfig,
+    MiniMaxConfig,
     OlmoHybridConfig,
     Qwen3_5TextConfig,
     Qwen3NextConfig,
@@ -20,6 +21,7 @@ from transformers.models.jamba.modeling_jamba import JambaMambaMixer
 from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 from transformers.models.mamba.modeling_mamba import MambaMixer as TheirMamba
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 from transformers.models.olmo_hybrid.modeling_olmo_hybrid import OlmoHybridGatedDeltaNet
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
@@ -29,8 +31,10 @@ from bestiary.nn import WeightsMapper
 from bestiary.nn.parallel import Group, use_groups
 from bestiary.nn.scope import build_scope
 from bestiary.nn.state import (
+    BailingMoELinearAttention,
     CausalConv1d,
     GatedDeltaNetAttention,
+    LightningAttention,
     MambaMixer,
     MambaMixer2,
     Mixer2RMSNormGated,
@@ -119,7 +123,30 @@ def lfm2():
     return Lfm2ShortConv(config, 0), partial(ShortConv, HIDDEN, 3, True), AS_THEIRS
 
 
-KINDS = [mamba_layer, falcon_mamba, jamba, mamba2, mamba2_one_group, qwen3_next, qwen3_5, olmo_hybrid, lfm2]
+class ByHeads(torch.nn.Module):
+    """transformers' module, called as the others are."""
+
+    def __init__(self, theirs):
+        super().__init__()
+        self.theirs = theirs
+
+    def forward(self, hidden):
+        return self.theirs(hidden, None, None)[0]
+
+    def state_dict(self):
+        names = ("qkv_proj.weight", "output_gate.weight", "norm.weight", "out_proj.weight")
+        return {name: self.theirs.state_dict()[name] for name in names}
+
+
+def minimax():
+    config = MiniMaxConfig(
+        hidden_size=HIDDEN, num_attention_heads=4, head_dim=8, num_hidden_layers=6, hidden_act="silu", block_size=16
+    )
+    theirs = MiniMaxLightningAttention(config, 2)
+    return ByHeads(theirs), partial(LightningAttention, HIDDEN, 4, 8, 2, 6, eps=theirs.norm.variance_epsilon), AS_THEIRS
+
+
+KINDS = [mamba_layer, falcon_mamba, jamba, mamba2, mamba2_one_group, qwen3_next, qwen3_5, olmo_hybrid, lfm2, minimax]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
@@ -322,3 +349,48 @@ def test_a_step_that_says_nothing_of_states_is_an_error(scope):
     layer = ShortConv(HIDDEN, 3, False)
     with forward_context(ForwardContext(metadata([1], [0], [-1], [0]), {})), pytest.raises(EngineError, match="state"):
         layer.read_states()
+
+
+def bailing(groups):
+    return BailingMoELinearAttention(
+        HIDDEN, 6, 8, 1, 4, max_position=128, rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        group_norm_size=groups, use_qk_norm=True,
+    )  # fmt: skip
+
+
+def by_definition(layer, x):
+    """Ling's linear attention, token by token, as its formula says."""
+    q, k, v = layer.query_key_value(x).view(-1, 3, 6, 8).unbind(1)
+    q, k = (torch.nn.functional.rms_norm(each, (8,), norm.weight, 1e-5) for each, norm in (
+        (q, layer.query_layernorm), (k, layer.key_layernorm)))  # fmt: skip
+    q, k = layer.rotary_emb(torch.arange(len(x)), q.flatten(1), k.flatten(1))
+    q, k = (each.view(-1, 6, 8) for each in (q, k))
+    fade = torch.tensor([0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]) * (1 - 1 / 3 + 1e-5)
+    state, out = torch.zeros(6, 8, 8), []
+    for at in range(len(x)):
+        state = state * (-fade).exp()[:, None, None] + k[at, :, :, None] * v[at, :, None, :]
+        out.append((q[at, :, :, None] * 8**-0.5 * state).sum(1))
+    groups = torch.stack(out).flatten(1).view(len(x), 48 // layer.g_norm.group_size, -1)
+    normed = torch.nn.functional.rms_norm(groups, groups.shape[-1:], None, 1e-5).flatten(1) * layer.g_norm.weight
+    return layer.dense(normed * layer.g_proj(x).sigmoid())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_fading_linear_attention_is_its_formula(vllm_config, groups):
+    torch.manual_seed(0)
+    with build_scope(vllm_config):
+        layer = bailing(groups)
+    weights = [(name, torch.randn(param.shape) * 0.3) for name, param in layer.named_parameters()]
+    model = loaded(layer, weights)
+    (x,) = prompts(60)
+
+    class Positioned(torch.nn.Module):
+        at = 0
+
+        def forward(self, hidden):
+            self.at += len(hidden)
+            return model[0](hidden, torch.arange(self.at - len(hidden), self.at))
+
+    (found,) = run(Positioned(), layer, [x], in_pieces((60,), 33))
+    with torch.inference_mode():
+        torch.testing.assert_close(found, by_definition(layer, x), atol=2e-5, rtol=2e-4)

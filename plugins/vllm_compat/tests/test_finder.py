@@ -47,15 +47,15 @@ def test_a_function_of_served_code_may_import_later(package):
             from vllm.logger import init_logger
 
             def later():
-                from vllm.model_executor.layers.layernorm import RMSNorm
-                return RMSNorm
+                from vllm.model_executor.layers.layernorm import LayerNorm
+                return LayerNorm
         """
     )
     with bestiary_vllm.serving():
         model = importlib.import_module(f"{name}.model")
-    from bestiary.nn import RMSNorm
+    from bestiary.nn import LayerNorm
 
-    assert model.later() is RMSNorm
+    assert model.later() is LayerNorm
     finder._finder.withdraw()
 
 

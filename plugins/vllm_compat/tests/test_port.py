@@ -128,10 +128,15 @@ def test_a_package_stays_under_its_name_and_what_it_registers_counts(tmp_path):
     (package / "models/core.py").write_text("from .parts import x\nfrom third import y\nclass Inner: pass\n")
     (package / "models/parts.py").write_text("x = 1\n")
     (package / "data.json").write_text("{}")
+    (package / "parser.py").write_text("from vllm.nothing import Parser\n")
     document = ported(package, "--into", tmp_path / "out")
     assert document["architectures"] == {"ThirdModel": "third.models.core:Inner"}
     assert (tmp_path / "out/src/third/data.json").exists()
-    assert {need["state"] for need in document["needs"]} == {"served", "beside"}
+    points = tomllib.loads((tmp_path / "out/pyproject.toml").read_text())["project"]["entry-points"]
+    assert points["vllm.general_plugins"] == {"register": "third:register"}
+    needs = {need["name"]: need for need in document["needs"]}
+    assert (needs["vllm.nothing:Parser"]["how"], needs["vllm.nothing:Parser"]["missing"]) == ("later", False)
+    assert {need["state"] for need in needs.values()} == {"served", "beside", "not served"}
     assert document["not_certified"].startswith("transformers has no ThirdModel")
 
 
@@ -143,8 +148,9 @@ def test_what_cannot_be_ported_is_an_error_with_its_reason(tmp_path, text, messa
     path = tmp_path / "bad.py"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(BadTarget, match=message):
+    with pytest.raises(BadTarget, match=message) as raised:
         port(path, "--into", tmp_path / "out")
+    assert raised.value.error_code == "NOT_PORTABLE"
     assert not (tmp_path / "out").exists()
 
 

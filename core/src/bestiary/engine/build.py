@@ -37,14 +37,14 @@ from .capture import capture_steps
 from .engine import LLMEngine
 from .executor import UniprocExecutor
 from .graphs import choose_recorder
-from .layer_states import bytes_per_row
+from .layer_states import state_specs
 from .loader.alias import AppliedAlias
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
 from .loader.progress import load_progress, say
 from .loader.quantization import choose_quantization
 from .loader.vllm_config import choose_device, make_vllm_config, parallel_config
-from .memory import num_kv_blocks, num_state_rows
+from .memory import cache_room
 from .notices import notice
 from .parallel.assembly import assemble
 from .parallel.eplb import check_eplb
@@ -198,16 +198,16 @@ class EngineBuilder:
         local = 1 if team is None else team.seat.local_size
         on_cpu = config.device_config.device == "cpu"  # where the slots' memory is taken when it is written
         reserved = slots.nbytes * local if slots is not None and on_cpu else 0
-        state_rows = _state_rows(model, config, reserved, local, team)
-        state_bytes = state_rows * bytes_per_row(model)
-        num_blocks = num_kv_blocks(kv_cache_specs(model).values(), config, reserved, local, state_bytes=state_bytes)
+        room = cache_room(kv_cache_specs(model).values(), state_specs(model).values(), config, reserved, local)
+        num_blocks, num_rows = room.num_blocks, room.num_state_rows
         if team is not None:
-            num_blocks = team.smallest(num_blocks)
+            num_blocks, num_rows = team.smallest(num_blocks), _smallest_of_some(team, num_rows)
+        config = _with_running(config, num_rows)
         width = vocab_size(model, config)
         groups = None if team is None else team.groups
         recorder = self._recorder(model, config)
         say(f"kernels: {kernels_in_words(ops, recorder)}", enabled=self.args.progress and (team is None or team.leads))
-        runner = ModelRunner(model, config, num_blocks, ops, width, groups, slots, pooler, recorder, state_rows)
+        runner = ModelRunner(model, config, num_blocks, ops, width, groups, slots, pooler, recorder, num_rows)
         if self.args.capture_sizes == "at_start":
             capture_steps(runner, self.args.progress)
         adapters = Adapters(config.lora_config)
@@ -220,7 +220,7 @@ class EngineBuilder:
                 prompt_salt(model),
                 self.parallel.pipeline_parallel_size,
                 adapters,
-                state_rows,
+                num_rows or None,
             )
             for _ in range(self.parallel.data_parallel_size)
         ]
@@ -240,22 +240,6 @@ class EngineBuilder:
         if team is not None:
             weakref.finalize(engine, team.close)  # an engine that nobody closed ends its processes all the same
         return engine
-
-
-def _state_rows(model: nn.Module, config: VllmConfig, reserved: int, sharers: int, team: Team | None) -> int:
-    """Rows for layers' states: as many on every rank, those without such layers included; 0 where no rank has one."""
-    size = bytes_per_row(model)
-    if (size if team is None else -team.smallest(-size)) == 0:
-        return 0
-    rows = num_state_rows(size, kv_cache_specs(model).values(), config, reserved, sharers)
-    rows = rows if team is None else team.smallest(rows)
-    wanted, most = config.scheduler_config.max_num_seqs, rows // WORKING_ROWS
-    if most < wanted and (team is None or team.leads):
-        notice(
-            f"at most {most} requests run at once, not max_num_seqs={wanted}: the memory for caches has room for "
-            f"{rows} rows of layers' states, {size} bytes each here; more kv_cache_memory_bytes would help"
-        )
-    return rows
 
 
 def kernels_in_words(ops: ChosenOps, recorder: StepRecorder | None) -> str:
@@ -290,6 +274,22 @@ def adapter_slots(
         return None
     mappers = [] if alias is None else [alias.mapper()]
     return attach(model, config.lora_config, torch.device(device or config.device_config.device), mappers)
+
+
+def _smallest_of_some(team: Team, num_state_rows: int) -> int:
+    """Rows of states on every rank: the fewest of those that have such layers; 0 where no rank has one."""
+    none = -team.smallest(-num_state_rows)
+    return min(none, team.smallest(num_state_rows or none))
+
+
+def _with_running(config: VllmConfig, num_state_rows: int) -> VllmConfig:
+    """The configuration with no more running sequences than there are two rows of states for."""
+    wanted = config.scheduler_config.max_num_seqs
+    if num_state_rows == 0 or num_state_rows >= WORKING_ROWS * wanted:
+        return config
+    running = num_state_rows // WORKING_ROWS
+    notice(f"max_num_seqs={running} instead of {wanted}: there is memory for {num_state_rows} rows of layers' states")
+    return replace(config, scheduler_config=replace(config.scheduler_config, max_num_seqs=running))
 
 
 def _within(eos_token_ids: frozenset[int], vocab_size: int) -> frozenset[int]:

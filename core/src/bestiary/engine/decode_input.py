@@ -82,8 +82,8 @@ class DecodeInput:
     Attributes:
         batches: what a step of so many rows is, by (rows, whether one may have an adapter); all look at the buffers.
         padded: the size of the step that so many rows are computed in. Rows beyond those asked for are sequences of one
-            token in the block `spare`, which is nobody's, as is the row `spare_row` of layers' states. That is None
-            where no layer has a state.
+            token in the block `spare`, which is nobody's; so is the row `spare_row` of layers' states, −1 where no
+            layer has one.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class DecodeInput:
         device: torch.device | None = None,
         padded: Callable[[int], int] = int,
         spare: int = 0,
-        spare_row: int | None = None,
+        spare_row: int = -1,
     ) -> None:
         device = device or torch.device("cpu")
         self.rows, self.blocks, self.block_size = rows, blocks, block_size
@@ -123,7 +123,7 @@ class DecodeInput:
         numbers["positions"][:count] = starts
         numbers["slots"][:count] = [item.block_ids[item.start // size] * size + item.start % size for item in items]
         numbers["prompt_lens"][:count] = [state.prompt_len for state in found]
-        if self.spare_row is not None:
+        if self.spare_row >= 0:
             numbers["state_read"][:count] = [item.state_read for item in items]
             numbers["state_write"][:count] = [item.state_write for item in items]
         self._seq_lens.host[:count] = numbers["positions"][:count] + 1
@@ -165,8 +165,8 @@ class DecodeInput:
         """Rows count … rows - 1 as nobody's; which of them have another block table than before."""
         if count == rows:
             return []
-        row = -1 if self.spare_row is None else self.spare_row
-        for name, value in zip(_NUMBERS, (0, 0, self.spare * self.block_size, 1, -1, -1, row), strict=True):
+        nobodys = (0, 0, self.spare * self.block_size, 1, -1, -1, self.spare_row)
+        for name, value in zip(_NUMBERS, nobodys, strict=True):
             self.numbers[name][count:rows] = value
         self._seq_lens.host[count:rows] = 1
         return [row for row in range(count, rows) if self._hold(row, (self.spare,))]
@@ -192,8 +192,8 @@ class DecodeInput:
             num_decodes=count,
             block_size=self.block_size,
             prompt_lens=numbers["prompt_lens"],
-            state_read=None if self.spare_row is None else numbers["state_read"],
-            state_write=None if self.spare_row is None else numbers["state_write"],
+            state_read=numbers["state_read"] if self.spare_row >= 0 else None,
+            state_write=numbers["state_write"] if self.spare_row >= 0 else None,
         )
         adapters = FixedSlotRows(numbers["adapters"]) if adapted else None
         return ForwardBatch(

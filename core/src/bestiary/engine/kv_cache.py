@@ -1,11 +1,11 @@
 """Who holds which block of the paged KV cache: reference counts, a free list, and the prefix cache. No torch.
 
 A block holds the keys and values of `block_size` consecutive tokens of a sequence, in every layer. Token ``i`` lives in
-block ``block_table[i // block_size]``; layers with a sliding window use the same table. Free blocks keep their content,
-and their place in the prefix cache, until they are handed out again (`block_pool.py`).
+block ``block_table[i // block_size]``; layers with a sliding window use the same table. A block is in exactly one
+place: held (reference count ≥ 1) or free. Free blocks keep their content, and their place in the prefix cache, until
+they are handed out again, the least recently used first.
 
-Only full blocks whose tokens *have been computed* are shared, so a shared block is never written to. Where layers keep
-a state (`state_rows.py`), a prefix can be used as far as its blocks are there *and* a checkpoint stands at its end.
+Only full blocks whose tokens *have been computed* are shared, so a shared block is never written to.
 
 **The digest of a block** decides whether two blocks are the same. It is SHA-256 over typed bytes, so that no two
 different contexts have the same input (and nobody can make two that collide)::
@@ -18,11 +18,13 @@ different contexts have the same input (and nobody can make two that collide)::
 from __future__ import annotations
 
 import struct
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from .block_pool import BlockPool
+from bestiary.api.errors import EngineError
+
 from .sequence import Sequence
 from .state_rows import StateRows
 
@@ -39,17 +41,82 @@ class KVCacheUsage:
     prefix_hits: int
 
 
+class BlockPool:
+    """A fixed number of blocks: who is free, how often each is held, and which content is known by digest."""
+
+    __slots__ = ("_by_digest", "_digest", "_free", "num_blocks", "references")
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self.references = [0] * num_blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._digest: list[bytes | None] = [None] * num_blocks
+        self._by_digest: dict[bytes, int] = {}
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        return len(self._by_digest)
+
+    def find(self, digest: bytes) -> int | None:
+        """The block with this content, held or free; None if there is none."""
+        return self._by_digest.get(digest)
+
+    def take(self) -> int:
+        """The least recently used free block, now held once and without content."""
+        block, _ = self._free.popitem(last=False)
+        self.forget(block)
+        self.references[block] = 1
+        return block
+
+    def share(self, block: int) -> None:
+        """Hold a block, found by its content, once more."""
+        if self.references[block] == 0:
+            del self._free[block]
+        self.references[block] += 1
+
+    def release(self, block: int) -> None:
+        """Hold a block once less. Blocks without reusable content are handed out again first."""
+        if self.references[block] <= 0:
+            raise EngineError(f"KV block {block} was released more often than it was held")
+        self.references[block] -= 1
+        if self.references[block] == 0:
+            self._free[block] = None
+            if self._digest[block] is None:
+                self._free.move_to_end(block, last=False)
+
+    def register(self, block: int, digest: bytes) -> None:
+        """Make a computed block findable; the first block with some content keeps its name."""
+        if digest not in self._by_digest:
+            self._by_digest[digest] = block
+            self._digest[block] = digest
+
+    def forget(self, block: int) -> None:
+        """Make a block's content unfindable."""
+        digest = self._digest[block]
+        if digest is not None:
+            del self._by_digest[digest]
+            self._digest[block] = None
+
+    def is_free(self, block: int) -> bool:
+        return block in self._free
+
+
 class KVCacheManager:
     """Gives blocks to sequences and takes them back; the only writer of their block tables and of the pool.
 
-    Attributes:
-        states: who holds which row of layers' states; None where no layer has one.
+    In models with states, `states` has the rows, and a beginning is only found where a checkpoint stands at its end.
     """
 
     __slots__ = ("_block_format", "_prefix_hits", "_prefix_queries", "block_size", "pool", "prefix_caching", "states")
 
-    def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = True, state_rows: int = 0) -> None:
-        self.states = StateRows(state_rows) if state_rows else None
+    def __init__(
+        self, num_blocks: int, block_size: int, *, prefix_caching: bool = True, states: StateRows | None = None
+    ) -> None:
+        self.states = states
         self.pool = BlockPool(num_blocks)
         self.block_size = block_size
         self.prefix_caching = prefix_caching
@@ -69,86 +136,37 @@ class KVCacheManager:
             return 0
         limit = sequence.max_matched // self.block_size
         self._extend_digests(sequence, limit)
-        found = self._found(sequence.digests[:limit])
+        found = []
+        for digest in sequence.digests[:limit]:
+            block = self.pool.find(digest)
+            if block is None:
+                break
+            found.append(block)
         if self.states is not None:
             while found and not self.states.has(sequence.digests[len(found) - 1]):
                 found.pop()
-            if found:
-                self.states.begin_with(sequence, sequence.digests[len(found) - 1])
+            self.states.begin(sequence, sequence.digests[len(found) - 1] if found else None)
         for block in found:
             self.pool.share(block)
-        sequence.block_table += found
+            sequence.block_table.append(block)
         sequence.num_registered = len(sequence.block_table)
         self._table_changed(sequence)
         sequence.num_computed = sequence.capacity
         return sequence.num_computed
 
-    def _found(self, digests: Iterable[bytes]) -> list[int]:
-        """The blocks with these contents, up to the first that is not there."""
-        found = []
-        for digest in digests:
-            block = self.pool.find(digest)
-            if block is None:
-                break
-            found.append(block)
-        return found
-
     def fits(self, sequence: Sequence, num_tokens: int) -> bool:
         """Whether `allocate` would succeed."""
-        missing = self.blocks_for(num_tokens) - len(sequence.block_table)
-        return missing <= self.pool.num_free and (self.states is None or self.states.fits(sequence))
-
-    def has_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Whether a running sequence has all that computing its first `num_tokens` tokens takes."""
-        return num_tokens <= sequence.capacity and (self.states is None or sequence.state_write >= 0)
+        return self.blocks_for(num_tokens) - len(sequence.block_table) <= self.pool.num_free
 
     def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Make room for the first `num_tokens` tokens; False, and nothing changed, if there is not enough."""
+        """Make room for the first `num_tokens` tokens; False, and nothing changed, if there are not enough blocks."""
         missing = self.blocks_for(num_tokens) - len(sequence.block_table)
-        if missing > self.pool.num_free or not (self.states is None or self.states.fits(sequence)):
+        if missing > self.pool.num_free:
             return False
-        if self.states is not None:
-            self.states.allocate(sequence)
         if missing > 0:
             sequence.block_table += [self.pool.take() for _ in range(missing)]
             self._table_changed(sequence)
         return True
-
-    def piece(self, sequence: Sequence, count: int) -> int:
-        """How many of the `count` tokens that may be computed next are computed in one step.
-
-        All, where no layer has a state. Otherwise a step ends where a checkpoint is to stand: at the end of the last
-        full block that a later request with these tokens could begin with, unless one stands there; and a piece that is
-        cut short by the budget ends at a block's end. The newest token of an answer with a form goes by itself: where
-        its grammar is not ready it is computed again, from the state before the step.
-        """
-        if self.states is None or count == 1:
-            return count
-        start, total = sequence.num_computed, sequence.total
-        end = start + count
-        if self.prefix_caching:
-            last = min(end, total - 1) // self.block_size
-            self._extend_digests(sequence, last)
-            if last * self.block_size > start and (end < total or not self.states.has(sequence.digests[last - 1])):
-                end = last * self.block_size
-        if end == total and sequence.sampling.structured_outputs is not None:
-            end -= 1
-        return end - start
-
-    def computed(self, sequence: Sequence, count: int, *, again: bool = False) -> None:
-        """Note that a sequence's next `count` tokens were computed. again: the newest of them must be once more.
-
-        A layer's state has taken that in and cannot give it back; so all are computed again then, from the row before.
-        """
-        if again and self.states is not None:
-            return
-        sequence.num_computed += count - again
-        self.register_computed(sequence)
-        if self.states is not None:
-            self.states.advance(sequence)
-            full, rest = divmod(sequence.num_computed, self.block_size)
-            if self.prefix_caching and not rest:
-                self.states.keep(sequence, sequence.digests[full - 1])
 
     def register_computed(self, sequence: Sequence) -> None:
         """Make full blocks findable, now that ``sequence.num_computed`` tokens have really been computed."""
@@ -160,13 +178,42 @@ class KVCacheManager:
             self.pool.register(sequence.block_table[index], sequence.digests[index])
         sequence.num_registered = full
 
+    def advance_state(self, sequence: Sequence) -> None:
+        """The step that was scheduled for a sequence was computed, up to ``sequence.num_computed``."""
+        if self.states is not None:
+            full, rest = divmod(sequence.num_computed, self.block_size)
+            known = self.prefix_caching and not rest and full
+            self.states.advance(sequence, sequence.digests[full - 1] if known else None)
+
+    def piece(self, sequence: Sequence, count: int) -> int:
+        """How many of a sequence's next `count` tokens one step should compute: in models with states, those up to the
+        last full block before its newest token, so that a checkpoint is left there, unless one stands there.
+
+        The newest token of an answer with a form goes by itself: where its grammar is not ready it is computed again,
+        and a state cannot give back what it has taken in.
+        """
+        if self.states is None or count == 1:
+            return count
+        start, total = sequence.num_computed, sequence.total
+        end = start + count
+        if self.prefix_caching:
+            full = min(end, total - 1) // self.block_size
+            self._extend_digests(sequence, full)
+            if full * self.block_size > start and (end < total or not self.states.has(sequence.digests[full - 1])):
+                end = full * self.block_size
+        if end == total and sequence.sampling.structured_outputs is not None:
+            end -= 1
+        return end - start
+
     def free(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Take all blocks back. The last go first, so that a prefix outlives what follows it.
 
         forget: the content is not to be trusted (NaN or Inf came out of it) and must not reach another request.
         """
         if self.states is not None:
-            self.states.free(sequence, forget=forget)
+            self.states.end(sequence)
+            for digest in sequence.digests if forget else ():
+                self.states.forget(digest)
         for block in reversed(sequence.block_table):
             if forget:
                 self.pool.forget(block)

@@ -1,16 +1,16 @@
-"""The states of a model's layers: which layers have one, what one row of all of them takes, and the tensors."""
+"""The states of a model's layers: which layers have one, and the tensors that hold those of all sequences."""
 
 from __future__ import annotations
 
 from torch import Tensor, device, nn
 
-from bestiary.nn.state.spec import Stateful, StateSpec
+from bestiary.nn.state.spec import HasState, StateSpec
 from bestiary.nn.zeros import untouched_zeros
 
 
 def state_specs(model: nn.Module) -> dict[str, StateSpec]:
-    """What each layer keeps of every sequence, by its full name: asked of the layers, whatever the class claims."""
-    return {each.layer_name: each.get_state_spec() for each in model.modules() if isinstance(each, Stateful)}
+    """What each layer with a state keeps for every sequence, by full name: asked of it, whatever its class claims."""
+    return {module.layer_name: module.get_state_spec() for module in model.modules() if isinstance(module, HasState)}
 
 
 def bytes_per_row(model: nn.Module) -> int:

@@ -14,10 +14,12 @@ from bestiary.api.config import ParallelConfig, VllmConfig
 from bestiary.api.errors import BestiaryError, UsageError
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.parallel import noting_refusals, use_groups
+from bestiary.nn.state.spec import StateSpec
 
 from .footprint import Footprint, footprint
+from .layer_states import state_specs
 from .loader.load import build_model
-from .memory import free_memory, num_kv_blocks, num_state_rows
+from .memory import cache_room, free_memory
 from .parallel.places import groups_of, parts_of
 from .runner import kv_cache_specs
 
@@ -40,7 +42,7 @@ class RankPlan:
     memory: int
     block_bytes: int
     blocks: int | None
-    state_rows: int | None
+    state_rows: int
     refusal: UsageError | None
 
     @property
@@ -51,7 +53,7 @@ class RankPlan:
     @property
     def state_bytes(self) -> int:
         """What layers' states take."""
-        return (self.state_rows or 0) * self.footprint.state_bytes_per_row
+        return self.state_rows * self.footprint.state_bytes_per_row
 
     @property
     def fitting_blocks(self) -> int | None:
@@ -80,10 +82,9 @@ class MemoryPlan:
         return None if None in each else min(block for block in each if block is not None)
 
     @property
-    def state_rows(self) -> int | None:
-        """The same of rows for layers' states; 0 where no layer of the model has one."""
-        each = [part.state_rows for part in self.parts]
-        return None if None in each else min(rows for rows in each if rows is not None)
+    def state_rows(self) -> int:
+        """Rows for layers' states that every rank would make; 0 where no layer has one, or nothing fits."""
+        return min((part.state_rows for part in self.parts if part.footprint.state_bytes_per_row), default=0)
 
     def sequences(self, blocks: int | None) -> int | None:
         """How many sequences of `max_model_len` tokens have room in as many blocks a rank, over all copies."""
@@ -105,18 +106,16 @@ def plan_memory(model_class: type, config: VllmConfig, memory_per_rank: int | No
     local = parallel.ranks_per_node if config.device_config.device == "cpu" else 1
     memory = free_memory(config.device_config.device) // local if memory_per_rank is None else memory_per_rank
     built = [(part, ranks, *_measured(model_class, config, part)) for part, ranks in parts_of(parallel)]
-    beside = sum(found.held * len(ranks) for _, ranks, found, _ in built) // parallel.nnodes
-    stateful = any(found.state_bytes_per_row for _, _, found, _ in built)
+    beside = sum(found.held * len(ranks) for _, ranks, found, *_ in built) // parallel.nnodes
     parts = []
-    for part, ranks, found, specs in built:
+    for part, ranks, found, specs, states in built:
         blocks: int | None = None
-        rows: int | None = None
+        rows = 0
         refusal: UsageError | None = None
-        row_bytes = found.state_bytes_per_row
         try:
-            shared = config, beside if local > 1 else found.held, local, memory * local
-            rows = num_state_rows(row_bytes, specs, *shared) if stateful else 0
-            blocks = num_kv_blocks(specs, *shared, state_bytes=rows * row_bytes)
+            reserved = beside if local > 1 else found.held
+            room = cache_room(specs, states, config, reserved, local, memory * local)
+            blocks, rows = room.num_blocks, room.num_state_rows
         except UsageError as error:
             refusal = error
         parts.append(
@@ -132,7 +131,9 @@ def plan_memory(model_class: type, config: VllmConfig, memory_per_rank: int | No
     )  # fmt: skip
 
 
-def _measured(model_class: type, config: VllmConfig, part: ParallelConfig) -> tuple[Footprint, list[KVCacheSpec]]:
+def _measured(
+    model_class: type, config: VllmConfig, part: ParallelConfig
+) -> tuple[Footprint, list[KVCacheSpec], list[StateSpec]]:
     try:
         model = _build(model_class, config, part)
     except BestiaryError as error:
@@ -140,7 +141,7 @@ def _measured(model_class: type, config: VllmConfig, part: ParallelConfig) -> tu
         if not refusals:
             raise
         raise _all_in_one(refusals, _sizes_that_work(model_class, config, part, refusals), part) from error
-    return footprint(model, config), list(kv_cache_specs(model).values())
+    return footprint(model, config), list(kv_cache_specs(model).values()), list(state_specs(model).values())
 
 
 def _build(model_class: type, config: VllmConfig, part: ParallelConfig) -> nn.Module:

@@ -42,8 +42,8 @@ class ScheduledItem(NamedTuple):
         block_ids: the request's whole block table; token i lives in block `block_ids[i // block_size]`.
         samples: whether the last of these tokens is the newest known one, so that a token is drawn after it, or the
             request's vector is made.
-        state_read, state_write: rows of layers' states: the one with the state before `start` (−1: there is none yet),
-            and the one that gets the state after these tokens, never the same (−1: no layer has a state).
+        state_read, state_write: the rows of layers' states with the request's state before and after these tokens; −1
+            for the first where it begins, and for both in models that have none.
     """
 
     request_id: str

@@ -72,7 +72,7 @@ class ModelRunner:
         slots: the model's adapter slots; None where it has none.
         pooler: makes vectors of its hidden states, where no logits are wanted.
         recorder: makes decode steps run again without Python; None where that cannot be, or is not wanted.
-        state_rows: rows that every layer with a state gets for sequences; 0 where the model has none.
+        num_state_rows: rows that every layer with a state gets.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ModelRunner:
         slots: AdapterSlots | None = None,
         pooler: Pooler | None = None,
         recorder: StepRecorder | None = None,
-        state_rows: int = 0,
+        num_state_rows: int = 0,
     ) -> None:
         self.pooler = pooler
         self.adapters = None if slots is None else LoadedAdapters(slots)
@@ -100,16 +100,18 @@ class ModelRunner:
         self.block_size = vllm_config.cache_config.block_size
         self.states: dict[str, RequestState] = {}
         self.grammars: Grammars | None = None
-        spare = isinstance(recorder, Padding)  # a block and a row more, for rows that nobody asks for
+        spare = isinstance(recorder, Padding)  # a block more, for rows that nobody asks for
         self.kv_caches = self._allocate(model, num_blocks + spare)
-        self.layer_states = make_states(model, state_rows + spare, self.device) if state_rows else {}
-        self.graphs = None if recorder is None else self._graphs(recorder, vllm_config, num_blocks, state_rows)
+        self.layer_states = make_states(model, num_state_rows + spare, self.device)
+        self.graphs = None if recorder is None else self._graphs(recorder, vllm_config, num_blocks, num_state_rows)
 
-    def _graphs(self, recorder: StepRecorder, vllm_config: VllmConfig, num_blocks: int, state_rows: int) -> StepGraphs:
+    def _graphs(
+        self, recorder: StepRecorder, vllm_config: VllmConfig, num_blocks: int, num_state_rows: int
+    ) -> StepGraphs:
         longest = min(-(-vllm_config.model_config.max_model_len // self.block_size), num_blocks)
         rows = vllm_config.scheduler_config.max_num_seqs
         padded = recorder.padded if isinstance(recorder, Padding) else int
-        spare_row = state_rows if self.layer_states else None
+        spare_row = num_state_rows if self.layer_states else -1
         made = DecodeInput(rows, longest, self.block_size, self.device, padded, num_blocks, spare_row)
         return StepGraphs(recorder, made)
 

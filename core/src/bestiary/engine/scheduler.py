@@ -7,9 +7,8 @@ The rules, all of them:
 * **Budget.** A step computes at most `max_num_batched_tokens` tokens for at most `max_num_seqs` running requests. A
   prompt longer than what is left is computed in pieces, or, without chunked prefill, waits for a step with room. What
   a preemption made longer than the whole budget is computed in pieces even then, the first of them with all of its
-  prompt. Where layers keep a state, pieces also end where it is worth keeping (`KVCacheManager.piece`).
-* **Admission.** A waiting request is admitted when all tokens it has now fit into free blocks (they are not reserved),
-  and where layers keep a state, when two rows for it are free (`state_rows.py`; in what follows rows are like blocks).
+  prompt.
+* **Admission.** A waiting request is admitted when all tokens it has now fit into free blocks (they are not reserved).
   The best-ranked one that does not fit keeps all behind it waiting, so nobody is overtaken for ever. A request lets its
   leader (a sibling with the same prompt) compute the prompt first, for then it finds that in the prefix cache.
 * **Adapters.** A request with an adapter runs when that has a slot, or can get one (`adapters.py`). While one waits for
@@ -53,6 +52,7 @@ from .admission import Limits
 from .kv_cache import KVCacheManager, KVCacheUsage
 from .plan import NewRequest, PooledVector, SampledToken, ScheduledItem, StepPlan, StepResult
 from .sequence import Sequence, SequenceUpdate, Status
+from .state_rows import StateRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +88,20 @@ class Scheduler:
         prompt_salt: Callable[[int], str | None] | None = None,
         depth: int = 1,
         adapters: Adapters | None = None,
-        state_rows: int = 0,
+        num_state_rows: int | None = None,
     ) -> None:
         """`prompt_salt` is asked, for each length of a prompt, among which others its cached blocks may be shared.
-        Without `adapters`, requests may name any, and none has to be in a slot. `state_rows`: how many rows for
-        sequences' states every layer that has one got; 0 where none has."""
+        Without `adapters`, requests may name any, and none has to be in a slot. `num_state_rows`: of models with
+        states, at least two for each of `max_num_seqs`; None for others."""
         self._adapters = adapters or Adapters()
         self._slots = SlotTable(None if self._adapters.config is None else self._adapters.config.max_loras)
         self._depth = depth
         self._config = scheduler_config
         self._prompt_salt = prompt_salt
         self._kv = KVCacheManager(
-            num_blocks,
-            cache_config.block_size,
-            prefix_caching=cache_config.enable_prefix_caching,
-            state_rows=state_rows,
-        )
+            num_blocks, cache_config.block_size, prefix_caching=cache_config.enable_prefix_caching,
+            states=None if num_state_rows is None else StateRows(num_state_rows),
+        )  # fmt: skip
         self.limits = Limits(
             max_model_len=max_model_len,
             cache_tokens=num_blocks * cache_config.block_size,
@@ -217,7 +215,11 @@ class Scheduler:
         scheduled = self._choose()
         if self._flights and not scheduled:
             return None
-        items = tuple([_item(sequence) for sequence in scheduled])
+        items = tuple(
+            [ScheduledItem(s.request_id, s.num_computed, s.num_scheduled, s.block_ids, _samples(s)) for s in scheduled]
+        )
+        if self._kv.states is not None:
+            items = tuple(map(self._with_rows, items, scheduled))
         new = tuple([_introduce(sequence) for sequence in scheduled if not sequence.sent])
         finished: tuple[str, ...] = ()
         if self._unreported:
@@ -253,9 +255,13 @@ class Scheduler:
                     updates.append(self._fail(sequence, error))
                     continue
             waits = isinstance(token, SampledToken) and token.instead == "wait"
-            self._kv.computed(sequence, count, again=waits)
+            if waits and self._kv.states is not None:
+                continue  # a state is after all of these tokens or before them
+            sequence.num_computed = start + count - waits
+            self._kv.register_computed(sequence)
             if waits:
                 continue
+            self._kv.advance_state(sequence)
             if isinstance(token, PooledVector):
                 updates.append(self._pooled(sequence, token))
             elif token is not None:
@@ -275,6 +281,13 @@ class Scheduler:
             sequence.num_scheduled = 0
         self._unreported += [*plan.finished, *new]
         self._slots.give_back(plan.lora_loads)
+
+    def _with_rows(self, item: ScheduledItem, sequence: Sequence) -> ScheduledItem:
+        """The item of a model with states."""
+        if self._kv.states is None:
+            return item
+        read, write = self._kv.states.schedule(sequence)
+        return item._replace(state_read=read, state_write=write)
 
     # --- choosing -------------------------------------------------------------------------------------------------
 
@@ -297,8 +310,9 @@ class Scheduler:
                     if self._least(sequence, count) > budget:  # its first step was lost, and others came in between
                         break
                     count = budget
-                count = self._piece(sequence, count)
-                if not self._kv.has_room(sequence, start + count) and not self._kv.allocate(sequence, start + count):
+                if count > 1:
+                    count = self._piece(sequence, count)
+                if start + count > sequence.capacity and not self._kv.allocate(sequence, start + count):
                     candidate = None  # where blocks are short, nobody is admitted
                     if not self._make_room(sequence, start + count):
                         break
@@ -316,6 +330,9 @@ class Scheduler:
             budget -= count
             index += 1
         return scheduled
+
+    def _piece(self, sequence: Sequence, count: int) -> int:
+        return self._kv.piece(sequence, count) if self._config.enable_chunked_prefill else count
 
     def _stays(self, sequence: Sequence) -> bool:
         """Whether a running sequence is in flight, or left out of this step."""
@@ -371,9 +388,6 @@ class Scheduler:
         if sequence.total <= self._config.max_num_batched_tokens:
             return count
         return max(1, sequence.num_prompt - (sequence.total - count))
-
-    def _piece(self, sequence: Sequence, count: int) -> int:
-        return self._kv.piece(sequence, count) if self._config.enable_chunked_prefill else count
 
     def _admit(self, sequence: Sequence, budget: int) -> int:
         """Move a waiting sequence to the running ones; returns how many tokens to compute, 0 if it must wait."""
@@ -483,18 +497,6 @@ def _last(
 
 def _samples(sequence: Sequence) -> bool:
     return sequence.num_computed + sequence.num_scheduled == len(sequence.token_ids)
-
-
-def _item(sequence: Sequence) -> ScheduledItem:
-    return ScheduledItem(
-        sequence.request_id,
-        sequence.num_computed,
-        sequence.num_scheduled,
-        sequence.block_ids,
-        _samples(sequence),
-        sequence.state_read,
-        sequence.state_write,
-    )
 
 
 def _introduce(sequence: Sequence) -> NewRequest:

@@ -74,9 +74,8 @@ class Sequence:
         block_table, block_ids, capacity, digests, num_registered: written by `KVCacheManager` alone: the blocks, the
             same as a tuple, the tokens they hold, digests of the full blocks of `token_ids`, and how many of the
             table's blocks are known to the prefix cache.
-        state_read, state_write, state_spare, state_checkpoint: written by `StateRows` alone: the row of layers' states
-            that holds this sequence's (−1: it begins, or no layer has one), the one that the next step writes (−1: it
-            lacks one), the one after that until the first step, and the digest of the answer's newest checkpoint.
+        state_row, next_row, checkpoint: written by `StateRows` alone: where layers keep its state, where its next step
+            puts it, and the digest of the answer's newest checkpoint.
     """
 
     __slots__ = (
@@ -85,12 +84,14 @@ class Sequence:
         "cache_salt",
         "cached_tokens",
         "capacity",
+        "checkpoint",
         "digests",
         "eos_token_ids",
         "leader",
         "lora_name",
         "max_total",
         "min_total",
+        "next_row",
         "num_computed",
         "num_prompt",
         "num_registered",
@@ -105,10 +106,7 @@ class Sequence:
         "sampling",
         "seed",
         "sent",
-        "state_checkpoint",
-        "state_read",
-        "state_spare",
-        "state_write",
+        "state_row",
         "status",
         "stop_ids",
         "token_ids",
@@ -158,8 +156,8 @@ class Sequence:
         self.capacity = 0
         self.digests: list[bytes] = []
         self.num_registered = 0
-        self.state_read = self.state_write = self.state_spare = -1
-        self.state_checkpoint: bytes | None = None
+        self.state_row = self.next_row = -1
+        self.checkpoint: bytes | None = None
 
     @property
     def total(self) -> int:

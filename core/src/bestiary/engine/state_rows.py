@@ -1,99 +1,109 @@
-"""Who holds which row of layers' states: two a running sequence, and one a checkpoint. No torch.
+"""Who has which row of layers' states: sequences that run, and checkpoints of the prefix cache. No torch.
 
-A layer with a state (`nn.state`) keeps for each sequence something whose size does not grow. It lies in a *row*, the
-same one in every such layer. A step reads the row that holds a sequence's state and writes another, never the one it
-reads: so a step that failed, or whose newest token must be computed again, is run again from what was there, and the
-row that it reads may be shared. Afterwards the two change places.
+A layer with a state (a state-space layer, a short convolution …) keeps a row for each sequence that runs, of one size
+whatever the sequence's length. A step reads one row and writes another, so a step that failed can be run again, a token
+can be computed again, and the row that is read may be one that others read as well.
 
-**Checkpoints.** A row written by a step that ends at the end of a full block is registered under that block's digest
-(`kv_cache.py`), and its sequence gets another one to write. From then on it is never written: any sequence with this
-beginning may read it. Once nobody holds it, it is handed out again, the least recently used first. Of an answer only
-the newest checkpoint is kept, since a next turn begins with all of it; those of prompts stay as long as there is room.
-A digest stands for the tokens that were computed, so a checkpoint stays right when its blocks are gone and come back.
+A running sequence thus holds at most two rows: the one with its state, and the one that its next step writes. With at
+least ``2 * running`` rows there is always one to be had, for of those that no sequence holds each is free or a
+checkpoint, and checkpoints give way, the least recently used first.
+
+A checkpoint is the state at the end of a full block, known by that block's digest (`kv_cache.py`), from which any
+sequence with the same beginning can go on. It costs no copy: the row just written is kept, and the sequence goes on in
+another. Of an answer only the newest checkpoint is kept, since the next turn of a conversation begins with all of it;
+those of prompts stay as long as there is room. A digest stands for the tokens that were computed, so a checkpoint whose
+blocks are gone is right again when they come back.
 """
 
 from __future__ import annotations
 
-from .block_pool import BlockPool
-from .sequence import Sequence, Status
+from collections import OrderedDict
 
+from bestiary.api.errors import EngineError
+
+from .sequence import Sequence
+
+NONE = -1
+"""No row: a sequence that begins has no state yet, and zeros are read in its place."""
 WORKING_ROWS = 2
-"""Rows of one running sequence."""
-
-
-def least_rows(prefix_caching: bool) -> int:
-    """What one sequence alone needs: its own rows, and the checkpoint that it begins with."""
-    return WORKING_ROWS + prefix_caching
+"""What a running sequence holds at most."""
 
 
 class StateRows:
-    """Gives rows to sequences and takes them back; the only writer of their `state_…` attributes and of the pool."""
+    """Hands out the rows of one engine; the only writer of sequences' `state_row`, `next_row` and `checkpoint`."""
 
-    __slots__ = ("pool",)
+    __slots__ = ("_checkpoints", "_free", "_held", "num_rows")
 
     def __init__(self, num_rows: int) -> None:
-        self.pool = BlockPool(num_rows)
+        self.num_rows = num_rows
+        self._held = [0] * num_rows  # by sequences, and once more by the prefix cache
+        self._free = list(range(num_rows))[::-1]
+        self._checkpoints: OrderedDict[bytes, int] = OrderedDict()
+
+    @property
+    def num_checkpoints(self) -> int:
+        return len(self._checkpoints)
 
     def has(self, digest: bytes) -> bool:
-        """Whether there is a checkpoint with this content."""
-        return self.pool.find(digest) is not None
+        """Whether the state at the end of the block with this digest is kept."""
+        return digest in self._checkpoints
 
-    def begin_with(self, sequence: Sequence, digest: bytes) -> None:
-        """Let a sequence without rows begin with a checkpoint that there is."""
-        row = self.pool.find(digest)
+    def begin(self, sequence: Sequence, digest: bytes | None) -> None:
+        """Let a sequence without rows go on from a checkpoint, or from nothing."""
+        if digest is not None:
+            self._checkpoints.move_to_end(digest)
+            sequence.state_row = self._checkpoints[digest]
+            self._held[sequence.state_row] += 1
+
+    def schedule(self, sequence: Sequence) -> tuple[int, int]:
+        """The rows that a sequence's next step reads, or `NONE`, and writes."""
+        if sequence.next_row == NONE:
+            sequence.next_row = self._take()
+        return sequence.state_row, sequence.next_row
+
+    def advance(self, sequence: Sequence, digest: bytes | None) -> None:
+        """A step was computed: what it wrote is the sequence's state now; at the end of the block with this `digest`,
+        if there is one, which is kept."""
+        read, sequence.state_row, sequence.next_row = sequence.state_row, sequence.next_row, NONE
+        if digest is not None and digest not in self._checkpoints:
+            self._checkpoints[digest] = sequence.state_row
+            self._held[sequence.state_row] += 1
+            if sequence.num_computed > sequence.num_prompt:
+                if sequence.checkpoint is not None:
+                    self.forget(sequence.checkpoint)
+                sequence.checkpoint = digest
+        if read != NONE:
+            self._release(read)
+
+    def end(self, sequence: Sequence) -> None:
+        """Take a sequence's rows back."""
+        for row in (sequence.state_row, sequence.next_row):
+            if row != NONE:
+                self._release(row)
+        sequence.state_row = sequence.next_row = NONE
+
+    def forget(self, digest: bytes) -> None:
+        """Drop the checkpoint of a block, if there is one."""
+        row = self._checkpoints.pop(digest, None)
         if row is not None:
-            self.pool.share(row)
-            sequence.state_read = row
-
-    def fits(self, sequence: Sequence) -> bool:
-        """Whether `allocate` would succeed."""
-        return self._missing(sequence) <= self.pool.num_free
-
-    def allocate(self, sequence: Sequence) -> None:
-        """Give a sequence that fits its working rows: both when it is admitted, later the one that it lacks."""
-        missing = self._missing(sequence)
-        if missing:
-            sequence.state_write = self.pool.take()
-        if missing == WORKING_ROWS:
-            sequence.state_spare = self.pool.take()
-
-    def advance(self, sequence: Sequence) -> None:
-        """What the last step wrote is the sequence's state now. If no row is left for the next step, it lacks one."""
-        pool, old = self.pool, sequence.state_read
-        sequence.state_read, sequence.state_write = sequence.state_write, sequence.state_spare
-        sequence.state_spare = -1
-        if old >= 0 and sequence.state_write < 0 and pool.is_private(old):
-            sequence.state_write = old
-            return
-        if old >= 0:
-            pool.release(old)
-        if sequence.state_write < 0 and pool.num_free:
-            sequence.state_write = pool.take()
-
-    def keep(self, sequence: Sequence, digest: bytes) -> None:
-        """Make the sequence's state a checkpoint: all tokens under `digest` have been taken in, and no others."""
-        if self.pool.register(sequence.state_read, digest) and sequence.num_computed > sequence.num_prompt:
-            if sequence.state_checkpoint is not None:
-                self.pool.drop(sequence.state_checkpoint)
-            sequence.state_checkpoint = digest
-
-    def free(self, sequence: Sequence, *, forget: bool = False) -> None:
-        """Take all rows back. forget: as `KVCacheManager.free` says."""
-        if forget:
-            for digest in sequence.digests:
-                self.pool.drop(digest)
-        for row in (sequence.state_write, sequence.state_spare, sequence.state_read):
-            if row >= 0:
-                self.pool.release(row)
-        sequence.state_read = sequence.state_write = sequence.state_spare = -1
+            self._release(row)
 
     def clear(self) -> None:
-        """Forget all checkpoints."""
-        for row in range(self.pool.num_blocks):
-            self.pool.forget(row)
+        """Drop all checkpoints."""
+        for digest in list(self._checkpoints):
+            self.forget(digest)
 
-    @staticmethod
-    def _missing(sequence: Sequence) -> int:
-        if sequence.status is not Status.RUNNING:
-            return WORKING_ROWS
-        return int(sequence.state_write < 0)
+    def _take(self) -> int:
+        if not self._free:
+            idle = next((digest for digest, row in self._checkpoints.items() if self._held[row] == 1), None)
+            if idle is None:
+                raise EngineError(f"all {self.num_rows} rows of states are held", field="num_rows", value=self.num_rows)
+            self.forget(idle)
+        row = self._free.pop()
+        self._held[row] = 1
+        return row
+
+    def _release(self, row: int) -> None:
+        self._held[row] -= 1
+        if self._held[row] == 0:
+            self._free.append(row)

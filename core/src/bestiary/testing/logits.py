@@ -22,8 +22,8 @@ def prompt_logits(
 ) -> torch.Tensor:
     """Logits ``[len(token_ids), vocabulary]`` of every position, computed in chunks of `chunk` tokens.
 
-    Uses KV-cache blocks, and rows of states, from the pools' starts, so nothing else may be running. `lora_id`: the id
-    of an adapter that is in a slot.
+    Uses KV-cache blocks and rows of states from the start, so nothing else may be running. `lora_id`: the id of an
+    adapter that is in a slot.
     """
     executor = llm.engine.executor
     if not isinstance(executor, UniprocExecutor) or executor.runner is None:
@@ -34,14 +34,14 @@ def prompt_logits(
     blocks = tuple(range(-(-total // runner.block_size)))
     new = NewRequest(_ID, tuple(token_ids), SamplingParams(prompt_logprobs=0), seed=0, lora_name=lora_id)
     rows = []
-    for index, start in enumerate(range(0, total, chunk or total)):
+    for step, start in enumerate(range(0, total, chunk or total)):
         count = min(chunk or total, total - start)
-        item = ScheduledItem(_ID, start, count, blocks, start + count == total, *state_rows(index))
+        item = ScheduledItem(_ID, start, count, blocks, start + count == total, *state_rows(step))
         rows.append(runner.logits(StepPlan(0, (item,), (new,) if start == 0 else ())))
     runner.execute(StepPlan(0, (), finished=(_ID,)))
     return torch.cat(rows)
 
 
-def state_rows(index: int) -> tuple[int, int]:
-    """The rows of layers' states that a prompt's piece of this number reads and writes: two that change places."""
-    return (-1 if index == 0 else (index - 1) % 2), index % 2
+def state_rows(step: int) -> tuple[int, int]:
+    """The rows of layers' states that the pieces of one prompt read and write: two that change places."""
+    return 1 - step % 2 if step else -1, step % 2

@@ -138,7 +138,7 @@ class Ranks:
                 finish(model)
             slots = adapter_slots(model, config, self._builder.description.alias)
         width = vocab_size(model, config)
-        return ModelRunner(model, config, blocks, _InForce({}), width, groups, slots, pooler, state_rows=STATE_ROWS)
+        return ModelRunner(model, config, blocks, _InForce({}), width, groups, slots, pooler, num_state_rows=STATE_ROWS)
 
     def _connect(self, runner: ModelRunner, rank: int, store: Store) -> None:
         for name, group in connected_groups(replace(self._builder.parallel, rank=rank), runner.groups):

@@ -32,6 +32,7 @@ class CompilationConfig:
 _MORE: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "VllmConfig": {
         "compilation_config": lambda _: CompilationConfig(),
+        "num_speculative_tokens": lambda _: 0,
         "kv_transfer_config": lambda _: None,
         "kernel_config": lambda _: SimpleNamespace(moe_backend="auto"),
         "mamba_config": lambda _: SimpleNamespace(backend="auto"),
@@ -49,6 +50,8 @@ _MORE: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     },
     "CacheConfig": {
         "kv_sharing_fast_prefill": lambda _: False,
+        "mamba_cache_dtype": lambda _: "auto",
+        "mamba_ssm_cache_dtype": lambda _: "auto",
         "mamba_block_size": lambda _: None,
         "mamba_cache_mode": lambda _: "none",
         "use_replayssm": lambda _: False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from functools import wraps
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from bestiary.api.config import VllmConfig
@@ -28,7 +28,8 @@ def adapt_classes(modules: Iterable[ModuleType]) -> None:
 
 def adapt(model_class: type) -> None:
     """``compute_logits(hidden_states, sampling_metadata)`` and ``get_input_embeddings`` (to 0.11) become what they are
-    now, each with a line that says so. A constructor is given a configuration that it may change."""
+    now, each with a line that says so. `forward` can do without the tensors of other stages, and a constructor is given
+    a configuration that it may change."""
     own = vars(model_class)
     if _ADAPTED in own:
         return
@@ -40,14 +41,34 @@ def adapt(model_class: type) -> None:
     if "get_input_embeddings" in own and not hasattr(model_class, "embed_input_ids"):
         say_once(f"{model_class.__name__}.get_input_embeddings: it is embed_input_ids now")
         setattr(model_class, "embed_input_ids", own["get_input_embeddings"])  # noqa: B010
+    if "compute_logits" in own and not hasattr(model_class, "embed_input_ids"):
+        setattr(model_class, "embed_input_ids", _by_first_embedding)  # noqa: B010
+    if isinstance(own.get("forward"), FunctionType):
+        _default_of_other_stages(own["forward"])
     if "__init__" in own and "vllm_config" in inspect.signature(own["__init__"]).parameters:
         setattr(model_class, "__init__", _with_own_config(own["__init__"]))  # noqa: B010
     setattr(model_class, _ADAPTED, True)
 
 
+def _by_first_embedding(self: Any, input_ids: Any) -> Any:
+    """Files to 0.9 have no method for it; a model's first embedding is that of tokens."""
+    from bestiary.nn import VocabParallelEmbedding
+
+    return next(each for each in self.modules() if isinstance(each, VocabParallelEmbedding))(input_ids)
+
+
 def _needs_sampling_metadata(method: Callable[..., Any]) -> bool:
     parameter = inspect.signature(method).parameters.get("sampling_metadata")
     return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def _default_of_other_stages(forward: FunctionType) -> None:
+    """Arguments from `intermediate_tensors` on are None where they are not given."""
+    names = list(inspect.signature(forward).parameters)
+    if "intermediate_tensors" in names:
+        known = forward.__defaults__ or ()
+        optional = forward.__code__.co_argcount - names.index("intermediate_tensors")
+        forward.__defaults__ = (None,) * (optional - len(known)) + known
 
 
 def _without_metadata(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -48,6 +48,7 @@ class MLAAttention(AttentionLayerBase):
             loaded, and never called in a step; so it takes no adapter.
     """
 
+    kv_b_proj: Any
     scale_parts = frozenset("k")
     reads_finished = True
     """`finish` comes after that of the layers which it reads."""
@@ -87,8 +88,8 @@ class MLAAttention(AttentionLayerBase):
         )  # fmt: skip
         self.backend = attn_backend
         self.dtype = torch.get_default_dtype()
-        self.kv_b_proj: Any = kv_b_proj
         kv_b_proj.is_absorbed = True  # type: ignore[assignment]
+        self.__dict__["kv_b_proj"] = kv_b_proj  # which stays a child of whoever made it
         self._weights: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property

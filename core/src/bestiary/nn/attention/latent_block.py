@@ -14,7 +14,7 @@ from .base import refuse
 from .latent import MLAAttention
 
 
-@dataclass(kw_only=True)
+@dataclass
 class MLAModules:
     """What the block is made of; the names are the checkpoint's.
 
@@ -44,7 +44,11 @@ _NEEDED = {True: ("fused_qkv_a_proj", "q_a_layernorm", "q_b_proj"), False: ("kv_
 
 
 class MultiHeadLatentAttentionWrapper(nn.Module):
-    """Projections, norms, rotation, `MLAAttention`, output projection."""
+    """Projections, norms, rotation, `MLAAttention`, output projection. The modules stay children of whoever made them.
+
+    Attributes:
+        parts: those modules.
+    """
 
     def __init__(
         self,
@@ -60,33 +64,31 @@ class MultiHeadLatentAttentionWrapper(nn.Module):
         cache_config: Any = None,
         quant_config: Any = None,
         prefix: str = "",
+        skip_topk: bool = False,
         fuse_qkv_rmsnorm: bool = False,
+        allow_short_prefill_indexer_scoring_skip: bool = False,
         **extra: Any,
     ) -> None:
-        """`fuse_qkv_rmsnorm` is accepted and ignored: it asks for a faster way to the same numbers. Keywords of sparse
-        attention and of decoding several tokens at once are refused where they ask for something."""
+        """`skip_topk`, `fuse_qkv_rmsnorm` and `allow_short_prefill_indexer_scoring_skip` are accepted and ignored: they
+        ask for faster ways to the same numbers. Anything else that asks for something is a `ConfigError` naming it."""
         super().__init__()
         refuse(type(self).__name__, {"indexer": mla_modules.indexer, "is_sparse": mla_modules.is_sparse, **extra})
-        self.hidden_size, self.num_heads = hidden_size, num_heads
-        self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim = qk_nope_head_dim, qk_rope_head_dim, v_head_dim
-        self.qk_head_dim = qk_nope_head_dim + qk_rope_head_dim
-        self.q_lora_rank, self.kv_lora_rank = q_lora_rank, kv_lora_rank
         for name in _NEEDED[q_lora_rank is not None]:
             if getattr(mla_modules, name) is None:
                 raise ConfigError(
                     "latent attention lacks a module", field=f"mla_modules.{name}", limit=f"q_lora_rank={q_lora_rank}"
                 )
-        self.fused_qkv_a_proj, self.kv_a_proj_with_mqa = mla_modules.fused_qkv_a_proj, mla_modules.kv_a_proj_with_mqa
-        self.q_a_layernorm, self.q_b_proj, self.q_proj = (
-            mla_modules.q_a_layernorm, mla_modules.q_b_proj, mla_modules.q_proj,
-        )  # fmt: skip
-        self.kv_a_layernorm, self.kv_b_proj = mla_modules.kv_a_layernorm, mla_modules.kv_b_proj
-        self.rotary_emb, self.o_proj, self.g_proj = mla_modules.rotary_emb, mla_modules.o_proj, mla_modules.g_proj
+        self.hidden_size, self.num_heads = hidden_size, num_heads
+        self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim = qk_nope_head_dim, qk_rope_head_dim, v_head_dim
+        self.qk_head_dim = qk_nope_head_dim + qk_rope_head_dim
+        self.q_lora_rank, self.kv_lora_rank = q_lora_rank, kv_lora_rank
         self.prefix = prefix
+        self.parts = mla_modules
         self.mla_attn = MLAAttention(
             num_heads=num_heads, scale=scale, qk_nope_head_dim=qk_nope_head_dim, qk_rope_head_dim=qk_rope_head_dim,
-            v_head_dim=v_head_dim, q_lora_rank=q_lora_rank, kv_lora_rank=kv_lora_rank, kv_b_proj=self.kv_b_proj,
-            cache_config=cache_config, quant_config=quant_config, prefix=f"{prefix}.attn",
+            v_head_dim=v_head_dim, q_lora_rank=q_lora_rank, kv_lora_rank=kv_lora_rank,
+            kv_b_proj=mla_modules.kv_b_proj, cache_config=cache_config, quant_config=quant_config,
+            prefix=f"{prefix}.attn",
         )  # fmt: skip
 
     def forward(self, positions: Tensor, hidden_states: Tensor, llama_4_scaling: Tensor | None = None) -> Tensor:
@@ -94,23 +96,23 @@ class MultiHeadLatentAttentionWrapper(nn.Module):
         query, latent = self._projected(hidden_states)
         compressed, key = torch.split(latent, [self.kv_lora_rank, self.qk_rope_head_dim], -1)
         query, key = query.view(-1, self.num_heads, self.qk_head_dim), key[:, None]
-        if self.rotary_emb is not None:
-            rotated, key = self.rotary_emb(positions, query[..., self.qk_nope_head_dim :], key)
+        if self.parts.rotary_emb is not None:
+            rotated, key = self.parts.rotary_emb(positions, query[..., self.qk_nope_head_dim :], key)
             query = torch.cat((query[..., : self.qk_nope_head_dim], rotated), -1)
         if llama_4_scaling is not None:
             query = query * llama_4_scaling
-        out = self.mla_attn(query, self.kv_a_layernorm(compressed), key)
-        if self.g_proj is not None:
-            out = out * _output(self.g_proj, hidden_states).sigmoid()
-        return _output(self.o_proj, out)
+        out = self.mla_attn(query, self.parts.kv_a_layernorm(compressed), key)
+        if self.parts.g_proj is not None:
+            out = out * _output(self.parts.g_proj, hidden_states).sigmoid()
+        return _output(self.parts.o_proj, out)
 
     def _projected(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Queries of all heads, and latents with the shared key."""
         if self.q_lora_rank is None:
-            return _output(self.q_proj, hidden_states), _output(self.kv_a_proj_with_mqa, hidden_states)
-        both = _output(self.fused_qkv_a_proj, hidden_states)
+            return _output(self.parts.q_proj, hidden_states), _output(self.parts.kv_a_proj_with_mqa, hidden_states)
+        both = _output(self.parts.fused_qkv_a_proj, hidden_states)
         low, latent = torch.split(both, [self.q_lora_rank, self.kv_lora_rank + self.qk_rope_head_dim], -1)
-        return _output(self.q_b_proj, _output(self.q_a_layernorm, low)), latent
+        return _output(self.parts.q_b_proj, _output(self.parts.q_a_layernorm, low)), latent
 
 
 def _output(layer: Any, x: Tensor) -> Tensor:

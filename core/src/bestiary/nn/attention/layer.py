@@ -94,6 +94,7 @@ class Attention(AttentionLayerBase):
         Returns:
             ``[tokens, num_heads * head_size_v]``.
         """
+        self.bound_backend()
         context = get_forward_context()
         keys = values = None
         if self.kv_sharing_target_layer_name is None and key is not None and value is not None:
@@ -104,7 +105,6 @@ class Attention(AttentionLayerBase):
             queries, keys = queries * self.k_scale, None if keys is None else keys / self.k_scale
         if self.v_scale != 1.0:
             values = None if values is None else values / self.v_scale
-        self.bound_backend()  # before anything else is missed
         cache = self.cache_of(context.kv_caches) if is_cached(self.spec) else query.new_empty(0)
         out = self._attend(queries, keys, values, cache, context.attention)[..., : self.head_size_v]
         out = out.reshape(query.shape[0], -1)

@@ -19,7 +19,7 @@ from .registry import op
 if TYPE_CHECKING:
     from bestiary.nn.attention.metadata import AttentionMetadata
 
-CHUNK = 64
+CHUNK, _FINE = 64, 16
 _AT_ONCE = 128
 
 Scanned = tuple[Tensor, Tensor]
@@ -107,7 +107,8 @@ def gated_delta_rule(
     Args:
         q, k: ``[tokens, key heads, d_k]``, normalised and scaled; consecutive value heads share one, as many as there
             are for each. v: ``[tokens, heads, d_v]``.
-        decay: ``[tokens, heads]``, logarithms. beta: ``[tokens, heads]``.
+        decay: ``[tokens, heads, 1]``, or ``[tokens, heads, d_k]`` where each channel of a key forgets at its own rate
+            (Kimi delta attention, arXiv 2510.26692); logarithms. beta: ``[tokens, heads]``.
         state: ``[seqs, heads, d_k, d_v]``.
 
     Returns:
@@ -117,24 +118,25 @@ def gated_delta_rule(
 
     def step(s: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor) -> Scanned:
         q, k = (each.repeat_interleave(share, 1).unsqueeze(-1) for each in (q, k))
-        s = s * decay.exp()[..., None, None]
+        s = s * decay.exp().unsqueeze(-1)
         correction = (v - (s * k).sum(-2)) * beta.unsqueeze(-1)
         s = s + k * correction.unsqueeze(-2)
         return (s * q).sum(-2), s
 
     def scan(s: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor) -> Scanned:
-        vs, decays, betas = _chunks(groups, v, decay.unsqueeze(-1), beta.unsqueeze(-1))
-        qs, ks = _chunks(groups, q, k)
+        size = CHUNK if decay.shape[-1] == 1 else _FINE
+        vs, decays, betas = _chunks(groups, v, decay, beta.unsqueeze(-1), size=size)
+        qs, ks = _chunks(groups, q, k, size=size)
         total = decays.cumsum(-2)
-        last, grown, between = total[..., -1:, :], total.exp(), _between(total)
-        system = (betas * (ks @ ks.transpose(-1, -2)) * between).tril(-1)
+        last, grown = total[..., -1:, :], total.exp()
+        system = (betas * _faded_products(ks, ks, total)).tril(-1)
         right = torch.cat([betas * vs, betas * grown * ks], -1)
         solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
         new, old = solved.split([v.shape[-1], k.shape[-1]], -1)
-        scores, queries, keys = (qs @ ks.transpose(-1, -2)) * between, grown * qs, (last - total).exp() * ks
+        scores, queries, keys = _faded_products(qs, ks, total), grown * qs, (last - total).exp() * ks
         s = s.reshape(groups, share, *s.shape[1:])
         out = []
-        for at, keep in enumerate(last.exp()):
+        for at, keep in enumerate(last.exp().transpose(-1, -2)):
             values = new[at] - old[at] @ s
             out.append(queries[at] @ s + scores[at] @ values)
             s = s * keep + keys[at].transpose(-1, -2) @ values
@@ -165,10 +167,10 @@ def _scanned(
     return torch.cat(outs), torch.cat(states)
 
 
-def _chunks(groups: int, *flat: Tensor) -> tuple[Tensor, ...]:
-    """``[tokens, heads, d]`` as ``[chunks, groups, heads of a group, up to CHUNK, d]``, zeros after the last token."""
+def _chunks(groups: int, *flat: Tensor, size: int = CHUNK) -> tuple[Tensor, ...]:
+    """``[tokens, heads, d]`` as ``[chunks, groups, heads of a group, up to `size`, d]``, zeros after the last token."""
     tokens = flat[0].shape[0]
-    size = min(CHUNK, tokens)
+    size = min(size, tokens)
     made = []
     for each in flat:
         heads, width = each.shape[1:]
@@ -187,3 +189,14 @@ def _between(total: Tensor) -> Tensor:
     apart = total - total.transpose(-1, -2)
     later = torch.ones_like(apart, dtype=torch.bool).triu_(1)
     return apart.masked_fill_(later, -torch.inf).exp_()
+
+
+def _faded_products(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
+    """``Σ_d a_i b_j exp(total_i − total_j)`` for ``i ≥ j``, otherwise 0; one chunk at a time where channels differ."""
+    if total.shape[-1] == 1:
+        return (a @ b.transpose(-1, -2)) * _between(total)
+    products = []
+    for left, right, here in zip(a, b, total, strict=True):
+        apart = here.unsqueeze(-2) - here.unsqueeze(-3)
+        products.append((left.unsqueeze(-2) * right.unsqueeze(-3) * apart.clamp_max_(0).exp_()).sum(-1))
+    return torch.stack(products).tril_()

@@ -74,7 +74,7 @@ class GatedDeltaNet(StateLayer):
         v = v.reshape(-1, self.v_heads, self.head_v_dim)
         decay = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
         beta = b.float().sigmoid() * self.beta_scale
-        out, state = gated_delta_rule(q * self.head_k_dim**-0.5, k, v, decay, beta, state, self.metadata)
+        out, state = gated_delta_rule(q * self.head_k_dim**-0.5, k, v, decay.unsqueeze(-1), beta, state, self.metadata)
         self.write_states(conv_state, state)
         return out.to(qkv.dtype)
 

@@ -62,30 +62,44 @@ class RMSNormGated(nn.Module):
         return normed.to(x.dtype)
 
 
-class Mixer2RMSNormGated(nn.Module):
-    """Mamba-2's: ``weight · rms_norm(x · silu(gate))``, each of the groups by itself; the width is split among ranks.
+class ShardedGroupRMSNorm(nn.Module):
+    """An RMS norm of each of the groups that a width consists of, the width being split among ranks.
 
-    Where a group lies on several ranks they join what they have first. Without `use_rms_norm` only the gate is left.
+    Where a group lies on several ranks they join what they have first.
+
+    Attributes:
+        weight: this rank's part; None for a norm that is left out.
     """
 
-    def __init__(self, full_hidden_size: int, full_n_groups: int, use_rms_norm: bool = True, eps: float = 1e-6) -> None:
+    def __init__(self, full_size: int, groups: int, eps: float, *, has_weight: bool = True) -> None:
         super().__init__()
-        self.group_size = divide(full_hidden_size, full_n_groups, "full_hidden_size")
-        self.width = divide(full_hidden_size, get_tensor_model_parallel_world_size(), "full_hidden_size")
+        self.group_size = divide(full_size, groups, "hidden size of a norm by groups")
+        self.width = divide(full_size, get_tensor_model_parallel_world_size(), "hidden size of a norm by groups")
         self.eps = eps
-        self.weight = sharded(full_hidden_size) if use_rms_norm else None
+        self.weight = sharded(full_size) if has_weight else None
 
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """`x` and `gate`: ``[tokens, width of this rank]``."""
-        gated = x.float() * F.silu(gate.float())
+    def forward(self, x: Tensor) -> Tensor:
+        """``[tokens, width of this rank]`` → the same."""
         if self.weight is None:
-            return gated.to(x.dtype)
+            return x
+        wide = x.float()
         if self.width % self.group_size == 0:
-            normed = group_rms_norm(gated, self.group_size, self.eps)
+            normed = group_rms_norm(wide, self.group_size, self.eps)
         else:
-            whole = group_rms_norm(tensor_model_parallel_all_gather(gated), self.group_size, self.eps)
+            whole = group_rms_norm(tensor_model_parallel_all_gather(wide), self.group_size, self.eps)
             normed = whole.narrow(-1, get_tensor_model_parallel_rank() * self.width, self.width)
-        return (normed.to(x.dtype) * self.weight).to(x.dtype)
+        return (normed * self.weight.float()).to(x.dtype)
+
+
+class Mixer2RMSNormGated(ShardedGroupRMSNorm):
+    """Mamba-2's: ``weight · rms_norm(x · silu(gate))``; without `use_rms_norm` only the gate is left."""
+
+    def __init__(self, full_hidden_size: int, full_n_groups: int, use_rms_norm: bool = True, eps: float = 1e-6) -> None:
+        super().__init__(full_hidden_size, full_n_groups, eps, has_weight=use_rms_norm)
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        """`x` and `gate`: ``[tokens, width of this rank]``."""
+        return super().forward(x.float() * F.silu(gate.float())).to(x.dtype)
 
 
 def group_rms_norm(x: Tensor, group_size: int, eps: float) -> Tensor:

@@ -26,8 +26,8 @@ class StateSpec:
 
 
 @runtime_checkable
-class Stateful(Protocol):
-    """A layer that keeps a state; the engine makes room for it under `layer_name`, which is set when it is placed."""
+class HasState(Protocol):
+    """A layer that keeps something of a sequence whose size does not grow with it."""
 
     layer_name: str
 

@@ -14,7 +14,7 @@ from bestiary.api.discovery import normalise
 from bestiary.api.errors import BrokenPlugin
 
 _NEEDS_EXIT = 3
-_HOW = {"at once": "", "later": ", in a function or under a condition", "optional": ", which the file does without"}
+_HOW = {"at once": "", "later": ", not when the model is imported", "optional": ", which the file does without"}
 
 
 @click.command()
@@ -44,7 +44,7 @@ def port(
       2  FILE_OR_PACKAGE is no Python, or holds no model
       3  written, but something that it needs is not served, or a package is not installed
     """
-    from .classes import architectures
+    from .classes import architectures, registrars
     from .gathering import gather
     from .needs import needs_of
     from .project import Project
@@ -53,13 +53,19 @@ def port(
     _say(f"reading {len(gathered.sources)} file{'s' if len(gathered.sources) != 1 else ''}")
     found = architectures(gathered.first, wanted)
     _say("looking up what they need")
-    needs = needs_of(gathered.sources.values(), gathered.own)
+    needs = needs_of(gathered, [module for module, _ in found.values()])
     stem = gathered.folder.name if gathered.folder is not None else target.stem
     distribution = normalise(name or f"ported-{stem}")
     package = stem if gathered.folder is not None else distribution.replace("-", "_")
     folder = into or Path(distribution)
     project = Project(
-        folder=folder, distribution=distribution, package=package, gathered=gathered, architectures=found, needs=needs
+        folder=folder,
+        distribution=distribution,
+        package=package,
+        gathered=gathered,
+        architectures=found,
+        registrars=registrars(gathered.first),
+        needs=needs,
     )
     _say(f"writing {folder}")
     document: dict[str, Any] = {

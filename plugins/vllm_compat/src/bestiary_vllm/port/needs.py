@@ -6,13 +6,14 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from bestiary.api.errors import BrokenPlugin
 from bestiary.api.importing import load_object
 from bestiary_vllm import modules, table
 
+from .gathering import Gathered
 from .reading import How, Source, Use
 
 State = Literal["served", "older", "inert", "an error when used", "not served", "beside", "installed", "not installed"]
@@ -44,17 +45,19 @@ class Need:
         return asdict(self) | {"missing": self.is_missing}
 
 
-def needs_of(sources: Iterable[Source], own: Iterable[str]) -> list[Need]:
+def needs_of(gathered: Gathered, models: Iterable[str]) -> list[Need]:
     """All needs, by state and name.
 
     Args:
-        own: modules (absolute) that the project holds itself.
+        models: the modules that hold the models; what is not imported with them is needed later, at most.
     """
-    own = set(own)
+    own, at_once = gathered.own, gathered.imported_with(models)
     found: dict[str, list[tuple[Source, Use]]] = {}
-    for source in sources:
+    for module, source in gathered.sources.items():
         for use in _expanded(source):
             key = _key(use)
+            if use.how == "at once" and module not in at_once:
+                use = replace(use, how="later")
             if key is not None:
                 found.setdefault(key, []).append((source, use))
     needs = [_need(key, places, own) for key, places in found.items()]
@@ -111,11 +114,14 @@ def _state(use: Use) -> tuple[State, str]:
     if use.name is None or use.name == "*":
         served = use.module in table.modules()
         return ("served", "") if served else ("not served", "no module of this path is in the table")
+    if f"{use.module}.{use.name}" in table.modules() or (use.module, use.name) == (table.ROOT, "__version__"):
+        return "served", ""
     symbol = table.find(use.module, use.name)
     if symbol is not None and symbol.raises is not None:
         return "an error when used", symbol.raises
     if symbol is None or symbol.target is None:
-        return "not served", modules.missing(use.module, use.name, symbol)
+        text = modules.missing(use.module, use.name, symbol)
+        return "not served", text.removeprefix(f"{use.module}:{use.name} is not served by bestiary-vllm: ")
     try:
         load_object(symbol.target, "the table of symbols")
     except BrokenPlugin as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,7 @@ testing = ["bestiary[testing]"]
 [project.entry-points.vllm_models]
 {models}
 
-[project.entry-points.bestiary_api]
+{registrars}[project.entry-points.bestiary_api]
 "{api}" = "{package}"
 
 # What `bestiary certify` checks; the name is the architecture's.
@@ -51,6 +51,10 @@ testing = ["bestiary[testing]"]
 only-include = ["src/{package}", "src/{contract}.py"]
 sources = ["src"]
 """
+
+_REGISTRARS = """\
+# Called before a model is imported, for what is registered beside it, such as a configuration class.
+[project.entry-points."vllm.general_plugins"]"""
 
 README = """\
 # {distribution}
@@ -69,13 +73,19 @@ checks it.
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """What is to be written, and where. architectures: name → (module as the files import it, class)."""
+    """What is to be written, and where.
+
+    Attributes:
+        architectures: name → (module as the files import it, class). registrars: (module, function) of those that
+            register what goes with them.
+    """
 
     folder: Path
     distribution: str
     package: str
     gathered: Gathered
     architectures: Mapping[str, tuple[str, str]]
+    registrars: Sequence[tuple[str, str]]
     needs: Iterable[Need]
 
     @property
@@ -118,12 +128,16 @@ class Project:
             "contract": self.contract,
             "about": ", ".join(names),
             "api": text(API_VERSION),
+            "registrars": "",
             "dependencies": ", ".join(f'"{each}"' for each in self._dependencies()),
             "models": "\n".join(
                 f'{name} = "{self.module(module)}:{cls}"' for name, (module, cls) in self.architectures.items()
             ),
             "contracts": "\n".join(f'{name} = "{self.contract}:{skeleton.test_class(name)}"' for name in names),
         }
+        if self.registrars:
+            lines = [f'{name} = "{self.module(module)}:{name}"' for module, name in self.registrars]
+            facts["registrars"] = "\n".join([_REGISTRARS, *lines, "", ""])
         imported = ", ".join(skeleton.test_class(name) for name in names)
         all_names = ", ".join(f'"{skeleton.test_class(name)}"' for name in names)
         return {

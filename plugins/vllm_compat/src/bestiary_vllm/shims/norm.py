@@ -1,4 +1,4 @@
-"""Norms that single families of models brought along."""
+"""Norms under the names of their versions in plain torch, and those that single families of models brought along."""
 
 from __future__ import annotations
 
@@ -8,9 +8,34 @@ from typing import Any
 import torch
 from torch import nn
 
+import bestiary.nn as core
 from bestiary.nn import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size, set_weight_attrs
 from bestiary.nn.parallel import tensor_model_parallel_all_reduce
 from bestiary.nn.weights import default_weight_loader
+
+
+class RMSNorm(core.RMSNorm):
+    forward_native = core.RMSNorm.forward
+
+
+class GemmaRMSNorm(core.GemmaRMSNorm):
+    forward_native = core.GemmaRMSNorm.forward
+
+
+class PolyNorm(nn.Module):
+    """``w[0] norm(x³) + w[1] norm(x²) + w[2] norm(x) + bias`` with norms by the root mean square (arXiv 2411.03884)."""
+
+    def __init__(self, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.variance_epsilon = eps
+        self.weight = nn.Parameter(torch.empty(3), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(1), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        exact = x.float()
+        powers = torch.stack([exact**3, exact**2, exact], -1)
+        normed = powers * torch.rsqrt(powers.pow(2).mean(-2, keepdim=True) + self.variance_epsilon)
+        return (normed @ self.weight.float() + self.bias.float()).to(x.dtype)
 
 
 class MiniMaxText01RMSNormTP(nn.Module):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -13,6 +15,16 @@ class SamplingMetadata:
 
 class SamplerOutput:
     """An annotation of `sample`."""
+
+
+PoolerOutput = list[torch.Tensor]
+"""An annotation of poolers: an answer for each prompt."""
+
+
+class PoolingType(Enum):
+    """Which of a prompt's hidden states is its answer."""
+
+    LAST, ALL, CLS, STEP, MEAN = range(5)
 
 
 class Sampler(nn.Module):
