@@ -15,6 +15,7 @@ from bestiary.nn.pooling import PoolingItem, PoolingMetadata
 
 from .plan import ScheduledItem, StepPlan
 from .request_state import RequestState
+from .transfer import send
 
 _NO_SLOTS: Mapping[str, int] = MappingProxyType({})
 
@@ -72,7 +73,7 @@ def make_batch(
     lora, logits_lora = _adapters(items, states, lora_slots, counts, rows, device)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(device)
+        return send(array, device)
 
     state_read, state_write = _state_rows(items)
     attention = AttentionMetadata(

@@ -22,7 +22,7 @@ from bestiary.api.registry import ModelRegistry, Registry
 from bestiary.api.structured import StructuredOutputBackend, Vocabulary
 from bestiary.nn.attention.backend import AttentionType
 from bestiary.nn.attention.choice import choose_backend
-from bestiary.nn.graphs import Described, StepRecorder
+from bestiary.nn.graphs import Described, StepRecorder, Together
 from bestiary.nn.logits import LogitsProcessor
 from bestiary.nn.lora import AdapterSlots, attach
 from bestiary.nn.ops.registry import ChosenOps, Target, choose_ops
@@ -180,10 +180,16 @@ class EngineBuilder:
         """What would record the decode steps of a model whose attention is bound, or why nothing would."""
         if self.args.enforce_eager:
             return None, "enforce_eager"
-        if self.seat is not None or self.parallel.world_size_across_dp > 1:
-            return None, "the model is divided among ranks"
+        if self.parallel.pipeline_parallel_size > 1:
+            return None, "the stages of a pipeline wait for each other on the host"
+        if self.parallel.enable_eplb:
+            return None, "experts move between ranks (enable_eplb)"
         backends = [layer.backend for layer in attention_layers(model).values()]
-        return choose_recorder(self.hooks.all("step_recorders"), target_of(config), backends)
+        recorder, why = choose_recorder(self.hooks.all("step_recorders"), target_of(config), backends)
+        divided = self.seat is not None or self.parallel.world_size_across_dp > 1
+        if recorder is not None and divided and not issubclass(recorder, Together):
+            return None, f"{recorder.name} records what one process does, and the model is divided among ranks"
+        return recorder, why
 
     def _engine(
         self,
