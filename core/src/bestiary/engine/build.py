@@ -233,7 +233,9 @@ class EngineBuilder:
         engine = LLMEngine(
             config,
             schedulers,
-            UniprocExecutor(runner) if team is None else RankExecutor(runner, team),
+            UniprocExecutor(runner, config.scheduler_config.async_scheduling)
+            if team is None
+            else RankExecutor(runner, team),
             team=team,
             adapters=adapters,
             vocab_size=width,
