@@ -26,12 +26,12 @@ from bestiary.nn.ops.sampling import best_tokens
 from bestiary.nn.parallel import Groups, use_groups
 from bestiary.nn.pooling import Pooler
 from bestiary.nn.prompt import PromptDependent
-from bestiary.nn.state.spec import HasState, StateSpec
 from bestiary.nn.zeros import untouched_zeros
 
 from .batch import ForwardBatch, make_batch
 from .decode_input import DecodeInput
 from .graphs import StepGraphs
+from .layer_states import make_states
 from .loaded_adapters import LoadedAdapters
 from .plan import StepPlan, StepResult
 from .pooler import checked_vectors, pooled
@@ -54,11 +54,6 @@ def kv_cache_specs(model: nn.Module) -> dict[str, KVCacheSpec]:
     """What each layer keeps for every token: asked of the model, never read from its configuration."""
     specs = {name: layer.get_kv_cache_spec() for name, layer in attention_layers(model).items()}
     return {name: spec for name, spec in specs.items() if spec is not None}
-
-
-def state_specs(model: nn.Module) -> dict[str, StateSpec]:
-    """What each layer with a state keeps for every sequence, by full name."""
-    return {module.layer_name: module.get_state_spec() for module in model.modules() if isinstance(module, HasState)}
 
 
 def prompt_salt(model: nn.Module) -> Callable[[int], str] | None:
@@ -109,7 +104,7 @@ class ModelRunner:
         self.grammars: Grammars | None = None
         spare = isinstance(recorder, Padding)  # a block more, for rows that nobody asks for
         self.kv_caches = self._allocate(model, num_blocks + spare)
-        self.layer_states = self._allocate_states(model, num_state_rows + spare)
+        self.layer_states = make_states(model, num_state_rows + spare, self.device)
         self.graphs = None if recorder is None else self._graphs(recorder, vllm_config, num_blocks, num_state_rows)
 
     def _graphs(
@@ -138,15 +133,6 @@ class ModelRunner:
             shape = layers[name].bound_backend().cache_shape(spec, num_blocks, self.block_size)
             caches[name] = untouched_zeros(tuple(shape), spec.dtype, self.device)
         return caches
-
-    def _allocate_states(self, model: nn.Module, num_rows: int) -> dict[str, tuple[torch.Tensor, ...]]:
-        return {
-            name: tuple(
-                torch.zeros(num_rows, *shape, dtype=dtype, device=self.device)
-                for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
-            )
-            for name, spec in state_specs(model).items()
-        }
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:

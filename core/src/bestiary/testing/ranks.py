@@ -32,12 +32,14 @@ from bestiary.nn.ops.registry import ChosenOps, choose_ops
 from bestiary.nn.parallel import use_groups
 from bestiary.nn.parallel.distributed import PEER_LOST, PEER_STALLED, Store, TorchGroup, dist
 from bestiary.nn.placement import finish
+from bestiary.testing.logits import state_rows
 
 R = TypeVar("R")
 
 PATIENCE = 20.0
 """Seconds that a rank waits for another."""
 BLOCKS = 48
+STATE_ROWS = 2
 _ID = "bestiary.testing.ranks"
 
 
@@ -112,8 +114,8 @@ class Ranks:
         new = NewRequest(_ID, tuple(token_ids), SamplingParams(prompt_logprobs=0), seed=0, lora_name=lora_id)
         loads = () if lora_id is None else (LoRALoad(0, lora_id),)
         blocks = tuple(range(-(-total // self.runners[0].block_size)))
-        for end in (*ends, total):
-            item = ScheduledItem(_ID, start, end - start, blocks, samples=end == total)
+        for index, end in enumerate((*ends, total)):
+            item = ScheduledItem(_ID, start, end - start, blocks, end == total, *state_rows(index))
             rows.append(self.logits(StepPlan(0, (item,), (new,) if start == 0 else (), lora_loads=loads)))
             start = end
         self.execute(StepPlan(0, (), finished=(_ID,)))
@@ -147,7 +149,7 @@ class Ranks:
             slots = adapter_slots(model, config, self._builder.description.alias)
         recorder = None if self._recorder is None else self._recorder()
         width = vocab_size(model, config)
-        return ModelRunner(model, config, blocks, _InForce({}), width, groups, slots, pooler, recorder)
+        return ModelRunner(model, config, blocks, _InForce({}), width, groups, slots, pooler, recorder, STATE_ROWS)
 
     def _connect(self, runner: ModelRunner, rank: int, store: Store) -> None:
         for name, group in connected_groups(replace(self._builder.parallel, rank=rank), runner.groups):
