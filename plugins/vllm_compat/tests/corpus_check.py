@@ -1,9 +1,13 @@
 """One question for every file of the corpus: through the engine, is it the model that transformers computes?"""
 
 import importlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 import bestiary_vllm
 from bestiary import LLM, SamplingParams
@@ -31,19 +35,51 @@ def model_class(module: str, name: str) -> type:
         return getattr(importlib.import_module(f"corpus_vllm.{module}"), name)
 
 
-def check_equal(
-    folder: Path, architecture: str, module: str, config: dict, atol: float = 1e-4, name: str | None = None, **options
-) -> LLM:
-    """The class of `module` called `name`, or as its architecture, has transformers' logits, whole and in pieces, and
-    its greedy tokens in a batch, with the prefix cache warm as well. Returns the engine."""
+def reference_of(folder: Path, architecture: str, config: dict) -> nn.Module:
+    """transformers' model, and in `folder` its checkpoint."""
+    reference = _random(config, architecture)
+    save_reference(reference, folder, config, architecture)
+    return reference
+
+
+def rewritten(folder: Path, architecture: str, config: dict, fields: dict, rewrite: Callable) -> nn.Module:
+    """transformers' model, and in `folder` its checkpoint as another convention has it.
+
+    fields: what `config.json` says instead of `config`. rewrite: from the model to the tensors of the checkpoint.
+    """
+    reference = _random(config, architecture)
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in rewrite(reference).items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**fields, "architectures": [architecture]}))
+    return reference
+
+
+def _random(config: dict, architecture: str) -> nn.Module:
     torch.manual_seed(0)
     reference = transformers_reference(config, architecture).eval()
     randomize(reference)
-    save_reference(reference, folder, config, architecture)
+    return reference
+
+
+def engine(folder: Path, architecture: str, module: str, name: str | None = None, **options) -> LLM:
+    """An engine of `folder` with the class of `module` called `name`, or as its architecture."""
     ModelRegistry.register_model(architecture, model_class(module, name or architecture))
     plain = {"kernels": "torch", "dtype": "float32", "device": "cpu", "skip_tokenizer_init": True, "progress": False}
-    llm = LLM(str(folder), **plain | options)
-    prompts = [_prompt(length) for length in LENGTHS]
+    return LLM(str(folder), **plain | options)
+
+
+def check_equal(
+    folder: Path, architecture: str, module: str, config: dict, atol: float = 1e-4, name: str | None = None, **options
+) -> LLM:
+    """An engine of transformers' model of `config`, found equal to it. Returns the engine."""
+    reference = reference_of(folder, architecture, config)
+    return agree(engine(folder, architecture, module, name, **options), reference, atol)
+
+
+def agree(llm: LLM, reference: nn.Module, atol: float = 1e-4) -> LLM:
+    """The engine has the reference's logits, whole and in pieces, and its greedy tokens in a batch, with the prefix
+    cache warm as well."""
+    prompts = [prompt(length) for length in LENGTHS]
     for ids in prompts:
         want = reference_logits(reference, ids)
         torch.testing.assert_close(prompt_logits(llm, ids).float(), want, atol=atol, rtol=1e-4)
@@ -60,6 +96,6 @@ def check_equal(
     return llm
 
 
-def _prompt(length: int) -> list[int]:
+def prompt(length: int) -> list[int]:
     generator = torch.Generator().manual_seed(length)
     return torch.randint(0, SIZES["vocab_size"], (length,), generator=generator).tolist()

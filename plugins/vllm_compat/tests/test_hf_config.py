@@ -1,7 +1,7 @@
 """Configuration objects as model files read them: older names, and types that transformers does not know."""
 
 import pytest
-from transformers import Gemma3TextConfig, LlamaConfig, PhiConfig, PreTrainedConfig
+from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, MptConfig, PhiConfig, PreTrainedConfig
 
 from bestiary.engine.loader.hf_config import make_hf_config
 from bestiary_vllm.hf_config import as_read_by_files
@@ -82,3 +82,20 @@ def test_a_file_may_rename_fields():
     config = bag(n_layer=3)
     config.attribute_map = {"num_hidden_layers": "n_layer"}
     assert config.num_hidden_layers == 3
+
+
+def test_windows_by_their_pattern():
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    config, _ = read(Gemma3TextConfig(num_hidden_layers=6, layer_types=kinds, sliding_window=9))
+    assert (config.interleaved_sliding_window, config.sliding_window_pattern) == (9, 3)
+    odd, _ = read(Gemma3TextConfig(num_hidden_layers=6, layer_types=sorted(kinds), sliding_window=9))
+    assert not hasattr(odd, "sliding_window_pattern"), "layers that do not alternate evenly have none"
+    assert not hasattr(read(LlamaConfig())[0], "interleaved_sliding_window")
+
+
+def test_an_activation_has_its_older_name():
+    assert read(Gemma2Config())[0].hidden_act == "gelu_pytorch_tanh"
+
+
+def test_parts_of_transformers_objects_are_read_as_mappings():
+    assert read(MptConfig())[0].attn_config["attn_type"] == "multihead_attention"

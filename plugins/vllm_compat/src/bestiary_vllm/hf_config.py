@@ -7,7 +7,7 @@ A file written before 2026 reads `rope_theta` and `rope_scaling`, mostly with a 
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import cache
 from typing import Any, cast
 
@@ -30,16 +30,14 @@ class OlderNames:
 
     def __getattr__(self, name: str) -> Any:
         """Asked only for what is not there."""
-        found = None
-        if name in ("rope_theta", "rope_local_base_freq", *_FACTOR):
-            local, everywhere = _rope(self)
-            if name == "rope_local_base_freq":
-                found = None if local is None else local.get("rope_theta")
-            else:
-                found = everywhere.get("rope_theta" if name == "rope_theta" else _FACTOR[0])
+        found = _OLDER[name](self) if name in _OLDER else None
         if found is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
         return found
+
+    def __getitem__(self, name: str) -> Any:
+        """Parts that are objects were mappings."""
+        return getattr(self, name)
 
     @property
     def rope_scaling(self) -> Any:
@@ -62,8 +60,9 @@ def as_read_by_files(config: Any, text_config: Any) -> tuple[Any, Any]:
     memo: dict[int, Any] = {}
     both = copy.deepcopy(config, memo), copy.deepcopy(text_config, memo)
     for each in both:
-        if not isinstance(each, OlderNames) and hasattr(each, "rope_parameters"):
-            each.__class__ = _class_of(cast(Hashable, type(each)))
+        for part in (each, *vars(each).values()):
+            if not isinstance(part, OlderNames) and hasattr(part, "to_diff_dict"):
+                part.__class__ = _class_of(cast(Hashable, type(part)))
     return both
 
 
@@ -73,6 +72,30 @@ def _rope(config: Any) -> tuple[Any, Any]:
     if _GLOBAL in parameters or _LOCAL in parameters:
         return parameters.get(_LOCAL), parameters.get(_GLOBAL) or {}
     return None, parameters
+
+
+def _window_every(config: Any) -> int | None:
+    """How many layers lie from one without a window to the next, where that is how they alternate."""
+    kinds = config.__dict__.get("layer_types") or []
+    first = kinds.index(_GLOBAL) + 1 if _GLOBAL in kinds else len(kinds) + 1
+    even = all((kind == _GLOBAL) == (at % first == 0) for at, kind in enumerate(kinds, 1))
+    return first if even and _LOCAL in kinds else None
+
+
+def _window(config: Any) -> int | None:
+    """The window of those layers that have one, where others do not."""
+    return config.__dict__.get("sliding_window") if _LOCAL in (config.__dict__.get("layer_types") or []) else None
+
+
+_OLDER: Mapping[str, Callable[[Any], Any]] = {
+    "rope_theta": lambda config: _rope(config)[1].get("rope_theta"),
+    "rope_local_base_freq": lambda config: (_rope(config)[0] or {}).get("rope_theta"),
+    **{name: lambda config: _rope(config)[1].get(_FACTOR[0]) for name in _FACTOR},
+    "hidden_act": lambda config: config.__dict__.get("hidden_activation"),
+    "interleaved_sliding_window": _window,
+    "sliding_window_pattern": _window_every,
+}
+"""An older name → its value, or None where there is none."""
 
 
 def _is_bag(config: Any) -> bool:

@@ -41,11 +41,20 @@ def adapt(model_class: type) -> None:
     if "get_input_embeddings" in own and not hasattr(model_class, "embed_input_ids"):
         say_once(f"{model_class.__name__}.get_input_embeddings: it is embed_input_ids now")
         setattr(model_class, "embed_input_ids", own["get_input_embeddings"])  # noqa: B010
+    if "compute_logits" in own and not hasattr(model_class, "embed_input_ids"):
+        setattr(model_class, "embed_input_ids", _by_first_embedding)  # noqa: B010
     if isinstance(own.get("forward"), FunctionType):
         _default_of_other_stages(own["forward"])
     if "__init__" in own and "vllm_config" in inspect.signature(own["__init__"]).parameters:
         setattr(model_class, "__init__", _with_own_config(own["__init__"]))  # noqa: B010
     setattr(model_class, _ADAPTED, True)
+
+
+def _by_first_embedding(self: Any, input_ids: Any) -> Any:
+    """Files to 0.9 have no method for it; a model's first embedding is that of tokens."""
+    from bestiary.nn import VocabParallelEmbedding
+
+    return next(each for each in self.modules() if isinstance(each, VocabParallelEmbedding))(input_ids)
 
 
 def _needs_sampling_metadata(method: Callable[..., Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from torch import nn
 from vllm.config import VllmConfig
+from vllm.model_executor.models.adapters import as_embedding_model, as_seq_cls_model
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
@@ -26,3 +27,13 @@ class OurQwen2(Qwen2ForCausalLM):
 
 class OurQwen3(Qwen3ForCausalLM):
     pass
+
+
+class OurPhi3(LlamaForCausalLM):
+    """Its checkpoints hold fused parts as they are."""
+
+    packed_modules_mapping = {"qkv_proj": ["qkv_proj"], "gate_up_proj": ["gate_up_proj"]}
+
+
+OurLlamaForEmbedding = as_embedding_model(LlamaForCausalLM)
+OurLlamaForSequenceClassification = as_seq_cls_model(LlamaForCausalLM)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
-from bestiary.nn import DispatchPooler, ReplicatedLinear
+from bestiary.nn import DispatchPooler, ParallelLMHead, ReplicatedLinear
+from bestiary.nn.weights.fill import count_use
+
+from .stack import StageMissingLayer
 
 
 def as_embedding_model(model_class: Any) -> type:
-    """A class whose answer is a prompt's vector: `model_class` without use for its head."""
+    """A class whose answer is a prompt's vector: `model_class` without its head."""
 
-    class Embedding(model_class):  # type: ignore[misc]
+    class Embedding(_headless(model_class)):  # type: ignore[misc]
         is_pooling_model, default_pooling_type = True, "LAST"
 
         def __init__(self, *, vllm_config: Any, prefix: str = "", **options: Any) -> None:
@@ -25,7 +29,7 @@ def as_embedding_model(model_class: Any) -> type:
 def as_seq_cls_model(model_class: Any) -> type:
     """A class whose answer is a prompt's scores: a linear layer `score` upon the pooled hidden state."""
 
-    class Classifier(model_class):  # type: ignore[misc]
+    class Classifier(_headless(model_class)):  # type: ignore[misc]
         is_pooling_model, default_pooling_type, supports_cross_encoding = True, "LAST", True
 
         def __init__(self, *, vllm_config: Any, prefix: str = "", **options: Any) -> None:
@@ -37,6 +41,31 @@ def as_seq_cls_model(model_class: Any) -> type:
             self.pooler = DispatchPooler.for_seq_cls(vllm_config.model_config.pooler_config, classifier=self.score)
 
     return _named(Classifier, model_class, "ForSequenceClassification")
+
+
+def _headless(model_class: Any) -> Any:
+    """A class whose head has no weights, and which also takes checkpoints of the model within it."""
+
+    class Headless(model_class):  # type: ignore[misc]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            for name, child in list(self.named_children()):
+                if isinstance(child, ParallelLMHead):
+                    setattr(self, name, StageMissingLayer("output", child))
+
+        def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+            return super().load_weights(self._own(weights))
+
+        def _own(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+            children = dict(self.named_children())
+            for name, tensor in weights:
+                child = name.partition(".")[0]
+                if child == "lm_head" or isinstance(children.get(child), StageMissingLayer):
+                    count_use()
+                else:
+                    yield (name if child in children or "model" not in children else f"model.{name}"), tensor
+
+    return Headless
 
 
 def _named(made: type, model_class: type, ending: str) -> type:

@@ -29,9 +29,13 @@ class _VllmForward:
 def _own_backend_only(options: dict[str, Any]) -> dict[str, Any]:
     """vLLM's backends are classes that mean nothing here: core chooses one for all layers.
 
-    A `chunk_lookback` of -1 says that there are no chunks.
+    A `chunk_lookback` of -1 says that there are no chunks, and `mm_prefix_clamp_sliding_window` is about images.
     """
-    nothing = {"attn_backend": options.get("attn_backend"), "chunk_lookback": -1}
+    nothing = {
+        "attn_backend": options.get("attn_backend"),
+        "chunk_lookback": -1,
+        "mm_prefix_clamp_sliding_window": True,
+    }
     return {name: value for name, value in options.items() if value is not None and nothing.get(name, _ANY) != value}
 
 
@@ -54,12 +58,3 @@ class PrefillPrefixLMAttention(_VllmForward, core.PrefillPrefixLMAttention):
 
 class StaticSinkAttention(_VllmForward, core.StaticSinkAttention):
     pass
-
-
-class MultiHeadLatentAttentionWrapper(core.MultiHeadLatentAttentionWrapper):
-    """Core's, without the keywords by which vLLM chooses among kernels."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        for name in ("allow_short_prefill_indexer_scoring_skip", "fuse_qkv_rmsnorm", "non_causal_multi_token_decode"):
-            options.pop(name, None)
-        super().__init__(*arguments, **options)

@@ -25,6 +25,7 @@ from bestiary.nn.activation import SwigluOAIAndMul, SwigluStepAndMul
 from bestiary.nn.moe.names import Place
 from bestiary.nn.ops.moe import fused_experts as core_fused_experts
 from bestiary.nn.ops.moe import topk_routing
+from bestiary.nn.quant.base import UnquantizedLinearMethod
 from bestiary.nn.weights.fill import load_into
 
 SHARDS = {"w1": ("w13", 0), "w3": ("w13", 1), "w2": ("w2", None), "w13": ("w13", None)}
@@ -94,16 +95,24 @@ class GateLinear(CoreGateLinear):
     def set_out_dtype(self, out_dtype: torch.dtype) -> None:
         self.out_dtype = out_dtype
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """``[tokens, hidden]`` → (logits ``[tokens, experts]``, None); computed in the wider of both dtypes."""
-        weight = self.weight.dtype if isinstance(getattr(self, "weight", None), torch.Tensor) else x.dtype
-        computed = torch.promote_types(weight, self.out_dtype or weight)
-        if computed == weight == x.dtype:
-            logits, _ = super().forward(x)
+    def finish(self) -> None:
+        """A plain weight is not packed for kernels: it may be multiplied in a wider dtype."""
+        if not isinstance(self.quant_method, UnquantizedLinearMethod):
+            super().finish()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """``[tokens, hidden]`` → (logits ``[tokens, experts]``, None), or the logits alone without `return_bias`;
+        computed in the wider of both dtypes."""
+        plain = isinstance(self.quant_method, UnquantizedLinearMethod)
+        computed = torch.promote_types(self.weight.dtype, self.out_dtype or self.weight.dtype) if plain else x.dtype
+        if not plain or computed == self.weight.dtype == x.dtype:
+            made = super().forward(x)
+            logits = made[0] if self.return_bias else made
         else:
             bias = None if self.bias is None else self.bias.to(computed)
             logits = F.linear(x.to(computed), self.weight.to(computed), bias)
-        return logits.to(self.out_dtype or x.dtype), None
+        logits = logits.to(self.out_dtype or x.dtype)
+        return (logits, None) if self.return_bias else logits
 
 
 class Experts(CoreFusedMoE):
