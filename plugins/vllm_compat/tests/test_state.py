@@ -5,6 +5,7 @@ import torch
 from corpus_check import SIZES, check_equal, model_class
 
 from bestiary import SamplingParams
+from bestiary.testing.logits import prompt_logits
 from bestiary_vllm.changeable import changeable
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
@@ -36,6 +37,7 @@ SHAPES = {
 }
 """As vLLM's calculators have them: inputs kept come before channels."""
 CLASSES = {"falcon_mamba": "MambaForCausalLM"}
+OTHERS = ("mamba", "mamba2", "lfm2")
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -69,3 +71,12 @@ def test_prompts_in_pieces_and_sequences_that_give_way(tmp_path, name):
     assert answers(llm, [ids[:16] + ids[:3] for ids in prompts[:2]]) == [
         answers(llm, [ids[:16] + ids[:3]])[0] for ids in prompts[:2]
     ]
+
+
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.full) for name in OTHERS), "qwen3_next"])
+def test_deterministic_mode_is_bitwise(tmp_path, name):
+    llm = checked(tmp_path, name, deterministic=True, max_num_batched_tokens=16)
+    ids = torch.randint(0, 211, (21,), generator=torch.Generator().manual_seed(1)).tolist()
+    whole = prompt_logits(llm, ids)
+    for chunk in (1, 8):
+        assert torch.equal(prompt_logits(llm, ids, chunk=chunk), whole)

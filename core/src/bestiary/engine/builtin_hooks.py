@@ -51,6 +51,10 @@ def op_implementations() -> Offers:
         "linear_int8_int8/int_mm": f"{_NN}.ops.quant:INT_MM",
         "add_lora/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE",
         "add_lora_embedding/fixed_tile": f"{_NN}.ops.lora:FIXED_TILE_EMBEDDING",
+        "causal_conv1d/by_token": f"{_NN}.ops.conv:CONV_BY_TOKEN",
+        "selective_scan/by_token": f"{_NN}.ops.scan:SELECTIVE_BY_TOKEN",
+        "ssd_scan/by_token": f"{_NN}.ops.scan:SSD_BY_TOKEN",
+        "gated_delta_rule/by_token": f"{_NN}.ops.delta:DELTA_BY_TOKEN",
         "linear_fp8_fp8/scaled_mm": f"{_NN}.triton.offers:LINEAR_FP8_FP8",
         **{f"{name}/triton": f"{_NN}.triton.offers:{name.upper()}" for name in _TRITON},
     }

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bestiary.nn.linear import ColumnParallelLinear, MergedColumnParallelLinear, RowParallelLinear
-from bestiary.nn.ops.scan import gated_delta_rule
+from bestiary.nn.ops.delta import gated_delta_rule
 from bestiary.nn.parallel import divide, get_tensor_model_parallel_world_size
 
 from .base import CausalConv1d, StateLayer, sharded
