@@ -70,11 +70,11 @@ def gated_delta_rule(
 
 def _delta_step(s: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor) -> Scanned:
     share = v.shape[1] // k.shape[1]
-    q, k = (each.repeat_interleave(share, 1).unsqueeze(-1) for each in (q, k))
+    q, k = (each.repeat_interleave(share, 1).unsqueeze(-2) for each in (q, k))
     s = s * decay.exp().unsqueeze(-1)
-    correction = (v - (s * k).sum(-2)) * beta.unsqueeze(-1)
-    s = s + k * correction.unsqueeze(-2)
-    return (s * q).sum(-2), s
+    correction = (v.unsqueeze(-2) - k @ s) * beta[..., None, None]
+    s.addcmul_(k.transpose(-1, -2), correction)
+    return (q @ s).squeeze(-2), s
 
 
 def _delta_by_token(

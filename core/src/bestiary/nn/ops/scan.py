@@ -34,11 +34,11 @@ def selective_scan(
         out = []
         for at in range(0, x.shape[0], _AT_ONCE):  # bounds what is held for every token: [tokens, channels, n]
             part = slice(at, at + _AT_ONCE)
-            kept = (dt[part].unsqueeze(-1) * a).exp()
+            kept = (dt[part].unsqueeze(-1) * a).exp_()
             states = (dt[part] * x[part]).unsqueeze(-1) * b[part].unsqueeze(1)
             for keep, here in zip(kept, states, strict=True):
                 h = here.addcmul_(keep, h)
-            out.append((states * c[part].unsqueeze(1)).sum(-1))
+            out.append((states @ c[part].unsqueeze(-1)).squeeze(-1))
             h = h.clone()
         return torch.cat(out), h
 
@@ -47,8 +47,8 @@ def selective_scan(
 
 def _selective_step(a: Tensor) -> Step:
     def step(h: Tensor, x: Tensor, dt: Tensor, b: Tensor, c: Tensor) -> Scanned:
-        h = h * (dt.unsqueeze(-1) * a).exp() + (dt * x).unsqueeze(-1) * b.unsqueeze(1)
-        return (h * c.unsqueeze(1)).sum(-1), h
+        h = (dt.unsqueeze(-1) * a).exp_().mul_(h).addcmul_((dt * x).unsqueeze(-1), b.unsqueeze(1))
+        return (h @ c.unsqueeze(-1)).squeeze(-1), h
 
     return step
 
@@ -97,8 +97,8 @@ def ssd_scan(x: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor, meta
 def _ssd_step(h: Tensor, x: Tensor, decay: Tensor, b: Tensor, c: Tensor) -> Scanned:
     share = x.shape[1] // b.shape[1]
     b, c = (each.repeat_interleave(share, 1) for each in (b, c))
-    h = h * decay.exp()[..., None, None] + x.unsqueeze(-1) * b.unsqueeze(-2)
-    return (h * c.unsqueeze(-2)).sum(-1), h
+    h = (h * decay.exp()[..., None, None]).addcmul_(x.unsqueeze(-1), b.unsqueeze(-2))
+    return (h @ c.unsqueeze(-1)).squeeze(-1), h
 
 
 def _ssd_by_token(
