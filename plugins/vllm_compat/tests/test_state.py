@@ -3,10 +3,21 @@
 import pytest
 import torch
 from corpus_check import SIZES, check_equal, model_class
+from transformers import PreTrainedConfig
 
 from bestiary import SamplingParams
+from bestiary.api.errors import ConfigError
+from bestiary.nn import get_rope
+from bestiary.nn.ops.norm import gemma_rms_norm
 from bestiary.testing.logits import prompt_logits
 from bestiary_vllm.changeable import changeable
+from bestiary_vllm.shims.fused import fused_qk_rmsnorm_rope_gate
+from bestiary_vllm.shims.state import MiniMaxText01LinearAttention
+from bestiary_vllm.shims.state_shapes import (
+    MambaStateCopyFuncCalculator,
+    MambaStateDtypeCalculator,
+    MambaStateShapeCalculator,
+)
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 MAMBA = {"hidden_size": 64, "state_size": 8, "num_hidden_layers": 2, "vocab_size": 211, "expand": 2}
@@ -52,8 +63,9 @@ def answers(llm, prompts):
 
 
 @every_model
-def test_equals_transformers(tmp_path, name):
+def test_equals_transformers(tmp_path, name, caplog):
     llm = checked(tmp_path, name)
+    assert ("MambaMixer2(hidden_states, output) is an older spelling" in caplog.text) == (name == "mamba2")
     cls, config = model_class(MODELS[name][1], CLASSES.get(name, MODELS[name][0])), changeable(llm.vllm_config)
     assert cls.get_mamba_state_shape_from_config(config) == SHAPES[name]
     assert set(cls.get_mamba_state_dtype_from_config(config)) == {torch.float32}
@@ -80,3 +92,44 @@ def test_deterministic_mode_is_bitwise(tmp_path, name):
     whole = prompt_logits(llm, ids)
     for chunk in (1, 8):
         assert torch.equal(prompt_logits(llm, ids, chunk=chunk), whole)
+
+
+def test_states_among_ranks():
+    shapes, dtypes = MambaStateShapeCalculator, MambaStateDtypeCalculator
+    assert shapes.mamba2_state_shape(4, 64, 1, 8, 8, 16, 4) == ((3, 16 + 2 * 16), (2, 8, 16))
+    assert shapes.mamba2_state_shape(2, 64, 2, 8, 8, 16, 4, num_spec=1) == ((4, 32 + 2 * 16), (4, 8, 16))
+    assert shapes.kda_state_shape(2, 4, 8) == ((3, 48), (2, 8, 8))
+    assert shapes.linear_attention_state_shape(num_heads=4, tp_size=2, head_dim=8) == ((2, 8, 8),)
+    assert dtypes.kda_state_dtype(torch.bfloat16, "auto") == (torch.bfloat16, torch.float32)
+    assert dtypes.mamba2_state_dtype("bfloat16", "auto", "float32") == (torch.bfloat16, torch.float32)
+    with pytest.raises(ConfigError):
+        dtypes.short_conv_state_dtype(torch.bfloat16, "int3")
+
+
+def test_what_would_copy_states():
+    conv, recurrent = MambaStateCopyFuncCalculator.mamba2_state_copy_func()
+    state = torch.arange(24.0).view(4, 3, 2)
+    assert torch.equal(conv(state, [3, 1], 1, 2), state[1, 1:])
+    assert torch.equal(recurrent(state, [3, 1], 0, 2), state[1])
+
+
+def test_linear_attention_by_its_older_arguments(caplog):
+    sizes = {"hidden_size": 32, "num_heads": 4, "head_dim": 8, "num_hidden_layer": 6, "layer_idx": 2}
+    config = PreTrainedConfig(hidden_size=32, num_attention_heads=4, head_dim=8, num_hidden_layers=6)
+    older, newer = MiniMaxText01LinearAttention(**sizes), MiniMaxText01LinearAttention(config, None, "layers.2.attn")
+    assert torch.equal(older.rates, newer.rates)
+    assert "is an older spelling" in caplog.text
+
+
+def test_queries_keys_and_gates_in_one():
+    generator = torch.Generator().manual_seed(2)
+    q_gate, k, weights = (torch.randn(*shape, generator=generator) for shape in ((5, 2, 16), (5, 1, 8), (2, 8)))
+    rope = get_rope(8, max_position=32, rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5})
+    positions = torch.arange(7, 12)
+    q, keys, gate = fused_qk_rmsnorm_rope_gate(
+        q_gate.flatten(1), k.flatten(1), *weights, rope.cos_sin_cache, positions, 1e-5, 2, 1, 8, 4, norm_beta=1.0
+    )
+    normed = gemma_rms_norm(q_gate[..., :8], weights[0], 1e-5), gemma_rms_norm(k, weights[1], 1e-5)
+    wanted = rope(positions, *(each.flatten(1) for each in normed))
+    torch.testing.assert_close((q, keys), wanted)
+    assert torch.equal(gate, q_gate[..., 8:].flatten(1))
