@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bestiary.nn.quant.base import UnquantizedLinearMethod
-from bestiary_vllm.shims.moe import GateLinear
+from bestiary_vllm.shims.moe.gate import GateLinear
 
 
 @pytest.mark.parametrize(("dtype", "out_dtype"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32)])

@@ -82,7 +82,8 @@ class DecodeInput:
     Attributes:
         batches: what a step of so many rows is, by (rows, whether one may have an adapter); all look at the buffers.
         padded: the size of the step that so many rows are computed in. Rows beyond those asked for are sequences of one
-            token in the block `spare`, which is nobody's; so is the row `spare_row` of layers' states.
+            token in the block `spare`, which is nobody's; so is the row `spare_row` of layers' states, −1 where no
+            layer has one.
     """
 
     def __init__(
@@ -191,8 +192,8 @@ class DecodeInput:
             num_decodes=count,
             block_size=self.block_size,
             prompt_lens=numbers["prompt_lens"],
-            state_read=numbers["state_read"],
-            state_write=numbers["state_write"],
+            state_read=numbers["state_read"] if self.spare_row >= 0 else None,
+            state_write=numbers["state_write"] if self.spare_row >= 0 else None,
         )
         adapters = FixedSlotRows(numbers["adapters"]) if adapted else None
         return ForwardBatch(

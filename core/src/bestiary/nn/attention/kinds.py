@@ -49,6 +49,7 @@ class PrefillPrefixLMAttention(Attention):
     """
 
     reads_ahead = True
+    reads_own_keys = True
 
     def __init__(
         self, num_heads: int, head_size: int, scale: float, num_kv_heads: int | None = None, **options: Any
@@ -138,6 +139,8 @@ class StaticSinkAttention(Attention):
 
     Sequences are computed one after the other, by backends that attend over keys which lie in no cache.
     """
+
+    reads_own_keys = True
 
     def __init__(
         self,

@@ -21,8 +21,10 @@ class _VllmForward:
         value: torch.Tensor | None,
         output_shape: Any = None,
         output_dtype: torch.dtype | None = None,
+        *,
+        positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        output: torch.Tensor = super().forward(query, key, value)  # type: ignore[misc]
+        output: torch.Tensor = super().forward(query, key, value, positions=positions)  # type: ignore[misc]
         return output if output_dtype is None else output.to(output_dtype)
 
 
