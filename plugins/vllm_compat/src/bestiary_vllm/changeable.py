@@ -34,6 +34,7 @@ _MORE: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
         "compilation_config": lambda _: CompilationConfig(),
         "num_speculative_tokens": lambda _: 0,
         "kv_transfer_config": lambda _: None,
+        "attention_config": lambda _: SimpleNamespace(backend=None),
         "kernel_config": lambda _: SimpleNamespace(moe_backend="auto"),
         "mamba_config": lambda _: SimpleNamespace(backend="auto"),
         "additional_config": lambda _: {},
