@@ -1,12 +1,20 @@
 """Models whose layers keep states, through the engine: however steps are cut, everyone has the tokens it has alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from bestiary import LLM, SamplingParams
 from bestiary.api import ModelRegistry
+from bestiary.api.config import CacheConfig, SchedulerConfig
+from bestiary.api.errors import UsageError
 from bestiary.engine import recovery
+from bestiary.engine.build import fewest_rows
+from bestiary.engine.memory import cache_room
 from bestiary.engine.plan import SampledToken, StepResult
+from bestiary.nn.attention.backend import KVCacheSpec
+from bestiary.nn.state import StateSpec
 from bestiary.testing.logits import prompt_logits
 
 from .stateful_models import Hybrid, Stateful, logits_of, save
@@ -23,6 +31,8 @@ PROMPTS = [
 ]
 ROW_BYTES = 2 * (32 * 4 + 8)
 BLOCK_BYTES = 16 * 2 * 32 * 4
+KV = KVCacheSpec(num_kv_heads=1, head_size=8, dtype=torch.float32)  # 64 bytes a token
+STATE = StateSpec(shapes=((125,), (125,)), dtypes=(torch.float32, torch.float32))  # 1000 bytes a row
 
 
 @pytest.fixture(scope="module", params=[Stateful, Hybrid])
@@ -91,6 +101,7 @@ def test_the_model_is_what_it_says(model, engine):
         {"enable_chunked_prefill": False},
         {"block_size": 4},
         {"block_size": 1, "max_num_batched_tokens": 50},
+        {"kernels": "auto"},
     ],
     ids=str,
 )
@@ -98,6 +109,8 @@ def test_tokens_do_not_depend_on_the_schedule(engine, alone, options):
     llm = engine(**options)
     for _ in range(2):
         assert tokens_of(llm, PROMPTS) == alone
+    graphs = llm.engine.executor.runner.graphs  # where a package records steps, it records these
+    assert graphs is None or (graphs.steps and not graphs.refused)
     usage = llm.engine.scheduler.stats()
     assert usage.kv_cache.used_blocks == 0 and free_rows(llm) == rows_of(llm).num_rows
     assert usage.preemptions > 0 or "num_gpu_blocks_override" not in options
@@ -129,14 +142,68 @@ def test_few_rows_make_requests_wait(model, engine, alone, rows, caplog):
         assert tokens_of(llm, PROMPTS) == alone
 
 
+class Ranks:
+    """A team whose other ranks have these numbers of rows."""
+
+    def __init__(self, others):
+        self.others, self.calls = others, 0
+
+    def smallest(self, value):
+        self.calls += 1
+        most = max(self.others)
+        others = [-each for each in self.others] if self.calls == 1 else [each or most for each in self.others]
+        return min(value, *others)
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "fewest"), [(0, [0], 0), (0, [7, 5], 5), (6, [0, 9], 6), (6, [0, 5], 5), (4, [4], 4)]
+)
+def test_ranks_without_such_layers_want_no_rows_of_their_own(own, others, fewest):
+    assert fewest_rows(Ranks([*others, 0] if own else others), own) == fewest
+
+
+@pytest.mark.parametrize(
+    ("specs", "options", "found"),
+    [
+        ([], {"memory_bytes": 2**30}, (32, 24)),
+        ([], {"memory_bytes": 2**30, "enable_prefix_caching": False}, (32, 16)),
+        ([], {"memory_bytes": 10_000}, (32, 10)),
+        ([KV], {"memory_bytes": 60_000}, (32, 24)),
+        ([KV], {"memory_bytes": 40_000}, (19, 20)),
+        ([KV], {"memory_bytes": 4 * 1024 + 2500}, (4, 2)),
+        ([KV], {"memory_bytes": 40_000, "num_blocks": 30}, (30, 9)),
+        ([KV], {}, (32, 24)),
+    ],
+)
+def test_rows_and_blocks_share_the_memory(specs, options, found):
+    room = cache_room(specs, [STATE], config(**options), free=2**34)
+    assert (room.num_blocks, room.num_state_rows) == found
+
+
+@pytest.mark.parametrize(("specs", "memory", "needed"), [([], 1999, 2000), ([KV], 6095, 6096)])
+def test_memory_without_room_for_one_sequence_is_refused(specs, memory, needed):
+    with pytest.raises(UsageError, match="no memory for the states of layers") as raised:
+        cache_room(specs, [STATE], config(memory_bytes=memory))
+    assert raised.value.limit == f"at least {needed}, with the KV cache"
+
+
+def config(**options):
+    return SimpleNamespace(
+        cache_config=CacheConfig(block_size=16, **options),
+        scheduler_config=SchedulerConfig(max_num_seqs=8),
+        model_config=SimpleNamespace(max_model_len=64),
+        device_config=SimpleNamespace(device="cpu"),
+    )
+
+
 def test_a_step_that_failed_or_must_wait_is_run_again_from_the_same_state(engine, alone, monkeypatch):
     """Every third step fails after it has written everything; every fourth result asks for its tokens once more."""
     llm = engine(max_num_batched_tokens=21)
     runner, calls = llm.engine.executor.runner, [0, 0]
     compute, draw = runner.compute, runner.draw
 
-    def failing(*arguments):
-        made = compute(*arguments)
+    def failing(*arguments, **more):
+        made = compute(*arguments, **more)
         calls[0] += 1
         if calls[0] % 3 == 0:
             raise MemoryError

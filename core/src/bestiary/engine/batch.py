@@ -16,6 +16,7 @@ from bestiary.nn.pooling import PoolingItem, PoolingMetadata
 from .plan import ScheduledItem, StepPlan
 from .request_state import RequestState
 from .transfer import send
+from .unknown_tokens import fill_in, is_unknown, tokens_of
 
 _NO_SLOTS: Mapping[str, int] = MappingProxyType({})
 
@@ -57,8 +58,12 @@ def make_batch(
     """Lay the plan's items out flat, single-token items first. `lora_slots`: adapter id → slot."""
     items = sorted(plan.items, key=lambda item: item.count > 1)
     ids: list[int] = []
+    unknown = []
     for item in items:
-        ids += states[item.request_id].tokens[item.start : item.start + item.count]
+        state = states[item.request_id]
+        ids += tokens_of(state, item.start, item.count)
+        if is_unknown(state, item.start, item.count):
+            unknown.append((len(ids) - 1, state))
     counts = np.fromiter((item.count for item in items), np.int64, len(items))
     starts = np.fromiter((item.start for item in items), np.int64, len(items))
     ends = np.cumsum(counts)
@@ -91,8 +96,10 @@ def make_batch(
         state_read=None if state_read is None else tensor(state_read),
         state_write=None if state_write is None else tensor(state_write),
     )
+    input_ids = tensor(np.array(ids, dtype=np.int64))
+    fill_in(input_ids, unknown)
     return ForwardBatch(
-        input_ids=tensor(np.array(ids, dtype=np.int64)),
+        input_ids=input_ids,
         positions=tensor(positions),
         attention=attention,
         logits_rows=None if len(rows) == len(ids) else tensor(np.array(rows, dtype=np.int64)),

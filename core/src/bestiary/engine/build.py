@@ -207,7 +207,7 @@ class EngineBuilder:
         room = cache_room(kv_cache_specs(model).values(), state_specs(model).values(), config, reserved, local)
         num_blocks, num_rows = room.num_blocks, room.num_state_rows
         if team is not None:
-            num_blocks, num_rows = team.smallest(num_blocks), _smallest_of_some(team, num_rows)
+            num_blocks, num_rows = team.smallest(num_blocks), fewest_rows(team, num_rows)
         config = _with_running(config, num_rows)
         width = vocab_size(model, config)
         groups = None if team is None else team.groups
@@ -233,7 +233,9 @@ class EngineBuilder:
         engine = LLMEngine(
             config,
             schedulers,
-            UniprocExecutor(runner) if team is None else RankExecutor(runner, team),
+            UniprocExecutor(runner, config.scheduler_config.async_scheduling)
+            if team is None
+            else RankExecutor(runner, team),
             team=team,
             adapters=adapters,
             vocab_size=width,
@@ -282,10 +284,10 @@ def adapter_slots(
     return attach(model, config.lora_config, torch.device(device or config.device_config.device), mappers)
 
 
-def _smallest_of_some(team: Team, num_state_rows: int) -> int:
+def fewest_rows(team: Team, num_state_rows: int) -> int:
     """Rows of states on every rank: the fewest of those that have such layers; 0 where no rank has one."""
-    none = -team.smallest(-num_state_rows)
-    return min(none, team.smallest(num_state_rows or none))
+    most = -team.smallest(-num_state_rows)
+    return team.smallest(num_state_rows or most)
 
 
 def _with_running(config: VllmConfig, num_state_rows: int) -> VllmConfig:

@@ -48,7 +48,7 @@ def _send(states: Sequence[RequestState], rows: Sequence[int], device: torch.dev
     """int64 ``[7, len(rows)]``: seeds, positions, rows, top-k; and the bits of fp64 temperatures, top-p and min-p."""
     asked = [states[row] for row in rows]
     params = [each.sampling for each in asked]
-    positions = [len(each.tokens) for each in asked]
+    positions = [each.position for each in asked]
     whole = np.array([[each.seed for each in asked], positions, rows, [p.top_k for p in params]], np.int64)
     shares = np.array([[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]])
     return send(np.concatenate((whole, shares.astype(np.float64).view(np.int64))), device)

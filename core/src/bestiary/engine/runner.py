@@ -33,6 +33,7 @@ from .decode_input import DecodeInput
 from .graphs import StepGraphs
 from .layer_states import make_states
 from .loaded_adapters import LoadedAdapters
+from .pending import Begun, begin, can_wait
 from .plan import StepPlan, StepResult
 from .pooler import checked_vectors, pooled
 from .request_state import RequestState
@@ -104,6 +105,7 @@ class ModelRunner:
         self.grammars: Grammars | None = None
         spare = isinstance(recorder, Padding)  # a block more, for rows that nobody asks for
         self.kv_caches = self._allocate(model, num_blocks + spare)
+        self.defers = self.device.type == "cuda"
         self.layer_states = make_states(model, num_state_rows + spare, self.device)
         self.graphs = None if recorder is None else self._graphs(recorder, vllm_config, num_blocks, num_state_rows)
 
@@ -143,6 +145,21 @@ class ModelRunner:
         result = self.draw(plan, batch, self.made_of(batch, plan))
         self.record(batch, result)
         return result
+
+    @torch.inference_mode()
+    def begin(self, plan: StepPlan) -> Begun:
+        """As `execute`, but tokens stay on the device until `finish` where `defers` says so and all draws can wait."""
+        batch = self.prepare(plan)
+        if batch is None:
+            return Begun(plan, None, StepResult(plan.step, {}))
+        made = self.made_of(batch, plan)
+        if self.defers and can_wait(batch) and isinstance(made, tuple | torch.Tensor):
+            with self.ops.active():
+                logits, *best = made if isinstance(made, tuple) else (made, *best_tokens(made))
+                return begin(plan, batch, logits, best)
+        result = self.draw(plan, batch, made)
+        self.record(batch, result)
+        return Begun(plan, batch, result)
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> torch.Tensor:

@@ -80,6 +80,11 @@ def takes_the_best(state: RequestState, device_draws_it: bool = False) -> bool:
     return state.sampling.greedy or (device_draws_it and device_draws.draws_from_all(state))
 
 
+def drawn_on_device(state: RequestState) -> bool:
+    """Whether a row's token needs nothing that only the host has."""
+    return not (_reshapes(state) or _wants_logprobs(state) or state.sampling.structured_outputs is not None)
+
+
 def sample_best(peaks: torch.Tensor, ids: torch.Tensor) -> list[SampledToken]:
     """Tokens of rows that take the best, as `sample` would draw them; the peaks are their logits."""
     drawn = zip(*fetch(peaks, ids), strict=True)

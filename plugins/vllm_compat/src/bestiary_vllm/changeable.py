@@ -51,8 +51,6 @@ _MORE: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     },
     "CacheConfig": {
         "kv_sharing_fast_prefill": lambda _: False,
-        "mamba_cache_dtype": lambda _: "auto",
-        "mamba_ssm_cache_dtype": lambda _: "auto",
         "mamba_block_size": lambda _: None,
         "mamba_cache_mode": lambda _: "none",
         "use_replayssm": lambda _: False,

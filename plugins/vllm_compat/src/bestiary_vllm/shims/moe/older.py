@@ -8,15 +8,23 @@ import torch
 from torch import nn
 
 from .experts import Experts
-from .runner import Surroundings
+from .runner import FusedMoEFactory, Surroundings
 from .settings import experts_settings
+
+_PARTS = {"routed_experts_cls", "routed_experts_args", "runner_cls", "runner_args"}
 
 
 class FusedMoE(Experts):
     """Experts whose parameters are the module's own.
 
-    Until 0.15 files say whether the sum over ranks is taken here (`reduce_results`); later ones leave that to it.
+    Until 0.15 files say whether the sum over ranks is taken here (`reduce_results`); later ones leave that to it. With
+    classes for its parts, as in 0.25, it is `FusedMoEFactory`.
     """
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Any:
+        if cls is FusedMoE and not _PARTS.isdisjoint(options):
+            return FusedMoEFactory(*arguments, **options)
+        return super().__new__(cls)
 
     def __init__(
         self, num_experts: int, top_k: int, hidden_size: int, intermediate_size: int, *arguments: Any,
