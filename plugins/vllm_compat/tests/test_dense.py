@@ -28,6 +28,7 @@ def test_llama_as_written_for_0_9(tmp_path, caplog):
     ("architecture", "name", "config"),
     [
         ("LlamaForCausalLM", "LlamaOfAnotherModel", LLAMA),
+        ("LlamaForCausalLM", "LlamaOfOlderLayers", {**LLAMA, "rope_theta": 500000.0}),
         ("Phi3ForCausalLM", "OurPhi3", {"model_type": "phi3", **SIZES, "pad_token_id": 0}),
         ("Qwen2ForCausalLM", "OurQwen2", {"model_type": "qwen2", **SIZES}),
         ("Qwen3ForCausalLM", "OurQwen3", {"model_type": "qwen3", **SIZES, "head_dim": 24}),

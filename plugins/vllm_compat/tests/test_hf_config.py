@@ -1,5 +1,7 @@
 """Configuration objects as model files read them: older names, and types that transformers does not know."""
 
+from dataclasses import dataclass
+
 import pytest
 from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, MptConfig, PhiConfig, PreTrainedConfig
 
@@ -99,3 +101,15 @@ def test_an_activation_has_its_older_name():
 
 def test_parts_of_transformers_objects_are_read_as_mappings():
     assert read(MptConfig())[0].attn_config["attn_type"] == "multihead_attention"
+
+
+def test_a_plugins_own_class_is_read_by_its_fields():
+    @dataclass(frozen=True)
+    class Own:
+        hidden_size: int = 8
+        rotary_emb_base: float = 3e4
+        rope_parameters: dict | None = None
+
+    config, text = read(Own())
+    assert text is config and (config.hidden_size, config.rope_theta) == (8, 3e4)
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 3e4}

@@ -54,14 +54,14 @@ class OlderNames:
 
 def as_read_by_files(config: Any, text_config: Any) -> tuple[Any, Any]:
     """(copies of a model's configuration object and of its text part, which may be it) with the older names."""
-    if _is_bag(config):
+    if not _is_transformers(config):
         made = _made_of(config)
         return made, made if text_config is config else _made_of(text_config)
     memo: dict[int, Any] = {}
     both = copy.deepcopy(config, memo), copy.deepcopy(text_config, memo)
     for each in both:
         for part in (each, *vars(each).values()):
-            if not isinstance(part, OlderNames) and hasattr(part, "to_diff_dict"):
+            if not isinstance(part, OlderNames) and _is_transformers(part):
                 part.__class__ = _class_of(cast(Hashable, type(part)))
     return both
 
@@ -98,16 +98,16 @@ _OLDER: Mapping[str, Callable[[Any], Any]] = {
 """An older name → its value, or None where there is none."""
 
 
-def _is_bag(config: Any) -> bool:
-    """Whether core made it, of a type that transformers does not know."""
-    return type(config).__module__.startswith("bestiary.")
+def _is_transformers(config: Any) -> bool:
+    """Whether it is of a class of transformers', not of core's for types that those do not know, or a plugin's own."""
+    return hasattr(config, "to_diff_dict")
 
 
-def _made_of(bag: Any) -> Any:
+def _made_of(other: Any) -> Any:
     """transformers' object of the same fields; embeddings are not tied where the file does not say so."""
     from transformers import PreTrainedConfig
 
-    data = {"tie_word_embeddings": False, **bag.to_dict()}
+    data = {"tie_word_embeddings": False, **(other.to_dict() if hasattr(other, "to_dict") else vars(other))}
     model_type = data.pop("model_type", "")
     data = {name: value if name.startswith("rope_") else _nested(value) for name, value in data.items()}
     parameters = _rope_parameters(data)

@@ -3,7 +3,7 @@
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.models.adapters import as_embedding_model, as_seq_cls_model
-from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
@@ -19,6 +19,26 @@ class CountingModel(LlamaModel):
 class LlamaOfAnotherModel(LlamaForCausalLM):
     def _init_model(self, vllm_config: VllmConfig, prefix: str = "", layer_type: type[nn.Module] = LlamaDecoderLayer):
         return CountingModel(vllm_config=vllm_config, prefix=prefix, layer_type=layer_type)
+
+
+class OlderAttention(LlamaAttention):
+    """With the rotary arguments of 0.11."""
+
+    def __init__(self, config, **options) -> None:
+        super().__init__(config, rope_theta=config.rope_theta, rope_scaling=config.rope_scaling, **options)
+
+
+class OlderLayer(LlamaDecoderLayer):
+    """With the arguments of 0.9."""
+
+    def __init__(self, config, cache_config=None, quant_config=None, prefix: str = "") -> None:
+        given = {"config": config, "cache_config": cache_config, "quant_config": quant_config}
+        super().__init__(**given, prefix=prefix, attn_layer_type=OlderAttention)
+
+
+class LlamaOfOlderLayers(LlamaForCausalLM):
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=OlderLayer)
 
 
 class OurQwen2(Qwen2ForCausalLM):

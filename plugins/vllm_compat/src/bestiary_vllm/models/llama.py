@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -31,6 +33,8 @@ from bestiary.nn import (
     make_layers,
     maybe_prefix,
 )
+from bestiary_vllm.said import old_keyword, say_once
+from bestiary_vllm.shims.config import get_current_vllm_config
 from bestiary_vllm.shims.eagle import EagleModelMixin
 from bestiary_vllm.shims.loader import AutoWeightsLoader
 from bestiary_vllm.shims.mapper import WeightsMapper
@@ -81,8 +85,14 @@ class LlamaAttention(nn.Module):
         cache_config: Any = None,
         prefix: str = "",
         attn_type: str = AttentionType.DECODER,
+        rope_theta: float | None = None,
+        rope_scaling: dict[str, Any] | None = None,
     ) -> None:
+        """rope_theta, rope_scaling: until 0.13, what the configuration's `rope_parameters` say now."""
         super().__init__()
+        if rope_theta is not None or rope_scaling is not None:
+            old_keyword("LlamaAttention", "rope_theta", "it reads config.rope_parameters now")
+            config = _with_rope(config, rope_theta, rope_scaling)
         self.hidden_size, self.max_position_embeddings = hidden_size, max_position_embeddings
         self.total_num_heads, self.total_num_kv_heads = num_heads, num_kv_heads
         self.head_dim = getattr(config, "head_dim", None) or hidden_size // num_heads
@@ -128,17 +138,31 @@ def _window(config: Any, prefix: str) -> int | None:
     return window
 
 
+def _with_rope(config: Any, theta: float | None, scaling: dict[str, Any] | None) -> Any:
+    """A copy of a configuration with other rotary parameters."""
+    made = copy.copy(config)
+    given = {} if theta is None else {"rope_theta": theta}
+    made.rope_parameters = {"rope_type": "default", **(scaling or {}), **given}
+    return made
+
+
 class LlamaDecoderLayer(nn.Module):
     """Norm, attention, norm, MLP; the residual is added by the norms."""
 
     def __init__(
         self,
-        vllm_config: VllmConfig,
+        vllm_config: VllmConfig | None = None,
         prefix: str = "",
         config: Any = None,
         attn_layer_type: type[nn.Module] = LlamaAttention,
+        cache_config: Any = None,
+        quant_config: Any = None,
     ) -> None:
+        """cache_config, quant_config: until 0.10, given beside `config` in the place of `vllm_config`."""
         super().__init__()
+        if vllm_config is None:
+            old_keyword("LlamaDecoderLayer", "cache_config", "it takes vllm_config now")
+            vllm_config = get_current_vllm_config()
         config = config or vllm_config.model_config.hf_config
         bias = getattr(config, "attention_bias", False) or getattr(config, "bias", False)
         self.hidden_size = config.hidden_size
@@ -178,6 +202,16 @@ class LlamaDecoderLayer(nn.Module):
         return self.mlp(hidden_states), residual
 
 
+def _layer(layer_type: Any, vllm_config: VllmConfig, prefix: str) -> Any:
+    """A layer of a class that others wrote, with the arguments that it takes."""
+    takes = inspect.signature(layer_type).parameters
+    if "vllm_config" in takes or "config" not in takes:
+        return layer_type(vllm_config=vllm_config, prefix=prefix)
+    say_once(f"{layer_type.__name__}(config, cache_config, quant_config, …): layers take vllm_config and prefix now")
+    config, cache, quant = vllm_config.model_config.hf_config, vllm_config.cache_config, vllm_config.quant_config
+    return layer_type(config=config, cache_config=cache, quant_config=quant, prefix=prefix)
+
+
 class LlamaModel(nn.Module, EagleModelMixin):
     """Embedding, this stage's layers, norm."""
 
@@ -194,7 +228,7 @@ class LlamaModel(nn.Module, EagleModelMixin):
         )
         self.start_layer, self.end_layer, self.layers = make_layers(
             config.num_hidden_layers,
-            lambda prefix: layer_type(vllm_config=vllm_config, prefix=prefix),
+            lambda prefix: _layer(layer_type, vllm_config, prefix),
             prefix=f"{prefix}.layers",
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps) if stage.is_last_rank else PPMissingLayer()

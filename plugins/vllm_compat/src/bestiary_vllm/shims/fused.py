@@ -27,8 +27,8 @@ def fused_qk_rmsnorm_rope_gate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries and their gates taken apart, heads normed, then rotated: queries, keys, gates, each ``[tokens, …]``.
 
-    `q_gate` has each head's query and gate side by side. Weights of norms have `norm_beta` added. `rotary_dim` is that of
-    `cos_sin_cache`; the axes of positions (`mrope_section`) are all the same for text.
+    `q_gate` has each head's query and gate side by side; weights of norms have `norm_beta` added. `rotary_dim` is the
+    width of `cos_sin_cache`, and the axes of positions (`mrope_section`) are all the same for text.
     """
     q, gate = q_gate.reshape(-1, num_q_heads, 2 * head_dim).chunk(2, -1)
     q, k = (
