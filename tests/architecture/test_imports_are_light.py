@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = {path.name for path in ROOT.glob("plugins/*/src/*/")}
 HEAVY = PLUGINS | {"torch", "transformers", "numpy", "tokenizers", "safetensors", "huggingface_hub", "rich", "gguf"}
 FORMS = tuple(f"structured.{name}" for name in ("process", "child", "follower", "llguidance"))
-TORCH_FREE = [f"bestiary.engine.{name}" for name in ("sequence", "kv_cache", "scheduler", "plan", *FORMS)]
+TORCH_FREE = [f"bestiary.engine.{name}" for name in ("sequence", "state_rows", "kv_cache", "scheduler", "plan", *FORMS)]
 
 
 def loaded_by(code: str) -> set[str]:

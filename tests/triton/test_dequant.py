@@ -57,6 +57,13 @@ def test_equals_reference(
     torch.testing.assert_close(dequant.linear_gguf(x, weight, run, bias), wanted, atol=2e-2, rtol=4e-3)
 
 
+def test_an_exact_row_has_its_own_bits() -> None:
+    weight, run, x = _blocks(GgmlType.Q4_0, 40, 96), [_run(GgmlType.Q4_0, 40, 96)], _x(70, 96)
+    together = dequant.linear_gguf(x, weight, run, exact=True)
+    for rows in (slice(0, 1), slice(3, 19), slice(69, 70)):
+        assert torch.equal(dequant.linear_gguf(x[rows], weight, run, exact=True), together[rows])
+
+
 def test_parts_of_several_types_one_without_a_decoder() -> None:
     parts = [(GgmlType.Q4_K, 3), (GgmlType.Q3_K, 2), (GgmlType.Q6_K, 4)]
     runs, pieces, start = [], [], 0

@@ -62,6 +62,37 @@ def test_fp8(rows: int, width: int, depth: int, dtype: torch.dtype, group: int) 
     _close("linear_fp8", _random(rows, depth).to(dtype), made["weight"], scale, group or depth)
 
 
+@settings(max_examples=10, deadline=None)
+@given(**_SHAPE, group=st.sampled_from([16, 64, 200]))
+def test_codebook(rows: int, width: int, depth: int, dtype: torch.dtype, group: int) -> None:
+    weight = reference.packed(_codes(16, width, depth).to(torch.uint8))
+    scale = _random(width, -(-depth // group)).abs() * 0.1
+    _close("linear_codebook", _random(rows, depth).to(dtype), weight, scale, _random(16, seed=5), group)
+
+
+EXACT: dict[str, tuple[Any, ...]] = {
+    "linear_int8": (_codes(128, 40, 150, low=-128).to(torch.int8), torch.full((40,), 0.01)),
+    "linear_fp8": (_codes(120, 40, 150).to(torch.uint8).view(torch.float8_e4m3fn), torch.ones(40, 5), 32),
+    "linear_int4": (_codes(256, 40, 75).to(torch.uint8), torch.ones(40, 5), _codes(16, 40, 5).to(torch.uint8), 32),
+    "linear_codebook": (_codes(256, 40, 75).to(torch.uint8), torch.ones(40, 5), _random(16), 32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_row_has_its_own_bits(name: str) -> None:
+    """Alone, in a step of few tokens, and in a prompt of many."""
+    x, product = _random(70, 150), getattr(grouped, name)
+    together = product(x, *EXACT[name], exact=True)
+    torch.testing.assert_close(together, getattr(reference, name).reference(x, *EXACT[name]), rtol=1e-4, atol=1e-3)
+    for rows in (slice(0, 1), slice(3, 19), slice(69, 70)):
+        assert torch.equal(product(x[rows], *EXACT[name], exact=True), together[rows])
+
+
+def test_exact_tiles_are_one() -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert len({grouped.tile_for(rows, dtype, True) for rows in (1, 16, 17, 64, 5000)}) == 1
+
+
 def test_every_e4m3_number_is_read() -> None:
     codes = torch.tensor([code for code in range(256) if code & 127 != 127], dtype=torch.uint8)
     weight = codes.view(torch.float8_e4m3fn).unsqueeze(0)

@@ -26,5 +26,7 @@ def test_tokens_are_those_of_torch() -> None:
             tokens, ops, backend = runs[kind]
             assert backend == attention
             assert ops["rms_norm"] == ops["rotary_embedding"] == ops["write_kv_cache"] == "triton"
+            assert ops["qk_norm_rope_cache"] == "triton"
             assert (ops["linear"] == "triton") == (kind == "exact")
+            assert ops["fused_experts"] == ("triton_exact" if kind == "exact" else "triton")
             assert tokens == wanted, (name, kind)

@@ -44,6 +44,18 @@ def test_experts_in_half_precision() -> None:
     torch.testing.assert_close(found, wanted, rtol=4e-3, atol=4e-3)
 
 
+def test_exact_experts_do_not_look_at_other_tokens() -> None:
+    x, w13, w2 = numbers(40, 40, seed=0), numbers(3, 140, 40, seed=1), numbers(3, 40, 70, seed=2)
+    weights = numbers(40, 2, seed=3).softmax(-1)
+    slots = numbers(40, 3, seed=4).argsort(-1)[:, :2]
+    together = moe.fused_experts(x, w13, w2, weights, slots, "silu", exact=True)
+    wanted = reference.fused_experts.reference(x, w13, w2, weights, slots, "silu")
+    torch.testing.assert_close(together, wanted, rtol=1e-4, atol=1e-3)
+    for rows in (slice(0, 1), slice(3, 19), slice(39, 40)):
+        alone = moe.fused_experts(x[rows], w13, w2, weights[rows], slots[rows], "silu", exact=True)
+        assert torch.equal(alone, together[rows])
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # rows of absent experts hold anything, and nobody reads them
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("tokens", [1, 40])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +44,44 @@ def test_draws_have_the_distribution_they_are_asked_for(seed: int) -> None:
     wanted = torch.softmax(logits[0] / 1.5, 0) * count
     found = torch.bincount(drawn, minlength=12)
     assert float(((found - wanted) ** 2 / wanted).sum()) < 31.3  # chi-square, 11 degrees of freedom: p = 0.001
+
+
+@pytest.mark.parametrize("module", [reference, sampling], ids=["reference", "triton"])
+@pytest.mark.parametrize("cut", [1, 40, 2100])
+def test_parts_draw_what_the_whole_draws(module: Any, cut: int) -> None:
+    """Greedy and free rows; the larger of two parts' scores is that of both; the lowest id wins a tie."""
+    logits = _random(4, 2300)
+    logits[3] = 0.0
+    keys, temperature = _keys(4, 11), torch.tensor([0.0, 0.7, 1.5, 0.0])
+    options = _options(4)
+    wanted = _DRAW(logits, *keys, temperature, *options[1:])
+    op = module.draw_from_part
+    scores, ids = zip(
+        *((op.reference if module is reference else op)(part, *keys, temperature, first)
+          for part, first in ((logits[:, :cut], 0), (logits[:, cut:], cut))), strict=True,
+    )  # fmt: skip
+    best = torch.stack(scores).max(0).indices
+    assert torch.stack(ids).gather(0, best.unsqueeze(0))[0].tolist() == wanted.tolist()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_parts_say_where_a_row_is_no_distribution() -> None:
+    logits = _random(4, 60)
+    logits[0, 3], logits[1, 3], logits[2] = torch.nan, torch.inf, -torch.inf
+    for draw in (reference.draw_from_part.reference, sampling.draw_from_part):
+        scores, _ = draw(logits, *_keys(4), torch.ones(4), 64)
+        assert scores.isnan().tolist() == [True, True, False, False]
+        assert scores.isinf().tolist() == [False, False, True, False]
+
+
+@pytest.mark.gpu
+def test_parts_on_a_gpu() -> None:
+    logits = _random(64, 128_256).cuda().bfloat16()
+    keys, temperature = [each.cuda() for each in _keys(64, 3)], torch.full((64,), 0.8, device="cuda")
+    wanted = reference.draw_from_part.reference(logits[:, 1000:], *keys, temperature, 1000)
+    found = sampling.draw_from_part(logits[:, 1000:], *keys, temperature, 1000)
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-5)
+    assert float((found[1] == wanted[1]).float().mean()) > 0.98  # scores that differ by a rounding may change places
 
 
 @pytest.mark.parametrize(

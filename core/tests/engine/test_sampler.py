@@ -1,6 +1,7 @@
 """Sampling: processors, truncation, distributions, and independence from the batch."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from bestiary.api.sampling import SamplingParams
 from bestiary.engine import device_draws
 from bestiary.engine.plan import NewRequest
 from bestiary.engine.request_state import RequestState
-from bestiary.engine.sampler import _candidates, sample, token_logprobs, uniform
+from bestiary.engine.sampler import _candidates, logprobs_of, sample, uniform
 
 VOCAB = 50
 
@@ -152,7 +153,7 @@ def test_a_draw_depends_on_seed_and_position_alone():
 
 
 def test_more_logprobs_than_tokens_are_all_of_them():
-    assert len(token_logprobs(torch.randn(5), 2, 20)) == 5
+    assert len(logprobs_of([(torch.randn(5), 2, 20)])[0]) == 5
 
 
 def test_logprobs_are_those_of_the_raw_distribution():
@@ -164,7 +165,59 @@ def test_logprobs_are_those_of_the_raw_distribution():
     assert [drawn.logprobs[token].rank for token in ranked[:3]] == [1, 2, 3]
     assert next(iter(drawn.logprobs)) == drawn.token_id
     assert drawn.logprobs[drawn.token_id].rank == ranked.index(drawn.token_id) + 1
-    assert list(token_logprobs(logits, 8, 0)) == [8]
+    assert list(logprobs_of([(logits, 8, 0)])[0]) == [8]
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """How often the host has looked at numbers, or sent some, where the logits are on a GPU."""
+    counted = []
+
+    def counting(name):
+        plain = getattr(torch.Tensor, name)
+
+        def look(self, *args):
+            counted.append(name)
+            return plain(self, *args)
+
+        return look
+
+    for name in ("tolist", "item", "cpu", "numpy", "__float__", "__int__", "__bool__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, counting(name))
+    plain = device_draws.send
+    monkeypatch.setattr(device_draws, "send", lambda *given: (counted.append("send"), plain(*given))[1])
+    monkeypatch.setattr(device_draws, "on_device", lambda logits: True)
+    return counted
+
+
+def test_a_step_waits_for_the_device_once(waits):
+    """Seven times before that: three tensors and an index sent, three looks."""
+    logits = torch.stack([row(at) for at in range(4)])
+    requests = [state(0, temperature=0), *(state(at, temperature=0.8, top_k=5) for at in (1, 2, 3))]
+    waits.clear()
+    sample(logits, requests)
+    assert waits == ["send", "tolist"]  # what is sent, is not waited for
+    for request in requests:
+        request.sampling = replace(request.sampling, logprobs=2)
+    waits.clear()
+    sample(logits, requests)
+    assert waits == ["send", "tolist", "tolist"]
+    waits.clear()
+    logprobs_of([(each, 3, 2) for each in logits])
+    assert waits == ["tolist"]
+
+
+@pytest.mark.gpu
+def test_sending_does_not_wait_for_the_gpu():
+    logits = torch.stack([row(at) for at in range(4)]).cuda()
+    requests = [state(at, temperature=0.8, top_k=5) for at in range(4)]
+    device_draws.draw_together(logits, requests, [0, 2, 3])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        drawn = device_draws.draw_together(logits, requests, [0, 2, 3])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [each.token_id for each in sample(logits, requests)][2:] == drawn.tolist()[1:]
 
 
 def test_rows_drawn_where_the_logits_are(monkeypatch):

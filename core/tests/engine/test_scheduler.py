@@ -525,6 +525,25 @@ def test_without_chunking_a_prompt_whose_step_was_lost_still_comes_whole():
     engine.run().check(first, late)
 
 
+def test_without_chunking_what_was_preempted_begins_with_its_whole_prompt():
+    """Even where it has become longer than a step, and others take a part of the step."""
+    engine = Engine(
+        num_blocks=12, block_size=4, prefix_caching=False, max_num_batched_tokens=8, enable_chunked_prefill=False
+    )
+    long = engine.add("long", [1] * 7, max_tokens=20, priority=1, ignore_eos=True)
+    for _ in range(6):
+        engine.step()
+    short = [engine.add(f"{i}", [2 + i], max_tokens=4 + 8 * (i < 3), ignore_eos=True) for i in range(6)]
+    begun = []
+    while engine.scheduler.has_unfinished():
+        begun += [item.count for item in engine.step().items if (item.request_id, item.start) == ("long", 0)]
+        if engine.tokens["2"] and not long.preemptions:
+            engine.scheduler._preempt(long)
+    engine.check(long, *short)
+    assert begun
+    assert 7 <= min(begun) <= max(begun) <= 8
+
+
 def test_no_torch_is_imported():
     code = "import sys, bestiary.engine.scheduler; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

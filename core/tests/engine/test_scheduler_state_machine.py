@@ -58,6 +58,7 @@ ENGINE = {
     "prompt_salt": [None, None, lambda length: str(length // 10)],
     "depth": [1, 1, 2, 3],
     "max_loras": [None, 1, 2],
+    "spare_rows": [None, None, 0, 1, 3, 12],
 }
 shapes = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in SHAPE.items()})
 engines = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in ENGINE.items()})
@@ -86,9 +87,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         adapters = None if self.max_loras is None else Adapters(LoRAConfig(max_loras=self.max_loras))
         for name in "abc" if adapters else "":
             adapters.add(LoRAInfo(name, "", "", 1, (), 0), pinned=False)
-        self.scheduler = Scheduler(config, cache, self.max_model_len, self.num_blocks, salt, self.depth, adapters)
+        spare = engine["spare_rows"]  # beyond the two of each running request; None: no layer has a state
+        rows = self.state_rows = 0 if spare is None else 2 * self.max_num_seqs + spare
+        self.scheduler = Scheduler(
+            config, cache, self.max_model_len, self.num_blocks, salt, self.depth, adapters, rows or None
+        )
         self.model = PagedModel(
-            self.num_blocks, self.block_size, vocab_size=31, prompt_salt=salt, lora_slots=self.max_loras
+            self.num_blocks, self.block_size, 31, prompt_salt=salt, lora_slots=self.max_loras, state_rows=rows
         )
         self.evictions = 0
         self.requests: dict[str, Request] = {}
@@ -266,6 +271,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert s.num_computed <= s.capacity == len(s.block_table) * self.block_size
             full = s.num_computed // self.block_size
             assert all(holders[block] == 1 for block in s.block_table[full:]), "only what is computed is shared"
+        if self.state_rows:
+            self._balance_rows()
         if self.max_loras is not None:
             held = {s.lora_name for s in running} - {None}
             assert len(held) <= self.max_loras
@@ -277,6 +284,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert (stats.running, stats.waiting) == (len(running), len(waiting))
         assert stats.kv_cache.used_blocks + stats.kv_cache.free_blocks == self.num_blocks
         assert stats.kv_cache.prefix_hits <= stats.kv_cache.prefix_queries
+
+    def _balance_rows(self):
+        """A row is held by those whose state or next state it is, once more by its checkpoint, and by nobody else."""
+        states, running = self.scheduler._kv.states, self.scheduler._running
+        assert all((s.state_row, s.next_row) == (-1, -1) for s in self.scheduler._waiting)
+        written = [s.next_row for s in running if s.next_row >= 0]
+        holders = Counter(written + [s.state_row for s in running if s.state_row >= 0])
+        holders.update(states._checkpoints.values())
+        assert [holders[row] for row in range(self.state_rows)] == states._held
+        assert sorted(states._free) == [row for row in range(self.state_rows) if not holders[row]]
+        assert all(holders[row] == 1 for row in written), "a row that will be written can be read by nobody else"
+        assert all((s.state_row < 0) == (s.num_computed == 0) for s in running)
 
     def teardown(self):
         if not hasattr(self, "scheduler"):
@@ -297,6 +316,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.model.known, "the executor was not told of every end"
         usage = self.scheduler.stats().kv_cache
         assert usage.free_blocks == usage.num_blocks
+        if self.state_rows:
+            states = self.scheduler._kv.states
+            assert len(states._free) + states.num_checkpoints == self.state_rows
         assert all(info.requests == 0 for info in self.scheduler._adapters.infos())
         assert not any(self.scheduler._slots._holders.values())
 
@@ -349,18 +371,23 @@ def walks(seeds):
         seen["preempting"] += stats.preemptions > 0
         seen["piping"] += machine.most_in_flight > 1
         seen["hitting"] += stats.kv_cache.prefix_hits > 0
+        states = machine.scheduler._kv.states
+        seen["checkpointing"] += states is not None and states.num_checkpoints > 0
+        seen["hitting with states"] += states is not None and stats.kv_cache.prefix_hits > 0
         seen["evicting"] += machine.evictions > 0
         seen.update(request.ended_by for request in machine.requests.values())
     return seen
 
 
 def test_random_walks():
-    seen = walks(range(150))
+    seen = walks(range(250))
     assert min(seen[reason] for reason in ("stop", "length", "abort", "error")) >= 50, seen
     assert seen["preempting"] >= 50, "too few programs preempt for this test to mean anything"
     assert seen["piping"] >= 50, "too few programs have several plans in flight"
     assert seen["hitting"] >= 50, "too few programs hit the prefix cache"
     assert seen["evicting"] >= 50, "too few programs evict adapters"
+    assert seen["checkpointing"] >= 50, "too few programs keep states"
+    assert seen["hitting with states"] >= 15, "too few programs begin with a state that was kept"
 
 
 @pytest.mark.full

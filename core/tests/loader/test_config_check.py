@@ -393,3 +393,10 @@ def test_any_change_passes_or_is_one_error(changes: dict[str, Any]) -> None:
     else:
         assert error.field
         assert error.limit
+
+
+def test_numbers_that_json_lacks_are_read_as_transformers_writes_them():
+    given = {"time_step_limit": [0.0, {"__float__": "Infinity"}], "low": {"__float__": "-Infinity"}}
+    assert check_config({**LLAMA, **given}).data["time_step_limit"] == [0.0, float("inf")]
+    assert check_config({**LLAMA, **given}).data["low"] == float("-inf")
+    assert refused({"low": {"__float__": "__import__('os')"}}).field == "low.__float__"

@@ -8,6 +8,7 @@ import torch
 from transformers import (
     FalconMambaConfig,
     JambaConfig,
+    KimiLinearConfig,
     Lfm2Config,
     Mamba2Config,
     MambaConfig,
@@ -18,6 +19,7 @@ from transformers import (
 )
 from transformers.models.falcon_mamba.modeling_falcon_mamba import FalconMambaMixer
 from transformers.models.jamba.modeling_jamba import JambaMambaMixer
+from transformers.models.kimi_linear.modeling_kimi_linear import KimiLinearDeltaAttention
 from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 from transformers.models.mamba.modeling_mamba import MambaMixer as TheirMamba
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
@@ -34,6 +36,7 @@ from bestiary.nn.state import (
     BailingMoELinearAttention,
     CausalConv1d,
     GatedDeltaNetAttention,
+    KimiDeltaAttention,
     LightningAttention,
     MambaMixer,
     MambaMixer2,
@@ -146,7 +149,28 @@ def minimax():
     return ByHeads(theirs), partial(LightningAttention, HIDDEN, 4, 8, 2, 6, eps=theirs.norm.variance_epsilon), AS_THEIRS
 
 
-KINDS = [mamba_layer, falcon_mamba, jamba, mamba2, mamba2_one_group, qwen3_next, qwen3_5, olmo_hybrid, lfm2, minimax]
+def kimi():
+    config = KimiLinearConfig(
+        hidden_size=HIDDEN, linear_num_heads=4, linear_head_dim=8, linear_conv_kernel_dim=4,
+        layer_types=LAYERS, num_hidden_layers=2, rms_norm_eps=1e-5,
+    )  # fmt: skip
+    ours = partial(KimiDeltaAttention, HIDDEN, 4, 8, 4, rms_norm_eps=1e-5)
+    return KimiLinearDeltaAttention(config, 0), ours, WeightsMapper(orig_to_new_substr={"forget_gate.": ""})
+
+
+KINDS = [
+    mamba_layer,
+    falcon_mamba,
+    jamba,
+    mamba2,
+    mamba2_one_group,
+    qwen3_next,
+    qwen3_5,
+    olmo_hybrid,
+    lfm2,
+    minimax,
+    kimi,
+]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
@@ -312,6 +336,15 @@ def test_half_precision_keeps_the_recurrent_state_whole(vllm_config):
         layer = MambaMixer(HIDDEN, 8, 4, 64, 4, True, False)
     assert layer.get_state_spec().dtypes == (torch.bfloat16, torch.float32)
     assert layer.A.dtype is torch.float32 and layer.D.dtype is torch.bfloat16
+
+
+def test_rates_may_have_a_bound(vllm_config):
+    with build_scope(vllm_config):
+        layer = KimiDeltaAttention(HIDDEN, 2, 4, 4, gate_lower_bound=-5.0)
+    weights = [(name, torch.full(param.shape, 0.5)) for name, param in layer.named_parameters()]
+    loaded(layer, weights)
+    rates = torch.linspace(-9, 9, 24).view(3, 2, 4)
+    torch.testing.assert_close(layer._decay(rates), -5 * torch.sigmoid(rates * torch.tensor(0.5).exp()))
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -148,8 +148,9 @@ def test_what_cannot_be_ported_is_an_error_with_its_reason(tmp_path, text, messa
     path = tmp_path / "bad.py"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(BadTarget, match=message):
+    with pytest.raises(BadTarget, match=message) as raised:
         port(path, "--into", tmp_path / "out")
+    assert raised.value.error_code == "NOT_PORTABLE"
     assert not (tmp_path / "out").exists()
 
 

@@ -83,12 +83,14 @@ class CacheConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
-    """How much one step may do: requests running, tokens computed, and whether a prompt may be computed in pieces."""
+    """How much one step may do: requests running, tokens computed, and whether a prompt may be computed in pieces; and
+    whether a step is planned before the tokens of the one before it are known."""
 
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     enable_chunked_prefill: bool = True
     max_queue: int | None = None
+    async_scheduling: bool = False
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_num_seqs", "max_num_batched_tokens")

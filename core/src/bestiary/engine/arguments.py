@@ -39,6 +39,7 @@ class EngineArgs:
             "float16".
         max_model_len: prompt and answer together; None: what the model was trained for.
         max_num_seqs, max_num_batched_tokens, enable_chunked_prefill, max_queue: limits of one step, and of the queue.
+            async_scheduling: plan a step before the tokens of the one before it are known; None: on a GPU.
         block_size: KV-cache block, in tokens. num_gpu_blocks_override: exact number of blocks, on any device.
         kv_cache_memory_bytes: memory for them; None: half of what is free (4 GiB of it on a CPU), at most what
             `max_num_seqs` sequences can use. kv_cache_dtype: "auto" is the model's, or a
@@ -86,6 +87,7 @@ class EngineArgs:
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
     max_queue: int | None = None
+    async_scheduling: bool | None = None
     block_size: int = 16
     num_gpu_blocks_override: int | None = None
     kv_cache_memory_bytes: int | None = None

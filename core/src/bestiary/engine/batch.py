@@ -15,6 +15,8 @@ from bestiary.nn.pooling import PoolingItem, PoolingMetadata
 
 from .plan import ScheduledItem, StepPlan
 from .request_state import RequestState
+from .transfer import send
+from .unknown_tokens import fill_in, is_unknown, tokens_of
 
 _NO_SLOTS: Mapping[str, int] = MappingProxyType({})
 
@@ -56,8 +58,12 @@ def make_batch(
     """Lay the plan's items out flat, single-token items first. `lora_slots`: adapter id → slot."""
     items = sorted(plan.items, key=lambda item: item.count > 1)
     ids: list[int] = []
+    unknown = []
     for item in items:
-        ids += states[item.request_id].tokens[item.start : item.start + item.count]
+        state = states[item.request_id]
+        ids += tokens_of(state, item.start, item.count)
+        if is_unknown(state, item.start, item.count):
+            unknown.append((len(ids) - 1, state))
     counts = np.fromiter((item.count for item in items), np.int64, len(items))
     starts = np.fromiter((item.start for item in items), np.int64, len(items))
     ends = np.cumsum(counts)
@@ -72,8 +78,9 @@ def make_batch(
     lora, logits_lora = _adapters(items, states, lora_slots, counts, rows, device)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(device)
+        return send(array, device)
 
+    state_read, state_write = _state_rows(items)
     attention = AttentionMetadata(
         query_start=tensor(np.concatenate(([0], ends)).astype(np.int32)),
         seq_lens=tensor((starts + counts).astype(np.int32)),
@@ -86,11 +93,13 @@ def make_batch(
         num_decodes=int((counts == 1).sum()),
         block_size=block_size,
         prompt_lens=tensor(np.fromiter((states[item.request_id].prompt_len for item in items), np.int64, len(items))),
-        state_read=tensor(np.fromiter((item.state_read for item in items), np.int64, len(items))),
-        state_write=tensor(np.fromiter((item.state_write for item in items), np.int64, len(items))),
+        state_read=None if state_read is None else tensor(state_read),
+        state_write=None if state_write is None else tensor(state_write),
     )
+    input_ids = tensor(np.array(ids, dtype=np.int64))
+    fill_in(input_ids, unknown)
     return ForwardBatch(
-        input_ids=tensor(np.array(ids, dtype=np.int64)),
+        input_ids=input_ids,
         positions=tensor(positions),
         attention=attention,
         logits_rows=None if len(rows) == len(ids) else tensor(np.array(rows, dtype=np.int64)),
@@ -125,6 +134,14 @@ def _block_tables(items: Sequence[ScheduledItem]) -> np.ndarray:
     for row, item in zip(tables, items, strict=True):
         row[: len(item.block_ids)] = item.block_ids
     return tables
+
+
+def _state_rows(items: Sequence[ScheduledItem]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The rows of states that are read and written; None where no layer has a state."""
+    if items[0].state_write < 0:
+        return None, None
+    reads = np.fromiter((item.state_read for item in items), np.int64, len(items))
+    return reads, np.fromiter((item.state_write for item in items), np.int64, len(items))
 
 
 def _wanted_logits(

@@ -22,7 +22,7 @@ from bestiary.api.registry import ModelRegistry, Registry
 from bestiary.api.structured import StructuredOutputBackend, Vocabulary
 from bestiary.nn.attention.backend import AttentionType
 from bestiary.nn.attention.choice import choose_backend
-from bestiary.nn.graphs import Described, StepRecorder
+from bestiary.nn.graphs import Described, StepRecorder, Together
 from bestiary.nn.logits import LogitsProcessor
 from bestiary.nn.lora import AdapterSlots, attach
 from bestiary.nn.ops.registry import ChosenOps, Target, choose_ops
@@ -37,6 +37,7 @@ from .capture import capture_steps
 from .engine import LLMEngine
 from .executor import UniprocExecutor
 from .graphs import choose_recorder
+from .layer_states import state_specs
 from .loader.alias import AppliedAlias
 from .loader.description import ModelDescription, describe
 from .loader.load import build_model, load_model
@@ -52,8 +53,9 @@ from .parallel.seat import Seat, device_index, take_seat
 from .parallel.team import Team
 from .pooler import offer_of, pooler_of, with_pooler
 from .pooling import with_runner
-from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt, state_specs
+from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt
 from .scheduler import Scheduler
+from .state_rows import WORKING_ROWS
 
 
 class EngineBuilder:
@@ -178,12 +180,16 @@ class EngineBuilder:
         """What would record the decode steps of a model whose attention is bound, or why nothing would."""
         if self.args.enforce_eager:
             return None, "enforce_eager"
-        if self.seat is not None or self.parallel.world_size_across_dp > 1:
-            return None, "the model is divided among ranks"
-        if state_specs(model) and config.device_config.device == "cpu":
-            return None, "layers with a state are computed op by op"
+        if self.parallel.pipeline_parallel_size > 1:
+            return None, "the stages of a pipeline wait for each other on the host"
+        if self.parallel.enable_eplb:
+            return None, "experts move between ranks (enable_eplb)"
         backends = [layer.backend for layer in attention_layers(model).values()]
-        return choose_recorder(self.hooks.all("step_recorders"), target_of(config), backends)
+        recorder, why = choose_recorder(self.hooks.all("step_recorders"), target_of(config), backends)
+        divided = self.seat is not None or self.parallel.world_size_across_dp > 1
+        if recorder is not None and divided and not issubclass(recorder, Together):
+            return None, f"{recorder.name} records what one process does, and the model is divided among ranks"
+        return recorder, why
 
     def _engine(
         self,
@@ -201,7 +207,7 @@ class EngineBuilder:
         room = cache_room(kv_cache_specs(model).values(), state_specs(model).values(), config, reserved, local)
         num_blocks, num_rows = room.num_blocks, room.num_state_rows
         if team is not None:
-            num_blocks, num_rows = team.smallest(num_blocks), team.smallest(num_rows)
+            num_blocks, num_rows = team.smallest(num_blocks), fewest_rows(team, num_rows)
         config = _with_running(config, num_rows)
         width = vocab_size(model, config)
         groups = None if team is None else team.groups
@@ -227,7 +233,9 @@ class EngineBuilder:
         engine = LLMEngine(
             config,
             schedulers,
-            UniprocExecutor(runner) if team is None else RankExecutor(runner, team),
+            UniprocExecutor(runner, config.scheduler_config.async_scheduling)
+            if team is None
+            else RankExecutor(runner, team),
             team=team,
             adapters=adapters,
             vocab_size=width,
@@ -276,12 +284,18 @@ def adapter_slots(
     return attach(model, config.lora_config, torch.device(device or config.device_config.device), mappers)
 
 
+def fewest_rows(team: Team, num_state_rows: int) -> int:
+    """Rows of states on every rank: the fewest of those that have such layers; 0 where no rank has one."""
+    most = -team.smallest(-num_state_rows)
+    return team.smallest(num_state_rows or most)
+
+
 def _with_running(config: VllmConfig, num_state_rows: int) -> VllmConfig:
     """The configuration with no more running sequences than there are two rows of states for."""
     wanted = config.scheduler_config.max_num_seqs
-    if num_state_rows == 0 or num_state_rows >= 2 * wanted:
+    if num_state_rows == 0 or num_state_rows >= WORKING_ROWS * wanted:
         return config
-    running = num_state_rows // 2
+    running = num_state_rows // WORKING_ROWS
     notice(f"max_num_seqs={running} instead of {wanted}: there is memory for {num_state_rows} rows of layers' states")
     return replace(config, scheduler_config=replace(config.scheduler_config, max_num_seqs=running))
 

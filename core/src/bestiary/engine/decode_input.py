@@ -14,6 +14,7 @@ from bestiary.nn.lora.rows import Groups, SlotRows
 from .batch import ForwardBatch
 from .plan import ScheduledItem, StepPlan
 from .request_state import RequestState
+from .unknown_tokens import fill_in, is_unknown, tokens_of
 
 _FEW = 16
 """Block tables that are sent one by one; more go all together."""
@@ -77,12 +78,13 @@ class DecodeInput:
     """Buffers of as many `rows`, each sequence of at most `blocks` blocks.
 
     They are written on the host and then sent to the device, whose buffers stay where they are; on a CPU both are the
-    same memory. One set is enough, since a step is computed before the next one's numbers are written.
+    same memory. One set is enough, since a step's numbers have been sent before the next one's are written.
 
     Attributes:
         batches: what a step of so many rows is, by (rows, whether one may have an adapter); all look at the buffers.
         padded: the size of the step that so many rows are computed in. Rows beyond those asked for are sequences of one
-            token in the block `spare`, which is nobody's; so is the row `spare_row` of layers' states.
+            token in the block `spare`, which is nobody's; so is the row `spare_row` of layers' states, −1 where no
+            layer has one.
     """
 
     def __init__(
@@ -106,19 +108,28 @@ class DecodeInput:
         self.query_start = torch.arange(most + 1, dtype=torch.int32, device=device)
         self.batches: dict[tuple[int, bool], ForwardBatch] = {}
         self._held: list[tuple[int, ...]] = [()] * most
+        self._sent = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def take(
         self, plan: StepPlan, states: Mapping[str, RequestState], lora_slots: Mapping[str, int]
     ) -> ForwardBatch | None:
         """Put a plan's numbers into the buffers, and the step that reads them there; None where it is no such step:
         one token of every sequence, the next one wanted of each, and nothing else."""
+        if self._sent is not None:
+            self._sent.synchronize()
         items, count = plan.items, len(plan.items)
         found = [states[item.request_id] for item in items]
         if count > self.rows or not all(map(_decodes, items, found)):
             return None
         starts = [item.start for item in items]
         numbers, size = self.numbers, self.block_size
-        numbers["input_ids"][:count] = [state.tokens[start] for state, start in zip(found, starts, strict=True)]
+        unknown = [
+            (row, state) for row, (state, start) in enumerate(zip(found, starts, strict=True))
+            if is_unknown(state, start, 1)
+        ]  # fmt: skip
+        numbers["input_ids"][:count] = [
+            tokens_of(state, start, 1)[0] for state, start in zip(found, starts, strict=True)
+        ]
         numbers["positions"][:count] = starts
         numbers["slots"][:count] = [item.block_ids[item.start // size] * size + item.start % size for item in items]
         numbers["prompt_lens"][:count] = [state.prompt_len for state in found]
@@ -134,8 +145,10 @@ class DecodeInput:
         rows = self.padded(count)
         moved += self._fill(count, rows)
         self._send(moved, rows)
+        batch = self._batch(rows, adapted)
+        fill_in(batch.input_ids, unknown)
         sampled = tuple(zip(found, range(count), strict=True))
-        return replace(self._batch(rows, adapted), sampled=sampled)
+        return replace(batch, sampled=sampled)
 
     def nobodys(self, rows: int) -> ForwardBatch:
         """A step of so many rows without adapters that are all nobody's, its numbers put into the buffers."""
@@ -151,6 +164,8 @@ class DecodeInput:
         else:
             for row in moved:
                 self._tables.send(row, row + 1)
+        if self._sent is not None:
+            self._sent.record()
 
     def _hold(self, row: int, block_ids: tuple[int, ...]) -> bool:
         """Write a row's block table; whether it is another one than before."""
@@ -191,8 +206,8 @@ class DecodeInput:
             num_decodes=count,
             block_size=self.block_size,
             prompt_lens=numbers["prompt_lens"],
-            state_read=numbers["state_read"],
-            state_write=numbers["state_write"],
+            state_read=numbers["state_read"] if self.spare_row >= 0 else None,
+            state_write=numbers["state_write"] if self.spare_row >= 0 else None,
         )
         adapters = FixedSlotRows(numbers["adapters"]) if adapted else None
         return ForwardBatch(

@@ -82,7 +82,7 @@ class LLMEngine:
         make_backend: Callable[[Vocabulary], StructuredOutputBackend] | None = None,
     ) -> None:
         self.vllm_config = vllm_config
-        self.lanes = Lanes(schedulers)
+        self.lanes = Lanes(schedulers, vllm_config.scheduler_config.async_scheduling)
         self.executor = executor
         self.team = team
         self.dead: EngineError | None = None

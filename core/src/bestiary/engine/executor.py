@@ -10,6 +10,7 @@ from bestiary.api.errors import EngineError
 from bestiary.api.lora import LoRAInfo
 from bestiary.api.structured import StructuredOutputBackend
 
+from .pending import Begun, finish
 from .plan import StepPlan, StepResult
 from .runner import ModelRunner
 
@@ -40,17 +41,24 @@ class Executor(Protocol):
 
 
 class UniprocExecutor:
-    """Runs plans in the calling process, when they are launched."""
+    """Runs plans in the calling process, when they are launched. `ahead`: on a device that computes by itself, tokens
+    are asked for only when they are collected."""
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: ModelRunner, ahead: bool = False) -> None:
         self.runner: ModelRunner | None = runner
-        self._results: deque[StepResult] = deque()
+        self.ahead = ahead
+        self._begun: deque[Begun] = deque()
 
     def launch(self, plan: StepPlan, copy: int = 0) -> None:
-        self._results.append(live(self.runner).execute(plan))
+        runner = live(self.runner)
+        self._begun.append(runner.begin(plan) if self.ahead else Begun(plan, None, runner.execute(plan)))
 
     def collect(self, plan: StepPlan, copy: int = 0) -> StepResult:
-        return self._results.popleft()
+        try:
+            return finish(self._begun.popleft())
+        except BaseException:
+            self._begun.clear()  # what was begun upon a step that failed is nothing
+            raise
 
     def add_adapter(self, name: str, path: str) -> LoRAInfo:
         return live(self.runner).add_adapter(name, path)

@@ -22,6 +22,7 @@ from bestiary.nn.quant.packed import is_packed_later
 from bestiary.nn.stack import PPMissingLayer
 from bestiary.nn.weights.fill import num_weights
 
+from .layer_states import bytes_per_row
 from .memory import bytes_per_block
 from .runner import attention_layers, kv_cache_specs
 
@@ -45,7 +46,8 @@ class Footprint:
         buffers: tables and the like. adapters: slots for them, however many are taken.
         layers: decoder layers ``[first, end)`` of this stage; None where the model keeps no list of layers.
         experts: physical experts of all layers here, spare copies included, and their part of `weights`.
-        kv_bytes_per_token: of all layers here. activations: see `ACTIVATIONS`.
+        kv_bytes_per_token: of all layers here; state_bytes_per_row: of all that keep a state of sequences.
+        activations: see `ACTIVATIONS`.
     """
 
     parameters: int
@@ -57,6 +59,7 @@ class Footprint:
     experts: int
     expert_bytes: int
     kv_bytes_per_token: int
+    state_bytes_per_row: int
     activations: int
 
     @property
@@ -65,7 +68,7 @@ class Footprint:
 
     @property
     def held(self) -> int:
-        """What is there before the first request: all but KV cache and activations."""
+        """What is there before the first request: all but caches and activations."""
         return self.weight_bytes + self.buffers + self.adapters
 
 
@@ -84,6 +87,7 @@ def footprint(model: nn.Module, config: VllmConfig) -> Footprint:
         experts=sum(each.placement.num_local for each in mixtures),
         expert_bytes=sum(_nbytes(param) for each in mixtures for param in each.parameters(recurse=False)),
         kv_bytes_per_token=bytes_per_block(kv_cache_specs(model).values(), 1),
+        state_bytes_per_row=bytes_per_row(model),
         activations=activations,
     )
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 
+from bestiary.api.errors import EngineError
 from bestiary.nn.attention.backend import AttentionBackend
-from bestiary.nn.graphs import NotRecordable, Results, StepRecorder
+from bestiary.nn.graphs import NotRecordable, Results, StepRecorder, Together
 from bestiary.nn.ops.registry import Target
 
 from .batch import ForwardBatch
@@ -45,10 +46,18 @@ def choose_recorder(
 
 
 class StepGraphs:
-    """Recorded steps by their number of rows, and whether one of these may have an adapter."""
+    """Recorded steps by their number of rows, and whether one of these may have an adapter.
 
-    def __init__(self, recorder: StepRecorder, input: DecodeInput) -> None:
+    Args:
+        agreed: where ranks divide the model: given whether this rank has recorded a step, whether all have. Ranks see
+            the same steps in the same order, and so record them in the same order.
+    """
+
+    def __init__(
+        self, recorder: StepRecorder, input: DecodeInput, agreed: Callable[[bool], bool] | None = None
+    ) -> None:
         self.recorder = recorder
+        self.agreed = agreed
         self.input = input
         self.steps: OrderedDict[tuple[int, bool], Callable[[], Results]] = OrderedDict()
         self.refused: set[bool] = set()
@@ -71,13 +80,17 @@ class StepGraphs:
         """What ``compute(batch)`` makes of a step that `take` gave, by itself or as it was recorded; good until the
         next step. ``otherwise()`` is the same step for models that cannot be recorded. Each run of a step that is
         being recorded has geometry of its own, so that what layers derive from it is part of the recorded run."""
+        results = self.repeated(batch, compute)
+        return compute(otherwise()) if results is None else self._asked(batch, results)
+
+    def repeated(self, batch: ForwardBatch, compute: Compute) -> Results | None:
+        """The same, for all rows of the recorded step; None where it cannot be recorded."""
         key = len(batch.input_ids), batch.lora is not None
         step = self.steps.get(key)
-        if step is not None:
-            self.steps.move_to_end(key)
-            return self._asked(batch, step())
-        results = self._record(key, compute)
-        return compute(otherwise()) if results is None else self._asked(batch, results)
+        if step is None:
+            return self._record(key, compute)
+        self.steps.move_to_end(key)
+        return step()
 
     def record_all(self, compute: Compute, progress: Progress | None = None) -> int:
         """Record a step without adapters of every size that steps are padded to; how many there are. The largest comes
@@ -94,7 +107,7 @@ class StepGraphs:
     def _record(self, key: tuple[int, bool], compute: Compute) -> Results | None:
         """Run and keep a step whose numbers lie in the buffers; None, said once, where it cannot be recorded."""
         try:
-            results, self.steps[key] = self.recorder.record(lambda: compute(self.input.fixed(*key)))
+            results, self.steps[key] = self._recorded(lambda: compute(self.input.fixed(*key)))
         except NotRecordable as reason:
             which = "with adapters " if key[1] else ""
             notice(f"decode steps {which}of this model cannot be recorded, and run op by op: {reason.message}")
@@ -103,6 +116,13 @@ class StepGraphs:
         if len(self.steps) > _MOST:
             self.steps.popitem(last=False)
         return results
+
+    def _recorded(self, step: Callable[[], Results]) -> tuple[Results, Callable[[], Results]]:
+        if self.agreed is None:
+            return self.recorder.record(step)
+        if not isinstance(self.recorder, Together):
+            raise EngineError(f"recorder {self.recorder.name} records what one process does, and ranks share this step")
+        return self.recorder.record_together(step, self.agreed)
 
     @staticmethod
     def _asked(batch: ForwardBatch, results: Results) -> Results:
@@ -113,6 +133,10 @@ class StepGraphs:
     def recorded(self, rows: int) -> Callable[[], Results] | None:
         """The recorded step of so many rows without adapters, if there is one; running it repeats the last one."""
         return self.steps.get((rows, False))
+
+    def forget(self) -> None:
+        """Let go of all of them, before what they use goes: a connection to other ranks, for example."""
+        self.steps.clear()
 
     def forget_adapted(self) -> None:
         """Record steps with adapters again: what their slots hold has changed."""

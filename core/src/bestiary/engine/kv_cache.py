@@ -101,10 +101,6 @@ class BlockPool:
             del self._by_digest[digest]
             self._digest[block] = None
 
-    def digest_of(self, block: int) -> bytes | None:
-        """What a block's content is known by, if it is."""
-        return self._digest[block]
-
     def is_free(self, block: int) -> bool:
         return block in self._free
 
@@ -191,12 +187,23 @@ class KVCacheManager:
 
     def piece(self, sequence: Sequence, count: int) -> int:
         """How many of a sequence's next `count` tokens one step should compute: in models with states, those up to the
-        last full block before its newest token, so that a checkpoint is left there."""
-        if self.states is None or not self.prefix_caching or count == 1:
+        last full block before its newest token, so that a checkpoint is left there, unless one stands there.
+
+        The newest token of an answer with a form goes by itself: where its grammar is not ready it is computed again,
+        and a state cannot give back what it has taken in.
+        """
+        if self.states is None or count == 1:
             return count
-        start = sequence.num_computed
-        end = min(start + count, sequence.total - 1) // self.block_size * self.block_size
-        return end - start if end > start else count
+        start, total = sequence.num_computed, sequence.total
+        end = start + count
+        if self.prefix_caching:
+            full = min(end, total - 1) // self.block_size
+            self._extend_digests(sequence, full)
+            if full * self.block_size > start and (end < total or not self.states.has(sequence.digests[full - 1])):
+                end = full * self.block_size
+        if end == total and sequence.sampling.structured_outputs is not None:
+            end -= 1
+        return end - start
 
     def free(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Take all blocks back. The last go first, so that a prefix outlives what follows it.
@@ -205,9 +212,11 @@ class KVCacheManager:
         """
         if self.states is not None:
             self.states.end(sequence)
+            for digest in sequence.digests if forget else ():
+                self.states.forget(digest)
         for block in reversed(sequence.block_table):
             if forget:
-                self._forget(block)
+                self.pool.forget(block)
             self.pool.release(block)
         sequence.block_table.clear()
         sequence.num_computed = 0
@@ -237,12 +246,6 @@ class KVCacheManager:
             prefix_queries=self._prefix_queries,
             prefix_hits=self._prefix_hits,
         )
-
-    def _forget(self, block: int) -> None:
-        digest = self.pool.digest_of(block)
-        if digest is not None and self.states is not None:
-            self.states.forget(digest)
-        self.pool.forget(block)
 
     def _table_changed(self, sequence: Sequence) -> None:
         sequence.block_ids = tuple(sequence.block_table)

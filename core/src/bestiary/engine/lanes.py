@@ -32,15 +32,22 @@ class PlanFailed(Exception):
 
 
 class Lane:
-    """One copy of the model."""
+    """One copy of the model. `ahead`: steps are planned before the tokens of those before them are known."""
 
-    def __init__(self, copy: int, scheduler: Scheduler) -> None:
-        self.copy, self.scheduler = copy, scheduler
+    def __init__(self, copy: int, scheduler: Scheduler, ahead: bool = False) -> None:
+        self.copy, self.scheduler, self.ahead = copy, scheduler, ahead
         self.flying: deque[tuple[StepPlan, float]] = deque()
 
     def launch(self, executor: Executor, only: Set[str] | None = None) -> bool:
         """Plan a step, of all requests or `only` of some, and begin it; False where there is nothing to begin."""
-        plan, started = self.scheduler.schedule(only), time.perf_counter()
+        return self._begin(executor, self.scheduler.schedule(only))
+
+    def launch_ahead(self, executor: Executor) -> bool:
+        """Begin the step after the one in flight; False where it is not known yet."""
+        return self._begin(executor, self.scheduler.schedule_ahead())
+
+    def _begin(self, executor: Executor, plan: StepPlan | None) -> bool:
+        started = time.perf_counter()
         if plan is None:
             return False
         try:
@@ -56,15 +63,27 @@ class Lane:
     def collect(self, executor: Executor) -> tuple[StepPlan, float, list[SequenceUpdate]]:
         """The oldest plan in flight, the seconds since it began, and what became of its requests."""
         plan, started = self.flying.popleft()
-        updates = self.scheduler.update(plan, executor.collect(plan, self.copy))
-        return plan, time.perf_counter() - started, updates
+        try:
+            result = executor.collect(plan, self.copy)
+        except BaseException as cause:
+            self._give_up(plan)
+            if isinstance(cause, EngineError | KeyboardInterrupt):
+                raise
+            raise PlanFailed(plan) from cause
+        return plan, time.perf_counter() - started, self.scheduler.update(plan, result)
+
+    def _give_up(self, plan: StepPlan) -> None:
+        """The oldest plan failed, and with it what was begun upon it."""
+        while self.flying:
+            self.scheduler.abandon(self.flying.pop()[0])
+        self.scheduler.abandon(plan)
 
 
 class Lanes:
     """All copies, as one queue of requests."""
 
-    def __init__(self, schedulers: SequenceOf[Scheduler]) -> None:
-        self.lanes = [Lane(copy, scheduler) for copy, scheduler in enumerate(schedulers)]
+    def __init__(self, schedulers: SequenceOf[Scheduler], ahead: bool = False) -> None:
+        self.lanes = [Lane(copy, scheduler, ahead) for copy, scheduler in enumerate(schedulers)]
 
     def add(self, *sequences: Sequence) -> None:
         """Queue one request where the fewest are. Raises `RequestError` as `Scheduler.add` does."""
@@ -98,10 +117,28 @@ class Lanes:
         self, executor: Executor, only: Set[str] | None = None
     ) -> Iterator[tuple[StepPlan, float, list[SequenceUpdate]]]:
         """One step of every copy, of all requests or `only` of some; yields what `Lane.collect` gives."""
+        if len(self.lanes) == 1 and self.lanes[0].ahead:
+            yield from self._step_ahead(self.lanes[0], executor, only)
+            return
         launched = [lane.launch(executor, only) for lane in self.lanes]
         for lane, began in zip(self.lanes, launched, strict=True):
             if lane.flying and (lane.scheduler.is_full or not began):
                 yield lane.collect(executor)
+
+    def _step_ahead(
+        self, lane: Lane, executor: Executor, only: Set[str] | None
+    ) -> Iterator[tuple[StepPlan, float, list[SequenceUpdate]]]:
+        """Collect the oldest step, the next one having been begun where it is known."""
+        if only is not None:
+            while lane.flying:
+                yield lane.collect(executor)
+        if not lane.flying:
+            lane.launch(executor, only)
+        if only is None:
+            lane.launch_ahead(executor)
+        yield lane.collect(executor)
+        while lane.flying and not lane.scheduler.has_unfinished():
+            yield lane.collect(executor)
 
     def stats(self) -> SchedulerStats:
         """Of all copies together."""

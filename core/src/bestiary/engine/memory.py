@@ -14,6 +14,8 @@ from bestiary.api.errors import UsageError
 from bestiary.nn.attention.backend import KVCacheSpec
 from bestiary.nn.state.spec import StateSpec
 
+from .state_rows import WORKING_ROWS
+
 SHARE_OF_FREE_MEMORY = 0.5
 DEFAULT_CPU_BYTES = 4 * 1024**3
 CUDA_MARGIN_BYTES = 1024**3
@@ -46,12 +48,10 @@ class CacheRoom:
 
     Attributes:
         num_blocks: KV-cache blocks of every layer. num_state_rows: rows of every layer with a state; 0 where none has.
-        running: sequences that can run at once, which rows may limit.
     """
 
     num_blocks: int
     num_state_rows: int
-    running: int
 
 
 def cache_room(
@@ -64,39 +64,48 @@ def cache_room(
 ) -> CacheRoom:
     """Blocks and rows to allocate; arguments as for `num_kv_blocks`.
 
-    Each running sequence needs two rows of states, and as many again as run are kept for the prefix cache. They take at
-    most half of what there is where layers attend too, and never more than there is.
+    Each running sequence needs two rows of states, and as many again as run are kept for the prefix cache. Rows and
+    blocks share what there is: one sequence of `max_model_len` tokens always has its blocks (or all of `num_blocks`),
+    and of what is left rows take at most half of the whole, or all of it where no layer caches tokens.
 
     Raises:
         UsageError: not even one sequence fits.
     """
-    running = config.scheduler_config.max_num_seqs
     row = sum(spec.bytes_per_row for spec in states)
     if row == 0:
-        return CacheRoom(num_kv_blocks(specs, config, reserved, sharers, free), 0, running)
+        return CacheRoom(num_kv_blocks(specs, config, reserved, sharers, free), 0)
     specs = list(specs)
-    wanted = (3 if config.cache_config.enable_prefix_caching else 2) * running
-    budget = cache_budget(config, bytes_per_block(specs, config.cache_config.block_size), reserved, sharers, free)
-    rows = min(wanted, budget // (row * (2 if specs else 1)))
-    if rows < 2:
+    kept = (config.cache_config.num_blocks or _per_sequence(config)) * bytes_per_block(
+        specs, config.cache_config.block_size
+    )
+    least = WORKING_ROWS * row
+    budget = cache_budget(config, kept + least, reserved, sharers, free)
+    room = min(max(budget // 2, least), budget - kept) if kept else budget
+    if room < least:
         raise UsageError(
-            f"no memory for the states of layers: those of one sequence take {2 * row} bytes",
-            field="kv_cache_memory_bytes", value=budget, limit=f"at least {2 * row * (2 if specs else 1)}",
-            fix="more kv_cache_memory_bytes",
+            f"no memory for the states of layers: those of one sequence take {least} bytes",
+            field="kv_cache_memory_bytes", value=budget, limit=f"at least {kept + least}, with the KV cache",
+            fix="more kv_cache_memory_bytes" + (", or a smaller max_model_len" if kept else ""),
         )  # fmt: skip
-    blocks = num_kv_blocks(specs, config, reserved, sharers, free, states=rows * row)
-    return CacheRoom(blocks, rows, min(running, rows // 2))
+    wanted = (WORKING_ROWS + config.cache_config.enable_prefix_caching) * config.scheduler_config.max_num_seqs
+    rows = min(wanted, room // row)
+    return CacheRoom(num_kv_blocks(specs, config, reserved, sharers, free, states=rows * row), rows)
 
 
-def cache_budget(config: VllmConfig, block: int, reserved: int, sharers: int, free: int | None) -> int:
-    """Bytes for what sequences keep: what the user allows, or a share of what is free."""
+def _per_sequence(config: VllmConfig) -> int:
+    """Blocks of one sequence of `max_model_len` tokens."""
+    return -(-config.model_config.max_model_len // config.cache_config.block_size)
+
+
+def cache_budget(config: VllmConfig, needed: int, reserved: int, sharers: int, free: int | None) -> int:
+    """Bytes for what sequences keep: what the user allows, or a share of what is free; on a CPU more than
+    `DEFAULT_CPU_BYTES` of it where one sequence has `needed` more."""
     if config.cache_config.memory_bytes is not None:
         return config.cache_config.memory_bytes
-    per_sequence = -(-config.model_config.max_model_len // config.cache_config.block_size)
     free = free_memory(config.device_config.device) if free is None else free
     budget = int((free - reserved) * SHARE_OF_FREE_MEMORY)
     if config.device_config.device == "cpu":
-        return min(budget // sharers, max(DEFAULT_CPU_BYTES // sharers, per_sequence * block))
+        return min(budget // sharers, max(DEFAULT_CPU_BYTES // sharers, needed))
     return max(0, min(budget, free - reserved - CUDA_MARGIN_BYTES))
 
 
@@ -120,14 +129,14 @@ def num_kv_blocks(
         UsageError: not even one sequence of `max_model_len` tokens fits; with the length that would.
     """
     cache, block_size = config.cache_config, config.cache_config.block_size
-    per_sequence = -(-config.model_config.max_model_len // block_size)
+    per_sequence = _per_sequence(config)
     useful = per_sequence * config.scheduler_config.max_num_seqs
     if cache.num_blocks is not None:
         return cache.num_blocks
     size = bytes_per_block(specs, block_size)
     if size == 0:
         return useful
-    budget = cache_budget(config, size, reserved, sharers, free) - states
+    budget = cache_budget(config, per_sequence * size + states, reserved, sharers, free) - states
     fitting = budget // size
     if fitting < 1:
         raise UsageError(

@@ -17,10 +17,11 @@ from bestiary.nn.parallel import noting_refusals, use_groups
 from bestiary.nn.state.spec import StateSpec
 
 from .footprint import Footprint, footprint
+from .layer_states import state_specs
 from .loader.load import build_model
 from .memory import cache_room, free_memory
 from .parallel.places import groups_of, parts_of
-from .runner import kv_cache_specs, state_specs
+from .runner import kv_cache_specs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,8 @@ class RankPlan:
     Attributes:
         stage, place: of the pipeline, and among the ranks that share its tensors.
         memory: what each of these ranks may take. block_bytes: of one KV-cache block.
-        blocks: KV-cache blocks that the engine would make; `refusal`: why it would not, in the engine's words.
+        blocks, state_rows: KV-cache blocks, and rows for layers' states, that the engine would make, if it were for
+            these ranks alone; `refusal`: why it would not, in the engine's words.
     """
 
     ranks: tuple[int, ...]
@@ -40,6 +42,7 @@ class RankPlan:
     memory: int
     block_bytes: int
     blocks: int | None
+    state_rows: int
     refusal: UsageError | None
 
     @property
@@ -48,9 +51,14 @@ class RankPlan:
         return self.memory - self.footprint.held - self.footprint.activations
 
     @property
+    def state_bytes(self) -> int:
+        """What layers' states take."""
+        return self.state_rows * self.footprint.state_bytes_per_row
+
+    @property
     def fitting_blocks(self) -> int | None:
-        """KV-cache blocks that would fit into what is left; None where this part keeps no cache."""
-        return max(0, self.left // self.block_bytes) if self.block_bytes else None
+        """KV-cache blocks that would fit into what states leave of that; None where this part keeps no cache."""
+        return max(0, (self.left - self.state_bytes) // self.block_bytes) if self.block_bytes else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +80,11 @@ class MemoryPlan:
         """Blocks that every rank would make: the smallest number of all; None where one would make none."""
         each = [part.blocks for part in self.parts]
         return None if None in each else min(block for block in each if block is not None)
+
+    @property
+    def state_rows(self) -> int:
+        """Rows for layers' states that every rank would make; 0 where no layer has one, or nothing fits."""
+        return min((part.state_rows for part in self.parts if part.footprint.state_bytes_per_row), default=0)
 
     def sequences(self, blocks: int | None) -> int | None:
         """How many sequences of `max_model_len` tokens have room in as many blocks a rank, over all copies."""
@@ -97,17 +110,19 @@ def plan_memory(model_class: type, config: VllmConfig, memory_per_rank: int | No
     parts = []
     for part, ranks, found, specs, states in built:
         blocks: int | None = None
+        rows = 0
         refusal: UsageError | None = None
         try:
             reserved = beside if local > 1 else found.held
-            blocks = cache_room(specs, states, config, reserved, local, memory * local).num_blocks
+            room = cache_room(specs, states, config, reserved, local, memory * local)
+            blocks, rows = room.num_blocks, room.num_state_rows
         except UsageError as error:
             refusal = error
         parts.append(
             RankPlan(
                 ranks=ranks, stage=part.pipeline_parallel_rank, place=part.tensor_parallel_rank, footprint=found,
                 memory=memory, block_bytes=found.kv_bytes_per_token * config.cache_config.block_size, blocks=blocks,
-                refusal=refusal,
+                state_rows=rows, refusal=refusal,
             )
         )  # fmt: skip
     return MemoryPlan(

@@ -10,6 +10,8 @@ from bestiary.nn.pooling import Partial
 from .plan import NewRequest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .structured.follower import Follower
 
 
@@ -22,11 +24,12 @@ class RequestState:
         banned_until_min: ids not to be drawn while fewer than `min_tokens` tokens were.
         lora_id: its adapter's.
         grammar: what it may draw, where it has a form to keep; made by whoever draws.
+        pending: where its newest token is that only the device knows: the ids of a step, and its row; see `pending.py`.
         pooling, partial: what vector is made of the prompt, if any, and what the pooler keeps of it between steps.
     """
 
-    __slots__ = ("banned_until_min", "eos_token_ids", "grammar", "lora_id", "output_counts", "partial", "pooling",
-                 "prompt_len", "request_id", "sampling", "seed", "tokens")  # fmt: skip
+    __slots__ = ("banned_until_min", "eos_token_ids", "grammar", "lora_id", "output_counts", "partial", "pending",
+                 "pooling", "prompt_len", "request_id", "sampling", "seed", "tokens")  # fmt: skip
 
     def __init__(self, new: NewRequest) -> None:
         self.request_id = new.request_id
@@ -35,6 +38,7 @@ class RequestState:
         self.lora_id = new.lora_name
         self.pooling = new.pooling
         self.partial = Partial()
+        self.pending: tuple[Tensor, int] | None = None
         self.tokens: list[int] = list(new.prompt_token_ids)
         self.prompt_len = len(self.tokens)
         self.output_counts: Counter[int] = Counter()
@@ -46,6 +50,11 @@ class RequestState:
     @property
     def num_outputs(self) -> int:
         return len(self.tokens) - self.prompt_len
+
+    @property
+    def position(self) -> int:
+        """Of the next token to be drawn, while at most one is known to the device alone."""
+        return len(self.tokens) + (self.pending is not None)
 
     def append(self, token_id: int) -> None:
         self.tokens.append(token_id)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -26,22 +26,24 @@ from bestiary.nn.ops.sampling import best_tokens
 from bestiary.nn.parallel import Groups, use_groups
 from bestiary.nn.pooling import Pooler
 from bestiary.nn.prompt import PromptDependent
-from bestiary.nn.state.spec import HasState, StateSpec
 from bestiary.nn.zeros import untouched_zeros
 
 from .batch import ForwardBatch, make_batch
 from .decode_input import DecodeInput
 from .graphs import StepGraphs
+from .layer_states import make_states
 from .loaded_adapters import LoadedAdapters
+from .pending import Begun, begin, can_wait
 from .plan import StepPlan, StepResult
 from .pooler import checked_vectors, pooled
 from .request_state import RequestState
-from .sampler import sample, token_logprobs
+from .sampler import logprobs_of, sample, sample_best
 from .structured.follower import Grammars
+from .vocabulary import BestTokens, DividedVocabulary, sampled_rows
 
-Made: TypeAlias = torch.Tensor | Results | list[torch.Tensor] | None
-"""What a model's last stage makes in a step: logits, alone or with the largest of each row and its id; or the vectors
-of prompts that end; None where neither is due."""
+Made: TypeAlias = torch.Tensor | Results | BestTokens | list[torch.Tensor] | None
+"""What a model's last stage makes in a step: logits, alone or with the largest of each row and its id, or these alone;
+or the vectors of prompts that end; None where nothing is due."""
 
 
 def attention_layers(model: nn.Module) -> dict[str, AttentionLayerBase]:
@@ -53,11 +55,6 @@ def kv_cache_specs(model: nn.Module) -> dict[str, KVCacheSpec]:
     """What each layer keeps for every token: asked of the model, never read from its configuration."""
     specs = {name: layer.get_kv_cache_spec() for name, layer in attention_layers(model).items()}
     return {name: spec for name, spec in specs.items() if spec is not None}
-
-
-def state_specs(model: nn.Module) -> dict[str, StateSpec]:
-    """What each layer with a state keeps for every sequence, by full name."""
-    return {module.layer_name: module.get_state_spec() for module in model.modules() if isinstance(module, HasState)}
 
 
 def prompt_salt(model: nn.Module) -> Callable[[int], str] | None:
@@ -96,6 +93,7 @@ class ModelRunner:
         self.pooler = pooler
         self.adapters = None if slots is None else LoadedAdapters(slots)
         self.model: Any = model
+        self.vocabulary = DividedVocabulary(model)
         self.groups = groups or Groups()
         self.dtype = vllm_config.model_config.dtype
         self.ops = ops
@@ -107,7 +105,8 @@ class ModelRunner:
         self.grammars: Grammars | None = None
         spare = isinstance(recorder, Padding)  # a block more, for rows that nobody asks for
         self.kv_caches = self._allocate(model, num_blocks + spare)
-        self.layer_states = self._allocate_states(model, num_state_rows + spare)
+        self.defers = self.device.type == "cuda"
+        self.layer_states = make_states(model, num_state_rows + spare, self.device)
         self.graphs = None if recorder is None else self._graphs(recorder, vllm_config, num_blocks, num_state_rows)
 
     def _graphs(
@@ -118,7 +117,16 @@ class ModelRunner:
         padded = recorder.padded if isinstance(recorder, Padding) else int
         spare_row = num_state_rows if self.layer_states else -1
         made = DecodeInput(rows, longest, self.block_size, self.device, padded, num_blocks, spare_row)
-        return StepGraphs(recorder, made)
+        return StepGraphs(recorder, made, self._all_agree if self._divided else None)
+
+    @property
+    def _divided(self) -> bool:
+        """Whether ranks share each layer, so that they wait for each other within a step."""
+        return self.groups.tensor.world_size > 1
+
+    def _all_agree(self, value: bool) -> bool:
+        """Whether it is true on all ranks that share the layers."""
+        return bool(self.groups.tensor.all_gather(torch.tensor([value], device=self.device)).all())
 
     def _allocate(self, model: nn.Module, num_blocks: int) -> dict[str, torch.Tensor]:
         caches = {}
@@ -128,30 +136,36 @@ class ModelRunner:
             caches[name] = untouched_zeros(tuple(shape), spec.dtype, self.device)
         return caches
 
-    def _allocate_states(self, model: nn.Module, num_rows: int) -> dict[str, tuple[torch.Tensor, ...]]:
-        return {
-            name: tuple(
-                torch.zeros(num_rows, *shape, dtype=dtype, device=self.device)
-                for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
-            )
-            for name, spec in state_specs(model).items()
-        }
-
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """One forward pass of a whole model, and the draws after it."""
         batch = self.prepare(plan)
         if batch is None:
             return StepResult(plan.step, {})
-        result = self.draw(plan, batch, self._made_of(batch, plan))
+        result = self.draw(plan, batch, self.made_of(batch, plan))
         self.record(batch, result)
         return result
+
+    @torch.inference_mode()
+    def begin(self, plan: StepPlan) -> Begun:
+        """As `execute`, but tokens stay on the device until `finish` where `defers` says so and all draws can wait."""
+        batch = self.prepare(plan)
+        if batch is None:
+            return Begun(plan, None, StepResult(plan.step, {}))
+        made = self.made_of(batch, plan)
+        if self.defers and can_wait(batch) and isinstance(made, tuple | torch.Tensor):
+            with self.ops.active():
+                logits, *best = made if isinstance(made, tuple) else (made, *best_tokens(made))
+                return begin(plan, batch, logits, best)
+        result = self.draw(plan, batch, made)
+        self.record(batch, result)
+        return Begun(plan, batch, result)
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> torch.Tensor:
         """The logits `execute` would sample from, without sampling: ``[rows wanted by the plan, vocabulary]``."""
         batch = self.prepare(plan)
-        made = None if batch is None else self._made_of(batch, plan)
+        made = None if batch is None else self.made_of(batch, plan, all_logits=True)
         logits = made[0] if isinstance(made, tuple) else made
         if not isinstance(logits, torch.Tensor):
             raise ValueError("this plan wants no logits")
@@ -163,6 +177,8 @@ class ModelRunner:
         have as many sizes as there are numbers of sequences: those are recorded as they come."""
         if self.graphs is None or self.pooler is not None or not isinstance(self.graphs.recorder, Padding):
             return 0
+        if self._divided:
+            return self.graphs.record_all(self._hidden_and_best, progress)
         with turn():
             return self.graphs.record_all(self._logits_and_best, progress)
 
@@ -224,26 +240,55 @@ class ModelRunner:
         return made
 
     @torch.inference_mode()
-    def compute(self, batch: ForwardBatch, received: IntermediateTensors | None = None) -> Made | IntermediateTensors:
-        """This stage's part: what the next one receives, or, from the last, logits or vectors."""
-        elementwise = by_value() if self.deterministic else nullcontext()  # type: ignore[no-untyped-call]
-        more = {} if received is None else {"intermediate_tensors": received}
-        with use_groups(self.groups), self.ops.active(), elementwise:
-            with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.lora, self.layer_states)):
-                hidden = self.model(input_ids=batch.input_ids, positions=batch.positions, **more)
-            if not self.groups.pipeline.is_last_rank:
-                return _checked_intermediates(hidden)
-            _check_shape("forward", hidden, len(batch.input_ids), None)
+    def compute(
+        self, batch: ForwardBatch, received: IntermediateTensors | None = None, *, all_logits: bool = False
+    ) -> Made | IntermediateTensors:
+        """This stage's part: what the next one receives, or, from the last, logits or vectors. Without `all_logits`,
+        best tokens alone where ranks divide the vocabulary and nothing more is wanted."""
+        with self._in_force():
+            hidden = self._hidden(batch, received)
+            if isinstance(hidden, IntermediateTensors):
+                return hidden
             if self.pooler is not None:
                 return self._pool(self.pooler, batch, hidden)
             if batch.logits_rows is not None:
                 if not len(batch.logits_rows):
                     return None
                 hidden = hidden[batch.logits_rows]
-            with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.logits_lora)):
-                logits: torch.Tensor = self.model.compute_logits(hidden_states=hidden)
-            _check_shape("compute_logits", logits, len(hidden), self.vocab_size)
+            if not all_logits and self.vocabulary.serves(batch):
+                best = self._best(batch, hidden)
+                if best is not None:
+                    return best
+            return self._logits(batch, hidden)
+
+    @contextmanager
+    def _in_force(self) -> Iterator[None]:
+        """While it lasts, what this runner's model computes with: its groups, its ops, its order of summation."""
+        elementwise = by_value() if self.deterministic else nullcontext()  # type: ignore[no-untyped-call]
+        with use_groups(self.groups), self.ops.active(), elementwise:
+            yield
+
+    def _hidden(
+        self, batch: ForwardBatch, received: IntermediateTensors | None = None
+    ) -> torch.Tensor | IntermediateTensors:
+        """Hidden states ``[tokens, hidden]``, or, before the last stage, what the next one receives."""
+        more = {} if received is None else {"intermediate_tensors": received}
+        with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.lora, self.layer_states)):
+            hidden: torch.Tensor = self.model(input_ids=batch.input_ids, positions=batch.positions, **more)
+        if not self.groups.pipeline.is_last_rank:
+            return _checked_intermediates(hidden)
+        _check_shape("forward", hidden, len(batch.input_ids), None)
+        return hidden
+
+    def _logits(self, batch: ForwardBatch, hidden: torch.Tensor) -> torch.Tensor:
+        with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.logits_lora)):
+            logits: torch.Tensor = self.model.compute_logits(hidden_states=hidden)
+        _check_shape("compute_logits", logits, len(hidden), self.vocab_size)
         return logits
+
+    def _best(self, batch: ForwardBatch, hidden: torch.Tensor) -> BestTokens | None:
+        with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.logits_lora)):
+            return self.vocabulary.best(hidden, [state for state, _ in batch.sampled])
 
     @torch.inference_mode()
     def draw(self, plan: StepPlan, batch: ForwardBatch, logits: Made) -> StepResult:
@@ -252,6 +297,10 @@ class ModelRunner:
             return StepResult(plan.step, {})
         if isinstance(logits, list):
             return StepResult(plan.step, {}, pooled=pooled(batch.pooled, logits))
+        if isinstance(logits, BestTokens):
+            found = sampled_rows(logits, batch.sampled)
+            ids = (state.request_id for state, _ in batch.sampled)
+            return StepResult(plan.step, dict(zip(ids, sample_best(found.logits, found.ids), strict=True)))
         best = None
         if isinstance(logits, tuple):
             logits, *best = logits
@@ -278,15 +327,43 @@ class ModelRunner:
         with forward_context(ForwardContext(batch.attention, self.kv_caches, batch.logits_lora)):
             return checked_vectors(pooler, pooler(hidden, batch.pooling), batch.pooling)
 
-    def _made_of(self, batch: ForwardBatch, plan: StepPlan) -> Made:
+    @torch.inference_mode()
+    def made_of(self, batch: ForwardBatch, plan: StepPlan, *, all_logits: bool = False) -> Made:
+        """What a model whose stages are all here makes of a step, by itself or as it was recorded; `all_logits` as in
+        `compute`."""
         if self.graphs is not None and self.graphs.took(batch):
             slots = {} if self.adapters is None else self.adapters.slot_of
-            with turn():
-                return self.graphs.run(batch, self._logits_and_best, lambda: self._batch(plan, slots))
-        made = self.compute(batch)
+            if self._divided:
+                results = self.graphs.repeated(batch, self._hidden_and_best)
+                if results is not None:
+                    return self._after(batch, results, all_logits)
+                batch = self._batch(plan, slots)
+            else:
+                with turn():
+                    return self.graphs.run(batch, self._logits_and_best, lambda: self._batch(plan, slots))
+        made = self.compute(batch, all_logits=all_logits)
         if isinstance(made, IntermediateTensors):
             raise EngineError("this is not the last stage of a pipeline: it makes nothing")
         return made
+
+    def _hidden_and_best(self, batch: ForwardBatch) -> Results:
+        """A step's hidden states, and best tokens where ranks can find these by their own parts of the vocabulary.
+        Not logits: these go from all ranks to all, and few steps need them."""
+        with self._in_force():
+            hidden = self._hidden(batch)
+            if isinstance(hidden, IntermediateTensors):
+                raise EngineError("steps of a pipeline are not recorded")
+            best = self._best(batch, hidden)
+        return (hidden,) if best is None else (hidden, best.logits, best.ids)
+
+    def _after(self, batch: ForwardBatch, results: Results, all_logits: bool) -> Made:
+        """What `batch` wants of what `_hidden_and_best` gave."""
+        hidden, *best = results
+        with self._in_force():
+            if best and not all_logits and self.vocabulary.serves(batch):
+                greedy = all(state.sampling.greedy for state, _ in batch.sampled)
+                return BestTokens(*best) if greedy else self._best(batch, hidden)
+            return self._logits(batch, hidden)[: len(batch.sampled)]
 
     def _logits_and_best(self, batch: ForwardBatch) -> Results:
         """A step's logits, the largest of each row, and its id."""
@@ -324,7 +401,6 @@ def _prompt_logprobs(batch: ForwardBatch, logits: torch.Tensor) -> dict[str, lis
     found = {}
     for state, rows, first in batch.prompt_rows:
         count = state.sampling.prompt_logprobs or 0
-        found[state.request_id] = [
-            token_logprobs(logits[row], state.tokens[first + index], count) for index, row in enumerate(rows)
-        ]
+        asked = [(logits[row], state.tokens[first + index], count) for index, row in enumerate(rows)]
+        found[state.request_id] = logprobs_of(asked)
     return found

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from bestiary.api.outputs import Logprob, TokenLogprobs
 from . import device_draws
 from .plan import SampledToken
 from .request_state import RequestState
+from .transfer import fetch
 
 _CANDIDATES = 1024
 _NUMERICAL = SampledToken(token_id=-1, error="numerical")
@@ -48,14 +49,15 @@ def sample(
         best: each row's largest logit and its id, where they are known already.
     """
     peaks, best_ids = best or logits.max(dim=-1)
-    ids: list[int] = best_ids.tolist()
-    drawn: list[SampledToken] = []
-    together: dict[int, int] = {}
+    together: list[int] = []
     if device_draws.on_device(logits):
         free = [row for row in range(len(states)) if grammars is None or grammars[row] is None]
-        plain = [row for row in free if not states[row].sampling.greedy and not _reshapes(states[row])]
-        together = device_draws.draw_together(logits, states, plain)
-    for row, (state, peak) in enumerate(zip(states, peaks.tolist(), strict=True)):
+        together = [row for row in free if not states[row].sampling.greedy and not _reshapes(states[row])]
+    found = fetch(peaks, best_ids, device_draws.draw_together(logits, states, together))
+    tokens = {row: int(token) for row, token in enumerate(found[1])}
+    tokens |= {row: int(token) for row, token in zip(together, found[2], strict=True)}
+    drawn: list[SampledToken] = []
+    for row, (state, peak) in enumerate(zip(states, found[0], strict=True)):
         grammar = None if grammars is None else grammars[row]
         if not math.isfinite(peak):
             drawn.append(_NUMERICAL)
@@ -64,17 +66,44 @@ def sample(
         elif grammar is not None:
             drawn.append(_constrained(logits[row], state, grammar))
         else:
-            if row in together:
-                token = together[row]
-            else:
-                token = ids[row] if _plain_greedy(state) else _choose(logits[row], state)
-            drawn.append(_drawn(logits[row], state, token) if token >= 0 else _NUMERICAL)
+            known = row in together or _plain_greedy(state)
+            token = tokens[row] if known else _choose(logits[row], state)
+            drawn.append(SampledToken(token) if token >= 0 else _NUMERICAL)
+    return _with_logprobs(drawn, logits, states)
+
+
+def takes_the_best(state: RequestState, device_draws_it: bool = False) -> bool:
+    """Whether the largest of a row's logits and its id are all that its token needs; where the device draws, the
+    largest of its scores (`device_draws.draw_parts`)."""
+    if _reshapes(state) or _wants_logprobs(state) or state.sampling.structured_outputs is not None:
+        return False
+    return state.sampling.greedy or (device_draws_it and device_draws.draws_from_all(state))
+
+
+def drawn_on_device(state: RequestState) -> bool:
+    """Whether a row's token needs nothing that only the host has."""
+    return not (_reshapes(state) or _wants_logprobs(state) or state.sampling.structured_outputs is not None)
+
+
+def sample_best(peaks: torch.Tensor, ids: torch.Tensor) -> list[SampledToken]:
+    """Tokens of rows that take the best, as `sample` would draw them; the peaks are their logits."""
+    drawn = zip(*fetch(peaks, ids), strict=True)
+    return [SampledToken(int(token)) if math.isfinite(peak) else _NUMERICAL for peak, token in drawn]
+
+
+def _with_logprobs(
+    drawn: list[SampledToken], logits: torch.Tensor, states: Sequence[RequestState]
+) -> list[SampledToken]:
+    """The same tokens, with log-probabilities where these were asked for."""
+    rows = [row for row, token in enumerate(drawn) if token.token_id >= 0 and _wants_logprobs(states[row])]
+    asked = [(logits[row], drawn[row].token_id, states[row].sampling.logprobs or 0) for row in rows]
+    for row, found in zip(rows, logprobs_of(asked), strict=True):
+        drawn[row] = drawn[row]._replace(logprobs=found)
     return drawn
 
 
-def _drawn(logits: torch.Tensor, state: RequestState, token: int) -> SampledToken:
-    wanted = state.sampling.logprobs
-    return SampledToken(token, None if wanted is None else token_logprobs(logits, token, wanted))
+def _wants_logprobs(state: RequestState) -> bool:
+    return state.sampling.logprobs is not None
 
 
 def _constrained(logits: torch.Tensor, state: RequestState, grammar: bytes) -> SampledToken:
@@ -87,19 +116,36 @@ def _constrained(logits: torch.Tensor, state: RequestState, grammar: bytes) -> S
         row[ends.to(row.device)] = -math.inf
     token = _choose(row, state)
     if token >= 0:
-        return _drawn(logits, state, token)
+        return SampledToken(token)
     allowed[ends] = False
     return _NOTHING_LEFT if bool(allowed.any()) else _END
 
 
-def token_logprobs(logits: torch.Tensor, token_id: int, count: int) -> TokenLogprobs:
-    """The token's log-probability and the `count` likeliest, from one row of raw logits."""
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    own = logprobs[token_id]
-    found = {token_id: Logprob(float(own), int((logprobs > own).sum()) + 1)}
-    top = torch.topk(logprobs, min(count, logprobs.shape[-1]))
-    for rank, (value, each) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True), 1):
-        found.setdefault(each, Logprob(value, rank))
+def logprobs_of(asked: Sequence[tuple[torch.Tensor, int, int]]) -> list[TokenLogprobs]:
+    """Of rows of raw logits ``[vocabulary]``: each one's token's log-probability, and the so many likeliest. Each is
+    computed by itself; the device is waited for once."""
+    if not asked:
+        return []
+    return [_read(token, *each) for (_, token, _), each in zip(asked, _in_threes(asked), strict=True)]
+
+
+def _in_threes(asked: Sequence[tuple[torch.Tensor, int, int]]) -> Iterator[list[list[float]]]:
+    """For each: the token's log-probability and how many are larger; those of the likeliest ones; their ids."""
+    vectors: list[torch.Tensor] = []
+    for logits, token, count in asked:
+        logprobs = torch.log_softmax(logits.float(), dim=-1)
+        own = logprobs[token]
+        top = torch.topk(logprobs, min(count, logprobs.shape[-1]))
+        vectors += [torch.stack((own.double(), (logprobs > own).sum().double())), top.values, top.indices]
+    found = fetch(*vectors)
+    for at in range(0, len(found), 3):
+        yield found[at : at + 3]
+
+
+def _read(token: int, own: list[float], values: list[float], ids: list[float]) -> TokenLogprobs:
+    found = {token: Logprob(own[0], int(own[1]) + 1)}
+    for rank, (value, each) in enumerate(zip(values, ids, strict=True), 1):
+        found.setdefault(int(each), Logprob(value, rank))
     return found
 
 

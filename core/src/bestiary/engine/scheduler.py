@@ -28,8 +28,10 @@ The rules, all of them:
   their results come back in order. Each takes its share of the requests, so that no stage idles. What is in flight is
   neither planned again nor preempted.
 
-To plan one request ahead, `schedule` would start at ``num_computed + num_scheduled`` and count tokens not yet known;
-to take several tokens of one request, `update` returns several `SequenceUpdate`s for it.
+* **Ahead.** Where `schedule_ahead` is asked, a second plan is made upon the one in flight before that has told its
+  tokens (`ahead.py`); the same rules come to the same answers, for it is only made where they leave no choice.
+
+To take several tokens of one request, `update` returns several `SequenceUpdate`s for it.
 
 A step is `schedule`, execution, `update`; between the two a request may be aborted, and its result is then ignored.
 All of it is a function of the calls made: the same calls give the same plans.
@@ -49,6 +51,7 @@ from bestiary.api.outputs import FinishReason, TokenLogprobs
 
 from .adapters import Adapters, SlotTable
 from .admission import Limits
+from .ahead import continued
 from .kv_cache import KVCacheManager, KVCacheUsage
 from .plan import NewRequest, PooledVector, SampledToken, ScheduledItem, StepPlan, StepResult
 from .sequence import Sequence, SequenceUpdate, Status
@@ -221,6 +224,28 @@ class Scheduler:
         if self._kv.states is not None:
             items = tuple(map(self._with_rows, items, scheduled))
         new = tuple([_introduce(sequence) for sequence in scheduled if not sequence.sent])
+        return self._give_out(items, scheduled, new)
+
+    def schedule_ahead(self) -> StepPlan | None:
+        """The step after the only one in flight, whose tokens are not known yet; None where that is not known either.
+
+        It must come back as the other does, after it.
+        """
+        if len(self._flights) != 1 or self._depth > 1:
+            return None
+        flight = self._flights[0]
+        room = len(self._running) < self._config.max_num_seqs
+        others = any(not each.num_scheduled for each in self._running)
+        if others or (room and self._waiting):
+            return None
+        found = continued(flight.plan.items, flight.scheduled, self._kv)
+        if found is None:
+            return None
+        return self._give_out(tuple([item for _, item in found]), [sequence for sequence, _ in found], ())
+
+    def _give_out(
+        self, items: tuple[ScheduledItem, ...], scheduled: list[Sequence], new: tuple[NewRequest, ...]
+    ) -> StepPlan:
         finished: tuple[str, ...] = ()
         if self._unreported:
             finished = tuple(self._unreported)
@@ -266,7 +291,15 @@ class Scheduler:
                 updates.append(self._pooled(sequence, token))
             elif token is not None:
                 updates.append(self._append(sequence, token))
+        if self._flights:
+            self._take_up(self._flights[0])
         return updates
+
+    def _take_up(self, flight: _Flight) -> None:
+        """The requests of a plan that was made ahead are in flight with it alone now."""
+        for sequence, item in zip(flight.scheduled, flight.plan.items, strict=True):
+            if sequence.status is Status.RUNNING:
+                sequence.num_scheduled = item[2]
 
     def abandon(self, plan: StepPlan) -> None:
         """`plan`, the newest, failed as a whole: nothing of it was computed, and the next will say all of it again.
@@ -278,7 +311,8 @@ class Scheduler:
         new = [request.request_id for request in plan.new]
         for sequence in self._flights.pop().scheduled:
             sequence.sent = sequence.sent and sequence.request_id not in new
-            sequence.num_scheduled = 0
+            if not any(sequence in flight.scheduled for flight in self._flights):
+                sequence.num_scheduled = 0
         self._unreported += [*plan.finished, *new]
         self._slots.give_back(plan.lora_loads)
 

@@ -74,7 +74,8 @@ class Sequence:
         block_table, block_ids, capacity, digests, num_registered: written by `KVCacheManager` alone: the blocks, the
             same as a tuple, the tokens they hold, digests of the full blocks of `token_ids`, and how many of the
             table's blocks are known to the prefix cache.
-        state_row, next_row: written by `StateRows` alone: where layers keep its state, and where its next step puts it.
+        state_row, next_row, checkpoint: written by `StateRows` alone: where layers keep its state, where its next step
+            puts it, and the digest of the answer's newest checkpoint.
     """
 
     __slots__ = (
@@ -83,6 +84,7 @@ class Sequence:
         "cache_salt",
         "cached_tokens",
         "capacity",
+        "checkpoint",
         "digests",
         "eos_token_ids",
         "leader",
@@ -155,6 +157,7 @@ class Sequence:
         self.digests: list[bytes] = []
         self.num_registered = 0
         self.state_row = self.next_row = -1
+        self.checkpoint: bytes | None = None
 
     @property
     def total(self) -> int:

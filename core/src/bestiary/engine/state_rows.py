@@ -10,7 +10,9 @@ checkpoint, and checkpoints give way, the least recently used first.
 
 A checkpoint is the state at the end of a full block, known by that block's digest (`kv_cache.py`), from which any
 sequence with the same beginning can go on. It costs no copy: the row just written is kept, and the sequence goes on in
-another.
+another. Of an answer only the newest checkpoint is kept, since the next turn of a conversation begins with all of it;
+those of prompts stay as long as there is room. A digest stands for the tokens that were computed, so a checkpoint whose
+blocks are gone is right again when they come back.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from .sequence import Sequence
 
 NONE = -1
 """No row: a sequence that begins has no state yet, and zeros are read in its place."""
+WORKING_ROWS = 2
+"""What a running sequence holds at most."""
 
 
 class StateRows:
-    """Hands out the rows of one engine; the only writer of sequences' `state_row` and `next_row`."""
+    """Hands out the rows of one engine; the only writer of sequences' `state_row`, `next_row` and `checkpoint`."""
 
     __slots__ = ("_checkpoints", "_free", "_held", "num_rows")
 
@@ -64,6 +68,10 @@ class StateRows:
         if digest is not None and digest not in self._checkpoints:
             self._checkpoints[digest] = sequence.state_row
             self._held[sequence.state_row] += 1
+            if sequence.num_computed > sequence.num_prompt:
+                if sequence.checkpoint is not None:
+                    self.forget(sequence.checkpoint)
+                sequence.checkpoint = digest
         if read != NONE:
             self._release(read)
 

@@ -67,6 +67,7 @@ from .stack import (
 from .state import (
     BailingMoELinearAttention,
     GatedDeltaNetAttention,
+    KimiDeltaAttention,
     LightningAttention,
     MambaMixer,
     MambaMixer2,
@@ -103,6 +104,7 @@ __all__ = [
     "GeluAndMul",
     "GeluAndMulSparse",
     "GemmaRMSNorm",
+    "KimiDeltaAttention",
     "LayerNorm",
     "LightningAttention",
     "LogitsProcessor",

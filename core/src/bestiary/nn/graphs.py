@@ -43,6 +43,18 @@ class StepRecorder(Protocol):
 
 
 @runtime_checkable
+class Together(Protocol):
+    """A recorder of steps in which ranks wait for each other. All ranks record the same steps in the same order."""
+
+    def record_together(
+        self, step: Callable[[], Results], agreed: Callable[[bool], bool]
+    ) -> tuple[Results, Callable[[], Results]]:
+        """As `StepRecorder.record`. ``agreed(whether it is recorded here)`` is called once, when nothing of the
+        recorded step has run again: it says whether all ranks have it, and where one has not, none may run it."""
+        ...
+
+
+@runtime_checkable
 class Padding(Protocol):
     """A recorder whose steps have few sizes: others are filled up with rows that nobody asks for."""
 

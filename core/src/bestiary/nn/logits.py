@@ -2,11 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import nn
 
+from bestiary.api.errors import EngineError
+
 from .embedding import VocabParallelEmbedding
 from .parallel import tensor_model_parallel_all_gather
+
+
+class LocalLogits:
+    """Logits of this rank's columns of a vocabulary that is divided among ranks.
+
+    Attributes:
+        made: ``[rows, columns]``, None while there are none. first: the id of the first column.
+    """
+
+    def __init__(self) -> None:
+        self.made: torch.Tensor | None = None
+        self.first = 0
+        self._version = 0
+
+    def set(self, made: torch.Tensor, first: int) -> None:
+        self.made, self.first = made, first
+        self._version = -1 if made.is_inference() else made._version
+
+    @property
+    def logits(self) -> torch.Tensor:
+        if self.made is None:
+            raise EngineError("no logits were made of a divided vocabulary")
+        return self.made
+
+    @property
+    def changed(self) -> bool:
+        """Whether somebody has changed them in place. Unknown of tensors that inference mode has made."""
+        return self.logits._version != self._version
+
+
+_local: ContextVar[LocalLogits | None] = ContextVar("local_logits", default=None)
+
+
+@contextmanager
+def local_logits() -> Iterator[LocalLogits]:
+    """While it lasts, `LogitsProcessor` does not join ranks' columns: it gives this rank's, and notes them here."""
+    local = LocalLogits()
+    entered = _local.set(local)
+    try:
+        yield local
+    finally:
+        _local.reset(entered)
 
 
 class LogitsProcessor(nn.Module):
@@ -36,11 +84,17 @@ class LogitsProcessor(nn.Module):
     def forward(
         self, lm_head: VocabParallelEmbedding, hidden_states: torch.Tensor, embedding_bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """``[rows, hidden] → [rows, org_vocab_size]``, dtype of the hidden states."""
+        """``[rows, hidden] → [rows, org_vocab_size]``, dtype of the hidden states; within `local_logits` this rank's
+        columns of them."""
         logits = hidden_states if self.logits_as_input else self._project(lm_head, hidden_states, embedding_bias)
         if self.soft_cap is not None:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
-        return logits if self.scale == 1.0 else logits * self.scale
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        local = _local.get()
+        if local is not None and lm_head.tp_size > 1 and not self.logits_as_input:
+            local.set(logits, lm_head.vocab_start)
+        return logits
 
     def _project(
         self, lm_head: VocabParallelEmbedding, hidden_states: torch.Tensor, bias: torch.Tensor | None
@@ -49,5 +103,7 @@ class LogitsProcessor(nn.Module):
             bias = getattr(lm_head, "bias", None)
         logits = lm_head.quant_method.apply(lm_head, hidden_states, bias)
         if lm_head.tp_size > 1:
+            if _local.get() is not None:
+                return logits[..., : max(0, min(lm_head.vocab_end, self.org_vocab_size) - lm_head.vocab_start)]
             logits = tensor_model_parallel_all_gather(logits)
         return logits if logits.shape[-1] == self.org_vocab_size else logits[..., : self.org_vocab_size]

@@ -37,6 +37,9 @@ def get_current_vllm_config_or_none() -> VllmConfig | None:
     return _current
 
 
+_TWIN = "_on_meta"
+
+
 @contextmanager
 def build_scope(vllm_config: VllmConfig) -> Iterator[None]:
     """Enter the scope; refuses nesting. Holds for the current process, not per thread."""
@@ -56,8 +59,12 @@ def build_scope(vllm_config: VllmConfig) -> Iterator[None]:
 
 
 def _to_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> nn.Parameter | None:
+    """One meta parameter for each real one, however many modules share it."""
     if param is None or param.is_meta:
         return param
-    made = nn.Parameter(param.to("meta"), requires_grad=False)
-    made.__dict__.update(param.__dict__)
+    made: nn.Parameter | None = param.__dict__.get(_TWIN)
+    if made is None:
+        made = nn.Parameter(param.to("meta"), requires_grad=False)
+        made.__dict__.update(param.__dict__)
+        param.__dict__[_TWIN] = made
     return made

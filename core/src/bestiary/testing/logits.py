@@ -36,8 +36,12 @@ def prompt_logits(
     rows = []
     for step, start in enumerate(range(0, total, chunk or total)):
         count = min(chunk or total, total - start)
-        states = (1 - step % 2 if step else -1, step % 2)
-        item = ScheduledItem(_ID, start, count, blocks, start + count == total, *states)
+        item = ScheduledItem(_ID, start, count, blocks, start + count == total, *state_rows(step))
         rows.append(runner.logits(StepPlan(0, (item,), (new,) if start == 0 else ())))
     runner.execute(StepPlan(0, (), finished=(_ID,)))
     return torch.cat(rows)
+
+
+def state_rows(step: int) -> tuple[int, int]:
+    """The rows of layers' states that the pieces of one prompt read and write: two that change places."""
+    return 1 - step % 2 if step else -1, step % 2

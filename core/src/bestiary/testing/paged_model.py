@@ -61,6 +61,7 @@ class PagedModel:
         number of the token in whose place it ends.
     prompt_salt: as the scheduler's; prompts to which it gives different salts have different states.
     lora_slots: how many slots there are for adapters; None: a request's adapter has to be in none.
+    state_rows: how many rows there are for sequences' states; each holds the state after some token. 0: there are none.
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class PagedModel:
         numerical_at: dict[str, int] | None = None,
         prompt_salt: Callable[[int], str | None] | None = None,
         lora_slots: int | None = None,
+        state_rows: int = 0,
     ) -> None:
+        self.rows = [0] * state_rows
         self.lora_slots: list[str | None] | None = None if lora_slots is None else [None] * lora_slots
         self.block_size = block_size
         self.vocab_size = vocab_size
@@ -90,12 +93,14 @@ class PagedModel:
             self.known[request.request_id] = self._know(request)
         self._load(plan)
         writers = self._writers(plan)
+        self._check_rows(plan)
         sampled: dict[str, SampledToken] = {}
         pooled: dict[str, PooledVector] = {}
         prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
         for item in plan.items:
             known = self.known[item.request_id]
             self._write(item, known)
+            self._take_in(item, known)
             self._attend(item, known, writers)
             if known.request.sampling.prompt_logprobs is not None:
                 prompt_logprobs[item.request_id] = self._prompt_logprobs(item, known)
@@ -158,6 +163,25 @@ class PagedModel:
                 _require(slot not in writers, item, f"slot {slot} is written twice in one step")
                 writers[slot] = item.request_id
         return writers
+
+    def _check_rows(self, plan: StepPlan) -> None:
+        """No row of a step is written twice, or written and read."""
+        taken = {item.state_read for item in plan.items}
+        for item in plan.items:
+            _require((item.state_write >= 0) == bool(self.rows), item, "a row to write is missing, or there are none")
+            _require(not self.rows or item.state_write not in taken, item, "the row written is another's in this step")
+            taken.add(item.state_write)
+
+    def _take_in(self, item: ScheduledItem, known: _Known) -> None:
+        """The recurrence: the state in the row read, every token, the row written."""
+        if not self.rows:
+            return
+        _require((item.state_read < 0) == (item.start == 0), item, "a state is read where there is none, or not read")
+        state = self.rows[item.state_read] if item.start else known.initial
+        _require(not item.start or state == known.state(item.start - 1), item, "the row read holds something else")
+        for position in range(item.start, item.start + item.count):
+            state = _mix(state, known.tokens[position])
+        self.rows[item.state_write] = state
 
     def _write(self, item: ScheduledItem, known: _Known) -> None:
         end = item.start + item.count

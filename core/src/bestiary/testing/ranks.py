@@ -27,16 +27,19 @@ from bestiary.engine.parallel.places import connected_groups, groups_of
 from bestiary.engine.plan import LoRALoad, NewRequest, ScheduledItem, StepPlan, StepResult
 from bestiary.engine.pooler import pooler_of
 from bestiary.engine.runner import Made, ModelRunner
+from bestiary.nn.graphs import StepRecorder
 from bestiary.nn.ops.registry import ChosenOps, choose_ops
 from bestiary.nn.parallel import use_groups
 from bestiary.nn.parallel.distributed import PEER_LOST, PEER_STALLED, Store, TorchGroup, dist
 from bestiary.nn.placement import finish
+from bestiary.testing.logits import state_rows
 
 R = TypeVar("R")
 
 PATIENCE = 20.0
 """Seconds that a rank waits for another."""
 BLOCKS = 48
+STATE_ROWS = 2
 _ID = "bestiary.testing.ranks"
 
 
@@ -47,13 +50,22 @@ class Ranks:
         runners: one a rank, in their order; `runners[r].model` is rank r's part.
     """
 
-    def __init__(self, model: str | Path, *, blocks: int = BLOCKS, patience: float = PATIENCE, **options: Any) -> None:
-        """`options`: of `EngineArgs`; in float32 on the CPU unless they say otherwise.
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        blocks: int = BLOCKS,
+        patience: float = PATIENCE,
+        recorder: Callable[[], StepRecorder] | None = None,
+        **options: Any,
+    ) -> None:
+        """`options`: of `EngineArgs`; in float32 on the CPU unless they say otherwise. `recorder` makes what records
+        a rank's decode steps; nothing does where it is None.
 
         Raises:
             UsageError: the model cannot be divided like this.
         """
-        self.patience = patience
+        self.patience, self._recorder = patience, recorder
         args = EngineArgs.make(str(model), {**_PLAIN, **options})
         self._builder = EngineBuilder(args, together=False)
         self._model_class, config = self._builder.configure()
@@ -67,7 +79,7 @@ class Ranks:
 
     def logits(self, plan: StepPlan) -> torch.Tensor:
         """The logits that `execute` would draw from, as `ModelRunner.logits`."""
-        outcomes = self.together(lambda runner, _: _step(runner, plan))
+        outcomes = self.together(lambda runner, _: _step(runner, plan, all_logits=True))
         logits = outcomes[self._sampler][1]
         if not isinstance(logits, torch.Tensor):
             raise ValueError("this plan wants no logits")
@@ -102,8 +114,8 @@ class Ranks:
         new = NewRequest(_ID, tuple(token_ids), SamplingParams(prompt_logprobs=0), seed=0, lora_name=lora_id)
         loads = () if lora_id is None else (LoRALoad(0, lora_id),)
         blocks = tuple(range(-(-total // self.runners[0].block_size)))
-        for end in (*ends, total):
-            item = ScheduledItem(_ID, start, end - start, blocks, samples=end == total)
+        for index, end in enumerate((*ends, total)):
+            item = ScheduledItem(_ID, start, end - start, blocks, end == total, *state_rows(index))
             rows.append(self.logits(StepPlan(0, (item,), (new,) if start == 0 else (), lora_loads=loads)))
             start = end
         self.execute(StepPlan(0, (), finished=(_ID,)))
@@ -135,7 +147,9 @@ class Ranks:
             with self._ops.active():
                 finish(model)
             slots = adapter_slots(model, config, self._builder.description.alias)
-        return ModelRunner(model, config, blocks, _InForce({}), vocab_size(model, config), groups, slots, pooler)
+        recorder = None if self._recorder is None else self._recorder()
+        width = vocab_size(model, config)
+        return ModelRunner(model, config, blocks, _InForce({}), width, groups, slots, pooler, recorder, STATE_ROWS)
 
     def _connect(self, runner: ModelRunner, rank: int, store: Store) -> None:
         for name, group in connected_groups(replace(self._builder.parallel, rank=rank), runner.groups):
@@ -176,9 +190,9 @@ class _InForce(ChosenOps):
 _PLAIN = {"kernels": "torch", "dtype": "float32", "device": "cpu", "skip_tokenizer_init": True, "progress": False}
 
 
-def _step(runner: ModelRunner, plan: StepPlan) -> tuple[ForwardBatch | None, Made]:
+def _step(runner: ModelRunner, plan: StepPlan, *, all_logits: bool = False) -> tuple[ForwardBatch | None, Made]:
     batch = runner.prepare(plan)
-    return batch, None if batch is None else run_stage(runner, batch)
+    return batch, None if batch is None else run_stage(runner, plan, batch, all_logits=all_logits)
 
 
 def _leave(runner: ModelRunner) -> None:

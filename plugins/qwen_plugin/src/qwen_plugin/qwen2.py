@@ -54,13 +54,13 @@ class Qwen2Attention(nn.Module):
             scale=head_dim**-0.5,
             num_kv_heads=self.qkv_proj.num_kv_heads,
             per_layer_sliding_window=config.sliding_window if layer_type == "sliding_attention" else None,
+            rotary_emb=self.rotary_emb,
         )
 
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         qkv, _ = self.qkv_proj(hidden_states)
         q, k, v = qkv.split(self.qkv_proj.split_sizes, dim=-1)
-        q, k = self.rotary_emb(positions, q, k)
-        output, _ = self.o_proj(self.attn(q, k, v))
+        output, _ = self.o_proj(self.attn(q, k, v, positions=positions))
         return output
 
 

@@ -41,7 +41,6 @@ class Qwen3MoeAttention(nn.Module):
     def __init__(self, config: Qwen3MoeConfig) -> None:
         super().__init__()
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.head_dim = head_dim
         bias = config.attention_bias
         self.qkv_proj = QKVParallelLinear(
             config.hidden_size, head_dim, config.num_attention_heads, config.num_key_value_heads, bias=bias
@@ -61,15 +60,15 @@ class Qwen3MoeAttention(nn.Module):
             scale=head_dim**-0.5,
             num_kv_heads=self.qkv_proj.num_kv_heads,
             per_layer_sliding_window=config.sliding_window,
+            rotary_emb=self.rotary_emb,
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
         )
 
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         qkv, _ = self.qkv_proj(hidden_states)
         q, k, v = qkv.split(self.qkv_proj.split_sizes, dim=-1)
-        q = self.q_norm(q.unflatten(-1, (-1, self.head_dim))).flatten(-2)
-        k = self.k_norm(k.unflatten(-1, (-1, self.head_dim))).flatten(-2)
-        q, k = self.rotary_emb(positions, q, k)
-        output, _ = self.o_proj(self.attn(q, k, v))
+        output, _ = self.o_proj(self.attn(q, k, v, positions=positions))
         return output
 
 

@@ -34,6 +34,7 @@ _MORE: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
         "compilation_config": lambda _: CompilationConfig(),
         "num_speculative_tokens": lambda _: 0,
         "kv_transfer_config": lambda _: None,
+        "attention_config": lambda _: SimpleNamespace(backend=None),
         "kernel_config": lambda _: SimpleNamespace(moe_backend="auto"),
         "mamba_config": lambda _: SimpleNamespace(backend="auto"),
         "additional_config": lambda _: {},
@@ -50,8 +51,6 @@ _MORE: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     },
     "CacheConfig": {
         "kv_sharing_fast_prefill": lambda _: False,
-        "mamba_cache_dtype": lambda _: "auto",
-        "mamba_ssm_cache_dtype": lambda _: "auto",
         "mamba_block_size": lambda _: None,
         "mamba_cache_mode": lambda _: "none",
         "use_replayssm": lambda _: False,

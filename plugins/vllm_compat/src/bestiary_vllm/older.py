@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
 from types import FunctionType, ModuleType
@@ -18,6 +19,8 @@ _ADAPTED = "__bestiary_vllm_adapted__"
 
 def adapt_classes(modules: Iterable[ModuleType]) -> None:
     """Adapt every model class that was defined in one of `modules`. A class is adapted once."""
+    if "torch" not in sys.modules:
+        return  # what has not been imported, nobody derives from
     from torch import nn
 
     for module in list(modules):

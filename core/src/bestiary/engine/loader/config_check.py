@@ -40,6 +40,8 @@ NAMES_CODE = frozenset(
 
 QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
 MAX_ARCHITECTURES = 16
+_NOT_IN_JSON = ("Infinity", "-Infinity", "NaN")
+"""What transformers writes as ``{"__float__": …}``, since JSON has no such numbers."""
 _TEXT_PARTS = ("", "text_config.", "llm_config.", "language_config.", "decoder.")
 _METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _CLASS_PATH = re.compile(r"[.:/\\]")
@@ -149,6 +151,8 @@ def _without_code(value: Mapping[str, Any], where: str, notices: list[str]) -> d
 
 def _copy(value: Any, where: str, notices: list[str]) -> Any:
     if isinstance(value, Mapping):
+        if value.keys() == {"__float__"} and value["__float__"] in _NOT_IN_JSON:
+            return float(value["__float__"])
         return _without_code(value, f"{where}.", notices)
     if isinstance(value, list | tuple):
         return [_copy(item, f"{where}[{index}]", notices) for index, item in enumerate(value)]

@@ -77,6 +77,7 @@ def make_vllm_config(
             max_num_batched_tokens=args.max_num_batched_tokens,
             enable_chunked_prefill=args.enable_chunked_prefill,
             max_queue=args.max_queue,
+            async_scheduling=_async_scheduling(args, device),
         ),
         device_config=DeviceConfig(device=device),
         load_config=LoadConfig(
@@ -89,6 +90,21 @@ def make_vllm_config(
         quant_config=quant_config,
         lora_config=_lora_config(args),
     )
+
+
+def _async_scheduling(args: EngineArgs, device: str) -> bool:
+    """Where nobody says, on a GPU that computes the whole model; elsewhere a step is over when its launch is.
+
+    Raises:
+        UsageError: it was asked for, and ranks divide the model.
+    """
+    ranks = args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size
+    if args.async_scheduling and ranks > 1:
+        raise UsageError(
+            "steps are not planned ahead where ranks divide a model", field="async_scheduling", value=True,
+            limit="one rank", fix="leave async_scheduling out",
+        )  # fmt: skip
+    return device == "cuda" and ranks == 1 if args.async_scheduling is None else args.async_scheduling
 
 
 def _lora_config(args: EngineArgs) -> LoRAConfig | None:

@@ -71,6 +71,8 @@ class RankExecutor:
     def shutdown(self) -> None:
         if self.runner is not None:
             self.runner.close()
+            if self.runner.graphs is not None:
+                self.runner.graphs.forget()  # recorded steps hold the connections that the team ends
         self.runner = None
         self._launched.clear()
         self.team.close()
@@ -78,18 +80,20 @@ class RankExecutor:
     def _run(self, runner: ModelRunner, plan: StepPlan, batch: ForwardBatch) -> Drawn | None:
         if self.balancer is not None:
             self.balancer.begin_step()
-        made = run_stage(runner, batch)
+        made = run_stage(runner, plan, batch)
         if not runner.draws:
             return None
         return Drawn.of(plan, runner.draw(plan, batch, made))
 
 
 @torch.inference_mode()
-def run_stage(runner: ModelRunner, batch: ForwardBatch) -> Made:
+def run_stage(runner: ModelRunner, plan: StepPlan, batch: ForwardBatch, *, all_logits: bool = False) -> Made:
     """This rank's part of a step: receive, compute, send on. What the last stage made, None from the others."""
     pipeline: Any = runner.groups.pipeline
+    if pipeline.world_size == 1:
+        return runner.made_of(batch, plan, all_logits=all_logits)
     received = None if pipeline.is_first_rank else _received(runner, batch, pipeline)
-    out = runner.compute(batch, received)
+    out = runner.compute(batch, received, all_logits=all_logits)
     if not isinstance(out, IntermediateTensors):
         return out
     pipeline.wait_for_sends()

@@ -92,8 +92,9 @@ class AttentionBackend(Protocol):
 
     A backend may have more attributes: `dtypes`, of queries, where it does not take every one; `deterministic`, true
     where a row's bits do not depend on its batch; `recordable`, true where it reads nothing on the host but shapes
-    (`bestiary.nn.graphs`); `takes`, the names of those of `SPECIAL` that it knows, for a layer that sets another of
-    them is not given to it.
+    (`bestiary.nn.graphs`); `reads_pages_only`, true where its cache has the shape that the op `write_kv_cache` takes
+    and it attends to that alone, so that a layer may have written a step's keys and values before; `takes`, the names
+    of those of `SPECIAL` that it knows, for a layer that sets another of them is not given to it.
     """
 
     name: str

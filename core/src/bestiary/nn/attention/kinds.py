@@ -49,6 +49,7 @@ class PrefillPrefixLMAttention(Attention):
     """
 
     reads_ahead = True
+    reads_own_keys = True
 
     def __init__(
         self, num_heads: int, head_size: int, scale: float, num_kv_heads: int | None = None, **options: Any
@@ -139,6 +140,8 @@ class StaticSinkAttention(Attention):
     Sequences are computed one after the other, by backends that attend over keys which lie in no cache.
     """
 
+    reads_own_keys = True
+
     def __init__(
         self,
         num_heads: int,
@@ -158,7 +161,12 @@ class StaticSinkAttention(Attention):
         self._learned: tuple[Tensor, Tensor] | None = None
 
     def update_sink_kv(self, sink_key: Tensor, sink_value: Tensor) -> None:
-        """Take the learned ``[sink_len, num_kv_heads, head_size]`` keys, rotated, and values (of `head_size_v`)."""
+        """Take the learned ``[sink_len, num_kv_heads, head_size]`` keys, rotated, and values (of `head_size_v`).
+
+        Those of a model that is still on the meta device are none.
+        """
+        if sink_key.is_meta:
+            return
         pair = [
             each.reshape(self.sink_len, self.num_kv_heads, -1).to(torch.get_default_dtype())
             for each in (sink_key, sink_value)

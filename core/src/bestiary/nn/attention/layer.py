@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bestiary.api.errors import ConfigError
 from bestiary.nn.context import get_forward_context
+from bestiary.nn.rotary.embedding import RotaryEmbedding
 
 from .backend import AttentionBackend, AttentionSpec, AttentionType
 from .base import AttentionLayerBase, cache_config_or_scopes, cache_dtype_of, refuse
-from .mask import is_cached
+from .heads import HeadTransform
+from .mask import is_cached, key_geometry
 from .metadata import AttentionMetadata
 
 
@@ -25,7 +27,11 @@ class Attention(AttentionLayerBase):
 
     Attributes:
         sinks: the parameter given, the same object as its owner's.
+        heads: what is done to queries and keys first; None where who calls has done it.
+        reads_own_keys: whether it attends to a step's keys and values as they come, beside those in the cache.
     """
+
+    reads_own_keys: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -44,9 +50,16 @@ class Attention(AttentionLayerBase):
         attn_backend: AttentionBackend | None = None,
         sinks: nn.Parameter | None = None,
         head_size_v: int | None = None,
+        *,
+        rotary_emb: RotaryEmbedding | None = None,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
         **extra: Any,
     ) -> None:
-        """`quant_config` is accepted and ignored: the placement walk supplies it. By its `prefix` a later layer may say
+        """`rotary_emb`, and norms of every head's queries and keys, are applied by `forward` to what it is given, in
+        one kernel with the write to the cache where there is one. They stay the modules of who gives them.
+
+        `quant_config` is accepted and ignored: the placement walk supplies it. By its `prefix` a later layer may say
         that it shares this one's cache; the layer's own name comes from the walk.
 
         `cache_config` gives the cache's dtype and, where `per_layer_sliding_window` is None, the window; the build
@@ -79,9 +92,16 @@ class Attention(AttentionLayerBase):
         self.scale, self.sliding_window, self.attn_type = scale, self.spec.sliding_window, self.spec.attn_type
         self.backend = attn_backend
         self.sinks = sinks
+        self.heads = HeadTransform.of(rotary_emb, q_norm, k_norm, head_size)
 
     def forward(
-        self, query: Tensor, key: Tensor | None, value: Tensor | None, output_shape: Sequence[int] | None = None
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        output_shape: Sequence[int] | None = None,
+        *,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Attend within each sequence of the running step.
 
@@ -90,25 +110,48 @@ class Attention(AttentionLayerBase):
             key, value: ``[tokens, num_kv_heads * head_size]`` (of values `head_size_v`), unused by a layer that shares
                 another's cache; for cross attention those of the encoder's tokens, or None in a step that brings none.
             output_shape: accepted and ignored: the layer knows it.
+            positions: int64 ``[tokens]``, of a layer that has a `rotary_emb`.
 
         Returns:
             ``[tokens, num_heads * head_size_v]``.
         """
         self.bound_backend()
         context = get_forward_context()
-        keys = values = None
-        if self.kv_sharing_target_layer_name is None and key is not None and value is not None:
-            keys = self._by_head(key, self.num_kv_heads, self.head_size)
-            values = self._by_head(value, self.num_kv_heads, self.head_size_v)
-        queries = self._by_head(query, self.num_heads, self.head_size)
-        if self.k_scale != 1.0:  # a score is the same with the query multiplied and the key divided
-            queries, keys = queries * self.k_scale, None if keys is None else keys / self.k_scale
-        if self.v_scale != 1.0:
-            values = None if values is None else values / self.v_scale
+        if self.kv_sharing_target_layer_name is not None:
+            key = value = None
         cache = self.cache_of(context.kv_caches) if is_cached(self.spec) else query.new_empty(0)
+        if self.heads is not None and key is not None and value is not None and self._writes:
+            slots = key_geometry(self.spec, context.attention).slot_mapping
+            value = self._by_head(value, self.num_kv_heads, self.head_size_v).flatten(1)
+            query = self.heads.into_cache(positions, query, key, value, cache, slots, self.k_scale, self.v_scale)
+            queries, keys, values = self._by_head(query, self.num_heads, self.head_size), None, None
+        else:
+            if self.heads is not None:
+                query, key = self.heads(positions, query, key)
+            queries, keys, values = self._scaled(query, key, value)
         out = self._attend(queries, keys, values, cache, context.attention)[..., : self.head_size_v]
         out = out.reshape(query.shape[0], -1)
         return out if self.v_scale == 1.0 else out * self.v_scale
+
+    @property
+    def _writes(self) -> bool:
+        """Whether keys and values go into the pages before the backend is asked, which then needs no others."""
+        pages_only = is_cached(self.spec) and bool(getattr(self.backend, "reads_pages_only", False))
+        return pages_only and not self.reads_own_keys and self.head_size == self.spec.head_size
+
+    def _scaled(
+        self, query: Tensor, key: Tensor | None, value: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """By head, keys and values divided by the cache's scales. A score is the same with the query multiplied."""
+        queries, keys, values = self._by_head(query, self.num_heads, self.head_size), None, None
+        if key is not None and value is not None:
+            keys = self._by_head(key, self.num_kv_heads, self.head_size)
+            values = self._by_head(value, self.num_kv_heads, self.head_size_v)
+        if self.k_scale != 1.0:
+            queries, keys = queries * self.k_scale, None if keys is None else keys / self.k_scale
+        if self.v_scale != 1.0:
+            values = None if values is None else values / self.v_scale
+        return queries, keys, values
 
     def _attend(
         self, query: Tensor, key: Tensor | None, value: Tensor | None, cache: Tensor, metadata: AttentionMetadata

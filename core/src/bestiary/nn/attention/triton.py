@@ -21,6 +21,7 @@ class TritonBackend(PagedBackend):
     """
 
     name = "triton"
+    reads_pages_only = True
     recordable = True
     deterministic = False
     dtypes = (torch.bfloat16, torch.float16, torch.float32)

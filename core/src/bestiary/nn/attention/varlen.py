@@ -32,6 +32,7 @@ class VarlenBackend(PagedBackend):
     """Every sequence of a step in one call: fp32 sums and softmax, weights rounded to the queries' dtype."""
 
     name = "varlen"
+    reads_pages_only = True
     dtypes = DTYPES
 
     def why_not(self, device: str, spec: AttentionSpec) -> str | None:

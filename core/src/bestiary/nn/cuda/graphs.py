@@ -42,6 +42,13 @@ class CudaGraphs:
 
     def record(self, step: Callable[[], Results]) -> tuple[Results, Callable[[], Results]]:
         """As `StepRecorder.record`."""
+        return self.record_together(step, lambda recorded: recorded)
+
+    def record_together(
+        self, step: Callable[[], Results], agreed: Callable[[bool], bool]
+    ) -> tuple[Results, Callable[[], Results]]:
+        """As `Together.record_together`. NCCL's collectives are captured with the rest; its communicators are made in
+        the run before, since they cannot be while a graph is captured."""
         before = torch.cuda.current_stream()
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(before)
@@ -49,18 +56,26 @@ class CudaGraphs:
             step()
         before.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        try:
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                results = step()
-        except RuntimeError as error:
-            if "captur" not in str(error) or isinstance(error.__context__, torch.cuda.OutOfMemoryError):
-                raise
-            raise NotRecordable(f"it waits for the device: {str(error).splitlines()[0]}") from error
+        results, why = self._captured(graph, step)
+        if not agreed(why is None):
+            raise NotRecordable(why or "another rank cannot")
 
         def again() -> Results:
             graph.replay()
             return results
 
         return again(), again
+
+    def _captured(self, graph: Any, step: Callable[[], Results]) -> tuple[Results, str | None]:
+        """What replays of `graph` will fill; and why there is nothing, where the step waits for the device."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                return step(), None
+        except NotRecordable as error:
+            return (), error.message
+        except RuntimeError as error:
+            if "captur" not in str(error) or isinstance(error.__context__, torch.cuda.OutOfMemoryError):
+                raise
+            return (), f"it waits for the device: {str(error).splitlines()[0]}"

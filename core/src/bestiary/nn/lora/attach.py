@@ -63,8 +63,6 @@ def _give_experts(name: str, layer: FusedMoE, config: LoRAConfig, device: torch.
         a = (config.max_loras, len(layers), len(sizes), config.max_lora_rank, inputs)
         b = (config.max_loras, len(layers), sum(sizes), config.max_lora_rank)
         made.append(LayerSlots(name, a, b, sizes, dtype, device))
-        layer.keep_with_experts(made[-1].a, 1)
-        layer.keep_with_experts(made[-1].b, 1)
     layer.adapter_slots = ExpertSlots(*made)
     for each in made:
         layer.keep_with_experts(each.a, 1)

@@ -102,7 +102,7 @@ class Targets:
         if not rest:
             return Target(owner)
         layer: Any = self._layers[owner]
-        place = place_of(rest[1:], layer.ckpt_names)
+        place = place_of(rest[1:], layer.ckpt_names, layer.is_gated)
         if place is None or place.parameter != "weight":
             return None
         return Target(owner, place.shard, place.expert, place.stack)

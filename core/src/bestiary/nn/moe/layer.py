@@ -209,13 +209,14 @@ class FusedMoE(nn.Module):
         return (weights if self.routed_scaling_factor == 1.0 else weights * self.routed_scaling_factor), ids
 
     def _slots(self, ids: torch.Tensor) -> torch.Tensor:
-        """This rank's slots of logical experts, −1 for those of other ranks; tokens take turns among copies."""
+        """This rank's slots of logical experts, −1 for those of other ranks and for none; tokens take turns among
+        copies."""
         placement = self.placement
         if placement.num_ranks == 1 and placement.num_physical == placement.num_logical:
             return ids
         turn = torch.arange(len(ids), device=ids.device).unsqueeze(-1) % self.num_copies[ids]
         local = self.physical_ids[ids, turn] - self.ep_rank * placement.num_local
-        return torch.where((local >= 0) & (local < placement.num_local), local, -1)
+        return torch.where((ids >= 0) & (local >= 0) & (local < placement.num_local), local, -1)
 
     def _expert(
         self,

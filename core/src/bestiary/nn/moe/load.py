@@ -18,9 +18,9 @@ class ExpertLoad:
         self._steps[self._now].zero_()
 
     def count(self, ids: torch.Tensor) -> None:
-        """Add logical expert ids, int64 of any shape. Waits for no device."""
+        """Add logical expert ids, int64 of any shape, −1 for none. Waits for no device."""
         chosen = ids.flatten()
-        self._steps[self._now].scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int32))
+        self._steps[self._now].scatter_add_(0, chosen.clamp_min(0), (chosen >= 0).to(torch.int32))
 
     def total(self) -> torch.Tensor:
         """int64 ``[experts]``: tokens of each expert in the window."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .recurrence import by_token, offered_by_token
 from .registry import op
 
 if TYPE_CHECKING:
@@ -28,17 +30,33 @@ def causal_conv1d(
         ``[tokens, channels]`` in the dtype of `x`, summed in fp32; and the states after the last tokens.
     """
     if metadata.num_decodes == state.shape[0]:
-        window = torch.cat([state, x.unsqueeze(-1).to(state.dtype)], -1)
-        out = (window.float() * weight.float()).sum(-1)
-        after = window[..., 1:]
+        out, after = _step(state, x, weight=weight.float())
     else:
-        out, after = _by_sequence(x, weight.float(), state, metadata)
-    if bias is not None:
-        out = out + bias.float()
-    return (F.silu(out) if silu else out).to(x.dtype), after
+        out, after = _in_a_row(x, weight.float(), state, metadata)
+    return _finished(out, bias, silu).to(x.dtype), after
 
 
-def _by_sequence(x: Tensor, weight: Tensor, state: Tensor, metadata: AttentionMetadata) -> tuple[Tensor, Tensor]:
+def _step(state: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    window = torch.cat([state, x.unsqueeze(-1).to(state.dtype)], -1)
+    return (window.float() * weight).sum(-1), window[..., 1:]
+
+
+def _finished(out: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    out = out if bias is None else out + bias.float()
+    return F.silu(out) if silu else out
+
+
+def _conv_by_token(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, metadata: AttentionMetadata, silu: bool = False
+) -> tuple[Tensor, Tensor]:
+    out, after = by_token(partial(_step, weight=weight.float()), state, metadata, x)
+    return _finished(out, bias, silu).to(x.dtype), after
+
+
+CONV_BY_TOKEN = offered_by_token(_conv_by_token)
+
+
+def _in_a_row(x: Tensor, weight: Tensor, state: Tensor, metadata: AttentionMetadata) -> tuple[Tensor, Tensor]:
     """All sequences in one row, each preceded by its state: a sum of `k` shifted products, whatever their lengths."""
     before = state.shape[-1]
     seqs = torch.arange(state.shape[0], device=x.device)

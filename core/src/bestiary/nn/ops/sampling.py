@@ -46,6 +46,24 @@ def draw_tokens(
     return torch.where(torch.isfinite(peak.squeeze(1)), scores.argmax(1), -1)
 
 
+@op
+def draw_from_part(
+    logits: Tensor, seeds: Tensor, positions: Tensor, temperature: Tensor, first: int
+) -> tuple[Tensor, Tensor]:
+    """Of a part of the vocabulary, the columns of ``[rows, columns]`` being the ids from `first` on: each row's largest
+    score, fp32, and its id, int64. The larger of two parts' scores is that of both together, and the id with the
+    largest of all is what `draw_tokens` draws where nothing is truncated.
+
+    A score is ``x - log(E)``, or x where the temperature is 0; NaN for a row that has NaN or +Inf.
+    """
+    greedy = (temperature == 0).unsqueeze(1)
+    x = logits.float() / torch.where(greedy, 1.0, temperature.unsqueeze(1))
+    noise = torch.log(_exponential(seeds, positions, logits.shape[1], first))
+    scores = torch.where(greedy, x, x - noise)
+    best, at = torch.where((x == torch.inf) | x.isnan(), torch.nan, scores).max(1)
+    return best, at + first
+
+
 def _ordered(x: Tensor) -> Tensor:
     """fp32 numbers as int64 in [0, 2³²) of the same order."""
     bits = x.contiguous().view(torch.int32).long() & _WORD
@@ -62,9 +80,10 @@ def _threshold(weights: Tensor, keys: Tensor, wanted: Tensor) -> Tensor:
     return found
 
 
-def _exponential(seeds: Tensor, positions: Tensor, width: int) -> Tensor:
-    """Exponential numbers fp32 ``[rows, width]`` of 32 random bits each, exact where they are small."""
-    ids = torch.arange(width, device=seeds.device).unsqueeze(0)
+def _exponential(seeds: Tensor, positions: Tensor, width: int, first: int = 0) -> Tensor:
+    """Exponential numbers fp32 ``[rows, width]`` of 32 random bits each, exact where they are small, of the ids from
+    `first` on."""
+    ids = torch.arange(first, first + width, device=seeds.device).unsqueeze(0)
     bits = philox(seeds.unsqueeze(1), ids, positions.unsqueeze(1))
     uniform = ((bits.float() + 0.5) * 2.0**-32).clamp_max(1 - 2.0**-24)
     series = uniform * (1 + uniform * (0.5 + uniform * (1 / 3)))

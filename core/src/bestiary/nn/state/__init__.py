@@ -3,6 +3,7 @@
 from .base import CausalConv1d, StateLayer
 from .delta_net import GatedDeltaNetAttention, OlmoHybridGatedDeltaNetAttention
 from .gated_norm import Mixer2RMSNormGated, RMSNormGated, ShardedGroupRMSNorm
+from .kimi_delta import KimiDeltaAttention
 from .linear_attention import BailingMoELinearAttention, LightningAttention
 from .mamba import MambaMixer
 from .mamba2 import MambaMixer2
@@ -13,6 +14,7 @@ __all__ = [
     "BailingMoELinearAttention",
     "CausalConv1d",
     "GatedDeltaNetAttention",
+    "KimiDeltaAttention",
     "LightningAttention",
     "MambaMixer",
     "MambaMixer2",

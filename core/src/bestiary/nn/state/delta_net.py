@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bestiary.nn.linear import ColumnParallelLinear, MergedColumnParallelLinear, RowParallelLinear
-from bestiary.nn.ops.scan import gated_delta_rule
+from bestiary.nn.ops.delta import gated_delta_rule
 from bestiary.nn.parallel import divide, get_tensor_model_parallel_world_size
 
 from .base import CausalConv1d, StateLayer, sharded
@@ -37,8 +37,10 @@ class GatedDeltaNet(StateLayer):
         *,
         activation: str = "silu",
         beta_scale: float = 1.0,
+        rates: int | None = None,
     ) -> None:
-        """`beta_scale` 2 lets the state's eigenvalues be negative (arXiv 2411.12537)."""
+        """`beta_scale` 2 lets the state's eigenvalues be negative (arXiv 2411.12537). `rates`: how many biases of rates
+        there are; one a head of values if None."""
         super().__init__()
         ranks = get_tensor_model_parallel_world_size()
         self.k_heads = divide(num_k_heads, ranks, "linear_num_key_heads")
@@ -47,7 +49,7 @@ class GatedDeltaNet(StateLayer):
         self.key_dim, self.value_dim = self.k_heads * head_k_dim, self.v_heads * head_v_dim
         keys, values = num_k_heads * head_k_dim, num_v_heads * head_v_dim
         self.conv1d = CausalConv1d([keys, keys, values], conv_kernel_size, False, activation)
-        self.dt_bias = sharded(num_v_heads)
+        self.dt_bias = sharded(rates or num_v_heads)
         self.A_log = sharded(num_v_heads, dtype=torch.float32)
         self._dtype = torch.get_default_dtype()
 
@@ -67,14 +69,17 @@ class GatedDeltaNet(StateLayer):
         Returns:
             ``[tokens, v_heads, head_v_dim]``.
         """
+        decay = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
+        return self.recur(qkv, b.float().sigmoid() * self.beta_scale, decay.unsqueeze(-1))
+
+    def recur(self, qkv: Tensor, beta: Tensor, decay: Tensor) -> Tensor:
+        """As `attend`, of how much is corrected, and of logarithms of what is kept (of all, or of each channel)."""
         conv_state, state = self.read_states()
         mixed, conv_state = self.conv1d(qkv, conv_state)
         q, k, v = mixed.float().split([self.key_dim, self.key_dim, self.value_dim], -1)
         q, k = (unit(each.reshape(-1, self.k_heads, self.head_k_dim)) for each in (q, k))
         v = v.reshape(-1, self.v_heads, self.head_v_dim)
-        decay = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
-        beta = b.float().sigmoid() * self.beta_scale
-        out, state = gated_delta_rule(q * self.head_k_dim**-0.5, k, v, decay.unsqueeze(-1), beta, state, self.metadata)
+        out, state = gated_delta_rule(q * self.head_k_dim**-0.5, k, v, decay, beta, state, self.metadata)
         self.write_states(conv_state, state)
         return out.to(qkv.dtype)
 

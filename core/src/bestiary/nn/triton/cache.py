@@ -16,7 +16,7 @@ from .variants import Variant
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rounded(x, cache, SATURATE: tl.constexpr):  # type: ignore[no-untyped-def]
+def rounded(x, cache, SATURATE: tl.constexpr):  # type: ignore[no-untyped-def]
     """`x` (fp32) in the cache's dtype; with SATURATE what is too large becomes that largest number, NaN stays NaN and
     infinity becomes NaN, as the reference's ``clamp + x * 0`` has it."""
     if SATURATE > 0:
@@ -36,9 +36,9 @@ def _write(  # type: ignore[no-untyped-def]
     slot = tl.load(slots + token)
     to = cache + slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * token_stride + at
     keys = tl.load(key + token * key_stride + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(to, _rounded(keys, cache, SATURATE), mask=inside)
+    tl.store(to, rounded(keys, cache, SATURATE), mask=inside)
     values = tl.load(value + token * value_stride + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(to + value_offset, _rounded(values, cache, SATURATE), mask=inside)
+    tl.store(to + value_offset, rounded(values, cache, SATURATE), mask=inside)
 
 
 def write_kv_cache(kv_cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
@@ -56,7 +56,7 @@ def write_kv_cache(kv_cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) 
     _write[tokens, triton.cdiv(width, block)](
         kv_cache, key, value, slots, width, kv_cache.stride(0), kv_cache.stride(1), kv_cache.stride(2),
         key.stride(0), value.stride(0),
-        BLOCK_SIZE=kv_cache.shape[1], BLOCK=block, SATURATE=_saturate(kv_cache.dtype),
+        BLOCK_SIZE=kv_cache.shape[1], BLOCK=block, SATURATE=saturate(kv_cache.dtype),
     )  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def _block(width: int) -> int:
     return int(min(1024, triton.next_power_of_2(width)))
 
 
-def _saturate(dtype: torch.dtype) -> float:
+def saturate(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).max) if dtype.itemsize == 1 else 0.0
 
 

@@ -2,7 +2,7 @@
 
 Numbers decode in fp32 without fused multiply-adds and are rounded to the dtype of `x`, exactly as the reference does;
 sums are fp32. Few rows are bound by reading the blocks, once; many by the product. A row's order of summation depends
-on how many rows there are (`tile_for`), so this is not for deterministic targets.
+on how many rows there are (`tile_for`), unless it is to be `exact`: then all have tiles of one shape.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-def tile_for(rows: int, dtype: torch.dtype) -> Tile:
-    """Few rows: narrow tiles, one for every multiprocessor, and deep ones, so that many bytes are under way.
+def tile_for(rows: int, dtype: torch.dtype, exact: bool = False) -> Tile:
+    """Few rows: narrow tiles, one for every multiprocessor, and deep ones, so that many bytes are under way. The tile
+    for many, where it must be the same for all: what it computes for nobody costs few rows less than strips of 16 would
+    cost many.
 
     fp32 has no tensor cores here, and needs registers for its products: its tiles are small.
     """
+    rows = 1 << 30 if exact else rows
     if dtype is torch.float32:
         return Tile(16 if rows <= 16 else 32, 32, 32, 4, 2)
     return Tile(16, 32, 128, 4, 3) if rows <= 16 else Tile(64, 64, 64, 8, 3)
@@ -68,24 +71,26 @@ def _linear_gguf(  # type: ignore[no-untyped-def]
     finish(acc, bias, out, m, n, rows, width, HAS_BIAS)
 
 
-def linear_gguf(x: Tensor, weight: Tensor, runs: Sequence[BlockRows], bias: Tensor | None = None) -> Tensor:
+def linear_gguf(
+    x: Tensor, weight: Tensor, runs: Sequence[BlockRows], bias: Tensor | None = None, *, exact: bool = False
+) -> Tensor:  # fmt: skip
     """As `bestiary.nn.ops.gguf.linear_gguf`, which computes runs of types without a decoder here."""
     products, at = [], 0
     for run in runs:
         part = None if bias is None else bias[at : at + run.rows]
-        products.append(_product(x, weight, run, part))
+        products.append(_product(x, weight, run, part, exact))
         at += run.rows
     return products[0] if len(products) == 1 else torch.cat(products, -1)
 
 
-def _product(x: Tensor, weight: Tensor, run: BlockRows, bias: Tensor | None) -> Tensor:
+def _product(x: Tensor, weight: Tensor, run: BlockRows, bias: Tensor | None, exact: bool) -> Tensor:
     if run.type not in FORMATS:
         return gguf.linear_gguf.reference(x, weight, [run], bias)
     left = x.reshape(-1, x.shape[-1])
     left = left if left.stride(1) == 1 else left.contiguous()
     rows, depth = left.shape
     out = torch.empty(rows, run.rows, dtype=x.dtype, device=x.device)
-    tile = tile_for(rows, x.dtype)
+    tile = tile_for(rows, x.dtype, exact)
     if rows and run.rows:
         grid = (triton.cdiv(rows, tile.block_m) * triton.cdiv(run.rows, tile.block_n),)
         _linear_gguf[grid](

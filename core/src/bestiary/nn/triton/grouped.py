@@ -3,7 +3,7 @@
 The layouts are those of `bestiary.nn.ops.quant`. A code (less its zero, times its group's scale, in fp32) is rounded to
 the dtype of `x`; sums are fp32; where a whole row has one scale, it multiplies the sum instead. That is more exact than
 the reference in bf16. In fp16 the reference computes in fp32, and these products with weights rounded to fp16.
-The order of summation depends on how many rows there are, as in `dequant`.
+The order of summation depends on how many rows there are, unless `exact` (as in `dequant`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from .variants import Variant
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _numbers(weight, k, within, CODES: tl.constexpr):  # type: ignore[no-untyped-def]
+def _numbers(weight, codebook, k, within, CODES: tl.constexpr):  # type: ignore[no-untyped-def]
     """What the codes of inputs `k` say, fp32; `weight` is where rows begin."""
-    if CODES == "int4":
-        return (tl.load(weight + k // 2, mask=within, other=0).to(tl.int32) >> (4 * (k % 2)) & 15).to(tl.float32)
+    if CODES == "int4" or CODES == "codebook":
+        code = tl.load(weight + k // 2, mask=within, other=0).to(tl.int32) >> (4 * (k % 2)) & 15
+        return code.to(tl.float32) if CODES == "int4" else tl.load(codebook + code, mask=within, other=0.0)
     elif CODES == "e4m3":
         # Exponent and mantissa lie in the upper bits of an fp16 whose exponent counts from 15 instead of 7.
         bits = tl.load(weight + k, mask=within, other=0).to(tl.int32)
@@ -36,7 +37,8 @@ def _numbers(weight, k, within, CODES: tl.constexpr):  # type: ignore[no-untyped
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
 def _linear_grouped(  # type: ignore[no-untyped-def]
-    x, weight, scale, zero, group_of, bias, out, rows, width, depth, groups, group_size, x_stride, weight_stride,
+    x, weight, scale, zero, codebook, group_of, bias, out,
+    rows, width, depth, groups, group_size, x_stride, weight_stride,
     CODES: tl.constexpr, SCALES: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
@@ -52,7 +54,7 @@ def _linear_grouped(  # type: ignore[no-untyped-def]
     for start in range(0, depth, BLOCK_K):
         left = tl.load(x_at + start, mask=(m < rows)[:, None] & (columns < depth - start)[None, :], other=0)
         k = start + first + j
-        numbers = _numbers(weight + outputs * weight_stride, k, there & (k < depth), CODES)
+        numbers = _numbers(weight + outputs * weight_stride, codebook, k, there & (k < depth), CODES)
         if SCALES != "row":
             if SCALES == "even":
                 group = (start + first) // group_size
@@ -75,7 +77,7 @@ def _linear_grouped(  # type: ignore[no-untyped-def]
 
 def _product(
     x: Tensor, weight: Tensor, codes: str, scales: str, scale: Tensor, zero: Tensor | None, group_size: int,
-    group_of: Tensor | None, bias: Tensor | None,
+    group_of: Tensor | None, bias: Tensor | None, exact: bool, codebook: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     width, depth = weight.shape[0], x.shape[-1]
     left = x.reshape(-1, depth)
@@ -83,11 +85,12 @@ def _product(
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
     rows = left.shape[0]
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    tile = tile_for(rows, x.dtype)
+    tile = tile_for(rows, x.dtype, exact)
     if rows and width:
         grid = (triton.cdiv(rows, tile.block_m) * triton.cdiv(width, tile.block_n),)
         _linear_grouped[grid](
-            left, weight, scale.contiguous(), None if zero is None else zero.contiguous(), group_of, bias, out,
+            left, weight, scale.contiguous(), None if zero is None else zero.contiguous(), codebook,
+            group_of, bias, out,
             rows, width, depth, scale.shape[-1], group_size, left.stride(0), weight.stride(0),
             CODES=codes, SCALES=scales, HAS_ZERO=zero is not None, HAS_BIAS=bias is not None,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=GROUP_M,
@@ -102,33 +105,47 @@ def _scales(group_size: int, groups: int, group_of: Tensor | None = None) -> str
     return "even" if group_size % 32 == 0 and groups > 1 else "any"
 
 
-def linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_int8(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, exact: bool = False
+) -> Tensor:  # fmt: skip
     """As `bestiary.nn.ops.quant.linear_int8`."""
-    return _product(x, weight, "int8", "row", scale, None, x.shape[-1], None, bias)
+    return _product(x, weight, "int8", "row", scale, None, x.shape[-1], None, bias, exact)
 
 
-def linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, group_size: int, bias: Tensor | None = None) -> Tensor:
+def linear_fp8(
+    x: Tensor, weight: Tensor, scale: Tensor, group_size: int, bias: Tensor | None = None, *, exact: bool = False
+) -> Tensor:  # fmt: skip
     """As `bestiary.nn.ops.quant.linear_fp8`; codes are taken apart as bits, so that any GPU will do."""
     scales = "row" if scale.shape[1] == 1 else _scales(group_size, scale.shape[1])
-    return _product(x, weight.view(torch.uint8), "e4m3", scales, scale, None, group_size, None, bias)
+    return _product(x, weight.view(torch.uint8), "e4m3", scales, scale, None, group_size, None, bias, exact)
 
 
 def linear_int4(
     x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, group_of: Tensor | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | None = None, *, exact: bool = False,
 ) -> Tensor:  # fmt: skip
     """As `bestiary.nn.ops.quant.linear_int4`."""
     scales = _scales(group_size, scale.shape[1], group_of)
-    return _product(x, weight, "int4", scales, scale, zero, _size(x, scale, group_size), group_of, bias)
+    return _product(x, weight, "int4", scales, scale, zero, _size(x, scale, group_size), group_of, bias, exact)
 
 
 def linear_uint8(
     x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, group_of: Tensor | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | None = None, *, exact: bool = False,
 ) -> Tensor:  # fmt: skip
     """As `bestiary.nn.ops.quant.linear_uint8`."""
     scales = _scales(group_size, scale.shape[1], group_of)
-    return _product(x, weight, "uint8", scales, scale, zero, _size(x, scale, group_size), group_of, bias)
+    return _product(x, weight, "uint8", scales, scale, zero, _size(x, scale, group_size), group_of, bias, exact)
+
+
+def linear_codebook(
+    x: Tensor, weight: Tensor, scale: Tensor, codebook: Tensor, group_size: int, bias: Tensor | None = None, *,
+    exact: bool = False,
+) -> Tensor:  # fmt: skip
+    """As `bestiary.nn.ops.quant.linear_codebook`."""
+    scales = _scales(group_size, scale.shape[1])
+    size = _size(x, scale, group_size)
+    return _product(x, weight, "codebook", scales, scale, None, size, None, bias, exact, codebook.contiguous())
 
 
 def _size(x: Tensor, scale: Tensor, group_size: int) -> int:
@@ -141,7 +158,7 @@ def variants() -> Iterator[Variant]:
     divisible = ("width", "depth", "x_stride", "weight_stride")
     sizes = dict.fromkeys(("rows", *divisible, "groups", "group_size"), "i32")
     cases = [("int8", "row"), ("e4m3", "row"), ("e4m3", "even"), ("int4", "even"), ("int4", "any"), ("int4", "listed")]
-    for codes, scales in [*cases, ("uint8", "even")]:
+    for codes, scales in [*cases, ("uint8", "even"), ("codebook", "even")]:
         for tile in (tile_for(1, torch.bfloat16), tile_for(64, torch.bfloat16)):
             has_zero = codes in ("int4", "uint8")
             constants: dict[str, object] = {
@@ -150,8 +167,9 @@ def variants() -> Iterator[Variant]:
             }  # fmt: skip
             constants |= {} if has_zero else {"zero": None}
             constants |= {} if scales == "listed" else {"group_of": None}
+            constants |= {} if codes == "codebook" else {"codebook": None}
             types = {"x": "*bf16", "weight": "*i8" if codes == "int8" else "*u8", "scale": "*fp32", "zero": "*u8"}
-            types |= {"group_of": "*i32", "out": "*bf16"} | sizes
+            types |= {"codebook": "*fp32", "group_of": "*i32", "out": "*bf16"} | sizes
             yield Variant(
                 _linear_grouped, types, constants, tile.num_warps, tile.num_stages,
                 options={"enable_fp_fusion": False}, divisible=divisible,

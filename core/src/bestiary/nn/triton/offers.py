@@ -16,8 +16,8 @@ from .available import why_not
 PRIORITY = 20
 
 
-def later(module: str, function: str) -> Callable[..., Any]:
-    """A function of a module of this package that is imported when it is first called."""
+def later(module: str, function: str, **fixed: Any) -> Callable[..., Any]:
+    """A function of a module of this package that is imported when it is first called; with `fixed` arguments."""
 
     @cache
     def found() -> Callable[..., Any]:
@@ -25,7 +25,7 @@ def later(module: str, function: str) -> Callable[..., Any]:
         return made
 
     def call(*args: Any, **options: Any) -> Any:
-        return found()(*args, **options)
+        return found()(*args, **fixed, **options)
 
     call.__name__ = call.__qualname__ = function
     return call
@@ -36,6 +36,11 @@ def version(
 ) -> Implementation[..., Any]:
     """A version of an op called ``triton``."""
     return Implementation("triton", later(module, function), where, priority)
+
+
+def exact_version(module: str, function: str) -> Implementation[..., Any]:
+    """The version called ``triton_exact`` of a function whose tiles otherwise follow the number of rows."""
+    return Implementation("triton_exact", later(module, function, exact=True), exact, PRIORITY)
 
 
 def exact(target: Target) -> str | None:
@@ -58,6 +63,8 @@ GELU = version("activation", "gelu")
 QUICK_GELU = version("activation", "quick_gelu")
 RELU2 = version("activation", "relu2")
 ROTARY_EMBEDDING = version("rotary", "rotary_embedding")
+QK_NORM_ROPE = version("rotary", "qk_norm_rope")
+QK_NORM_ROPE_CACHE = version("rotary", "qk_norm_rope_cache")
 WRITE_KV_CACHE = version("cache", "write_kv_cache")
 LINEAR = version("linear", "linear", exact)
 TOPK_ROUTING = version("routing", "topk_routing")
@@ -66,13 +73,24 @@ ADD_LORA = version("lora", "add_lora")
 ADD_LORA_EMBEDDING = version("lora", "add_lora_embedding")
 BEST_TOKENS = version("sampling", "best_tokens")
 DRAW_TOKENS = version("sampling", "draw_tokens")
+DRAW_FROM_PART = version("sampling", "draw_from_part")
 
 
+LINEAR_INT8_INT8 = version("int8", "linear_int8_int8")
+LINEAR_CODEBOOK = version("grouped", "linear_codebook", varying)
 LINEAR_GGUF = version("dequant", "linear_gguf", varying)
 LINEAR_INT8 = version("grouped", "linear_int8", varying)
 LINEAR_FP8 = version("grouped", "linear_fp8", varying)
 LINEAR_INT4 = version("grouped", "linear_int4", varying)
 LINEAR_UINT8 = version("grouped", "linear_uint8", varying)
+
+EXACT_FUSED_EXPERTS = exact_version("moe", "fused_experts")
+EXACT_LINEAR_GGUF = exact_version("dequant", "linear_gguf")
+EXACT_LINEAR_INT8 = exact_version("grouped", "linear_int8")
+EXACT_LINEAR_FP8 = exact_version("grouped", "linear_fp8")
+EXACT_LINEAR_INT4 = exact_version("grouped", "linear_int4")
+EXACT_LINEAR_UINT8 = exact_version("grouped", "linear_uint8")
+EXACT_LINEAR_CODEBOOK = exact_version("grouped", "linear_codebook")
 
 
 def _scaled_mm(target: Target) -> str | None:

@@ -17,6 +17,7 @@ from .variants import Variant
 
 _BLOCK = 4096
 _SPLIT = 8192
+_DRAW_SPLIT = 2048
 _MANY = 1 << 31
 
 
@@ -178,6 +179,43 @@ def draw_tokens(
     return out
 
 
+@triton.jit(do_not_specialize=["splits", "first"])  # type: ignore[untyped-decorator]
+def _draw_of_split(  # type: ignore[no-untyped-def]
+    logits, seeds, positions, temperatures, scores, ids, width, stride, splits, first,
+    SPLIT: tl.constexpr, MANY: tl.constexpr,
+):  # fmt: skip
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at = part * SPLIT + tl.arange(0, SPLIT)
+    temperature = tl.load(temperatures + row)
+    greedy = temperature == 0
+    x = _scaled(logits + row * stride, at, width, tl.where(greedy, 1.0, temperature))
+    broken = tl.max(((x != x) | (x == float("inf"))).to(tl.int32), 0)
+    noise = _noise(tl.load(seeds + row), tl.load(positions + row), (at + first).to(tl.uint32))
+    mine = tl.where(at < width, tl.where(greedy, x, x - noise), float("-inf"))
+    mine = tl.where(mine == mine, mine, float("-inf"))
+    score, best = _best(mine, at.to(tl.int64) + first, MANY)
+    tl.store(scores + row * splits + part, tl.where(broken > 0, float("nan"), score))
+    tl.store(ids + row * splits + part, best)
+
+
+def draw_from_part(
+    logits: Tensor, seeds: Tensor, positions: Tensor, temperature: Tensor, first: int
+) -> tuple[Tensor, Tensor]:
+    """As `bestiary.nn.ops.sampling.draw_from_part`; reads the logits once."""
+    rows, width = logits.shape
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    splits = triton.cdiv(width, _DRAW_SPLIT)
+    scores = torch.empty(rows, splits, dtype=torch.float32, device=logits.device)
+    ids = torch.empty(rows, splits, dtype=torch.int64, device=logits.device)
+    if rows:
+        _draw_of_split[rows, splits](
+            logits, seeds, positions, temperature, scores, ids, width, logits.stride(0), splits, first,
+            SPLIT=_DRAW_SPLIT, MANY=_MANY, num_warps=8,
+        )  # fmt: skip
+    best, part = scores.max(1)
+    return best, ids.gather(1, part.unsqueeze(1)).squeeze(1)
+
+
 def variants() -> Iterator[Variant]:
     sizes = {"width": "i32", "stride": "i32"}
     for dtype in ("*fp32", "*bf16", "*fp16"):
@@ -188,5 +226,9 @@ def variants() -> Iterator[Variant]:
         rows |= dict.fromkeys(("seeds", "positions", "out"), "*i64")
         constants = {"MANY": _MANY, "BLOCK": _BLOCK}
         yield Variant(_draw, {"logits": dtype} | rows | sizes, constants, 16, divisible=("width", "stride"))
+        constants = {"SPLIT": _DRAW_SPLIT, "MANY": _MANY}
+        of_split = {"logits": dtype, "seeds": "*i64", "positions": "*i64", "temperatures": "*fp32", "scores": "*fp32"}
+        of_split |= {"ids": "*i64"} | sizes | {"splits": "i32", "first": "i32"}
+        yield Variant(_draw_of_split, of_split, constants, 8, divisible=("width", "stride"))
     of_row = dict.fromkeys(("keys", "ids", "out"), "*i64") | {"splits": "i32"}
     yield Variant(_best_of_row, of_row, {"SPLITS": 32, "MANY": _MANY}, 1)

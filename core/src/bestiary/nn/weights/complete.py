@@ -118,12 +118,13 @@ def _mark_unwritten(model: nn.Module) -> None:
 
 def _unfilled(model: nn.Module, loaded: set[str]) -> list[str]:
     problems = []
+    said = {id(param) for name, param in model.named_parameters(remove_duplicate=False) if name in loaded}
     for name, param in model.named_parameters():
         if param.is_meta:
             problems.append(f"{name} {list(param.shape)}: left on the meta device by load_weights")
             continue
         filled = elements_filled(param)
-        if filled == 0 and name in loaded:  # written past `fill`
+        if filled == 0 and id(param) in said:  # written past `fill`
             filled = param.numel() - int(torch.isnan(param).sum()) if param.is_floating_point() else param.numel()
         if filled != param.numel():
             how = "filled more than once" if filled > param.numel() else "not filled by the checkpoint"

@@ -58,10 +58,11 @@ class WeightsMapper:
 
     def _rename(self, name: str) -> str | None:
         for pattern, new in self.orig_to_new_regex.items():
-            if re.search(pattern, name):
+            compiled = re.compile(pattern) if isinstance(pattern, str) else pattern
+            if compiled.search(name):
                 if new is None:
                     return None
-                name = re.sub(pattern, new, name)
+                name = compiled.sub(new, name)
         for old, new in self.orig_to_new_substr.items():
             if old in name:
                 if new is None:

@@ -108,7 +108,10 @@ def _by_implementation(ops: Mapping[str, str]) -> list[tuple[str, object]]:
 def _cache(cache: Mapping[str, Any]) -> str | None:
     if cache["bytes"] is None:
         return None
-    return f"{size(cache['bytes'])}: {cache['blocks']} blocks, {cache['tokens']} tokens, {cache['dtype']}"
+    blocks = f"{size(cache['bytes'])}: {cache['blocks']} blocks, {cache['tokens']} tokens, {cache['dtype']}"
+    if "state_rows" not in cache:
+        return blocks
+    return f"{blocks}; {size(cache['state_bytes'])}: {cache['state_rows']} rows of layers' states"
 
 
 def _plain(value: Any) -> str:

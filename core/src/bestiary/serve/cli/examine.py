@@ -217,6 +217,7 @@ def _kv_cache(model: nn.Module, config: VllmConfig, plan: MemoryPlan) -> dict[st
         "tokens": None if blocks is None else blocks * block_size,
         "bytes": None if blocks is None else blocks * narrow.block_bytes,
         "sequences_of_max_model_len": plan.sequences(blocks),
+        **({"state_rows": plan.state_rows, "state_bytes": narrow.state_bytes} if plan.state_rows else {}),
     }
 
 

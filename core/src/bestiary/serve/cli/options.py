@@ -38,6 +38,7 @@ ENGINE_HELP = {
     "enable_chunked_prefill": "Compute long prompts in pieces.",
     "enable_prefix_caching": "Reuse the KV cache of prompts that begin alike.",
     "max_queue": "Most waiting requests.",
+    "async_scheduling": "Plan a step before the tokens of the one before it are known (default: on a GPU).",
     "block_size": "Tokens of a KV-cache block.",
     "num_gpu_blocks_override": "Exact number of KV-cache blocks, on any device.",
     "kv_cache_memory_bytes": "Memory of the KV cache: bytes, or 512M, 2G (powers of 1024).",
@@ -246,6 +247,8 @@ def _option(name: str, text: str, kind: Any, default: Any, cls: type[Option]) ->
         return click.option(
             both, *short, name, cls=cls, is_flag=True, default=default, show_default=bool(default), help=text
         )
+    if bool in typing.get_args(kind):
+        return click.option(f"{flag}/--no-{flag[2:]}", *short, name, cls=cls, is_flag=True, default=default, help=text)
     shown_default: bool | str = _UNSET.get(name, False) if default is None else default != {}
     found = _KINDS.get(name) or _plain(kind)
     return click.option(flag, *short, name, cls=cls, type=found, default=default, show_default=shown_default, help=text)

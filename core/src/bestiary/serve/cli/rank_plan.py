@@ -30,6 +30,7 @@ def plan_document(plan: MemoryPlan, *, given: bool) -> dict[str, Any]:
         "ranks": [_rank(part) for part in plan.parts],
         "bottleneck": narrow.ranks[0],
         "blocks": plan.blocks,
+        "state_rows": plan.state_rows,
         "sequences_of_max_model_len": plan.sequences(plan.blocks),
         "fitting_blocks": narrow.fitting_blocks,
         "fitting_sequences_of_max_model_len": plan.sequences(narrow.fitting_blocks),
@@ -50,6 +51,7 @@ def problem_of(plan: MemoryPlan) -> str | None:
 def plan_tables(plan: dict[str, Any]) -> list[Table]:
     """Ranks that hold the same amounts share a row."""
     experts = any(each["experts"] for each in plan["ranks"])
+    states = any(each["state_bytes_per_row"] for each in plan["ranks"])
     rows: dict[tuple[str, ...], list[int]] = {}
     for each in plan["ranks"]:
         layers = each["layers"] and f"{each['layers'][0]} to {each['layers'][1] - 1}"
@@ -57,13 +59,15 @@ def plan_tables(plan: dict[str, Any]) -> list[Table]:
             str(each["stage"]), layers or "-", *([f"{each['experts']:,}"] if experts else []),
             size(each["weight_bytes"]), size(each["buffers"]),
             size(each["adapters"]), size(each["activations_estimate"]), size(each["kv_cache_bytes_per_token"]),
+            *([size(each["state_bytes_per_row"])] if states else []),
             size(each["left"]) if each["left"] >= 0 else f"{size(-each['left'])} too few",
             "-" if each["fitting_blocks"] is None else f"{each['fitting_blocks']:,}",
         )  # fmt: skip
         rows.setdefault(cells, []).extend(each["ranks"])
     origin = "given" if plan["memory_given"] else "free now"
     columns = ("rank", "stage", "layers", *(["experts"] if experts else []), "weights", "buffers", "adapters",
-               "activations (estimate)", "cache a token", "left for the cache", "blocks that fit")  # fmt: skip
+               "activations (estimate)", "cache a token", *(["state a row"] if states else []), "left for the cache",
+               "blocks that fit")  # fmt: skip
     return [
         Table("memory by rank", columns, [(_runs(ranks), *cells) for cells, ranks in rows.items()]),
         pairs("plan", [
@@ -94,6 +98,8 @@ def _rank(part: RankPlan) -> dict[str, Any]:
         "activations_estimate": found.activations,
         "kv_cache_bytes_per_token": found.kv_bytes_per_token,
         "kv_cache_bytes_per_block": part.block_bytes,
+        "state_bytes_per_row": found.state_bytes_per_row,
+        "state_rows": part.state_rows,
         "left": part.left,
         "fitting_blocks": part.fitting_blocks,
         "blocks": part.blocks,

@@ -78,7 +78,7 @@ class LoraChecks(ContractBase):
                 require_close(got_by_ranks, want, ATOL, what, where=f"prompt of {len(ids)} tokens", likely=_CAUSES)
         self.bench.drop(merged)
 
-    def _by_ranks(self, ids: Sequence[int], path: str, options: Mapping[str, int]) -> torch.Tensor | None:
+    def _by_ranks(self, ids: Sequence[int], path: str, options: Mapping[str, Any]) -> torch.Tensor | None:
         """Logits with the adapter, of a model divided among ranks; None where it cannot be divided like this."""
         if "pipeline_parallel_size" in options and not claims(
             ModelRegistry.resolve([self.architecture]), "supports_pp"

@@ -17,6 +17,7 @@ from bestiary.testing.base import ContractBase
 from bestiary.testing.check import check
 from bestiary.testing.compare import ATOL, require_close
 from bestiary.testing.failures import ContractFailure
+from bestiary.testing.logits import state_rows
 from bestiary.testing.ranks import Ranks
 
 STAGES = 2
@@ -60,7 +61,7 @@ def _num_layers(model: nn.Module) -> int:
 def _check_sent(first: ModelRunner) -> None:
     """What the first stage hands on must be what the class says the next one receives."""
     plan = StepPlan(
-        0, (ScheduledItem("kit", 0, _TOKENS, (0,), samples=True),),
+        0, (ScheduledItem("kit", 0, _TOKENS, (0,), True, *state_rows(0)),),
         new=(NewRequest("kit", tuple(range(_TOKENS)), SamplingParams(), seed=0),),
     )  # fmt: skip
     batch = first.prepare(plan)

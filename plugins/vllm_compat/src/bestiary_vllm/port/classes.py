@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator
 
-from bestiary.api.errors import BadTarget
 from bestiary.api.importing import split
 
+from .errors import not_portable
 from .reading import Source
 
 ENDINGS = (
@@ -26,7 +26,7 @@ def architectures(sources: dict[str, Source], wanted: Iterable[str]) -> dict[str
     (``register_model("Name", …)``); else the classes that are a whole model.
 
     Raises:
-        BadTarget: there is none, or a wanted one has no class.
+        BadTarget: NOT_PORTABLE, there is none, or a wanted one has no class.
     """
     defined = {each.name: module for module, source in sources.items() for each in source.classes}
     found = {}
@@ -35,14 +35,14 @@ def architectures(sources: dict[str, Source], wanted: Iterable[str]) -> dict[str
         cls = cls or name
         if cls not in defined:
             models = ", ".join(name for _, name in _models(sources)) or "none"
-            raise BadTarget(
+            raise not_portable(
                 f"there is no class {cls}", field="--architecture", value=pair, details=[f"models: {models}"]
             )
         found[name] = (defined[cls], cls)
     found = found or dict(_registered(sources, defined))
     found = found or {name: (module, name) for module, name in _models(sources)}
     if not found:
-        raise BadTarget(
+        raise not_portable(
             "no class in it is a model's", limit=f"a torch module whose name ends in {', '.join(ENDINGS)}",
             details=[f"classes: {', '.join(defined) or 'none'}"], fix="--architecture NAME=CLASS",
         )  # fmt: skip
@@ -80,7 +80,7 @@ def _registered(sources: dict[str, Source], defined: dict[str, str]) -> Iterator
 def _place(model: ast.expr, defined: dict[str, str]) -> tuple[str, str] | None:
     if isinstance(model, ast.Constant) and isinstance(model.value, str):
         reference = split(model.value)
-        return reference if reference is not None and defined.get(reference[1]) == reference[0] else None
+        return reference if reference is not None and reference[1] in defined else None
     if isinstance(model, ast.Name) and model.id in defined:
         return defined[model.id], model.id
     return None

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bestiary.api.errors import BadTarget
 from bestiary_vllm import table
 from bestiary_vllm.finder import MODELS
 
+from .errors import not_portable
 from .reading import Source, Use, read
 
 OWN_MODELS = "bestiary_vllm.models."
@@ -78,17 +78,17 @@ def gather(target: Path) -> Gathered:
     """Everything that `target` names.
 
     Raises:
-        BadTarget: it is neither a Python file nor a package, or not Python inside.
+        BadTarget: NOT_PORTABLE, it is neither a Python file nor a package, or not Python inside.
     """
     if target.is_file() and target.suffix == ".py":
         return _file(target)
     if (target / "__init__.py").is_file():
         return _package(target)
     if not target.exists():
-        raise BadTarget("no such file or folder", field="FILE_OR_PACKAGE", value=str(target))
+        raise not_portable("no such file or folder", field="FILE_OR_PACKAGE", value=str(target))
     inner = sorted(each.parent.name for each in target.glob("*/__init__.py")) if target.is_dir() else []
     inner += sorted(f"src/{each.parent.name}" for each in target.glob("src/*/__init__.py")) if target.is_dir() else []
-    raise BadTarget(
+    raise not_portable(
         "this is neither a Python file nor a package",
         field="FILE_OR_PACKAGE", value=str(target), limit="a .py file, or a folder with an __init__.py",
         fix=f"name the package in it: {target / inner[0]}" if inner else None,
@@ -141,10 +141,10 @@ def _package(target: Path) -> Gathered:
     target = target.resolve()
     name = target.name
     if not name.isidentifier():
-        raise BadTarget("its name is no module's", field="FILE_OR_PACKAGE", value=name, limit="a Python identifier")
+        raise not_portable("its name is no module's", field="FILE_OR_PACKAGE", value=name, limit="a Python identifier")
     files = sorted(each for each in target.rglob("*.py") if not _is_left_out(each.relative_to(target)))
     if len(files) > _MAX_FILES:
-        raise BadTarget("it has too many files", value=str(target), limit=f"{_MAX_FILES} Python files")
+        raise not_portable("it has too many files", value=str(target), limit=f"{_MAX_FILES} Python files")
     sources = {}
     for path in files:
         parts = [name, *path.relative_to(target).with_suffix("").parts]

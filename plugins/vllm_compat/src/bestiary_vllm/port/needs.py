@@ -114,6 +114,8 @@ def _state(use: Use) -> tuple[State, str]:
     if use.name is None or use.name == "*":
         served = use.module in table.modules()
         return ("served", "") if served else ("not served", "no module of this path is in the table")
+    if f"{use.module}.{use.name}" in table.modules() or (use.module, use.name) == (table.ROOT, "__version__"):
+        return "served", ""
     symbol = table.find(use.module, use.name)
     if symbol is not None and symbol.raises is not None:
         return "an error when used", symbol.raises

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from bestiary.api.errors import BadTarget
+from .errors import not_portable
 
 _MAX_BYTES = 1 << 22
 
@@ -69,18 +69,18 @@ def read(path: Path, package: str) -> Source:
     """Parse a file.
 
     Raises:
-        BadTarget: it cannot be read, is too large, or is not Python.
+        BadTarget: NOT_PORTABLE, it cannot be read, is too large, or is not Python.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BadTarget(f"it cannot be read: {error.strerror}", value=str(path)) from error
+        raise not_portable(f"it cannot be read: {error.strerror}", value=str(path)) from error
     if len(data) > _MAX_BYTES:
-        raise BadTarget("it is too large for a model file", value=str(path), limit=f"{_MAX_BYTES} bytes")
+        raise not_portable("it is too large for a model file", value=str(path), limit=f"{_MAX_BYTES} bytes")
     try:
         tree = ast.parse(data, str(path))
     except (SyntaxError, ValueError, RecursionError) as error:
-        raise BadTarget(f"it is not Python: {error}", value=str(path)) from error
+        raise not_portable(f"it is not Python: {error}", value=str(path)) from error
     return Source(path, package, tree)
 
 

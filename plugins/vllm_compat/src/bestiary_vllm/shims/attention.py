@@ -11,21 +11,6 @@ import bestiary.nn as core
 _ANY = object()
 
 
-class _VllmForward:
-    """`forward` takes the shape of its output, which is known here, and its dtype."""
-
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor | None,
-        value: torch.Tensor | None,
-        output_shape: Any = None,
-        output_dtype: torch.dtype | None = None,
-    ) -> torch.Tensor:
-        output: torch.Tensor = super().forward(query, key, value)  # type: ignore[misc]
-        return output if output_dtype is None else output.to(output_dtype)
-
-
 def _own_backend_only(options: dict[str, Any]) -> dict[str, Any]:
     """vLLM's backends are classes that mean nothing here: core chooses one for all layers.
 
@@ -39,22 +24,41 @@ def _own_backend_only(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and nothing.get(name, _ANY) != value}
 
 
-class Attention(_VllmForward, core.Attention):
-    def __init__(self, num_heads: int, head_size: int, scale: float, *arguments: Any, **options: Any) -> None:
-        super().__init__(num_heads, head_size, scale, *arguments, **_own_backend_only(options))
+class _AsVllmCallsIt:
+    """`forward` takes the shape of its output, which is known here, and its dtype."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **_own_backend_only(options))
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        output_shape: Any = None,
+        output_dtype: torch.dtype | None = None,
+        *,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        output: torch.Tensor = super().forward(query, key, value, positions=positions)  # type: ignore[misc]
+        return output if output_dtype is None else output.to(output_dtype)
 
 
-class EncoderOnlyAttention(_VllmForward, core.EncoderOnlyAttention):
+class Attention(_AsVllmCallsIt, core.Attention):
     pass
 
 
-class ChunkedLocalAttention(_VllmForward, core.ChunkedLocalAttention):
+class EncoderOnlyAttention(_AsVllmCallsIt, core.EncoderOnlyAttention):
     pass
 
 
-class PrefillPrefixLMAttention(_VllmForward, core.PrefillPrefixLMAttention):
+class ChunkedLocalAttention(_AsVllmCallsIt, core.ChunkedLocalAttention):
     pass
 
 
-class StaticSinkAttention(_VllmForward, core.StaticSinkAttention):
+class PrefillPrefixLMAttention(_AsVllmCallsIt, core.PrefillPrefixLMAttention):
+    pass
+
+
+class StaticSinkAttention(_AsVllmCallsIt, core.StaticSinkAttention):
     pass

@@ -26,6 +26,10 @@ class Platform:
     def device_name(self) -> str:
         return self.device_type
 
+    def current_device(self) -> torch.device:
+        """Where a file makes its own tensors; parameters made there move with the model all the same."""
+        return torch.device(self.device_type)
+
     def is_cpu(self) -> bool:
         return self.device_type == "cpu"
 

@@ -53,3 +53,7 @@ class GroupShape(NamedTuple):
 
     row: int
     col: int
+
+
+def get_quark_ocp_mx_group_size(quant_config: object, prefix: str = "") -> None:
+    """The size of groups that share a scale in one of Quark's microscaling formats: there is none, as none is read."""
