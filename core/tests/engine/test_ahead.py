@@ -1,13 +1,19 @@
 """Steps planned before the tokens of the one before them are known: the same answers as when each is waited for."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestiary import SamplingParams
 from bestiary.api.config import CacheConfig, SchedulerConfig
+from bestiary.engine.executor import UniprocExecutor
 from bestiary.engine.lanes import Lanes, PlanFailed
-from bestiary.engine.plan import SampledToken, StepResult
+from bestiary.engine.pending import Begun
+from bestiary.engine.plan import NewRequest, SampledToken, StepPlan, StepResult
+from bestiary.engine.request_state import RequestState
 from bestiary.engine.scheduler import Scheduler
 from bestiary.engine.sequence import Sequence
 
@@ -168,3 +174,34 @@ def test_a_step_that_fails_takes_what_was_begun_upon_it(step) -> None:
     for _ in range(8):
         known.append(sum(known) * 5 % 7)
     assert tokens == known[3:]
+
+
+def test_a_request_of_a_better_priority_does_not_wait_for_one_that_is_planned_ahead() -> None:
+    lanes, executor = engine_of(True, 2, 32, 32, True)
+    lanes.add(sequence("a", [1, 2], 30, 1, False, True), sequence("b", [1, 2], 30, 1, False, True))
+    for _ in range(3):
+        list(lanes.step(executor))
+    lanes.add(sequence("urgent", [3], 2, 0, False, True))
+    told = [update.request_id for _ in range(3) for *_, updates in lanes.step(executor) for update in updates]
+    assert "urgent" in told
+    assert lanes.stats().preemptions == 1
+
+
+def test_a_step_that_fails_when_collected_leaves_no_unknown_token() -> None:
+    state = RequestState(NewRequest("a", (1, 2, 3), SamplingParams(max_tokens=4), 7))
+
+    class Failing:
+        def synchronize(self) -> None:
+            raise RuntimeError("the device failed")
+
+    class Runner:
+        def begin(self, plan):
+            ids = torch.zeros(1, dtype=torch.long)
+            state.pending = ids, 0
+            return Begun(plan, SimpleNamespace(sampled=((state, 0),)), None, ids, torch.zeros(2, 1), Failing())
+
+    executor, plan = UniprocExecutor(Runner(), ahead=True), StepPlan(0, ())
+    executor.launch(plan)
+    with pytest.raises(RuntimeError, match="device failed"):
+        executor.collect(plan)
+    assert state.position == 3

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, MptConfig, PhiConfig, PreTrainedConfig
 
 from bestiary.engine.loader.hf_config import make_hf_config
 from bestiary_vllm.hf_config import as_read_by_files
+from bestiary_vllm.shims.rope import get_rope
 
 
 def read(config, text=None):
@@ -35,6 +37,16 @@ def test_layers_with_a_base_of_their_own():
     config, _ = read(Gemma3TextConfig())
     assert (config.rope_theta, config.rope_local_base_freq) == (1_000_000.0, 10_000.0)
     assert config.rope_scaling is None
+
+
+def test_parameters_of_each_kind_are_also_read_as_one():
+    parameters = read(Gemma3TextConfig())[0].rope_parameters
+    assert parameters["rope_theta"] == parameters["full_attention"]["rope_theta"] == 1_000_000.0
+    assert parameters["sliding_attention"]["rope_theta"] == 10_000.0
+    with pytest.raises(KeyError):
+        _ = parameters["factor"]
+    whole, part = get_rope(16, 8, True, parameters), get_rope(16, 8, True, parameters["full_attention"])
+    assert torch.equal(whole.cos_sin_cache, part.cos_sin_cache)
 
 
 def test_what_files_change_is_a_copy(recwarn):

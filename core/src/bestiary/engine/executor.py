@@ -10,7 +10,7 @@ from bestiary.api.errors import EngineError
 from bestiary.api.lora import LoRAInfo
 from bestiary.api.structured import StructuredOutputBackend
 
-from .pending import Begun, finish
+from .pending import Begun, drop, finish
 from .plan import StepPlan, StepResult
 from .runner import ModelRunner
 
@@ -55,10 +55,14 @@ class UniprocExecutor:
 
     def collect(self, plan: StepPlan, copy: int = 0) -> StepResult:
         try:
-            return finish(self._begun.popleft())
+            result = finish(self._begun[0])
         except BaseException:
+            for begun in self._begun:
+                drop(begun)
             self._begun.clear()  # what was begun upon a step that failed is nothing
             raise
+        self._begun.popleft()
+        return result
 
     def add_adapter(self, name: str, path: str) -> LoRAInfo:
         return live(self.runner).add_adapter(name, path)

@@ -55,15 +55,21 @@ def begin(plan: StepPlan, batch: ForwardBatch, logits: torch.Tensor, best: Seque
     if together:
         drawn = draw_together(logits, states, together)
         ids.index_copy_(0, send(np.array(together, np.int64), ids.device), drawn)
+    numbers, ready = torch.stack((peaks.double(), ids.double())), None
+    if numbers.is_cuda:
+        numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        ready.record()
     for row, state in enumerate(states):
         state.pending = ids, row
-    both = torch.stack((peaks.double(), ids.double()))
-    if not both.is_cuda:
-        return Begun(plan, batch, ids=ids, numbers=both)
-    numbers = torch.empty(both.shape, dtype=both.dtype, pin_memory=True).copy_(both, non_blocking=True)
-    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    ready.record()
     return Begun(plan, batch, ids=ids, numbers=numbers, ready=ready)
+
+
+def drop(begun: Begun) -> None:
+    """Forget a step that was begun: no request has a token of it."""
+    for state, _ in begun.batch.sampled if begun.batch else ():
+        if state.pending is not None and state.pending[0] is begun.ids:
+            state.pending = None
 
 
 def finish(begun: Begun) -> StepResult:

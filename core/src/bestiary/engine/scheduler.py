@@ -236,7 +236,8 @@ class Scheduler:
         flight = self._flights[0]
         room = len(self._running) < self._config.max_num_seqs
         others = any(not each.num_scheduled for each in self._running)
-        if others or (room and self._waiting):
+        urgent = self._waiting and self._running and self._waiting[0].priority < self._running[-1].priority
+        if others or urgent or (room and self._waiting):
             return None
         found = continued(flight.plan.items, flight.scheduled, self._kv)
         if found is None:

@@ -25,6 +25,16 @@ class Fields(dict[str, Any]):
         return self[name]
 
 
+class ByKind(dict[str, Any]):
+    """Rotary parameters for each kind of layer; asked as if they were one kind's, it answers for layers without a
+    window, whose were the only ones."""
+
+    def __missing__(self, name: str) -> Any:
+        if name == _GLOBAL:
+            raise KeyError(name)
+        return self[_GLOBAL][name]
+
+
 class OlderNames:
     """What transformers 4 had as fields and 5 has in `rope_parameters`."""
 
@@ -63,6 +73,8 @@ def as_read_by_files(config: Any, text_config: Any) -> tuple[Any, Any]:
         for part in (each, *vars(each).values()):
             if not isinstance(part, OlderNames) and _is_transformers(part):
                 part.__class__ = _class_of(cast(Hashable, type(part)))
+                if _GLOBAL in (part.__dict__.get("rope_parameters") or {}):
+                    part.rope_parameters = ByKind(part.rope_parameters)
     return both
 
 

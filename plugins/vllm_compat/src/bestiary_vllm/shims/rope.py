@@ -6,8 +6,10 @@ from typing import Any
 
 from bestiary.nn import RotaryEmbedding
 from bestiary.nn import get_rope as core_get_rope
+from bestiary_vllm.hf_config import ByKind
 from bestiary_vllm.said import old_keyword
 
+_GLOBAL = "full_attention"
 _PARAMETERS = "rope_parameters={…} holds it now"
 _ORDER = ("rotary_dim", "max_position", "base", "is_neox_style", "rope_scaling", "dtype", "partial_rotary_factor")
 """What followed `head_size` without a name until 0.13."""
@@ -19,6 +21,8 @@ def get_rope(head_size: int, *positional: Any, **options: Any) -> RotaryEmbeddin
     order = _ORDER if old else ("max_position", "is_neox_style", "rope_parameters", "dtype")
     options.update(zip(order, positional, strict=False))
     parameters = options.get("rope_parameters")
+    if isinstance(parameters, ByKind):
+        parameters = options["rope_parameters"] = parameters[_GLOBAL]
     if parameters is not None and str(parameters.get("rope_type", "")).startswith("deepseek_"):
         options["rope_parameters"] = {**parameters, "rope_type": "yarn"}  # whose factors core reads from the parameters
     for name in ("rotary_dim", "base", "rope_scaling", "partial_rotary_factor"):
