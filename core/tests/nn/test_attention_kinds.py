@@ -4,14 +4,17 @@ each against the formula written out once more, in fp64, over whole sequences.""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bestiary.api.config import CacheConfig
+from bestiary.api.config import CacheConfig, ModelConfig, VllmConfig
 from bestiary.api.errors import ConfigError, EngineError, UsageError
+from bestiary.engine.loader.vllm_config import _uses_mla
+from bestiary.engine.pooler import with_pooler
 from bestiary.nn import (
     Attention,
     AttentionLayerBase,
@@ -388,6 +391,32 @@ def test_prompts_that_see_themselves_whole(backend: str) -> None:
     same(over_steps(layer, given, one_by_one, prompts), expected)
     with pytest.raises(EngineError, match="in pieces"):
         over_steps(layer, given, CUTS["pieces"], prompts)
+
+
+def test_the_engine_neither_cuts_nor_shares_prompts_that_see_themselves_whole() -> None:
+    model_config = ModelConfig(
+        model="tiny", architecture="T", hf_config=None, hf_text_config=None, dtype=torch.float32, max_model_len=64
+    )
+    config = VllmConfig(model_config=model_config)
+    plain = nn.ModuleList([Attention(HEADS, SIZE, 1.0)])
+    assert with_pooler(config, plain, None) == config
+    ahead = with_pooler(config, nn.ModuleList([*plain, PrefillPrefixLMAttention(HEADS, SIZE, 1.0)]), None)
+    assert not ahead.scheduler_config.enable_chunked_prefill
+    assert not ahead.cache_config.enable_prefix_caching
+
+
+@pytest.mark.parametrize(
+    ("fields", "uses"),
+    [
+        ({"kv_lora_rank": 16, "qk_rope_head_dim": 8}, True),
+        ({"kv_lora_rank": None, "qk_rope_head_dim": 8}, False),
+        ({"kv_lora_rank": 16, "qk_rope_head_dim": 8, "use_mla": False}, False),
+        ({"kv_lora_rank": 16, "qk_rope_head_dim": 8, "is_causal": False}, False),
+        ({}, False),
+    ],
+)
+def test_which_models_have_latents_to_keep(fields: dict[str, Any], uses: bool) -> None:
+    assert _uses_mla(SimpleNamespace(**fields)) is uses
 
 
 def test_what_layers_refuse() -> None:

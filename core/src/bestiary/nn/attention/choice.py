@@ -85,7 +85,7 @@ def why_not_layer(backend: AttentionBackend, device: str, spec: AttentionSpec) -
     """`backend.why_not`, and the reason where a layer sets a field that the backend does not say it takes."""
     takes = getattr(backend, "takes", ())
     unknown = [name for name in SPECIAL if getattr(spec, name) and name not in takes]
-    return f"has no {_IN_WORDS[unknown[0]]}" if unknown else backend.why_not(device, spec)
+    return backend.why_not(device, spec) or (f"has no {_IN_WORDS[unknown[0]]}" if unknown else None)
 
 
 def _dtype_refused(backend: AttentionBackend, dtype: torch.dtype) -> list[str]:
