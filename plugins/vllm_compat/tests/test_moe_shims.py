@@ -12,6 +12,8 @@ from bestiary.nn import FusedMoE as CoreFusedMoE
 from bestiary.nn.ops.moe import topk_routing
 from bestiary.nn.parallel import Group, use_groups
 from bestiary.nn.placement import materialize, place
+from bestiary_vllm.shims import custom_ops
+from bestiary_vllm.shims.moe import kernel_parts
 from bestiary_vllm.shims.moe.experts import Experts, fused_moe_make_expert_params_mapping
 from bestiary_vllm.shims.moe.functions import (
     MoEActivation,
@@ -243,6 +245,34 @@ def test_routing_and_experts_as_functions():
     share, chosen = grouped_topk(X, LOGITS, 1, False, 2, 1, "sigmoid", 2.5, bias)
     want = topk_routing(LOGITS, 1, False, "sigmoid", bias, 2, 1)
     torch.testing.assert_close((share, chosen.long()), (want[0] * 2.5, want[1]))
+
+
+def test_one_product_of_every_expert_step_by_step():
+    weights, ids, _ = fused_topk(X, LOGITS, TOP_K, True)
+    config = kernel_parts.try_get_optimal_moe_config(W13.shape, W2.shape, TOP_K, None, M=len(X), block_shape=None)
+    x, scale = kernel_parts.moe_kernel_quantize_input(A=X, A_scale=None, quant_dtype=None, block_shape=None)
+    here = torch.tensor([0, -1, 1, 2], dtype=torch.int32)
+    slots, *rest = kernel_parts._prepare_expert_assignment(ids, config, len(X), TOP_K, EXPERTS, here)
+    made, output, bias = torch.empty(len(X), TOP_K, 2 * WIDTH), torch.empty(len(X), 2 * WIDTH), draw(3, 2 * WIDTH)
+    held = W13[[0, 2, 3]]
+    kernel_parts.dispatch_fused_moe_kernel(
+        x, held, made, scale, None, None, weights, slots, *rest, True, TOP_K, config, use_fp8_w8a8=False, B_bias=bias
+    )
+    custom_ops.moe_sum(made, output)
+    want = torch.zeros_like(output)
+    for token in range(len(X)):
+        for share, slot in zip(weights[token], here[ids[token].long()], strict=True):
+            if slot >= 0:
+                want[token] += share * (held[slot] @ X[token] + bias[slot])
+    torch.testing.assert_close(output, want, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ConfigError, match="use_int8_w8a8"):
+        kernel_parts._get_config_quant_dtype(use_fp8_w8a8=False, use_int8_w8a8=True)
+
+
+def test_a_norm_written_to_where_it_is_told():
+    out = torch.empty_like(X)
+    custom_ops.rms_norm(out, X, torch.full((HIDDEN,), 2.0), 1e-5)
+    torch.testing.assert_close(out, 2 * F.rms_norm(X, (HIDDEN,), None, 1e-5))
 
 
 def test_activations_by_name():
