@@ -1,18 +1,22 @@
 """Experts in vLLM's spelling, piece by piece: what surrounds them, loaders, functions."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bestiary.api.config import ModelConfig, VllmConfig
 from bestiary.api.errors import ConfigError, WeightsMismatch
 from bestiary.nn import FusedMoE as CoreFusedMoE
 from bestiary.nn.ops.moe import topk_routing
 from bestiary.nn.parallel import Group, use_groups
 from bestiary.nn.placement import materialize, place
+from bestiary.nn.scope import build_scope
 from bestiary_vllm.shims import custom_ops
+from bestiary_vllm.shims.attention import Attention, ChunkedLocalAttention
 from bestiary_vllm.shims.moe import kernel_parts
 from bestiary_vllm.shims.moe.experts import Experts, fused_moe_make_expert_params_mapping
 from bestiary_vllm.shims.moe.functions import (
@@ -300,3 +304,17 @@ def test_ranks_among_which_an_expert_is_divided():
     assert layer.moe_config.intermediate_size_per_partition == WIDTH // 2
     with use_groups(expert=Group(1, 2)):
         assert FusedMoEParallelConfig.here().use_ep
+
+
+def test_attention_in_chunks_as_llama_4_asked_for_it(caplog):
+    hf_config = SimpleNamespace(model_type="llama4_text", attention_chunk_size=8)
+    config = ModelConfig(
+        model="test", architecture="Test", hf_config=hf_config, hf_text_config=hf_config, dtype=torch.float32,
+        max_model_len=64,
+    )  # fmt: skip
+    with build_scope(VllmConfig(model_config=config)):
+        whole = Attention(4, 16, 0.25, num_kv_heads=2, use_irope=False)
+        chunked = Attention(4, 16, 0.25, num_kv_heads=2, use_irope=True)
+    assert isinstance(whole, Attention) and isinstance(chunked, ChunkedLocalAttention)
+    assert (chunked.attention_chunk_size, chunked.num_kv_heads) == (8, 2)
+    assert "Attention(use_irope=) is an older spelling" in caplog.text
