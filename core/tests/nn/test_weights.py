@@ -341,3 +341,28 @@ def test_layers_of_other_stages_are_missing(vllm_config):
     assert is_pp_missing_parameter("layers.0.weight", holder)
     assert not is_pp_missing_parameter("layers.2.weight", holder)
     assert extract_layer_index("model.layers.7.self_attn") == 7
+
+
+@pytest.mark.parametrize("given_first", [False, True])
+def test_a_parameter_of_two_modules_is_one_and_may_be_filled_under_either_name(scope, given_first):
+    class Owner(nn.Module):
+        """Gives its parameter to a part, before or after it has registered it."""
+
+        def __init__(self):
+            super().__init__()
+            bias = nn.Parameter(torch.empty(4))
+            bias.kind = "shared"
+            self.part = nn.Module()
+            for module in (self.part, self) if given_first else (self, self.part):
+                module.bias = bias
+
+        def load_weights(self, weights):
+            ((_, tensor),) = weights
+            self.bias.data.copy_(tensor)
+            return {"part.bias"}
+
+    owner = Owner()
+    assert owner.bias is owner.part.bias and owner.bias.is_meta and owner.bias.kind == "shared"
+    materialize(owner, CPU)
+    load_complete(owner, [("any", torch.arange(4.0))])
+    assert owner.bias is owner.part.bias and owner.bias.tolist() == [0, 1, 2, 3]

@@ -1,17 +1,23 @@
 """Experts in vLLM's spelling, piece by piece: what surrounds them, loaders, functions."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bestiary.api.config import ModelConfig, VllmConfig
 from bestiary.api.errors import ConfigError, WeightsMismatch
 from bestiary.nn import FusedMoE as CoreFusedMoE
 from bestiary.nn.ops.moe import topk_routing
 from bestiary.nn.parallel import Group, use_groups
 from bestiary.nn.placement import materialize, place
+from bestiary.nn.scope import build_scope
+from bestiary_vllm.shims import custom_ops
+from bestiary_vllm.shims.attention import Attention, ChunkedLocalAttention
+from bestiary_vllm.shims.moe import kernel_parts
 from bestiary_vllm.shims.moe.experts import Experts, fused_moe_make_expert_params_mapping
 from bestiary_vllm.shims.moe.functions import (
     MoEActivation,
@@ -245,6 +251,34 @@ def test_routing_and_experts_as_functions():
     torch.testing.assert_close((share, chosen.long()), (want[0] * 2.5, want[1]))
 
 
+def test_one_product_of_every_expert_step_by_step():
+    weights, ids, _ = fused_topk(X, LOGITS, TOP_K, True)
+    config = kernel_parts.try_get_optimal_moe_config(W13.shape, W2.shape, TOP_K, None, M=len(X), block_shape=None)
+    x, scale = kernel_parts.moe_kernel_quantize_input(A=X, A_scale=None, quant_dtype=None, block_shape=None)
+    here = torch.tensor([0, -1, 1, 2], dtype=torch.int32)
+    slots, *rest = kernel_parts._prepare_expert_assignment(ids, config, len(X), TOP_K, EXPERTS, here)
+    made, output, bias = torch.empty(len(X), TOP_K, 2 * WIDTH), torch.empty(len(X), 2 * WIDTH), draw(3, 2 * WIDTH)
+    held = W13[[0, 2, 3]]
+    kernel_parts.dispatch_fused_moe_kernel(
+        x, held, made, scale, None, None, weights, slots, *rest, True, TOP_K, config, use_fp8_w8a8=False, B_bias=bias
+    )
+    custom_ops.moe_sum(made, output)
+    want = torch.zeros_like(output)
+    for token in range(len(X)):
+        for share, slot in zip(weights[token], here[ids[token].long()], strict=True):
+            if slot >= 0:
+                want[token] += share * (held[slot] @ X[token] + bias[slot])
+    torch.testing.assert_close(output, want, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ConfigError, match="use_int8_w8a8"):
+        kernel_parts._get_config_quant_dtype(use_fp8_w8a8=False, use_int8_w8a8=True)
+
+
+def test_a_norm_written_to_where_it_is_told():
+    out = torch.empty_like(X)
+    custom_ops.rms_norm(out, X, torch.full((HIDDEN,), 2.0), 1e-5)
+    torch.testing.assert_close(out, 2 * F.rms_norm(X, (HIDDEN,), None, 1e-5))
+
+
 def test_activations_by_name():
     x = draw(5, 2 * WIDTH, seed=9) * 6
     gate, up = x.chunk(2, -1)
@@ -270,3 +304,17 @@ def test_ranks_among_which_an_expert_is_divided():
     assert layer.moe_config.intermediate_size_per_partition == WIDTH // 2
     with use_groups(expert=Group(1, 2)):
         assert FusedMoEParallelConfig.here().use_ep
+
+
+def test_attention_in_chunks_as_llama_4_asked_for_it(caplog):
+    hf_config = SimpleNamespace(model_type="llama4_text", attention_chunk_size=8)
+    config = ModelConfig(
+        model="test", architecture="Test", hf_config=hf_config, hf_text_config=hf_config, dtype=torch.float32,
+        max_model_len=64,
+    )  # fmt: skip
+    with build_scope(VllmConfig(model_config=config)):
+        whole = Attention(4, 16, 0.25, num_kv_heads=2, use_irope=False)
+        chunked = Attention(4, 16, 0.25, num_kv_heads=2, use_irope=True)
+    assert isinstance(whole, Attention) and isinstance(chunked, ChunkedLocalAttention)
+    assert (chunked.attention_chunk_size, chunked.num_kv_heads) == (8, 2)
+    assert "Attention(use_irope=) is an older spelling" in caplog.text

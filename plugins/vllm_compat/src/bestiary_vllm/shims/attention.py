@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import bestiary.nn as core
+from bestiary_vllm.said import old_keyword
 
 _ANY = object()
 
@@ -45,7 +46,17 @@ class _AsVllmCallsIt:
 
 
 class Attention(_AsVllmCallsIt, core.Attention):
-    pass
+    """Until 0.10 Llama 4's files ask for chunks, as long as the configuration says, by `use_irope`."""
+
+    def __new__(cls, *arguments: Any, use_irope: bool = False, **options: Any) -> Any:
+        if not use_irope or cls is not Attention:
+            return super().__new__(cls)
+        old_keyword("Attention", "use_irope", "ChunkedLocalAttention has chunks now")
+        config = core.get_current_vllm_config().model_config.hf_config
+        return ChunkedLocalAttention(*arguments[:3], config.attention_chunk_size, *arguments[3:], **options)
+
+    def __init__(self, *arguments: Any, use_irope: bool = False, **options: Any) -> None:
+        super().__init__(*arguments, **options)
 
 
 class EncoderOnlyAttention(_AsVllmCallsIt, core.EncoderOnlyAttention):
