@@ -189,10 +189,18 @@ class OfOtherStages(nn.Module):
         return input_ids, positions, intermediate_tensors, inputs_embeds
 
 
+class OfOtherStagesByName(nn.Module):
+    def forward(self, input_ids, positions, *, intermediate_tensors, inputs_embeds=5):
+        return input_ids, positions, intermediate_tensors, inputs_embeds
+
+
 def test_forward_can_do_without_other_stages():
     adapt(OfOtherStages)
     assert OfOtherStages()(1, 2) == (1, 2, None, 5)
     assert OfOtherStages()(1, 2, 3, 4) == (1, 2, 3, 4)
+    adapt(OfOtherStagesByName)
+    assert OfOtherStagesByName()(1, 2) == (1, 2, None, 5)
+    assert OfOtherStagesByName()(1, 2, intermediate_tensors=3) == (1, 2, 3, 5)
 
 
 class WithoutEmbedding(nn.Module):

@@ -67,11 +67,15 @@ def _needs_sampling_metadata(method: Callable[..., Any]) -> bool:
 
 def _default_of_other_stages(forward: FunctionType) -> None:
     """Arguments from `intermediate_tensors` on are None where they are not given."""
-    names = list(inspect.signature(forward).parameters)
-    if "intermediate_tensors" in names:
-        known = forward.__defaults__ or ()
-        optional = forward.__code__.co_argcount - names.index("intermediate_tensors")
-        forward.__defaults__ = (None,) * (optional - len(known)) + known
+    parameters = inspect.signature(forward).parameters
+    if "intermediate_tensors" not in parameters:
+        return
+    if parameters["intermediate_tensors"].kind is inspect.Parameter.KEYWORD_ONLY:
+        forward.__kwdefaults__ = {"intermediate_tensors": None, **(forward.__kwdefaults__ or {})}
+        return
+    known = forward.__defaults__ or ()
+    optional = forward.__code__.co_argcount - list(parameters).index("intermediate_tensors")
+    forward.__defaults__ = (None,) * (optional - len(known)) + known
 
 
 def _without_metadata(method: Callable[..., Any]) -> Callable[..., Any]:
