@@ -17,12 +17,13 @@ _QUANTIZED = ("use_fp8_w8a8", "use_int8_w8a8", "use_int8_w8a16", "use_int4_w4a16
 
 def _get_config_dtype_str(dtype: torch.dtype, **options: Any) -> str | None:
     """The name of a kernel's configuration for weights of a dtype: there are none here."""
-    return _plain(options)
+    _plain(options)
+    return None
 
 
 def _get_config_quant_dtype(**options: Any) -> None:
     """The dtype that hidden states are quantized to: none."""
-    return _plain(options)
+    _plain(options)
 
 
 def try_get_optimal_moe_config(
