@@ -117,6 +117,7 @@ def test_a_pair_of_what_shared_and_routed_experts_say():
     layer = built(SharedFusedMoE, shared_experts=Shared(), gate=None, use_overlapped=False)
     shared, answer = layer(hidden_states=X, router_logits=LOGITS)
     torch.testing.assert_close((shared, answer), (0.5 * X, routed()))
+    assert list(layer.children()) == [] and len(layer.expert_tensors(0)) == 2
     assert built(SharedFusedMoE, shared_experts=None)(X, LOGITS)[0] is None
 
 
