@@ -58,11 +58,11 @@ class SharedFusedMoE(FusedMoE):
         reduce_results: bool = False, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(gate=gate, reduce_results=reduce_results, **options)
-        self._aside = shared_experts
+        self._pair = Surroundings(shared_experts=shared_experts)
 
     def forward(self, hidden_states: torch.Tensor, router_logits: torch.Tensor | None = None, **more: Any) -> Any:
         routed = super().forward(hidden_states, router_logits)
-        shared = Surroundings(shared_experts=self._aside).shared(hidden_states)
+        shared = self._pair.shared(hidden_states)
         if shared is not None and self.reduce_results and self.group.world_size > 1:
             shared = self.group.all_reduce(shared)
         return shared, routed
