@@ -366,3 +366,13 @@ def test_a_parameter_of_two_modules_is_one_and_may_be_filled_under_either_name(s
     materialize(owner, CPU)
     load_complete(owner, [("any", torch.arange(4.0))])
     assert owner.bias is owner.part.bias and owner.bias.tolist() == [0, 1, 2, 3]
+
+
+def test_a_buffer_without_values_is_an_error():
+    from bestiary.api.errors import BrokenPlugin
+    from bestiary.nn.placement import materialize
+
+    model = nn.Linear(2, 2)
+    model.register_buffer("lost", torch.empty(3, device="meta"))
+    with pytest.raises(BrokenPlugin, match=r"the buffer Linear\.lost has no values"):
+        materialize(model, torch.device("cpu"))

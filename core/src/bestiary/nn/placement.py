@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from bestiary.api.errors import ConfigError
+from bestiary.api.errors import BrokenPlugin, ConfigError
 
 from .quant.base import QuantizationConfig
 
@@ -75,7 +75,11 @@ def _find_shared_caches(model: nn.Module) -> None:
 
 
 def materialize(model: nn.Module, device: torch.device) -> None:
-    """Make every meta parameter real and empty on `device`, keep ties, and move buffers there."""
+    """Make every meta parameter real and empty on `device`, keep ties, and move buffers there.
+
+    Raises:
+        BrokenPlugin: a buffer was made on the meta device, so its values are lost.
+    """
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, param in module._parameters.items():
@@ -85,7 +89,17 @@ def materialize(model: nn.Module, device: torch.device) -> None:
                 module._parameters[name] = made[id(param)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
+                _refuse_lost(module, name, buffer)
                 module._buffers[name] = buffer.to(device)
+
+
+def _refuse_lost(module: nn.Module, name: str, buffer: torch.Tensor) -> None:
+    if buffer.is_meta:
+        where = f"{getattr(module, 'layer_name', '') or type(module).__name__}.{name}"
+        raise BrokenPlugin(
+            f"the buffer {where} has no values: it was made of a parameter, which has none while a model is built",
+            field=where, limit="a buffer that is computed from numbers", fix="its author: make it without parameters",
+        )  # fmt: skip
 
 
 def _real(param: nn.Parameter, device: torch.device) -> nn.Parameter:
