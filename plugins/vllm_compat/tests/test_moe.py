@@ -1,10 +1,7 @@
 """Mixtures of experts of the corpus, in the spellings of several versions."""
 
 import pytest
-from corpus_check import SIZES, check_equal, engine, prompt, reference_of
-
-from bestiary import SamplingParams
-from bestiary.testing.reference import reference_logits
+from corpus_check import SIZES, check_equal
 
 MIXTRAL = {"model_type": "mixtral", **SIZES, "num_local_experts": 6, "num_experts_per_tok": 2}
 QWEN2 = {
@@ -49,33 +46,3 @@ def test_one_factory_for_gate_routed_and_shared_experts(tmp_path, name, caplog):
 
 def test_experts_with_biases_and_a_loader_of_their_own(tmp_path):
     check_equal(tmp_path, "GptOssForCausalLM", "moe_biased", GPT_OSS)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("whole_experts", [False, True])
-@pytest.mark.parametrize(
-    ("architecture", "module", "config"),
-    [
-        ("MixtralForCausalLM", "moe_old", MIXTRAL),
-        ("Qwen2MoeForCausalLM", "moe_old", {**QWEN2, "norm_topk_prob": True}),
-        ("Glm4MoeForCausalLM", "moe_now", GLM4),
-    ],
-)
-def test_two_processes_equal_one(tmp_path, architecture, module, config, whole_experts):
-    reference = reference_of(tmp_path, architecture, config)
-    options = {"tensor_parallel_size": 2, "enable_expert_parallel": whole_experts}
-    with engine(tmp_path, architecture, module, **options) as llm:
-        agree_on_tokens(llm, reference)
-
-
-def agree_on_tokens(llm, reference):
-    """The engine's greedy tokens are the reference's."""
-    greedy = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
-    prompts = [prompt(length) for length in (3, 9)]
-    found = llm.generate([{"prompt_token_ids": ids} for ids in prompts], greedy, use_tqdm=False)
-    for ids, answer in zip(prompts, found, strict=True):
-        known = list(ids)
-        for token in answer.outputs[0].token_ids:
-            scores = reference_logits(reference, known)[-1]
-            assert scores.max() - scores[token] < 1e-3, "another token than transformers'"
-            known.append(token)
