@@ -13,12 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bestiary.api.alias import Alias
 from bestiary.api.config import ParallelConfig
+from bestiary.api.discovery import Distribution
+from bestiary.api.entries import LazyRegisteredModel, RegisteredAlias, RegisteredModel, Resolution
 from bestiary.api.errors import EngineError, UsageError
 from bestiary.api.outputs import Logprob
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.parallel import workers as module
 from bestiary.engine.parallel.agreement import refuse_other_settings
+from bestiary.engine.parallel.assembly import by_hand
 from bestiary.engine.parallel.frames import LONGEST, Frames, receive_frame, send_frame
 from bestiary.engine.parallel.messages import (
     AddRequest,
@@ -44,6 +48,8 @@ from bestiary.engine.parallel.workers import LocalWorkers
 from bestiary.engine.plan import SampledToken, ScheduledItem, StepPlan, StepResult
 from bestiary.nn.parallel import pipeline_range
 
+from .stateful_models import Stateful
+
 SAMPLING = SamplingParams(
     n=2, temperature=0.3, seed=5, stop=["a", "\u00fc"], stop_token_ids=[3], logprobs=2, logit_bias={4: -1.5},
     allowed_token_ids=[4, 5], bad_token_ids=(6,), max_tokens=None,
@@ -66,6 +72,41 @@ def test_messages_arrive_as_they_were():
     assert decode_start(encode(start)) == start
     for message in (Ready(), Beat(3, True), Failed(Trouble("X", "what happened", value=3))):
         assert decode_from_worker(encode(message)) == message
+
+
+def test_a_class_registered_by_hand_reaches_other_ranks_by_its_name():
+    here = RegisteredModel("Here", Stateful)
+    found = resolution(here)
+    assert by_hand(found) == {"Here": f"{Stateful.__module__}:Stateful"}
+    start = Start({}, None, {}, (), by_hand(found))
+    assert decode_start(encode(start)) == start
+    named = LazyRegisteredModel("Named", "package.module:Class")
+    assert by_hand(resolution(named)) == {"Named": "package.module:Class"}
+    distribution = Distribution("bestiary-some", "1", "", "")
+    installed = LazyRegisteredModel("Some", "some:Class", distribution)
+    assert by_hand(resolution(installed)) == {}
+
+
+def resolution(entry, target=None, alias=None):
+    return Resolution(
+        architecture=entry.architecture, entry=entry, target=target or entry, model_class=Stateful, alias=alias
+    )
+
+
+def test_what_only_this_process_has_is_refused_before_others_start():
+    class Local(Stateful):
+        pass
+
+    program = type("Program", (Stateful,), {"__module__": "__main__"})
+    alias = Alias(architecture="Here")
+    named = LazyRegisteredModel("Here", "module:Class")
+    for found in (
+        resolution(RegisteredModel("Here", Local)),
+        resolution(RegisteredModel("Here", program)),
+        resolution(RegisteredAlias("Other", alias), named, alias),
+    ):
+        with pytest.raises(UsageError, match="registered by hand, and other ranks cannot import it"):
+            by_hand(found)
 
 
 def test_another_plan_has_another_checksum():

@@ -99,3 +99,16 @@ def agree(llm: LLM, reference: nn.Module, atol: float = 1e-4) -> LLM:
 def prompt(length: int) -> list[int]:
     generator = torch.Generator().manual_seed(length)
     return torch.randint(0, SIZES["vocab_size"], (length,), generator=generator).tolist()
+
+
+def answers_as(llm: LLM, reference: nn.Module, **options) -> None:
+    """The engine's greedy tokens are the reference's."""
+    prompts = [prompt(length) for length in (1, 5, 17)]
+    greedy = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    found = llm.generate([{"prompt_token_ids": ids} for ids in prompts], greedy, use_tqdm=False, **options)
+    for ids, answer in zip(prompts, found, strict=True):
+        known = list(ids)
+        for token in answer.outputs[0].token_ids:
+            scores = reference_logits(reference, known)[-1]
+            assert scores.max() - scores[token] < 1e-3, "another token than transformers'"
+            known.append(token)

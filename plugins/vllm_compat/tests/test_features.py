@@ -1,15 +1,15 @@
 """What core does with any model, with model files for vLLM: vectors, classes, adapters, quantized weights, ranks."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from corpus_check import SIZES, agree, engine, prompt, reference_of
+from corpus_check import SIZES, agree, answers_as, engine, prompt, reference_of
 from safetensors.torch import load_file, save_file
 
-from bestiary import LoRARequest, PoolingParams, SamplingParams
+from bestiary import LoRARequest, PoolingParams
 from bestiary.testing.adapters import change_of, random_adapter, write_adapter
-from bestiary.testing.reference import reference_logits
 
 LLAMA = {"model_type": "llama", **SIZES}
 PROMPTS = [prompt(length) for length in (1, 5, 17)]
@@ -90,19 +90,8 @@ def test_quantized_weights_find_their_places_in_fused_layers(tmp_path, module):
 
 @pytest.mark.full
 @pytest.mark.parametrize("layout", [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}])
-def test_several_processes_equal_one(tmp_path, layout):
+def test_several_processes_equal_one(tmp_path, layout, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the other ranks import the class as well
     reference = reference_of(tmp_path, "LlamaForCausalLM", LLAMA)
     with engine(tmp_path, "LlamaForCausalLM", "llama_now", **layout) as llm:
         answers_as(llm, reference)
-
-
-def answers_as(llm, reference, **options):
-    """The engine's greedy tokens are the reference's."""
-    greedy = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
-    found = llm.generate([{"prompt_token_ids": ids} for ids in PROMPTS], greedy, use_tqdm=False, **options)
-    for ids, answer in zip(PROMPTS, found, strict=True):
-        known = list(ids)
-        for token in answer.outputs[0].token_ids:
-            scores = reference_logits(reference, known)[-1]
-            assert scores.max() - scores[token] < 1e-3, "another token than transformers'"
-            known.append(token)

@@ -1,7 +1,9 @@
 """Mixtures of experts of the corpus, in the spellings of several versions."""
 
+from pathlib import Path
+
 import pytest
-from corpus_check import SIZES, check_equal
+from corpus_check import SIZES, answers_as, check_equal, engine, reference_of
 
 MIXTRAL = {"model_type": "mixtral", **SIZES, "num_local_experts": 6, "num_experts_per_tok": 2}
 QWEN2 = {
@@ -46,3 +48,13 @@ def test_one_factory_for_gate_routed_and_shared_experts(tmp_path, name, caplog):
 
 def test_experts_with_biases_and_a_loader_of_their_own(tmp_path):
     check_equal(tmp_path, "GptOssForCausalLM", "moe_biased", GPT_OSS)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("whole_experts", [False, True])
+def test_several_processes_equal_one(tmp_path, whole_experts, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the other ranks import the class as well
+    reference = reference_of(tmp_path, "Qwen2MoeForCausalLM", QWEN2)
+    options = {"tensor_parallel_size": 2, "enable_expert_parallel": whole_experts}
+    with engine(tmp_path, "Qwen2MoeForCausalLM", "moe_old", **options) as llm:
+        answers_as(llm, reference)

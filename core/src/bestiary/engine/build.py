@@ -152,9 +152,9 @@ class EngineBuilder:
                 pooler = pooler_of(model, config)
                 config = with_pooler(config, model, pooler)
                 bind_attention(model, config, self.hooks.all("attention_backends"))
-                if team is not None:
+                if team is not None and self.found is not None:
                     self.on_built()
-                    assemble(team, self.args, self.description, eos_token_ids)
+                    assemble(team, self.args, self.description, self.found, eos_token_ids)
                 load_model(model, config, self.description, self.hooks.all("weight_formats"))
                 repacking = self.args.progress and bool(ops.packing)
                 with ops.active(), load_progress("packing weights", enabled=repacking) as progress:

@@ -144,12 +144,14 @@ def checksum(plan: StepPlan) -> int:
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
-    """All that a started rank is told: the engine's arguments, its seat, and configuration that a function made."""
+    """All that a started rank is told: the engine's arguments, its seat, configuration that a function made, and
+    the class that was registered by hand, as ``"module:Class"``."""
 
     arguments: dict[str, Any]
     config_data: dict[str, Any] | None
     seat: dict[str, Any]
     eos_token_ids: tuple[int, ...]
+    models: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

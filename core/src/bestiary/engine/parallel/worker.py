@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from bestiary.api.errors import BestiaryError, EngineError
+from bestiary.api.registry import ModelRegistry
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.stderr import never_fail_stderr
 from bestiary.nn.parallel.distributed import TorchGroup
@@ -92,6 +93,8 @@ def live(start: Start, parent: Parent) -> int:
 def _run(start: Start, parent: Parent) -> None:
     from bestiary.engine.build import EngineBuilder
 
+    for architecture, model in start.models.items():
+        ModelRegistry.register_model(architecture, model)
     given = dict(start.arguments)
     if (data := start.config_data) is not None:
         given["hf_overrides"] = lambda _: data
