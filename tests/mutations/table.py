@@ -40,9 +40,9 @@ MUTATIONS = [
          "config.num_attention_heads * head_dim, config.hidden_size, bias=False"),
         ("drop the bias of the MLP", "config.intermediate_size, config.hidden_size, bias=bias",
          "config.intermediate_size, config.hidden_size, bias=False"),
-        ("query one position too far", "q, k = self.rotary_emb(positions, q, k)",
-         "(q, _), (_, k) = self.rotary_emb(positions + 1, q, k), self.rotary_emb(positions, q, k)"),
-        ("forget to rotate", "q, k = self.rotary_emb(positions, q, k)", "pass"),
+        ("query one position too far", "self.attn(q, k, v, positions=positions)",
+         "self.attn(self.rotary_emb(torch.ones_like(positions), q, k)[0], k, v, positions=positions)"),
+        ("forget to rotate", "positions=positions)", "positions=torch.zeros_like(positions))"),
         ("rotate interleaved pairs", "rope_parameters=config.rope_parameters",
          "rope_parameters=config.rope_parameters, is_neox_style=False"),
         ("ignore the rotary scaling", "rope_parameters=config.rope_parameters",
@@ -131,8 +131,10 @@ MUTATIONS = [
     *_of(
         "qwen_plugin.contract:TestQwen3",
         "qwen_plugin.qwen3",
-        ("keys with the queries' norm", "k = self.k_norm(k", "k = self.q_norm(k"),
-        ("norm after the rotation", "q = self.q_norm(q.unflatten(-1, (-1, self.head_dim))).flatten(-2)", "pass"),
+        ("keys with the queries' norm", "k_norm=self.k_norm", "k_norm=self.q_norm"),
+        ("norm after the rotation", "output, _ = self.o_proj(self.attn(q, k, v, positions=positions))",
+         "q, k = self.rotary_emb(positions, q, k); "
+         "output, _ = self.o_proj(self.attn(q, k, v, positions=torch.zeros_like(positions)))"),
     ),
     *_of(
         "qwen_plugin.contract:TestQwen2Moe",
