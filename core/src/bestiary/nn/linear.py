@@ -307,11 +307,14 @@ class RowParallelLinear(LinearBase):
             loaded_weight = loaded_weight.narrow(dim, self.tp_rank * size, size)
         fill(param, param.data, loaded_weight)
 
+    @property
+    def own_bias(self) -> torch.Tensor | None:
+        return None if self.tp_rank > 0 else super().own_bias
+
     def forward(self, x: torch.Tensor) -> Any:
         if not self.input_is_parallel and self.tp_size > 1:
             x = split_tensor_along_last_dim(x, self.tp_size)[self.tp_rank]
-        own_bias = None if self.skip_bias_add or self.tp_rank > 0 else self.bias
-        output = self.quant_method.apply(self, x, own_bias)
+        output = self._multiply(x)
         if self.reduce_results:
             output = tensor_model_parallel_all_reduce(output)
         return self._answer(output)

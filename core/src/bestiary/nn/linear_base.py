@@ -69,6 +69,11 @@ class LinearBase(nn.Module):
             self.quant_method = method
             self._create_weights()
 
+    @property
+    def own_bias(self) -> torch.Tensor | None:
+        """The bias that this rank's product adds."""
+        return None if self.skip_bias_add else self.bias
+
     def finish(self) -> None:
         self.quant_method.process_weights_after_loading(self)
 
@@ -84,7 +89,7 @@ class LinearBase(nn.Module):
         )
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
-        return self.quant_method.apply(self, x, None if self.skip_bias_add else self.bias)
+        return self.quant_method.apply(self, x, self.own_bias)
 
     def _answer(self, output: torch.Tensor) -> Any:
         if not self.return_bias:

@@ -17,7 +17,7 @@ from torch import nn
 from bestiary.api.errors import ConfigError, WeightsMismatch
 from bestiary.nn.linear import ColumnParallelLinear, MergedColumnParallelLinear, RowParallelLinear
 from bestiary.nn.linear_base import LinearBase
-from bestiary.nn.ops.moe import ACTIVATIONS, SCORES, UNGATED, Activation, by_expert, fused_experts, topk_routing
+from bestiary.nn.ops.moe import ACTIVATIONS, SCORES, UNGATED, Activation, by_expert, fused_experts, grouped_experts, topk_routing
 from bestiary.nn.parallel import get_ep_group, get_tp_group
 from bestiary.nn.quant.base import QuantizationConfig
 from bestiary.nn.scope import get_current_vllm_config_or_none
@@ -174,18 +174,24 @@ class FusedMoE(nn.Module):
             self.load.count(ids)
         slots = self._slots(ids)
         adapters = None if self.adapter_slots is None else self.adapter_slots.rows(len(hidden_states))
-        if adapters is None and self._is_fused and isinstance(self.activation, str):
-            return fused_experts(hidden_states, self._w13.weight, self._w2.weight, weights, slots, self.activation)
+        if adapters is None and not (self.weigh_input and self.top_k > 1):
+            x = hidden_states * weights.to(hidden_states.dtype) if self.weigh_input else hidden_states
+            output = self._together(x, torch.ones_like(weights) if self.weigh_input else weights, slots)
+            if output is not None:
+                return output
         expert = partial(self._expert, adapters)
         if self.weigh_input:
             expert, weights = partial(expert, weights=weights, slots=slots), torch.ones_like(weights)
         return by_expert(hidden_states, weights, slots, self.placement.num_local, expert)
 
-    @property
-    def _is_fused(self) -> bool:
-        """Whether all experts can be computed by one op."""
-        plain = self.activation in ACTIVATIONS and not self.weigh_input
-        return plain and self._w13.is_fused and self._w2.is_fused
+    def _together(self, x: torch.Tensor, weights: torch.Tensor, slots: torch.Tensor) -> torch.Tensor | None:
+        """All experts by one op; None where none can."""
+        first, second = self._w13, self._w2
+        if self.activation in ACTIVATIONS and first.is_fused and second.is_fused:
+            return fused_experts(x, first.weight, second.weight, weights, slots, str(self.activation))
+        if first.product is None or second.product is None:
+            return None
+        return grouped_experts(x, first.product, second.product, weights, slots, self._activate)
 
     def route(self, hidden_states: torch.Tensor, router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(weights fp32, logical expert ids int64), both ``[tokens, top_k]``."""

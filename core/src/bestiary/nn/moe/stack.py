@@ -15,6 +15,7 @@ from bestiary.api.errors import ConfigError, WeightsMismatch
 from bestiary.nn.linear_base import LinearBase
 from bestiary.nn.ops.moe import fused_experts
 from bestiary.nn.ops.packed import PackedWeight
+from bestiary.nn.ops.product import Product, stacked, whole
 from bestiary.nn.quant.base import QuantizationConfig, UnquantizedLinearMethod
 from bestiary.nn.weights.fill import load_into
 
@@ -23,6 +24,10 @@ class ExpertStack:
     """The layers of all slots of this rank.
 
     Its `owner`, a module, registers the stacked parameters as ``<name>_<parameter>``: ``w13_weight``, for instance.
+
+    Attributes:
+        product: what all of them compute, stacked, once they are finished; None where it is more than one op, or is
+            not stacked.
     """
 
     def __init__(self, owner: nn.Module, name: str, count: int, make: Callable[[], LinearBase]) -> None:
@@ -30,6 +35,7 @@ class ExpertStack:
         self.name = name
         self.layers = [make() for _ in range(count)]
         self._bound = self._packed = self._packed_apart = False
+        self.product: Product | None = None
         self._register()
 
     @property
@@ -68,12 +74,18 @@ class ExpertStack:
         self.bind()
         for layer in self.layers:
             layer.finish()
+        self._pack()
+        if not (self._packed or self._packed_apart):
+            self._stack_again()
+            self.product = self._whole_product()
+
+    def _pack(self) -> None:
         weights = [layer._parameters["weight"] for layer in self.layers]
         if not all(isinstance(weight, PackedWeight) for weight in weights):
             return
-        stacked = fused_experts.pack(weights)
-        self._packed, self._packed_apart = stacked is not None, stacked is None
-        self.owner._parameters[f"{self.name}_weight"] = stacked
+        packed = fused_experts.pack(weights)
+        self._packed, self._packed_apart = packed is not None, packed is None
+        self.owner._parameters[f"{self.name}_weight"] = packed
 
     def bind(self) -> None:
         """Let every layer's parameters be views of the stacked ones, once these are real."""
@@ -82,12 +94,30 @@ class ExpertStack:
         for slot, layer in enumerate(self.layers):
             for name, param in layer._parameters.items():
                 if param is not None:
-                    stacked = self._stacked(name)
-                    view = nn.Parameter(stacked.data[slot], requires_grad=False)
+                    held = self._stacked(name)
+                    view = nn.Parameter(held.data[slot], requires_grad=False)
                     view.__dict__.update(param.__dict__)
-                    view.__dict__["filled_parts"] = stacked.__dict__.setdefault("filled_parts", {})
+                    view.__dict__["filled_parts"] = held.__dict__.setdefault("filled_parts", {})
                     layer._parameters[name] = view
         self._bound = True
+
+    def _stack_again(self) -> None:
+        """What methods made of the loaded tensors, or put beside them, is stacked as these are."""
+        for name in _tensors(self.layers[0]):
+            tensors = [each for layer in self.layers if (each := _tensors(layer).get(name)) is not None]
+            alike = len({(each.shape, each.dtype) for each in tensors}) == 1
+            if len(tensors) < len(self.layers) or not alike or whole(tensors) is not None:
+                continue
+            made = nn.Parameter(torch.stack([each.detach() for each in tensors]), requires_grad=False)
+            self.owner.register_parameter(f"{self.name}_{name}", made)
+            for layer, own in zip(self.layers, made, strict=True):
+                kept = layer._parameters if name in layer._parameters else vars(layer)
+                kept[name] = nn.Parameter(own.detach(), requires_grad=False)
+
+    def _whole_product(self) -> Product | None:
+        products = [layer.quant_method.product(layer) for layer in self.layers]
+        known = [each for each in products if each is not None]
+        return stacked(known, [layer.own_bias for layer in self.layers]) if len(known) == len(products) else None
 
     def _refuse_different_layouts(self) -> None:
         """Experts lie stacked: all of them, or none, are quantized, and in one way."""
@@ -111,14 +141,24 @@ class ExpertStack:
             if param is not None:
                 shape = (len(self.layers), *param.shape)
                 made = torch.empty(shape, dtype=param.dtype, device="meta")
-                stacked = nn.Parameter(made, requires_grad=False)
+                held = nn.Parameter(made, requires_grad=False)
                 if hasattr(param, "num_weights"):
-                    stacked.__dict__["num_weights"] = param.num_weights * len(self.layers)
-                self.owner.register_parameter(f"{self.name}_{name}", stacked)
+                    held.__dict__["num_weights"] = param.num_weights * len(self.layers)
+                self.owner.register_parameter(f"{self.name}_{name}", held)
 
 
 def _layout(layer: LinearBase) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (param.shape, param.dtype) for name, param in layer._parameters.items() if param is not None}
+
+
+def _tensors(layer: LinearBase) -> dict[str, torch.Tensor]:
+    """A layer's parameters, and the tensors that its method keeps beside them, but for what is packed."""
+    found = {**vars(layer), **layer._parameters}
+    return {
+        name: each
+        for name, each in found.items()
+        if isinstance(each, torch.Tensor) and not isinstance(each, PackedWeight)
+    }
 
 
 def tensors_of(layer: LinearBase) -> list[torch.Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .activation import gelu, gelu_and_mul, relu2, silu_and_mul
 from .linear import linear
+from .product import Product
 from .registry import op
 
 Activation = Callable[[Tensor], Tensor]
@@ -89,6 +90,20 @@ def fused_experts(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, slots: Te
     """
     act = ACTIVATIONS[activation]
     return by_expert(x, weights, slots, len(w13), lambda e, rows, _: linear(act(linear(rows, w13[e])), w2[e]))
+
+
+@op
+def grouped_experts(
+    x: Tensor, first: Product, second: Product, weights: Tensor, slots: Tensor, activation: Activation
+) -> Tensor:
+    """As `fused_experts`, for experts with biases, quantized weights or any activation: ``[tokens, hidden]``.
+
+    Args:
+        first, second: what every expert does before and after `activation`, stacked (`product.stacked`).
+        activation: takes what `first` makes of any number of tokens, ``[pairs, first's outputs]``, row by row.
+    """
+    count = len(first.tensors["weight"])
+    return by_expert(x, weights, slots, count, lambda e, rows, _: second.at(e)(activation(first.at(e)(rows))))
 
 
 Expert = Callable[[int, Tensor, Tensor], Tensor]

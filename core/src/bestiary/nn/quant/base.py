@@ -16,6 +16,7 @@ from torch import nn
 
 from bestiary.nn.ops.linear import embedding, linear
 from bestiary.nn.ops.packed import PackedWeight
+from bestiary.nn.ops.product import Product
 from bestiary.nn.scope import get_current_vllm_config_or_none
 from bestiary.nn.weights.fill import set_weight_attrs
 from bestiary.nn.weights.mapper import WeightsMapper
@@ -46,6 +47,11 @@ class QuantizeMethodBase(ABC):
     @abstractmethod
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """``x @ weight.T + bias`` for x of shape ``[..., input_size_per_partition]``."""
+
+    def product(self, layer: nn.Module) -> Product | None:
+        """What `apply` computes, as one op; None where it is more than that. The products of experts that have one
+        are computed together, where a version of `grouped_experts` can; the others one by one."""
+        return None
 
     def embedding(self, layer: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         """Rows `ids` of the weight; only methods that can back an embedding define it."""
@@ -89,6 +95,9 @@ class UnquantizedLinearMethod(QuantizeMethodBase):
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return linear(x, layer.weight, bias)  # type: ignore[arg-type]
+
+    def product(self, layer: nn.Module) -> Product | None:
+        return Product(linear, {"weight": layer.weight})  # type: ignore[dict-item]
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         keep_packed(layer, self.packed(layer))

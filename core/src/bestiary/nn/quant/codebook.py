@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from bestiary.nn.ops.product import Product
 from bestiary.nn.ops.quant import linear_codebook
 
 from .base import QuantizeMethodBase
@@ -60,4 +61,8 @@ class CodebookLinearMethod(QuantizeMethodBase):
         return len(CODEBOOKS[self.kind]) * torch.float32.itemsize
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return linear_codebook(x, layer.weight, layer.weight_scale, layer.codebook, self.group_size, bias)
+        return self.product(layer)(x, bias)
+
+    def product(self, layer: Any) -> Product:
+        tensors = {"weight": layer.weight, "scale": layer.weight_scale, "codebook": layer.codebook}
+        return Product(linear_codebook, tensors, {"group_size": self.group_size})

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from bestiary.nn.ops.product import Product
 from bestiary.nn.ops.quant import FP8_MAX, linear_fp8, linear_fp8_fp8, to_fp8
 
 from .at_load import is_left_plain, quantizing_loader
@@ -91,12 +92,16 @@ class Fp8LinearMethod(QuantizeMethodBase):
         return int(by_row + static) * torch.float32.itemsize
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        group = self.block[1]
+        return self.product(layer)(x, bias)
+
+    def product(self, layer: Any) -> Product:
+        tensors, group = {"weight": layer.weight, "scale": layer.weight_scale}, self.block[1]
         if self.activations is None:
-            return linear_fp8(x, layer.weight, layer.weight_scale, group, bias)
-        scale = layer.input_scale if self.activations == "static" else None
+            return Product(linear_fp8, tensors, {"group_size": group})
+        if self.activations == "static":
+            tensors["input_scale"] = layer.input_scale
         by = group if self.activations == "group" else None
-        return linear_fp8_fp8(x, layer.weight, layer.weight_scale, group, scale, by, bias)
+        return Product(linear_fp8_fp8, tensors, {"group_size": group, "input_group": by})
 
 
 def fp8_rows(weight: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from bestiary.nn.linear_base import LinearBase, refuse_other_rows
 from bestiary.nn.moe.names import FUSED, merged_name
 from bestiary.nn.ops.gguf import BlockRows, embedding_gguf, linear_gguf
 from bestiary.nn.ops.packed import PackedWeight
+from bestiary.nn.ops.product import Product
 from bestiary.nn.parallel import refuse
 from bestiary.nn.weights.fill import ShardId, fill, set_weight_attrs
 
@@ -57,10 +58,6 @@ class GgufConfig(QuantizationConfig):
                 fix="leave it out, or quantize while loading, with another method",
             )  # fmt: skip
         return cls({name: GgmlType[kind] for name, kind in tensors.items()})
-
-    @classmethod
-    def why_not(cls, device: str) -> str | None:
-        return None if device == "cpu" else "blocks are decoded on a CPU so far"
 
     @property
     def decoded(self) -> list[str]:
@@ -156,8 +153,11 @@ class GgufLinearMethod(QuantizeMethodBase):
         return inputs // kind.block_size * kind.type_size
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return self.product(layer)(x, bias)
+
+    def product(self, layer: nn.Module) -> Product:
         weight: Any = layer.weight
-        return linear_gguf(x, weight, self.runs, bias)
+        return Product(linear_gguf, {"weight": weight}, {"runs": self.runs})
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         keep_packed(layer, self.packed(layer))

@@ -12,6 +12,7 @@ from torch import nn
 
 from bestiary.api.errors import WeightsMismatch
 from bestiary.nn.ops.packed import PackedWeight
+from bestiary.nn.ops.product import Product
 from bestiary.nn.ops.quant import linear_int4, linear_uint8, packed
 
 from .at_load import is_left_plain, quantizing_loader
@@ -108,10 +109,13 @@ class GroupedLinearMethod(QuantizeMethodBase):
         return self.group_size or int(layer.input_size_per_partition)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        group_of = layer.group_of if self.ordered else None
-        scale, zero = layer.weight_scale, layer.weight_zero
-        product: torch.Tensor = self._product(x, layer.weight, scale, zero, self._group(layer), group_of, bias)
-        return product
+        return self.product(layer)(x, bias)
+
+    def product(self, layer: Any) -> Product:
+        tensors = {"weight": layer.weight, "scale": layer.weight_scale, "zero": layer.weight_zero}
+        if self.ordered:
+            tensors["group_of"] = layer.group_of
+        return Product(self._product, tensors, {"group_size": self._group(layer)})
 
 
 def _refuse_unknown_groups(group_of: torch.Tensor, groups: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bestiary.nn.ops.packed import PackedWeight
+from bestiary.nn.ops.product import Product
 from bestiary.nn.ops.quant import linear_int8, linear_int8_int8
 
 from .at_load import is_left_plain, quantizing_loader
@@ -97,11 +98,17 @@ class Int8LinearMethod(QuantizeMethodBase):
         return added + packed_bytes(layer, self.packed(layer))
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return self.product(layer)(x, bias)
+
+    def product(self, layer: Any) -> Product:
+        tensors = {"weight": layer.weight, "scale": layer.weight_scale}
         if self.activations is None:
-            return linear_int8(x, layer.weight, layer.weight_scale, bias)
-        scale = layer.input_scale if self.activations == "static" else None
-        zero = layer.input_zero_point if self.activations == "static" and not self.symmetric else None
-        return linear_int8_int8(x, layer.weight, layer.weight_scale, scale, zero, self.symmetric, bias)
+            return Product(linear_int8, tensors)
+        if self.activations == "static":
+            tensors["input_scale"] = layer.input_scale
+            if not self.symmetric:
+                tensors["input_zero"] = layer.input_zero_point
+        return Product(linear_int8_int8, tensors, {"symmetric": self.symmetric})
 
 
 def quantized_rows(weight: torch.Tensor) -> dict[str, torch.Tensor]:

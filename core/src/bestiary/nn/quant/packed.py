@@ -28,6 +28,9 @@ class PackedLinearMethod(UnquantizedLinearMethod):
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, bias, "none", [], "")
         return product
 
+    def product(self, layer: nn.Module) -> None:
+        return None
+
 
 def pack_weight(layer: Any) -> None:
     """Pack the plain weight of a finished head, where nothing speaks against it (`why_not_packed`)."""

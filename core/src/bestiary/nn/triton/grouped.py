@@ -15,24 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .codes import scales_of, strip
 from .dequant import GROUP_M, tile_for
 from .tiles import finish, tile_at
 from .variants import Variant
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _numbers(weight, codebook, k, within, CODES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What the codes of inputs `k` say, fp32; `weight` is where rows begin."""
-    if CODES == "int4" or CODES == "codebook":
-        code = tl.load(weight + k // 2, mask=within, other=0).to(tl.int32) >> (4 * (k % 2)) & 15
-        return code.to(tl.float32) if CODES == "int4" else tl.load(codebook + code, mask=within, other=0.0)
-    elif CODES == "e4m3":
-        # Exponent and mantissa lie in the upper bits of an fp16 whose exponent counts from 15 instead of 7.
-        bits = tl.load(weight + k, mask=within, other=0).to(tl.int32)
-        half = ((bits & 128) << 8 | (bits & 127) << 7).to(tl.int16).to(tl.float16, bitcast=True)
-        return half.to(tl.float32) * 256
-    else:
-        return tl.load(weight + k, mask=within, other=0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
@@ -42,32 +28,20 @@ def _linear_grouped(  # type: ignore[no-untyped-def]
     CODES: tl.constexpr, SCALES: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """`SCALES`: "row" one a row; "even" groups of whole 32 inputs; "any" groups; "listed" as `group_of` says."""
+    """A tile; `CODES` and `SCALES` as in `codes.strip`."""
     row_tile, column_tile = tile_at(tl.program_id(0), rows, width, BLOCK_M, BLOCK_N, GROUP_M)
     m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_K)
     x_at = x + m.to(tl.int64)[:, None] * x_stride + columns[None, :]
-    outputs, there = n.to(tl.int64)[:, None, None], (n < width)[:, None, None]
-    first, j = tl.arange(0, BLOCK_K // 32)[None, :, None] * 32, tl.arange(0, 32)[None, None, :]
+    outputs = n.to(tl.int64)[:, None, None]
     acc = tl.full((BLOCK_M, BLOCK_N), 0, tl.float32)
     for start in range(0, depth, BLOCK_K):
         left = tl.load(x_at + start, mask=(m < rows)[:, None] & (columns < depth - start)[None, :], other=0)
-        k = start + first + j
-        numbers = _numbers(weight + outputs * weight_stride, codebook, k, there & (k < depth), CODES)
-        if SCALES != "row":
-            if SCALES == "even":
-                group = (start + first) // group_size
-                within = there & (start + first < depth)
-            elif SCALES == "listed":
-                group = tl.load(group_of + k, mask=k < depth, other=0)
-                within = there & (k < depth)
-            else:
-                group = k // group_size
-                within = there & (k < depth)
-            if HAS_ZERO:
-                numbers -= tl.load(zero + outputs * groups + group, mask=within, other=0).to(tl.float32)
-            numbers *= tl.load(scale + outputs * groups + group, mask=within, other=0)
+        numbers = strip(
+            weight, scale, zero, codebook, group_of, outputs, (n < width)[:, None, None], start, depth, groups,
+            group_size, weight_stride, CODES, SCALES, HAS_ZERO, BLOCK_K,
+        )  # fmt: skip
         right = tl.reshape(numbers, (BLOCK_N, BLOCK_K)).to(left.dtype)
         acc = tl.dot(left, tl.trans(right), acc, input_precision="ieee")
     if SCALES == "row":
@@ -82,7 +56,7 @@ def _product(
     width, depth = weight.shape[0], x.shape[-1]
     left = x.reshape(-1, depth)
     left = left if left.stride(1) == 1 else left.contiguous()
-    weight = weight if weight.stride(1) == 1 else weight.contiguous()
+    weight = weight.contiguous()
     rows = left.shape[0]
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     tile = tile_for(rows, x.dtype, exact)
@@ -99,12 +73,6 @@ def _product(
     return out.view(*x.shape[:-1], width)
 
 
-def _scales(group_size: int, groups: int, group_of: Tensor | None = None) -> str:
-    if group_of is not None:
-        return "listed"
-    return "even" if group_size % 32 == 0 and groups > 1 else "any"
-
-
 def linear_int8(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, exact: bool = False
 ) -> Tensor:  # fmt: skip
@@ -116,7 +84,7 @@ def linear_fp8(
     x: Tensor, weight: Tensor, scale: Tensor, group_size: int, bias: Tensor | None = None, *, exact: bool = False
 ) -> Tensor:  # fmt: skip
     """As `bestiary.nn.ops.quant.linear_fp8`; codes are taken apart as bits, so that any GPU will do."""
-    scales = "row" if scale.shape[1] == 1 else _scales(group_size, scale.shape[1])
+    scales = "row" if scale.shape[1] == 1 else scales_of(group_size, scale.shape[1])
     return _product(x, weight.view(torch.uint8), "e4m3", scales, scale, None, group_size, None, bias, exact)
 
 
@@ -125,7 +93,7 @@ def linear_int4(
     bias: Tensor | None = None, *, exact: bool = False,
 ) -> Tensor:  # fmt: skip
     """As `bestiary.nn.ops.quant.linear_int4`."""
-    scales = _scales(group_size, scale.shape[1], group_of)
+    scales = scales_of(group_size, scale.shape[1], group_of)
     return _product(x, weight, "int4", scales, scale, zero, _size(x, scale, group_size), group_of, bias, exact)
 
 
@@ -134,7 +102,7 @@ def linear_uint8(
     bias: Tensor | None = None, *, exact: bool = False,
 ) -> Tensor:  # fmt: skip
     """As `bestiary.nn.ops.quant.linear_uint8`."""
-    scales = _scales(group_size, scale.shape[1], group_of)
+    scales = scales_of(group_size, scale.shape[1], group_of)
     return _product(x, weight, "uint8", scales, scale, zero, _size(x, scale, group_size), group_of, bias, exact)
 
 
@@ -143,7 +111,7 @@ def linear_codebook(
     exact: bool = False,
 ) -> Tensor:  # fmt: skip
     """As `bestiary.nn.ops.quant.linear_codebook`."""
-    scales = _scales(group_size, scale.shape[1])
+    scales = scales_of(group_size, scale.shape[1])
     size = _size(x, scale, group_size)
     return _product(x, weight, "codebook", scales, scale, None, size, None, bias, exact, codebook.contiguous())
 
