@@ -12,10 +12,12 @@ from bestiary.nn import AutoWeightsLoader, FusedMoE, GateLinear
 from bestiary.nn.moe.names import place_of
 from bestiary.nn.moe.placement import ExpertPlacement
 from bestiary.nn.ops.linear import FIXED_TILE
-from bestiary.nn.ops.moe import fused_experts, topk_routing
+from bestiary.nn.ops.moe import fused_experts, grouped_experts, topk_routing
 from bestiary.nn.ops.registry import Target, choose_ops
 from bestiary.nn.parallel import Group, use_groups
 from bestiary.nn.placement import finish, materialize, place
+from bestiary.nn.quant.fp8 import Fp8AtLoadConfig
+from bestiary.nn.quant.grouped import Int4Config
 from bestiary.nn.quant.int8 import Int8Config
 from bestiary.nn.weights import load_complete
 
@@ -45,6 +47,13 @@ def per_expert(stacks, names=("gate_proj", "down_proj", "up_proj")):
     for which, name in zip(("gate", "down", "up"), names, strict=True):
         for expert, tensor in enumerate(stacks[which]):
             yield f"experts.{expert}.{name}.weight", tensor
+
+
+def with_biases():
+    yield from per_expert(weights())
+    for which, size in (("gate_proj", WIDTH), ("up_proj", WIDTH), ("down_proj", HIDDEN)):
+        for expert in range(EXPERTS):
+            yield f"experts.{expert}.{which}.bias", torch.linspace(-1, 1, size) * (expert + 1)
 
 
 def loaded(stream=None, quant_config=None, **options):
@@ -289,6 +298,57 @@ def test_int8_experts_stay_near_and_the_gate_is_left_alone():
     x, logits = inputs()
     whole = loaded()(x, logits)
     assert float((model.experts(x, logits) - whole).abs().max()) < 0.02 * float(whole.abs().max())
+
+
+@pytest.mark.parametrize("config", [None, Int8Config(), Int4Config(), Fp8AtLoadConfig()])
+@pytest.mark.parametrize("activation", ["silu", torch.nn.functional.glu])
+def test_experts_of_any_kind_are_one_op(config, activation, monkeypatch):
+    """Their tensors stay stacked, whatever a method makes of them, and what moves into a slot is computed with."""
+    layer = loaded(
+        quant_config=config,
+        activation=activation,
+        has_bias=activation != "silu",
+        stream=with_biases() if activation != "silu" else None,
+    )
+    x, logits = inputs()
+    with torch.inference_mode():
+        together = layer(x, logits)
+        seen = []
+        monkeypatch.setattr(
+            grouped_experts, "active", lambda *given: seen.append(given) or grouped_experts.reference(*given)
+        )
+        assert torch.equal(layer(x, logits), together)
+        assert len(seen) == (config is not None or activation != "silu")
+        for stack in layer.stacks:
+            assert all(len(each) == EXPERTS for each in stack.product.tensors.values())
+            stack.product = None
+        if activation != "silu" or config is not None:
+            torch.testing.assert_close(layer(x, logits), together, rtol=1e-5, atol=1e-6)
+
+
+def test_what_moves_into_a_slot_is_in_the_product():
+    layer = loaded(quant_config=Fp8AtLoadConfig())
+    for own, other in zip(layer.expert_tensors(0), layer.expert_tensors(4), strict=True):
+        own.copy_(other)
+    for stack in layer.stacks:
+        for tensor in stack.product.tensors.values():
+            assert torch.equal(tensor[0].float(), tensor[4].float())
+
+
+def test_one_expert_whose_input_is_weighted_is_one_op(monkeypatch):
+    x, logits = inputs()
+    layer = FusedMoE(
+        EXPERTS, 1, HIDDEN, WIDTH, params_dtype=torch.float32, apply_router_weight_on_input=True, renormalize=False
+    )
+    model = torch.nn.Module()
+    model.experts = layer
+    place(model, None)
+    materialize(model, torch.device("cpu"))
+    load_complete(model, per_expert(weights()))
+    finish(model)
+    together = layer(x, logits)
+    monkeypatch.setattr(layer, "_together", lambda *given: None)
+    torch.testing.assert_close(layer(x, logits), together, rtol=1e-5, atol=1e-6)
 
 
 def test_a_row_does_not_depend_on_its_batch_in_deterministic_mode():

@@ -17,7 +17,16 @@ from torch import nn
 from bestiary.api.errors import ConfigError, WeightsMismatch
 from bestiary.nn.linear import ColumnParallelLinear, MergedColumnParallelLinear, RowParallelLinear
 from bestiary.nn.linear_base import LinearBase
-from bestiary.nn.ops.moe import ACTIVATIONS, SCORES, UNGATED, Activation, by_expert, fused_experts, grouped_experts, topk_routing
+from bestiary.nn.ops.moe import (
+    ACTIVATIONS,
+    SCORES,
+    UNGATED,
+    Activation,
+    by_expert,
+    fused_experts,
+    grouped_experts,
+    topk_routing,
+)
 from bestiary.nn.parallel import get_ep_group, get_tp_group
 from bestiary.nn.quant.base import QuantizationConfig
 from bestiary.nn.scope import get_current_vllm_config_or_none

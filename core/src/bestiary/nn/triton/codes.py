@@ -1,4 +1,4 @@
-"""Weights that are codes, decoded in registers: a strip of inputs of many outputs, for every layout of `nn.ops.quant`."""
+"""Codes for weights, decoded in registers: a strip of inputs of many outputs, for the layouts of `nn.ops.quant`."""
 
 from __future__ import annotations
 

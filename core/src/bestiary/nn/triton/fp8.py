@@ -35,8 +35,9 @@ def _e4m3(number):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rounded(x, given, codes, scales, depth, x_stride, HAS_SCALE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One token: its scale ``max|x| / 448`` (NaN where one is in it), unless it is given, and its e4m3 codes."""
+def _rounded(x, given, codes, scales, depth, x_stride, given_stride, HAS_SCALE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One token: its scale ``max|x| / 448`` (NaN where one is in it), unless it is given, and its e4m3 codes. A
+    `given_stride` of 0 gives all the same scale."""
     row = tl.program_id(0).to(tl.int64)
     x += row * x_stride
     largest = tl.full((BLOCK,), 1e-12, tl.float32)
@@ -46,7 +47,7 @@ def _rounded(x, given, codes, scales, depth, x_stride, HAS_SCALE: tl.constexpr, 
         number = tl.load(x + at, mask=at < depth, other=0).to(tl.float32)
         largest = tl.maximum(largest, tl.abs(number))
         broken |= (number != number).to(tl.int32)
-    scale = tl.load(given) if HAS_SCALE else tl.div_rn(tl.max(largest, 0), 448.0)
+    scale = tl.load(given + row * given_stride) if HAS_SCALE else tl.div_rn(tl.max(largest, 0), 448.0)
     tl.store(scales + row, tl.where(tl.max(broken, 0) > 0, float("nan"), scale))
     for start in range(0, depth, BLOCK):
         at = start + tl.arange(0, BLOCK)
@@ -56,24 +57,22 @@ def _rounded(x, given, codes, scales, depth, x_stride, HAS_SCALE: tl.constexpr, 
 
 
 def rounded_to_fp8(x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """x ``[rows, depth]`` → e4m3 codes, and their scales fp32 ``[rows, 1]``."""
+    """x ``[rows, depth]`` → e4m3 codes, and their scales fp32 ``[rows, 1]``; `scale` is one for all or ``[rows]``."""
     rows, depth = x.shape
     x = x if x.stride(1) == 1 else x.contiguous()
     codes = torch.empty(rows, depth, dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     if rows:
         _rounded[rows,](
-            x,
-            scale,
-            codes.view(torch.uint8),
-            scales,
-            depth,
-            x.stride(0),
-            HAS_SCALE=scale is not None,
-            BLOCK=_BLOCK,
-            num_warps=8,
-        )
+            x, scale, codes.view(torch.uint8), scales, depth, x.stride(0), _stride(scale),
+            HAS_SCALE=scale is not None, BLOCK=_BLOCK, num_warps=8,
+        )  # fmt: skip
     return codes, scales
+
+
+def _stride(given: Tensor | None) -> int:
+    """Between the scales of one row and the next; 0 where one is for all."""
+    return 0 if given is None or given.numel() == 1 else 1
 
 
 def linear_fp8_fp8(
@@ -106,5 +105,6 @@ def variants() -> Iterator[Variant]:
     for given in (False, True):
         constants: dict[str, object] = {"HAS_SCALE": given, "BLOCK": _BLOCK}
         constants |= {} if given else {"given": None}
-        types = {"x": "*bf16", "given": "*fp32", "codes": "*u8", "scales": "*fp32"} | dict.fromkeys(divisible, "i32")
+        types = {"x": "*bf16", "given": "*fp32", "codes": "*u8", "scales": "*fp32"}
+        types |= dict.fromkeys((*divisible, "given_stride"), "i32")
         yield Variant(_rounded, types, constants, 8, divisible=divisible)

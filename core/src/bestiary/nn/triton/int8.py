@@ -29,10 +29,12 @@ def _whole(number):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _rounded(  # type: ignore[no-untyped-def]
-    x, given_scale, given_zero, codes, scales, zeros, depth, x_stride, KIND: tl.constexpr, BLOCK: tl.constexpr,
+    x, given_scale, given_zero, codes, scales, zeros, depth, x_stride, given_stride,
+    KIND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One token: its scale (NaN where one is in it), zero and int8 codes, as `bestiary.nn.ops.quant.int8_codes`. KIND:
-    0 both are given, 1 ``max|x| / 127``, 2 the range from min to max, zero included, in 255 steps."""
+    0 both are given, `given_stride` apart or for all, 1 ``max|x| / 127``, 2 the range from min to max, zero included,
+    in 255 steps."""
     row = tl.program_id(0).to(tl.int64)
     x += row * x_stride
     low, high = tl.full((BLOCK,), 0.0, tl.float32), tl.full((BLOCK,), 0.0, tl.float32)
@@ -45,9 +47,9 @@ def _rounded(  # type: ignore[no-untyped-def]
     least, most = tl.min(low, 0), tl.max(high, 0)
     zero = 0
     if KIND == 0:
-        scale = tl.load(given_scale).to(tl.float32)
+        scale = tl.load(given_scale + row * given_stride).to(tl.float32)
         if given_zero is not None:
-            zero = tl.load(given_zero).to(tl.int32)
+            zero = tl.load(given_zero + row * given_stride).to(tl.int32)
     elif KIND == 1:
         scale = tl.div_rn(tl.maximum(tl.maximum(-least, most), 1e-12), 127.0)
     else:
@@ -94,7 +96,8 @@ def _product(  # type: ignore[no-untyped-def]
 def rounded_to_int8(
     x: Tensor, scale: Tensor | None, zero: Tensor | None, symmetric: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x ``[rows, depth]`` → int8 codes, their scales fp32 ``[rows]``, their zeros int32 ``[rows]`` or None for 0."""
+    """x ``[rows, depth]`` → int8 codes, their scales fp32 ``[rows]``, their zeros int32 ``[rows]`` or None for 0.
+    `scale` and `zero` are one for all or ``[rows]``."""
     rows, depth = x.shape
     x = x if x.stride(1) == 1 else x.contiguous()
     kind = _FIXED if scale is not None else _SYMMETRIC if symmetric else _RANGE
@@ -104,7 +107,10 @@ def rounded_to_int8(
     zeros = torch.empty(rows, dtype=torch.int32, device=x.device) if shifted else None
     if rows:
         given = (scale, zero) if kind == _FIXED else (None, None)
-        _rounded[rows,](x, *given, codes, scales, zeros, depth, x.stride(0), KIND=kind, BLOCK=_BLOCK, num_warps=8)
+        apart = 0 if scale is None or scale.numel() == 1 else 1
+        _rounded[rows,](
+            x, *given, codes, scales, zeros, depth, x.stride(0), apart, KIND=kind, BLOCK=_BLOCK, num_warps=8
+        )
     return codes, scales, zeros
 
 
@@ -136,7 +142,7 @@ def _tile(rows: int) -> Tile:
 def variants() -> Iterator[Variant]:
     sizes, of_x = ("width", "depth", "weight_stride"), ("depth", "x_stride")
     types = {"x": "*bf16", "given_scale": "*fp32", "given_zero": "*fp32", "codes": "*i8", "scales": "*fp32"}
-    types |= {"zeros": "*i32"} | dict.fromkeys(of_x, "i32")
+    types |= {"zeros": "*i32"} | dict.fromkeys((*of_x, "given_stride"), "i32")
     nothing = ("given_scale", "given_zero")
     for kind, absent in ((_FIXED, ()), (_FIXED, ("given_zero", "zeros")), (_SYMMETRIC, (*nothing, "zeros")),
                          (_RANGE, nothing)):  # fmt: skip

@@ -157,21 +157,26 @@ def pairs_by_grouped_mm(x: Tensor, w13: Tensor, w2: Tensor, slots: Tensor, activ
     return torch.empty_like(made[:pairs]).index_copy_(0, order, made[:pairs])
 
 
+def combine(pairs: Tensor, weights: Tensor, slots: Tensor) -> Tensor:
+    """``[tokens * k, hidden]`` and contiguous ``[tokens, k]`` → ``[tokens, hidden]``."""
+    (tokens, top_k), hidden = slots.shape, pairs.shape[1]
+    out = torch.empty(tokens, hidden, dtype=pairs.dtype, device=pairs.device)
+    _combine[tokens, triton.cdiv(hidden, _COMBINE)](pairs, weights, slots, out, hidden, top_k, BLOCK=_COMBINE)
+    return out
+
+
 def fused_experts(
     x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, slots: Tensor, activation: str, *, exact: bool = False
 ) -> Tensor:
     """As `bestiary.nn.ops.moe.fused_experts`; a token's answers are added in the order of its slots. Where it is to be
     `exact`, all are computed in tiles of one shape, so that their bits do not depend on other tokens."""
-    (tokens, hidden), (count, _, width), top_k = x.shape, w2.shape, slots.shape[1]
-    out = torch.empty(tokens, hidden, dtype=x.dtype, device=x.device)
-    if not out.numel():
-        return out
+    (count, hidden, width), top_k = w2.shape, slots.shape[1]
+    if not x.numel():
+        return torch.empty_like(x)
     x = x if x.stride(1) == 1 else x.contiguous()
     w13, w2, slots, weights = (each.contiguous() for each in (w13, w2, slots, weights))
     if not exact and why_not_grouped_mm(x, w2, slots.numel()) is None:
-        pairs = pairs_by_grouped_mm(x, w13, w2, slots, activation)
-        _combine[tokens, triton.cdiv(hidden, _COMBINE)](pairs, weights, slots, out, hidden, top_k, BLOCK=_COMBINE)
-        return out
+        return combine(pairs_by_grouped_mm(x, w13, w2, slots, activation), weights, slots)
     rows, columns, strip, warps, stages = _tile(1 << 30 if exact else slots.numel(), count, x.dtype)
     found = sort_by_expert(slots, count, rows)
     inner = torch.empty(slots.numel(), width, dtype=x.dtype, device=x.device)
@@ -181,8 +186,7 @@ def fused_experts(
         x, w13, inner, *found, count, width, hidden, top_k, x.stride(0), KIND=_KINDS[activation], **tile
     )  # fmt: skip
     _down[triton.cdiv(hidden, columns), len(found.experts)](inner, w2, pairs, *found, count, hidden, width, **tile)
-    _combine[tokens, triton.cdiv(hidden, _COMBINE)](pairs, weights, slots, out, hidden, top_k, BLOCK=_COMBINE)
-    return out
+    return combine(pairs, weights, slots)
 
 
 def _tile(pairs: int, experts: int, dtype: torch.dtype) -> tuple[int, int, int, int, int]:

@@ -1,0 +1,169 @@
+"""Experts of any kind: two products of sorted pairs, with biases, weights that are codes, and rounded activations.
+
+`stacked` says what products are to the kernel; `moe` sorts, and adds a token's answers. Codes are decoded in registers
+and rounded to the dtype of `x`; rounded activations are multiplied as what their codes say, and scaled afterwards, in
+fp32. As for one layer, that is more exact than the reference in bf16, and in fp16 less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bestiary.nn.ops import moe as reference
+from bestiary.nn.ops.moe import Activation
+from bestiary.nn.ops.product import Product
+
+from .codes import numbers_of, strip
+from .dequant import Tile, tile_for
+from .moe import Sorted, combine, sort_by_expert
+from .stacked import inputs_of, weights_of, why_not
+from .variants import Variant
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _experts(  # type: ignore[no-untyped-def]
+    x, steps, shifts, weight, scale, zero, codebook, group_of, bias, out, order, starts, experts, firsts,
+    count, width, depth, top_k, step_groups, groups, group_size, x_stride, weight_stride,
+    CODES: tl.constexpr, SCALES: tl.constexpr, X: tl.constexpr, BY_TOKEN: tl.constexpr, TO_PAIRS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIP: tl.constexpr,
+):  # fmt: skip
+    """A tile of one expert's product. Inputs are rows of tokens or of places in `order`; outputs go to places or pairs.
+
+    `X`: "plain", or the codes that activations are, "e4m3" or "int8", with `steps` ``[rows, step_groups]`` and maybe
+    `shifts` ``[rows]``. `SCALES` as in `codes.strip`; "apart" scales sums of a strip by its groups on both sides.
+    """
+    expert = tl.load(experts + tl.program_id(1))
+    if expert >= count:
+        return
+    place = tl.load(firsts + tl.program_id(1)) + tl.arange(0, ROWS)
+    held = place < tl.load(starts + expert + 1)
+    pair = tl.load(order + place, mask=held, other=0)
+    source = pair // top_k if BY_TOKEN else place
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    within = column < width
+    output = expert * width + column.to(tl.int64)
+    kind = out.dtype.element_ty
+    lookup = codebook if codebook is None else codebook + expert * 16
+    inputs = group_of if group_of is None else group_of + expert * depth
+    acc = tl.full((ROWS, COLUMNS), 0, tl.float32)
+    for start in range(0, depth, STRIP):
+        k = start + tl.arange(0, STRIP)
+        there = held[:, None] & (k < depth)[None, :]
+        if X == "plain":
+            left = tl.load(x + source[:, None] * x_stride + k[None, :], mask=there, other=0)
+        else:
+            number = numbers_of(x + source[:, None] * x_stride, k[None, :], there, X)
+            if shifts is not None:
+                number -= tl.load(shifts + source, mask=held, other=0).to(tl.float32)[:, None]
+            left = number.to(kind)
+        numbers = strip(
+            weight, scale, zero, lookup, inputs, output[:, None, None], within[:, None, None], start, depth, groups,
+            group_size, weight_stride, CODES, SCALES, zero is not None, STRIP,
+        )  # fmt: skip
+        right = tl.trans(tl.reshape(numbers, (COLUMNS, STRIP)).to(kind))
+        if SCALES == "apart":
+            group = start // group_size
+            by = tl.load(scale + output * groups + tl.minimum(group, groups - 1), mask=within, other=0)
+            step = tl.load(steps + source * step_groups + tl.minimum(group, step_groups - 1), mask=held, other=0)
+            acc += tl.dot(left, right, input_precision="ieee") * step[:, None] * by[None, :]
+        else:
+            acc = tl.dot(left, right, acc, input_precision="ieee")
+    if X != "plain" and SCALES != "apart":
+        acc *= tl.load(steps + source, mask=held, other=0)[:, None]
+    if SCALES == "row":
+        acc *= tl.load(scale + output, mask=within, other=0)[None, :]
+    made = acc.to(kind)
+    if bias is not None:
+        added = tl.load(bias + output, mask=within, other=0).to(tl.float32)
+        made = (made.to(tl.float32) + added[None, :]).to(kind)
+    row = pair if TO_PAIRS else place
+    tl.store(out + row[:, None] * width + column[None, :], made, mask=held[:, None] & within[None, :])
+
+
+def grouped_experts(
+    x: Tensor, first: Product, second: Product, weights: Tensor, slots: Tensor, activation: Activation, *,
+    exact: bool = False,
+) -> Tensor:  # fmt: skip
+    """As `bestiary.nn.ops.moe.grouped_experts`, which computes the products that the kernel does not take."""
+    if why_not(first) is not None or why_not(second) is not None:
+        return reference.grouped_experts.reference(x, first, second, weights, slots, activation)
+    top_k, count = slots.shape[1], len(first.tensors["weight"])
+    if not x.numel():
+        return torch.empty_like(x)
+    slots, weights = slots.contiguous(), weights.contiguous()
+    few = slots.numel() <= 16 * count
+    tile = tile_for(1 if few else 64, x.dtype, exact)
+    found = sort_by_expert(slots, count, tile.block_m)
+    inner = activation(_product(x, first, found, count, top_k, tile))
+    return combine(_product(inner, second, found, count, None, tile), weights, slots)
+
+
+def _product(x: Tensor, product: Product, found: Sorted, count: int, top_k: int | None, tile: Tile) -> Tensor:
+    """Of tokens, for each place; or of places, for each pair."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    given, by_token = inputs_of(x, product, found, top_k)
+    held = weights_of(product, x.shape[1])
+    out = torch.empty(len(found.order), held.width, dtype=x.dtype, device=x.device)
+    groups = 1 if given.steps is None or given.steps.dim() == 1 else given.steps.shape[1]
+    _experts[triton.cdiv(held.width, tile.block_n), len(found.experts)](
+        given.x, given.steps, given.shifts, held.weight, held.scale, held.zero, held.codebook, held.group_of,
+        held.bias, out, *found, count, held.width, x.shape[1], top_k or 1, groups, held.groups, held.group_size,
+        given.x.stride(0), held.row_stride,
+        CODES=held.codes, SCALES=held.scales, X=given.kind, BY_TOKEN=by_token, TO_PAIRS=top_k is None,
+        ROWS=tile.block_m, COLUMNS=tile.block_n, STRIP=tile.block_k, num_warps=tile.num_warps,
+        num_stages=tile.num_stages, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
+
+
+_KINDS = (
+    ("plain", "none", "plain"), ("int8", "row", "plain"), ("int8", "row", "int8"), ("e4m3", "row", "plain"),
+    ("e4m3", "even", "plain"), ("e4m3", "row", "e4m3"), ("e4m3", "apart", "e4m3"), ("int4", "even", "plain"),
+    ("int4", "listed", "plain"), ("uint8", "even", "plain"), ("codebook", "even", "plain"),
+    ("Q4_0", "blocks", "plain"), ("Q8_0", "blocks", "plain"), ("Q4_K", "blocks", "plain"), ("Q6_K", "blocks", "plain"),
+)  # fmt: skip
+
+
+def variants() -> Iterator[Variant]:
+    """Each kind of weight and activation in bf16: few tokens to places, many places to pairs."""
+    sizes = ("width", "depth", "x_stride", "weight_stride")
+    numbers = dict.fromkeys((*sizes, "count", "top_k", "step_groups", "groups", "group_size"), "i32")
+    lists = dict.fromkeys(("order", "starts", "experts", "firsts"), "*i64")
+    for codes, scales, kind in _KINDS:
+        for first, tile in ((True, tile_for(1, torch.bfloat16)), (False, tile_for(64, torch.bfloat16))):
+            absent: dict[str, Any] = dict.fromkeys(_absent(codes, scales, kind), None)
+            constants = absent | {
+                "CODES": codes, "SCALES": scales, "X": kind, "BY_TOKEN": first, "TO_PAIRS": not first,
+                "ROWS": tile.block_m, "COLUMNS": tile.block_n, "STRIP": tile.block_k,
+            }  # fmt: skip
+            types = {"x": {"plain": "*bf16", "int8": "*i8", "e4m3": "*u8"}[kind], "steps": "*fp32", "shifts": "*i32"}
+            types |= {"weight": {"plain": "*bf16", "int8": "*i8"}.get(codes, "*u8"), "scale": "*fp32", "zero": "*u8"}
+            types |= {"codebook": "*fp32", "group_of": "*i32", "bias": "*bf16", "out": "*bf16"} | lists | numbers
+            yield Variant(
+                _experts, types, constants, tile.num_warps, tile.num_stages,
+                options={"enable_fp_fusion": False},
+                divisible=sizes[:3] if scales == "blocks" else sizes,
+            )  # fmt: skip
+
+
+def _absent(codes: str, scales: str, kind: str) -> Iterator[str]:
+    """The pointers that are not given."""
+    yield "bias"
+    if scales in ("none", "blocks"):
+        yield "scale"
+    if codes not in ("int4", "uint8"):
+        yield "zero"
+    if codes != "codebook":
+        yield "codebook"
+    if scales != "listed":
+        yield "group_of"
+    if kind == "plain":
+        yield "steps"
+    if kind != "int8":
+        yield "shifts"
