@@ -98,7 +98,7 @@ def require_true(path, options):
         assert [part.ranks for part in plan.parts] == [(rank,) for rank in range(len(ranks.runners))]
         for part, runner in zip(plan.parts, ranks.runners, strict=True):
             assert part.footprint.weight_bytes + part.footprint.buffers == held(runner.model)
-            assert part.footprint.parameters == _parameters(part, runner.model)
+            assert part.footprint.parameters == _parameters(part, runner.model, path, options)
             assert part.block_bytes * BLOCKS == sum(each.nbytes for each in runner.kv_caches.values())
             slots = 0 if runner.adapters is None else runner.adapters.slots.nbytes
             assert part.footprint.adapters == slots
@@ -106,10 +106,11 @@ def require_true(path, options):
             assert len(kv_cache_specs(runner.model)) == end - start
 
 
-def _parameters(part, model):
-    """Weights that products are made of, packed two in a byte or not."""
-    if "uint8" in part.footprint.weights:
-        return part.footprint.parameters
+def _parameters(part, model, path, options):
+    """The model's weights, in whatever form, without scales and zeros."""
+    if "quantization" in options:
+        plain, _ = planned(path, **{name: value for name, value in options.items() if name != "quantization"})
+        return next(each for each in plain.parts if each.ranks == part.ranks).footprint.parameters
     return sum(each.numel() for each in model.parameters()) - part.footprint.repacked // 4
 
 

@@ -30,7 +30,7 @@ PROMPTS = [[5, 9, 3, 77, 40, 8], [61, 12, 12, 90, 33, 7, 50, 21, 4], [17], list(
 GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 TORCH = {
     "rms_norm", "fused_add_rms_norm", "layer_norm", "silu_and_mul", "gelu", "rotary_embedding", "qk_norm_rope",
-    "qk_norm_rope_cache", "write_kv_cache", "topk_routing", "fused_experts",
+    "qk_norm_rope_cache", "write_kv_cache", "topk_routing", "fused_experts", "grouped_experts", "linear_int4",
 }  # fmt: skip
 
 
@@ -45,17 +45,24 @@ def tokens(folder: str, **options: object) -> tuple[list[list[int]], dict[str, s
     return [each.outputs[0].token_ids for each in outputs], dict(llm.engine.ops), layers[0].backend.name
 
 
+RUNS: dict[str, dict[str, object]] = {
+    **{name: {} for name in CONFIGS}, "qwen3_moe in int4": {"quantization": "int4"},
+}  # fmt: skip
+"""Models, some quantized while they are loaded."""
+
+
 def main() -> None:
     found = {}
-    for name, config in CONFIGS.items():
+    for name, options in RUNS.items():
+        config = CONFIGS[name.removesuffix(" in int4")]
         folder = tempfile.mkdtemp()
         torch.manual_seed(1)
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         by_torch = dict.fromkeys(TORCH, "reference")
         found[name] = {
-            "triton": tokens(folder),
-            "exact": tokens(folder, deterministic=True),
-            "torch": tokens(folder, attention_backend="torch", ops=by_torch),
+            "triton": tokens(folder, **options),
+            "exact": tokens(folder, deterministic=True, **options),
+            "torch": tokens(folder, attention_backend="torch", ops=by_torch, **options),
         }
     json.dump(found, sys.stdout)
 

@@ -14,7 +14,13 @@ from bestiary.bench.hardware import Hardware, gemm_flops, read_bandwidth
 from bestiary.bench.limits import Limits, ModelCost, model_cost
 from bestiary.bench.subject import Times, interleave
 from bestiary.bench.workload import Workload
-from bestiary.nn import FusedMoE
+from bestiary.nn import ColumnParallelLinear, FusedMoE
+from bestiary.nn.ops.packed import PackedWeight
+from bestiary.nn.placement import place
+from bestiary.nn.quant.base import QuantizationConfig
+from bestiary.nn.quant.fp8 import Fp8AtLoadConfig
+from bestiary.nn.quant.grouped import Int4Config
+from bestiary.nn.quant.int8 import Int8Config
 
 COST = ModelCost(weight_bytes=1000, kv_bytes=10, body_weights=200, head_weights=50, attention_width=4)
 
@@ -53,6 +59,26 @@ def test_of_experts_only_those_that_are_chosen_count() -> None:
     found = model_cost(model)
     assert (found.weight_bytes, found.body_weights) == (0, 0)
     assert (found.expert_weights, found.expert_bytes, found.chosen) == (8 * 3 * 16 * 24, 4 * 8 * 3 * 16 * 24, 0.25)
+
+
+@pytest.mark.parametrize("config", [Int8Config(), Int4Config(), Fp8AtLoadConfig()])
+def test_quantized_weights_are_as_many(config: QuantizationConfig) -> None:
+    """Whatever they are kept in, arithmetic is the same, and bytes are what is kept."""
+    model = torch.nn.Module()
+    model.experts = FusedMoE(8, 2, 16, 24, params_dtype=torch.float32)
+    model.fc = ColumnParallelLinear(16, 40, bias=False)
+    place(model, config)
+    found = model_cost(model)
+    assert (found.body_weights, found.expert_weights, found.chosen) == (40 * 16, 8 * 3 * 16 * 24, 0.25)
+    assert found.expert_bytes == sum(each.nbytes for each in model.experts.parameters(recurse=False))
+
+
+def test_packed_weights_are_as_many() -> None:
+    model = torch.nn.Module()
+    model.fc = ColumnParallelLinear(16, 40, bias=False)
+    model.fc._parameters["weight"] = PackedWeight.of(torch.empty(3000, dtype=torch.uint8), None, (40, 16), "own")
+    found = model_cost(model)
+    assert (found.body_weights, found.weight_bytes) == (40 * 16, 3000)
 
 
 def test_percentiles_are_numpys() -> None:

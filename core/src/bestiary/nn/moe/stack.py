@@ -17,7 +17,7 @@ from bestiary.nn.ops.moe import fused_experts
 from bestiary.nn.ops.packed import PackedWeight
 from bestiary.nn.ops.product import Product, stacked, whole
 from bestiary.nn.quant.base import QuantizationConfig, UnquantizedLinearMethod
-from bestiary.nn.weights.fill import load_into
+from bestiary.nn.weights.fill import load_into, set_weight_attrs
 
 
 class ExpertStack:
@@ -109,6 +109,7 @@ class ExpertStack:
             if len(tensors) < len(self.layers) or not alike or whole(tensors) is not None:
                 continue
             made = nn.Parameter(torch.stack([each.detach() for each in tensors]), requires_grad=False)
+            set_weight_attrs(made, {"num_weights": sum(getattr(each, "num_weights", 0) for each in tensors)})
             self.owner.register_parameter(f"{self.name}_{name}", made)
             for layer, own in zip(self.layers, made, strict=True):
                 kept = layer._parameters if name in layer._parameters else vars(layer)

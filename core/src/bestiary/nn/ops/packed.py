@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -34,17 +35,20 @@ class PackedWeight(nn.Parameter):
     """Bytes, uint8 ``[n]``, and what their maker knows of them.
 
     Attributes:
-        contents: the maker's own. shape_before: of the weight that it was made of. form: a word for people.
+        contents: the maker's own. shape_before: of the matrix that it was made of, or of several alike. form: a word
+            for people. num_weights: the matrix's elements.
     """
 
     contents: Any
     shape_before: tuple[int, ...]
     form: str
+    num_weights: int
 
     @classmethod
     def of(cls, data: torch.Tensor, contents: Any, shape: tuple[int, ...], form: str) -> PackedWeight:
         made = torch.Tensor._make_subclass(cls, data, False)
         made.contents, made.shape_before, made.form = contents, shape, form
+        made.num_weights = prod(shape)
         return made
 
     @classmethod

@@ -51,7 +51,7 @@ class CodebookLinearMethod(QuantizeMethodBase):
         rows, width = sum(output_partition_sizes), input_size_per_partition
         refuse_cut_groups(layer, width, input_size, self.group_size, "inputs")
         attrs = {**extra_weight_attrs, "output_dim": 0, "input_dim": 1}
-        add_parameter(layer, "weight", (rows, width // 2), torch.uint8, attrs)
+        add_parameter(layer, "weight", (rows, width // 2), torch.uint8, attrs, num_weights=rows * width)
         add_parameter(layer, "weight_scale", (rows, width // self.group_size), torch.float32, attrs)
 
     def process_weights_after_loading(self, layer: Any) -> None:

@@ -77,7 +77,7 @@ class GroupedLinearMethod(QuantizeMethodBase):
         if self.at_load:
             attrs["weight_loader"] = quantizing_loader(layer, partial(int4_groups, group=group))
         codes = width if self.bits == 8 else -(-width // 2)
-        add_parameter(layer, "weight", (rows, codes), torch.uint8, attrs, input_dim=1)
+        add_parameter(layer, "weight", (rows, codes), torch.uint8, attrs, input_dim=1, num_weights=rows * width)
 
     def process_weights_after_loading(self, layer: Any) -> None:
         if self.ordered:

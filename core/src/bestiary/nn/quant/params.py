@@ -15,7 +15,7 @@ from torch import nn
 
 from bestiary.api.errors import ConfigError, WeightsMismatch
 from bestiary.nn.parallel import refuse
-from bestiary.nn.weights.fill import set_weight_attrs
+from bestiary.nn.weights.fill import num_weights, set_weight_attrs
 
 PER_PART = 0
 """The `output_step` of a scale that each part of a fused layer has one of."""
@@ -24,15 +24,21 @@ PER_PART = 0
 def add_parameter(
     layer: nn.Module, name: str, shape: Sequence[int], dtype: torch.dtype, attrs: dict[str, Any], **more: Any
 ) -> None:
-    """Register an empty parameter on the meta device with its loading attributes; a None among them is left out."""
+    """Register an empty parameter on the meta device with its loading attributes; a None among them is left out.
+
+    Only one called `weight` stands for weights of the model: `num_weights`, or its elements.
+    """
+    more = {"num_weights": None if name == "weight" else 0, **more}
     made = nn.Parameter(torch.empty(*shape, dtype=dtype, device="meta"), requires_grad=False)
     set_weight_attrs(made, {key: value for key, value in {**attrs, **more}.items() if value is not None})
     layer.register_parameter(name, made)
 
 
 def replace_parameter(layer: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Put `value`, of another shape, in the place of a loaded parameter."""
+    """Put `value`, of another shape, in the place of a loaded parameter, which stands for as many weights."""
+    count = num_weights(layer._parameters[name])  # type: ignore[arg-type]
     layer._parameters[name] = nn.Parameter(value, requires_grad=False)
+    set_weight_attrs(layer._parameters[name], {"num_weights": count})  # type: ignore[arg-type]
 
 
 def extent(outputs: int, step: int) -> int:
