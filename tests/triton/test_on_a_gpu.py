@@ -73,6 +73,16 @@ def test_graphs_change_nothing(name: str) -> None:
     assert tokens(found) == tokens(eager)
 
 
+@pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])
+def test_quantized_experts_are_captured(quantization: str) -> None:
+    found, llm = answers("qwen3_moe", dtype="bfloat16", quantization=quantization)
+    assert llm.engine.ops["grouped_experts"] == "triton"
+    assert llm.engine.executor.runner.graphs.steps
+    assert not llm.engine.executor.runner.graphs.refused
+    eager, _ = answers("qwen3_moe", dtype="bfloat16", quantization=quantization, enforce_eager=True)
+    assert tokens(found) == tokens(eager)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_steps_captured_at_the_start_change_nothing(name: str) -> None:
     found, llm = answers(name, dtype="bfloat16", capture_sizes="at_start", max_num_seqs=12)
@@ -81,7 +91,7 @@ def test_steps_captured_at_the_start_change_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("name", ["mistral with a window", "bloom"])
+@pytest.mark.parametrize("name", ["mistral with a window", "qwen3_moe", "bloom"])
 def test_deterministic_answers_are_the_same_bits(name: str, dtype: str) -> None:
     """Alone, together, with prompts in parts, from the prefix cache, and after preemption."""
     options = {"dtype": dtype, "deterministic": True}

@@ -24,9 +24,13 @@ from bestiary.bench.workload import Workload
 from bestiary.nn.attention.backend import AttentionSpec
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.graphs import KernelTime
-from bestiary.nn.ops.moe import fused_experts
+from bestiary.nn.ops.activation import silu_and_mul
+from bestiary.nn.ops.moe import fused_experts, grouped_experts
 from bestiary.nn.ops.norm import rms_norm
 from bestiary.nn.ops.packed import PackedWeight
+from bestiary.nn.ops.product import Product
+from bestiary.nn.ops.quant import linear_int4
+from bestiary.nn.quant.grouped import int4_groups
 
 MACHINE = Hardware("cpu", "a processor", 1, 1e9, 1e10, "float32", "told")
 OPTIONS = ["--dtype", "float32", "--device", "cpu", "--quiet", "--repeats", "1", "--skip-tokenizer-init",
@@ -155,6 +159,22 @@ def test_experts_that_nobody_chose_are_not_read() -> None:
     args = torch.ones(3, 8), w13, w2, weights, slots, "silu"
     cost = op_cost("fused_experts", args, fused_experts.reference(*args))
     assert cost == ("6 pairs, 5 experts float32", 3 * 4 * (12 * 8 + 8 * 6), 2 * 6 * (12 * 8 + 8 * 6))
+
+
+def test_quantized_experts_count_what_they_are_kept_in() -> None:
+    def kept(rows: int, depth: int) -> Product:
+        made = [int4_groups(torch.ones(rows, depth), 32) for _ in range(5)]
+        tensors = {name: torch.stack([each[key] for each in made]) for name, key in KEPT.items()}
+        return Product(linear_int4, tensors, {"group_size": 32})
+
+    slots, weights = torch.tensor([[0, 3], [3, 0], [3, 4]]), torch.full((3, 2), 0.5)
+    args = torch.ones(3, 64), kept(12, 64), kept(64, 6), weights, slots, silu_and_mul
+    cost = op_cost("grouped_experts", args, grouped_experts.reference(*args))
+    bytes_each = (12 * 32 + 12 * 2 * 5) + (64 * 3 + 64 * 5)
+    assert cost == ("6 pairs, 5 experts by linear_int4", 3 * bytes_each, 2 * 6 * (12 * 64 + 64 * 6))
+
+
+KEPT = {"weight": "weight", "scale": "weight_scale", "zero": "weight_zero"}
 
 
 def test_a_packed_weight_counts_its_bytes() -> None:

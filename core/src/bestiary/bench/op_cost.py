@@ -14,6 +14,7 @@ from torch import Tensor
 from bestiary.nn.attention.backend import AttentionSpec, KVCacheSpec
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.ops.packed import PackedWeight
+from bestiary.nn.ops.product import Product
 
 
 class OpCost(NamedTuple):
@@ -30,6 +31,8 @@ def op_cost(name: str, args: Sequence[Any], result: Any) -> OpCost:
         return _product(args, result)
     if name == "fused_experts":
         return _experts(*args[:5])
+    if name == "grouped_experts":
+        return _grouped_experts(*args[:5])
     if name.startswith("embedding"):
         return OpCost(_shape(result), 2 * result.nbytes)
     tensors = [each for each in args if isinstance(each, Tensor)]
@@ -66,6 +69,24 @@ def _experts(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, slots: Tensor)
     elements = sum(prod(_matrices(each)[1:]) for each in (w13, w2))
     shape = f"{slots.numel()} pairs, {experts} experts {_form(w13)}"
     return OpCost(shape, (w13.nbytes + w2.nbytes) / experts * used, 2 * slots.numel() * elements)
+
+
+def _grouped_experts(x: Tensor, first: Product, second: Product, weights: Tensor, slots: Tensor) -> OpCost:
+    """As `_experts`, whatever their weights are kept in."""
+    tensors = [*first.tensors.values(), *second.tensors.values()]
+    experts, used = len(tensors[0]), len(set(slots.flatten().tolist()))
+    shape = f"{slots.numel()} pairs, {experts} experts by {first.op.name}"
+    operations = 2 * slots.numel() * sum(_elements(each) for each in (first, second))
+    return OpCost(shape, sum(each.nbytes for each in tensors) / experts * used, operations)
+
+
+def _elements(product: Product) -> int:
+    """Weights of one of several stacked products."""
+    runs = product.settings.get("runs")
+    if runs is not None:
+        return sum(run.rows * (run.row_bytes // run.type.type_size) * run.type.block_size for run in runs)
+    in_a_byte = 2 if product.op.name in ("linear_int4", "linear_codebook") else 1
+    return prod(product.tensors["weight"].shape[1:]) * in_a_byte
 
 
 def _matrices(weight: Tensor) -> Sequence[int]:
