@@ -103,6 +103,16 @@ def test_splits_are_joined(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check(step, TritonExactBackend())
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("name", ["plain", "alibi", "soft cap"])
+def test_many_whole_tiles(name: str, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles that every row sees whole come first, without a mask; then those at the edge."""
+    monkeypatch.setattr(attend, "_capability", lambda device: capability)
+    step = Step(SPECS[name], [(191, 1), (127, 1), (200, 60), (0, 130)], torch.float16)
+    check(step, TritonBackend(), rtol=2e-3, atol=2e-3)
+    check(step, TritonExactBackend(), rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize(("dtype", "cache"), [
     (torch.float16, torch.float16), (torch.float16, torch.float8_e4m3fn), (torch.float16, torch.float8_e5m2),
     (torch.float32, torch.float16),

@@ -70,6 +70,8 @@ class Attention(AttentionLayerBase):
             raise ConfigError(
                 "a layer has one window", field="sliding_window", value=per_layer_sliding_window, limit="an integer"
             )
+        if not scale > 0:
+            raise ConfigError("scores are scaled by a positive number", field="scale", value=scale, limit="> 0")
         refuse(type(self).__name__, extra)
         cache_config = cache_config_or_scopes(cache_config)
         if per_layer_sliding_window is None and cache_config is not None:

@@ -31,18 +31,21 @@ class Tiles:
     num_stages: int
 
 
-def tiles_for(spec: AttentionSpec, dtype: torch.dtype, *, decode: bool, exact: bool) -> Tiles:
+def tiles_for(spec: AttentionSpec, dtype: torch.dtype, *, decode: bool, exact: bool, capability: int = 80) -> Tiles:
     """Few rows wait for memory, many for the tensor cores, which want 64 rows or more; wide heads and fp32 leave less
-    room in shared memory. `exact` takes one shape for both."""
+    room in shared memory, and GPUs before capability 90 have fewer registers to spare. `exact` takes one shape for
+    both."""
     least = max(16, triton.next_power_of_2(spec.num_heads // spec.num_kv_heads))
     wide = triton.next_power_of_2(spec.head_size) > 128
     if dtype is torch.float32:
         return Tiles(least, 16 if wide else 32, 4, 1)
     if exact:
-        return Tiles(max(least, 64), 32 if wide else 64, 8, 2)
+        return Tiles(max(least, 64), 32 if wide else 64, 8, 3)
     if decode:
         return Tiles(least, 32 if wide else 64, 4, 3)
-    return Tiles(max(least, 64 if wide else 128), 32 if wide else 64, 8, 2)
+    if wide:
+        return Tiles(max(least, 64), 32, 8, 3)
+    return Tiles(max(least, 128), 128 if capability >= 90 else 64, 8, 3)
 
 
 def attend(
@@ -78,7 +81,8 @@ class _Step:
     def launch(self, first: int, last: int, *, decode: bool) -> None:
         """Sequences first … last - 1."""
         metadata, spec = self.metadata, self.spec
-        tiles = tiles_for(spec, self.query.dtype, decode=decode, exact=self.exact)
+        capability = _capability(self.query.device)
+        tiles = tiles_for(spec, self.query.dtype, decode=decode, exact=self.exact, capability=capability)
         tokens = tiles.rows // (spec.num_heads // spec.num_kv_heads)
         rows = len(self.query)
         count = last - first if decode else rows // tokens - first // tokens + last - first
@@ -102,6 +106,15 @@ class _Step:
                 partial, self.out, starts, lengths, self.sinks, last - first, splits, self.out.stride(0),
                 **_combined(constants), num_warps=1, **_rounding(self.exact),
             )  # fmt: skip
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    """9.0 as 90; of what is no GPU, the least that there is code for."""
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 @cache
@@ -167,9 +180,13 @@ def variants() -> Iterator[Variant]:
 def _variants(
     spec: AttentionSpec, dtype: torch.dtype, kept: torch.dtype, *, exact: bool = False, only_decode: bool = False
 ) -> Iterator[Variant]:
-    kinds = [(True, True), (True, False), (False, False)]
-    for decode, apart in kinds[:1] if only_decode else kinds:
-        tiles = tiles_for(spec, dtype, decode=decode, exact=exact)
+    kinds = [(True, True, 80), (True, False, 80), (False, False, 80), (False, False, 90)]
+    seen = set()
+    for decode, apart, capability in kinds[:1] if only_decode else kinds:
+        tiles = tiles_for(spec, dtype, decode=decode, exact=exact, capability=capability)
+        if (decode, apart, tiles) in seen:
+            continue
+        seen.add((decode, apart, tiles))
         constants = _constants(spec, 16, tiles, apart, decode, exact, spec.has_sinks)
         given = {
             "query": _pointer(dtype), "cache": _pointer(kept), "out": _pointer(dtype), "partial": "*fp32",
@@ -178,7 +195,7 @@ def _variants(
         }  # fmt: skip
         absent = {"partial": not apart, "slopes": spec.alibi_slopes is None, "sinks": not spec.has_sinks}
         nothing = {name: None for name, missing in absent.items() if missing}
-        since = 89 if kept.itemsize == 1 else 80
+        since = max(capability, 89 if kept.itemsize == 1 else 80)
         launch = tiles.num_warps, tiles.num_stages, since, _rounding(exact)
         yield Variant(attend_tile, given, {**constants, **nothing}, *launch, divisible=_STRIDES)
         if apart:

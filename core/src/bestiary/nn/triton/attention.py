@@ -45,46 +45,78 @@ def _joined(most, total, sums, next_most, next_total, next_sums):  # type: ignor
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _part(  # type: ignore[no-untyped-def]
+    most, total, sums, rows, position, slope, cache, table, kv_head, begin, end, scale, soft_cap,
+    block_stride, token_stride, value_offset,
+    HEAD: tl.constexpr, PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
+    WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, ALIBI: tl.constexpr, SEEN: tl.constexpr,
+):  # fmt: skip
+    """Keys begin … end - 1, added to what came before. SEEN: they are whole tiles, and every row sees all of them.
+
+    Where a tile lies is read a tile ahead, so that keys and values are on their way while the ones before are used.
+    """
+    channel = tl.arange(0, PADDED)
+    within = tl.arange(0, BLOCK_N)
+    block = tl.load(table + (begin + within) // BLOCK_SIZE, mask=begin + within < end, other=0)
+    for first in range(begin, end, BLOCK_N):
+        key_at = first + within
+        rest = (key_at % BLOCK_SIZE) * token_stride + kv_head * HEAD
+        at = cache + (block.to(tl.int64) * block_stride + rest)[:, None] + channel[None, :]
+        block = tl.load(table + (key_at + BLOCK_N) // BLOCK_SIZE, mask=key_at + BLOCK_N < end, other=0)
+        whole: tl.constexpr = SEEN and HEAD == PADDED
+        inside = (key_at[:, None] < end) & (channel[None, :] < HEAD)
+        keys = tl.load(at) if whole else tl.load(at, mask=inside, other=0.0)
+        score = tl.dot(rows, tl.trans(keys.to(rows.dtype)), input_precision="ieee")
+        factor = scale * 1.4426950408889634
+        if SOFT_CAP:
+            score = soft_cap * (1.0 - 2.0 / (1.0 + tl.exp2(score * (factor * 2.0 / soft_cap))))
+            factor = 1.4426950408889634
+        if ALIBI:
+            score += slope[:, None] * (key_at[None, :] - position[:, None]).to(tl.float32)
+        if not SEEN:
+            seen = (key_at[None, :] <= position[:, None]) & (key_at < end)[None, :]
+            if WINDOW:
+                seen &= key_at[None, :] > position[:, None] - WINDOW
+            score = tl.where(seen, score, float("-inf"))
+        top = tl.maximum(most, tl.max(score, 1) * factor)
+        safe = top if SEEN else tl.where(top == float("-inf"), 0.0, top)
+        keep = tl.exp2(most - safe)
+        weight = tl.exp2(score * factor - safe[:, None])
+        total = total * keep + tl.sum(weight, 1)
+        values = tl.load(at + value_offset) if whole else tl.load(at + value_offset, mask=inside, other=0.0)
+        sums = tl.dot(weight.to(rows.dtype), values.to(rows.dtype), sums * keep[:, None], input_precision="ieee")
+        most = top
+    return most, total, sums
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _over_keys(  # type: ignore[no-untyped-def]
-    rows, position, slope, cache, table, kv_head, begin, end, scale, soft_cap,
+    rows, position, first_position, slope, cache, table, kv_head, begin, end, scale, soft_cap,
     block_stride, token_stride, value_offset,
     HEAD: tl.constexpr, PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, ALIBI: tl.constexpr,
 ):  # fmt: skip
-    """Keys begin … end - 1: each row's largest score (times log2 e), its sum of weights, and of weighted values."""
-    channel = tl.arange(0, PADDED)
+    """Keys begin … end - 1: each row's largest score (times log2 e), its sum of weights, and of weighted values.
+
+    No row's position is before `first_position`; scores are scaled, by a positive number, once they are compared, and
+    so is `slope` given divided by it.
+    """
     most = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     sums = tl.zeros([BLOCK_M, PADDED], tl.float32)
-    for first in range(begin, end, BLOCK_N):
-        key_at = first + tl.arange(0, BLOCK_N)
-        there = key_at < end
-        block = tl.load(table + key_at // BLOCK_SIZE, mask=there, other=0).to(tl.int64)
-        row = cache + block * block_stride + (key_at % BLOCK_SIZE) * token_stride + kv_head * HEAD
-        keys = tl.load(row[None, :] + channel[:, None], mask=there[None, :] & (channel[:, None] < HEAD), other=0.0).to(
-            rows.dtype
-        )
-        score = tl.dot(rows, keys, input_precision="ieee") * scale
-        if SOFT_CAP:
-            bent = score / soft_cap
-            score = soft_cap * (1.0 - 2.0 / (1.0 + tl.exp2(bent * 2.8853900817779268)))
-        if ALIBI:
-            score += slope[:, None] * (key_at[None, :] - position[:, None]).to(tl.float32)
-        seen = (key_at[None, :] <= position[:, None]) & there[None, :]
-        if WINDOW:
-            seen &= key_at[None, :] > position[:, None] - WINDOW
-        score = tl.where(seen, score * 1.4426950408889634, float("-inf"))
-        top = tl.maximum(most, tl.max(score, 1))
-        safe = tl.where(top == float("-inf"), 0.0, top)
-        keep = tl.exp2(most - safe)
-        weight = tl.exp2(score - safe[:, None])
-        values = tl.load(
-            row[:, None] + value_offset + channel[None, :], mask=there[:, None] & (channel[None, :] < HEAD), other=0.0
-        ).to(rows.dtype)
-        total = total * keep + tl.sum(weight, 1)
-        sums = sums * keep[:, None] + tl.dot(weight.to(rows.dtype), values, input_precision="ieee")
-        most = top
-    return most, total, sums
+    if not WINDOW:
+        seen = tl.maximum(tl.minimum(first_position + 1, end) - begin, 0) // BLOCK_N * BLOCK_N
+        most, total, sums = _part(
+            most, total, sums, rows, position, slope, cache, table, kv_head, begin, begin + seen, scale, soft_cap,
+            block_stride, token_stride, value_offset,
+            HEAD, PADDED, BLOCK_SIZE, BLOCK_N, WINDOW, SOFT_CAP, ALIBI, True,
+        )  # fmt: skip
+        begin += seen
+    return _part(
+        most, total, sums, rows, position, slope, cache, table, kv_head, begin, end, scale, soft_cap,
+        block_stride, token_stride, value_offset,
+        HEAD, PADDED, BLOCK_SIZE, BLOCK_N, WINDOW, SOFT_CAP, ALIBI, False,
+    )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -138,7 +170,7 @@ def attend_tile(  # type: ignore[no-untyped-def]
         rows = tl.load(
             query + at[:, None] * query_stride + head[:, None] * HEAD + channel[None, :], mask=inside, other=0.0
         )
-        slope = tl.load(slopes + head, mask=valid, other=0.0) if ALIBI else 0.0
+        slope = tl.load(slopes + head, mask=valid, other=0.0) / (1.0 if SOFT_CAP else scale) if ALIBI else 0.0
         table = tables + sequence.to(tl.int64) * table_stride
         if SPLIT > 0 and not APART:
             most = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -146,15 +178,15 @@ def attend_tile(  # type: ignore[no-untyped-def]
             sums = tl.zeros([BLOCK_M, PADDED], tl.float32)
             for low in range(begin // SPLIT * SPLIT, end, SPLIT):
                 next_most, next_total, next_sums = _over_keys(
-                    rows, position, slope, cache, table, kv_head, tl.maximum(begin, low), tl.minimum(end, low + SPLIT),
-                    scale, soft_cap, block_stride, token_stride, value_offset,
+                    rows, position, first_position, slope, cache, table, kv_head,
+                    tl.maximum(begin, low), tl.minimum(end, low + SPLIT), scale, soft_cap, block_stride, token_stride, value_offset,
                     HEAD, PADDED, BLOCK_SIZE, BLOCK_M, BLOCK_N, WINDOW, SOFT_CAP, ALIBI,
                 )  # fmt: skip
                 most, total, sums = _joined(most, total, sums, next_most, next_total, next_sums)
         else:
             most, total, sums = _over_keys(
-                rows, position, slope, cache, table, kv_head, begin, end,
-                scale, soft_cap, block_stride, token_stride, value_offset,
+                rows, position, first_position, slope, cache, table, kv_head, begin, end, scale, soft_cap,
+                block_stride, token_stride, value_offset,
                 HEAD, PADDED, BLOCK_SIZE, BLOCK_M, BLOCK_N, WINDOW, SOFT_CAP, ALIBI,
             )  # fmt: skip
         if APART:
