@@ -139,10 +139,14 @@ def _strip(rank: int) -> int:
 def variants() -> Iterator[Variant]:
     numbers = ("width", "rank", "per_slot", "x_stride", "inner_stride", "a_slot", "a_shard", "a_rank", "a_row",
                "b_slot", "b_row", "out_stride")  # fmt: skip
+    even = {
+        each: tuple(name for name in each.arg_names if name in numbers and name != "per_slot")
+        for each in (_shrink, _expand, _look_up)
+    }
     signature = dict.fromkeys(numbers, "i32") | {"slots": "*i64", "ids": "*i64", "inner": "*fp32"}
     for dtype in ("*bf16", "*fp16", "*fp32"):
         of = {**signature, **dict.fromkeys(("x", "a", "b", "out"), dtype)}
         for rank in (16, 64):
-            yield Variant(_shrink, of, {"RANK": rank, "STRIP": _strip(rank)})
-            yield Variant(_expand, of, {"RANK": rank, "COLUMNS": _COLUMNS})
-        yield Variant(_look_up, of, {"RANK": 16})
+            yield Variant(_shrink, of, {"RANK": rank, "STRIP": _strip(rank)}, divisible=even[_shrink])
+            yield Variant(_expand, of, {"RANK": rank, "COLUMNS": _COLUMNS}, divisible=even[_expand])
+        yield Variant(_look_up, of, {"RANK": 16}, divisible=even[_look_up])

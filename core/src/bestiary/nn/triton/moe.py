@@ -20,6 +20,7 @@ from .variants import Variant
 _KINDS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH}
 _APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 _COMBINE = 1024
+_A_TOKENS = 16
 _MANY = 64
 """Pairs an expert on average, beyond which its product is bound by arithmetic."""
 
@@ -192,10 +193,13 @@ def fused_experts(
 def _tile(pairs: int, experts: int, dtype: torch.dtype) -> tuple[int, int, int, int, int]:
     """Rows, columns, inner strip, warps, stages: tiles as high as an expert has rows on average, at least 16.
 
-    Few rows are bound by the weights' bytes, and want narrow tiles so that there are enough of them.
+    Few rows are bound by the weights' bytes, and want narrow tiles so that there are enough of them: of a single token's
+    few experts narrower and deeper ones.
     """
     if dtype is torch.float32:
         return 16, 32, 32, 4, 2
+    if pairs <= _A_TOKENS:
+        return 16, 32, 128, 4, 3
     if pairs <= 16 * experts:
         return 16, 64, 64, 4, 3
     return 64, 64, 64, 4, 3
@@ -208,7 +212,7 @@ def variants() -> Iterator[Variant]:
     for dtype, kind in ((torch.bfloat16, "*bf16"), (torch.float16, "*fp16"), (torch.float32, "*fp32")):
         signature = dict.fromkeys(("x", "w13", "w2", "inner", "pairs", "out"), kind)
         signature |= lists | dict.fromkeys(numbers, "i32") | {"weights": "*fp32"}
-        for pairs in (16, 4096) if dtype is not torch.float32 else (16,):
+        for pairs in (1, 17, 4096) if dtype is not torch.float32 else (16,):
             rows, columns, strip, warps, stages = _tile(pairs, 8, dtype)
             tile = {"ROWS": rows, "COLUMNS": columns, "STRIP": strip}
             yield Variant(_gate_up, signature, {"KIND": _KINDS["silu"], **tile}, warps, stages, divisible=sizes)

@@ -127,7 +127,8 @@ def _tile(width: int) -> tuple[int, int, int]:
     return 1, block, 4 if block <= 2048 else 8
 
 
-_NUMBERS = ("rows", "width", "inner", "outer_stride", "inner_stride", "residual_stride")
+_STRIDES = ("width", "outer_stride", "inner_stride", "residual_stride")
+_NUMBERS = ("rows", "inner", *_STRIDES)
 
 
 def variants() -> Iterator[Variant]:
@@ -143,4 +144,4 @@ def variants() -> Iterator[Variant]:
                 (2, ("residual",)),
             ):
                 constants = {"ROWS": many, "BLOCK": block, "KIND": kind, **dict.fromkeys(absent)}
-                yield Variant(_norm, signature, constants, warps, divisible=("width", "outer_stride"))
+                yield Variant(_norm, signature, constants, warps, divisible=_STRIDES)
