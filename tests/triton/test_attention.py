@@ -96,11 +96,37 @@ def test_like_the_reference(name: str, sequences: list[tuple[int, int]], exact: 
 
 
 @pytest.mark.parametrize("name", sorted(SPECS))
-def test_splits_are_joined(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("multiprocessors", [1, 7, 60])
+def test_splits_are_joined(name: str, multiprocessors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attend, "SPLIT", 32)
-    step = Step(SPECS[name], [(99, 1), (31, 1), (0, 1), (70, 3)])
+    monkeypatch.setattr(attend, "LEAST", 32)
+    monkeypatch.setattr(attend, "_multiprocessors", lambda device: multiprocessors)
+    monkeypatch.setattr(attend, "_AT_ONCE", 2)
+    step = Step(SPECS[name], [(150, 1), (31, 1), (0, 1), (70, 3)])
     check(step, TritonBackend())
     check(step, TritonExactBackend())
+
+
+def test_exact_splits_have_the_same_bits_in_one_program_and_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attend, "SPLIT", 32)
+    step, found = Step(PLAIN, [(150, 1), (31, 1), (0, 1)]), []
+    for multiprocessors in (1, 60):
+        monkeypatch.setattr(attend, "_multiprocessors", lambda device, many=multiprocessors: many)
+        found.append(step.run(TritonExactBackend()))
+    assert torch.equal(*found)
+
+
+def test_how_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough to fill 132 multiprocessors twice; the longest in parts of 8192 keys; none of fewer than 256."""
+    monkeypatch.setattr(attend, "_multiprocessors", lambda device: 132)
+    device = torch.device("cpu")
+    assert attend.splits_for(8, 8192, device, False) == 32
+    assert attend.splits_for(8, 131072, device, False) == 33
+    assert attend.splits_for(1024, 8192, device, False) == 1
+    assert attend.splits_for(1024, 131072, device, False) == 16
+    assert attend.splits_for(1, 512, device, False) == 2
+    assert attend.splits_for(8, 8192, device, True) == 16
+    assert attend.splits_for(1024, 8192, device, True) == 1
 
 
 @pytest.mark.parametrize("capability", [80, 90])

@@ -14,11 +14,18 @@ from torch import Tensor
 from bestiary.nn.attention.backend import AttentionSpec
 from bestiary.nn.attention.metadata import AttentionMetadata
 
-from .attention import attend_tile, combine_splits
+from .attention import attend_tile
+from .splits import join_parts, join_splits
 from .variants import Variant
 
 SPLIT = 512
-"""Keys of a split: several tiles, and few enough splits for joining them to be little work."""
+"""Keys of a split of exact launches: several tiles, and few enough splits for joining them to be little work."""
+LEAST, MOST = 256, 8192
+"""Keys of a part of other launches: at least, so that it is worth a program; and at most, if the longest sequence that
+there may be is to be done in a time like the others'."""
+_FULL = 2
+"""Programs for each multiprocessor, that there is something to do while others wait."""
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +93,48 @@ class _Step:
         tokens = tiles.rows // (spec.num_heads // spec.num_kv_heads)
         rows = len(self.query)
         count = last - first if decode else rows // tokens - first // tokens + last - first
-        splits = -(-metadata.block_tables.shape[1] * metadata.block_size // SPLIT) if decode else 1
+        longest = metadata.block_tables.shape[1] * metadata.block_size
+        splits = splits_for(count * spec.num_kv_heads, longest, self.query.device, self.exact) if decode else 1
         constants = _constants(spec, metadata.block_size, tiles, splits > 1, decode, self.exact, self.sinks is not None)
         slopes = None if spec.alibi_slopes is None else _slopes(spec.alibi_slopes, self.query.device)
-        partial = None
+        partial = marks = None
         if splits > 1:
-            shape = (last - first, spec.num_heads, splits, constants["PADDED"] + 2)
-            partial = torch.empty(shape, dtype=torch.float32, device=self.query.device)
+            shape = (count, spec.num_heads, splits)
+            partial = torch.empty(*shape, constants["PADDED"], dtype=torch.float32, device=self.query.device)
+            marks = torch.empty(*shape, 2, dtype=torch.float32, device=self.query.device)
         starts, lengths = metadata.query_start[first:], metadata.seq_lens[first:]
         attend_tile[count, spec.num_kv_heads, splits](
-            self.query, self.kv_cache, self.out, partial, starts, lengths, metadata.block_tables[first:],
+            self.query, self.kv_cache, self.out, partial, marks, starts, lengths, metadata.block_tables[first:],
             slopes, self.sinks, last - first, splits, first // tokens, spec.scale, spec.logits_soft_cap or 1.0,
             self.query.stride(0), self.out.stride(0), metadata.block_tables.stride(0),
             self.kv_cache.stride(0), self.kv_cache.stride(1), self.kv_cache.stride(2),
             **constants, num_warps=tiles.num_warps, num_stages=tiles.num_stages, **_rounding(self.exact),
         )  # fmt: skip
         if partial is not None:
-            combine_splits[last - first, spec.num_heads](
-                partial, self.out, starts, lengths, self.sinks, last - first, splits, self.out.stride(0),
-                **_combined(constants), num_warps=1, **_rounding(self.exact),
+            kernel, warps = _joining(self.exact)
+            kernel[count, spec.num_heads](
+                partial, marks, self.out, lengths, self.sinks, splits, self.out.stride(0),
+                **_joining_constants(constants, self.exact), num_warps=warps, **_rounding(self.exact),
             )  # fmt: skip
+
+
+def splits_for(programs: int, longest: int, device: torch.device, exact: bool) -> int:
+    """Into how many parts the keys of each row are divided, if there are so many `programs` otherwise.
+
+    Lengths are known to the device alone, but for the `longest` that there may be. Exact launches that fill the device
+    go over their splits one after another, with the same bits.
+    """
+    enough = _FULL * _multiprocessors(device)
+    if exact:
+        return -(-longest // SPLIT) if programs < enough else 1
+    parts = max(-(-enough // programs), -(-longest // MOST))
+    return min(parts, -(-longest // LEAST))
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    """Of what is no GPU, a few."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 4
 
 
 @cache
@@ -134,7 +163,8 @@ def _constants(
         "BLOCK_SIZE": block_size,
         "BLOCK_M": tiles.rows,
         "BLOCK_N": tiles.keys,
-        "SPLIT": SPLIT if apart or exact else 0,
+        "SPLIT": SPLIT if exact else 0,
+        "LEAST": LEAST,
         "APART": apart,
         "DECODE": decode,
         "WINDOW": spec.sliding_window or 0,
@@ -149,8 +179,15 @@ def _rounding(exact: bool) -> dict[str, bool]:
     return {"enable_fp_fusion": not exact}
 
 
-def _combined(constants: dict[str, Any]) -> dict[str, Any]:
-    return {name: constants[name] for name in ("HEADS", "HEAD", "PADDED", "SPLIT", "WINDOW", "SINKS")}
+def _joining(exact: bool) -> tuple[Any, int]:
+    """The kernel that joins splits, and its warps."""
+    return (join_splits, 1) if exact else (join_parts, 4)
+
+
+def _joining_constants(constants: dict[str, Any], exact: bool) -> dict[str, Any]:
+    names = ("HEADS", "HEAD", "PADDED", "WINDOW", "SINKS", *(("SPLIT",) if exact else ("BLOCK_N", "LEAST")))
+    found = {name: constants[name] for name in names}
+    return found if exact else found | {"AT_ONCE": _AT_ONCE}
 
 
 _STRIDES = ("query_stride", "out_stride", "block_stride", "token_stride", "value_offset")
@@ -190,17 +227,24 @@ def _variants(
         constants = _constants(spec, 16, tiles, apart, decode, exact, spec.has_sinks)
         given = {
             "query": _pointer(dtype), "cache": _pointer(kept), "out": _pointer(dtype), "partial": "*fp32",
-            "starts": "*i32", "lengths": "*i32", "tables": "*i32", "slopes": "*fp32", "sinks": _pointer(dtype),
-            "scale": "fp32", "soft_cap": "fp32", **dict.fromkeys(_NUMBERS, "i32"),
+            "marks": "*fp32", "starts": "*i32", "lengths": "*i32", "tables": "*i32", "slopes": "*fp32",
+            "sinks": _pointer(dtype), "scale": "fp32", "soft_cap": "fp32", **dict.fromkeys(_NUMBERS, "i32"),
         }  # fmt: skip
-        absent = {"partial": not apart, "slopes": spec.alibi_slopes is None, "sinks": not spec.has_sinks}
+        absent = {
+            "partial": not apart,
+            "marks": not apart,
+            "slopes": spec.alibi_slopes is None,
+            "sinks": not spec.has_sinks,
+        }
         nothing = {name: None for name, missing in absent.items() if missing}
         since = max(capability, 89 if kept.itemsize == 1 else 80)
         launch = tiles.num_warps, tiles.num_stages, since, _rounding(exact)
         yield Variant(attend_tile, given, {**constants, **nothing}, *launch, divisible=_STRIDES)
         if apart:
             sinkless = {} if spec.has_sinks else {"sinks": None}
-            yield Variant(combine_splits, given, {**_combined(constants), **sinkless}, 1, options=_rounding(exact))
+            kernel, warps = _joining(exact)
+            joining = {**_joining_constants(constants, exact), **sinkless}
+            yield Variant(kernel, given, joining, warps, options=_rounding(exact), divisible=("out_stride",))
 
 
 _TYPES = {

@@ -4,10 +4,10 @@ A program has one tile of query rows and one key head. Rows are (token, head of 
 share keys read them once (GQA packing). Keys go by tiles of `BLOCK_N`; the softmax is computed while they pass, in fp32
 and to base 2 (Dao et al., arXiv 2205.14135).
 
-Few rows over many keys would leave most of a GPU idle: then keys are divided into splits of a fixed *size*, each has
-a program, and `combine_splits` joins them in order (arXiv 2311.01282). Which splits a row has follows from its own
-position. `exact` launches compute every row so, in tiles of one shape, joined within the program where tiles have
-several tokens: then a row's bits depend on nothing but itself and its keys.
+Few rows over many keys would leave most of a GPU idle: then a row's keys are divided among a fixed *number* of
+programs, and `splits` joins what they make (arXiv 2311.01282). `exact` launches divide them into splits of a fixed
+*size*, by tiles of one shape, joined in order, within the program or after it: then a row's bits depend on nothing but
+itself and its keys.
 
 Nothing is read on the host but shapes: where the keys of a step end is not known there.
 """
@@ -35,8 +35,14 @@ def _sequence_of(starts, count, at, PER_TILE: tl.constexpr):  # type: ignore[no-
     return low
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def part_size(keys, parts, BLOCK_N: tl.constexpr, LEAST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """How many of a row's keys each part has, if there are at most so many parts: whole tiles, and not few."""
+    return tl.maximum(tl.cdiv(tl.cdiv(keys, parts), BLOCK_N) * BLOCK_N, LEAST)
+
+
 @triton.jit
-def _joined(most, total, sums, next_most, next_total, next_sums):  # type: ignore[no-untyped-def]
+def joined(most, total, sums, next_most, next_total, next_sums):  # type: ignore[no-untyped-def]
     """Sums of earlier keys and of later ones, each relative to its own largest score."""
     top = tl.maximum(most, next_most)
     safe = tl.where(top == float("-inf"), 0.0, top)
@@ -120,7 +126,7 @@ def _over_keys(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _finished(most, total, sums, sink, SINKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def finished(most, total, sums, sink, SINKS: tl.constexpr):  # type: ignore[no-untyped-def]
     """A row's result; a sink is one more logit whose share goes nowhere. Rows that see nothing become zero."""
     if SINKS:
         top = tl.maximum(most, sink * 1.4426950408889634)
@@ -132,21 +138,25 @@ def _finished(most, total, sums, sink, SINKS: tl.constexpr):  # type: ignore[no-
 
 @triton.jit(do_not_specialize=["sequences", "splits", "earlier_tiles"])  # type: ignore[untyped-decorator]
 def attend_tile(  # type: ignore[no-untyped-def]
-    query, cache, out, partial, starts, lengths, tables, slopes, sinks,
+    query, cache, out, partial, marks, starts, lengths, tables, slopes, sinks,
     sequences, splits, earlier_tiles, scale, soft_cap, query_stride, out_stride, table_stride,
     block_stride, token_stride, value_offset,
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, APART: tl.constexpr, DECODE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, LEAST: tl.constexpr, APART: tl.constexpr,
+    DECODE: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
-    """One tile of rows with one key head; APART: of one split, whose sums go to `partial`."""
+    """One tile of rows with one key head; APART: over one of `splits` parts of its keys, whose sums go to `partial`,
+    with their `marks`: the largest score and the sum of weights. SPLIT: keys of a split, where that is fixed.
+
+    Of prompts the last tiles, which look back on most, come first, so that no long one is left at the end.
+    """
     TOKENS: tl.constexpr = BLOCK_M // GROUP
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if DECODE:
         sequence, first_token, queries = tile, 0, 1
         start = tl.load(starts + sequence)
     else:
-        tile += earlier_tiles
+        tile = earlier_tiles + tl.num_programs(0) - 1 - tile
         sequence = _sequence_of(starts, sequences, tile, TOKENS)
         start = tl.load(starts + sequence)
         queries = tl.load(starts + sequence + 1) - start
@@ -157,7 +167,12 @@ def attend_tile(  # type: ignore[no-untyped-def]
     if WINDOW:
         begin = tl.maximum(first_position + 1 - WINDOW, 0) // BLOCK_N * BLOCK_N
     if APART:
-        begin, end = tl.maximum(begin, split * SPLIT), tl.minimum(end, (split + 1) * SPLIT)
+        if SPLIT:
+            begin, end = tl.maximum(begin, split * SPLIT), tl.minimum(end, (split + 1) * SPLIT)
+        else:
+            size = part_size(end - begin, splits, BLOCK_N, LEAST)
+            begin += split * size
+            end = tl.minimum(end, begin + size)
     if (first_token < queries) & (begin < end):
         row = tl.arange(0, BLOCK_M)
         token = first_token + row // GROUP
@@ -179,10 +194,11 @@ def attend_tile(  # type: ignore[no-untyped-def]
             for low in range(begin // SPLIT * SPLIT, end, SPLIT):
                 next_most, next_total, next_sums = _over_keys(
                     rows, position, first_position, slope, cache, table, kv_head,
-                    tl.maximum(begin, low), tl.minimum(end, low + SPLIT), scale, soft_cap, block_stride, token_stride, value_offset,
+                    tl.maximum(begin, low), tl.minimum(end, low + SPLIT), scale, soft_cap,
+                    block_stride, token_stride, value_offset,
                     HEAD, PADDED, BLOCK_SIZE, BLOCK_M, BLOCK_N, WINDOW, SOFT_CAP, ALIBI,
                 )  # fmt: skip
-                most, total, sums = _joined(most, total, sums, next_most, next_total, next_sums)
+                most, total, sums = joined(most, total, sums, next_most, next_total, next_sums)
         else:
             most, total, sums = _over_keys(
                 rows, position, first_position, slope, cache, table, kv_head, begin, end, scale, soft_cap,
@@ -190,41 +206,12 @@ def attend_tile(  # type: ignore[no-untyped-def]
                 HEAD, PADDED, BLOCK_SIZE, BLOCK_M, BLOCK_N, WINDOW, SOFT_CAP, ALIBI,
             )  # fmt: skip
         if APART:
-            to = partial + ((at * HEADS + head) * splits + split) * (PADDED + 2)
-            tl.store(to, most, mask=valid)
-            tl.store(to + 1, total, mask=valid)
-            tl.store(to[:, None] + 2 + channel[None, :], sums, mask=inside)
+            part = (at * HEADS + head) * splits + split
+            tl.store(marks + 2 * part, most, mask=valid)
+            tl.store(marks + 2 * part + 1, total, mask=valid)
+            tl.store(partial + part[:, None] * PADDED + channel[None, :], sums, mask=inside)
         else:
             sink = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32) if SINKS else 0.0
-            result = _finished(most, total, sums, sink, SINKS)
+            result = finished(most, total, sums, sink, SINKS)
             to = out + at[:, None] * out_stride + head[:, None] * HEAD + channel[None, :]
             tl.store(to, result.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["sequences", "splits"])  # type: ignore[untyped-decorator]
-def combine_splits(  # type: ignore[no-untyped-def]
-    partial, out, starts, lengths, sinks, sequences, splits, out_stride,
-    HEADS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr, SPLIT: tl.constexpr,
-    WINDOW: tl.constexpr, SINKS: tl.constexpr,
-):  # fmt: skip
-    """One row of one head: its splits in order."""
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    sequence = _sequence_of(starts, sequences, token, 0)
-    position = tl.load(lengths + sequence) - tl.load(starts + sequence + 1) + token
-    begin = 0
-    if WINDOW:
-        begin = tl.maximum(position + 1 - WINDOW, 0) // SPLIT
-    channel = tl.arange(0, PADDED)
-    one = tl.arange(0, 1)
-    most = tl.full([1], float("-inf"), tl.float32)
-    total = tl.zeros([1], tl.float32)
-    sums = tl.zeros([1, PADDED], tl.float32)
-    row = partial + (token * HEADS + head) * splits * (PADDED + 2)
-    for split in range(begin, position // SPLIT + 1):
-        at = row + split * (PADDED + 2)
-        next_sums = tl.load(at + 2 + channel[None, :] + one[:, None], mask=channel[None, :] < HEAD, other=0.0)
-        most, total, sums = _joined(most, total, sums, tl.load(at + one), tl.load(at + 1 + one), next_sums)
-    sink = tl.load(sinks + head + one).to(tl.float32) if SINKS else 0.0
-    result = _finished(most, total, sums, sink, SINKS)
-    to = out + token * out_stride + head * HEAD + channel[None, :] + one[:, None]
-    tl.store(to, result.to(out.dtype.element_ty), mask=channel[None, :] < HEAD)

@@ -193,8 +193,8 @@ def fused_experts(
 def _tile(pairs: int, experts: int, dtype: torch.dtype) -> tuple[int, int, int, int, int]:
     """Rows, columns, inner strip, warps, stages: tiles as high as an expert has rows on average, at least 16.
 
-    Few rows are bound by the weights' bytes, and want narrow tiles so that there are enough of them: of a single token's
-    few experts narrower and deeper ones.
+    Few rows are bound by the weights' bytes, and want narrow tiles so that there are enough of them: a single token's
+    few experts want narrower and deeper ones.
     """
     if dtype is torch.float32:
         return 16, 32, 32, 4, 2
