@@ -53,25 +53,21 @@ def compiled(variant: Any, capability: int) -> tuple[int, int, int, Any]:
     divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *variant.divisible)}
     source = ASTSource(variant.kernel, signature, constants, divisible)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    registers, spilled = resources(made.asm["ptx"], capability)
+    registers, spilled = resources(made.asm["cubin"])
     return made.metadata.shared, registers, spilled, made.asm
 
 
-def resources(ptx: str, capability: int) -> tuple[int, int]:
-    """What ptxas says of registers a thread and spilled bytes."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    found = re.search(r"\.target (\w+)", ptx)
-    if found is None:
-        raise ValueError("this is not PTX: it names no target")
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread, and bytes of its stack, which is where spilled ones go."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
         file.flush()
-        command = [get_ptxas(capability).path, "-v", f"-arch={found[1]}", file.name, "-o", os.devnull]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    registers = max(map(int, re.findall(r"Used (\d+) registers", said)))
-    spilled = sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
-    return registers, spilled
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"REG:(\d+) STACK:(\d+)", said)
+    if not found:
+        raise ValueError(f"cuobjdump says nothing of registers: {said[-200:]}")
+    return max(int(registers) for registers, _ in found), max(int(stack) for _, stack in found)
 
 
 _OPERATIONS = r"\b(ld\.global(?:\.v\d)?\.\w+|cp\.async\.c[ag]|wgmma\.mma_async|mma\.sync|tcgen05\.mma|bar\.sync)"
