@@ -15,12 +15,12 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from bestiary.api.errors import ConfigError, shorten
 
+from .bare_packages import bare_packages
 from .config_check import nearest
 
 _ACTIVATIONS = "transformers.activations"
@@ -143,41 +143,13 @@ def transformers_config_class(model_type: object) -> type[Any] | None:
         return None
     if not isinstance(model_type, str):
         raise ConfigError("model_type is no string", field="model_type", limit="a string", value=model_type)
-    with _bare_packages():
+    with bare_packages():
         _import_without_torch_compiler()
         mapping = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
         if model_type not in mapping:
             return None
         cls: type[Any] = mapping[model_type]
     return cls
-
-
-@contextmanager
-def _bare_packages() -> Iterator[None]:
-    """While it lasts, `transformers` and `transformers.models` are packages without contents of their own.
-
-    Their own `__init__` modules read all of the library's 3,300 source files, twice, for the names in them: a third of
-    the time until a configuration is there. Whoever imports transformers later gets the real ones.
-    """
-    spec = None if "transformers" in sys.modules else importlib.util.find_spec("transformers")
-    if spec is None or not spec.submodule_search_locations:
-        yield
-        return
-    folders = list(spec.submodule_search_locations)
-    bare = {
-        "transformers": (folders, importlib.metadata.version("transformers")),
-        "transformers.models": ([str(Path(folder) / "models") for folder in folders], ""),
-    }
-    made = {name: ModuleType(name) for name in bare}
-    for name, module in made.items():
-        module.__path__, module.__version__ = bare[name]  # type: ignore[attr-defined]
-    sys.modules.update(made)
-    try:
-        yield
-    finally:
-        for name, module in made.items():
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
 
 
 @contextmanager
