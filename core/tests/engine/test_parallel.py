@@ -22,7 +22,7 @@ from bestiary.api.outputs import Logprob
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.parallel import workers as module
 from bestiary.engine.parallel.agreement import refuse_other_settings
-from bestiary.engine.parallel.assembly import by_hand
+from bestiary.engine.parallel.by_hand import needed
 from bestiary.engine.parallel.frames import LONGEST, Frames, receive_frame, send_frame
 from bestiary.engine.parallel.messages import (
     AddRequest,
@@ -77,14 +77,14 @@ def test_messages_arrive_as_they_were():
 def test_a_class_registered_by_hand_reaches_other_ranks_by_its_name():
     here = RegisteredModel("Here", Stateful)
     found = resolution(here)
-    assert by_hand(found) == {"Here": f"{Stateful.__module__}:Stateful"}
-    start = Start({}, None, {}, (), by_hand(found))
+    assert needed(found) == {"Here": f"{Stateful.__module__}:Stateful"}
+    start = Start({}, None, {}, (), needed(found))
     assert decode_start(encode(start)) == start
     named = LazyRegisteredModel("Named", "package.module:Class")
-    assert by_hand(resolution(named)) == {"Named": "package.module:Class"}
+    assert needed(resolution(named)) == {"Named": "package.module:Class"}
     distribution = Distribution("bestiary-some", "1", "", "")
     installed = LazyRegisteredModel("Some", "some:Class", distribution)
-    assert by_hand(resolution(installed)) == {}
+    assert needed(resolution(installed)) == {}
 
 
 def resolution(entry, target=None, alias=None):
@@ -105,8 +105,8 @@ def test_what_only_this_process_has_is_refused_before_others_start():
         resolution(RegisteredModel("Here", program)),
         resolution(RegisteredAlias("Other", alias), named, alias),
     ):
-        with pytest.raises(UsageError, match="registered by hand, and other ranks cannot import it"):
-            by_hand(found)
+        with pytest.raises(UsageError, match="registered by hand, and other processes cannot import it"):
+            needed(found)
 
 
 def test_another_plan_has_another_checksum():

@@ -44,8 +44,7 @@ def test_the_real_package_is_found_in_the_bare_one_afterwards() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == (
-        "[\"module 'transformers' has no attribute 'TokenizersBackend'\", True, 'TokenizersBackend', "
-        "True, True]"
+        "[\"module 'transformers' has no attribute 'TokenizersBackend'\", True, 'TokenizersBackend', True, True]"
     )
 
 

@@ -11,6 +11,7 @@ import transformers
 
 from bestiary import LLM, SamplingParams
 from bestiary.api.errors import EngineError, ModelError, RequestError
+from bestiary.api.registry import ModelRegistry
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.process import supervisor
 from bestiary.serve.async_llm import AsyncLLM
@@ -198,3 +199,47 @@ def test_a_bad_model_is_not_tried_again(folder, tmp_path):
     assert asyncio.run(run()).message
     with pytest.raises(ModelError):
         asyncio.run(AsyncLLM.start(EngineArgs.make(str(tmp_path), {})))
+
+
+SEVENS = """
+from llama_plugin.llama import LlamaForCausalLM
+
+
+class Sevens(LlamaForCausalLM):
+    def compute_logits(self, hidden_states):
+        logits = super().compute_logits(hidden_states)
+        logits[:, 7] = 1e4
+        return logits
+"""
+
+
+@pytest.fixture
+def registered():
+    """Register by hand, and forget it afterwards."""
+    yield ModelRegistry.register_model
+    ModelRegistry._by_hand.clear()
+
+
+def test_a_class_registered_by_hand_reaches_the_engines_process(folder, tmp_path, monkeypatch, registered):
+    (tmp_path / "sevens.py").write_text(SEVENS)
+    monkeypatch.syspath_prepend(tmp_path)
+    registered("LlamaForCausalLM", "sevens:Sevens")
+
+    async def work(llm):
+        return (await llm.submit("0", [4, 5], GREEDY).wait()).outputs[0].token_ids
+
+    assert with_llm(folder, work) == [7] * 6
+
+
+def test_a_class_that_another_process_cannot_import_is_refused(folder, registered):
+    from llama_plugin.llama import LlamaForCausalLM
+
+    class Local(LlamaForCausalLM):
+        pass
+
+    registered("LlamaForCausalLM", Local)
+    with pytest.raises(EngineError, match="registered by hand, and other processes cannot import it"):
+        with_llm(folder, None)
+    registered("LlamaForCausalLM", LlamaForCausalLM)
+    registered("AnotherForCausalLM", Local)
+    with_llm(folder, lambda llm: asyncio.sleep(0))

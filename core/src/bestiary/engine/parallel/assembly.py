@@ -8,11 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from bestiary.api.entries import RegisteredAlias, Resolution
-from bestiary.api.errors import UsageError
+from bestiary.api.entries import Resolution
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.loader.description import ModelDescription
 
+from .by_hand import needed
 from .messages import Start
 from .team import Team
 from .workers import LocalWorkers, Workers
@@ -31,7 +31,7 @@ def assemble(
     workers: Workers | None = None
     start = _start_of(args, description, eos_token_ids)
     if seat.starts:
-        start["models"] = by_hand(found)
+        start["models"] = needed(found)
     if seat.starts and team.parallel.distributed_executor_backend == "ray":
         from .ray_workers import RayWorkers
 
@@ -60,25 +60,6 @@ def _start_of(args: EngineArgs, description: ModelDescription, eos_token_ids: fr
         "config_data": dict(description.data) if made else None,
         "eos_token_ids": tuple(sorted(eos_token_ids)),
     }
-
-
-def by_hand(found: Resolution) -> dict[str, str]:
-    """What other processes are to register, since nothing installed says it: architecture to ``"module:Class"``.
-
-    Raises:
-        UsageError: it cannot be named: a class of a function or of `__main__`, or an alias that only this process has.
-    """
-    entry = found.entry if isinstance(found.entry, RegisteredAlias) else found.target
-    if entry.distribution is not None:
-        return {}
-    module, _, name = entry.value.partition(":")
-    if not name or module == "__main__" or "<locals>" in name:
-        raise UsageError(
-            f"{entry.architecture} was registered by hand, and other ranks cannot import it",
-            field=entry.architecture, value=entry.value, limit="module:Class, importable in a new process",
-            fix="put it into a module and register it by name, or into a package: bestiary new",
-        )  # fmt: skip
-    return {entry.architecture: entry.value}
 
 
 def _cores() -> int:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from bestiary.api.errors import BestiaryError, EngineError, RequestError
 from bestiary.api.lora import LoRARequest
+from bestiary.api.registry import ModelRegistry
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.heap import trim
+from bestiary.engine.parallel.by_hand import refusal
 from bestiary.engine.parallel.messages import AddRequest, EndRequest, Trouble, UseTokenizer, sendable
 from bestiary.engine.sequence import SequenceUpdate
 from bestiary.engine.stderr import never_fail_stderr
@@ -204,9 +206,13 @@ def _start(parent: Parent) -> LLMEngine:
     launch = parent.inbox.get()
     if not isinstance(launch, Launch):
         raise EngineError(f"{type(launch).__name__} does not come first", code="BAD_MESSAGE")
+    for architecture, model in launch.models.items():
+        ModelRegistry.register_model(architecture, model)
     args = EngineArgs(**launch.arguments)
     with parent.phase("read the model's description"):
         builder = EngineBuilder(args)
+    for architecture in launch.unnamed.keys() & set(builder.description.architectures):
+        raise refusal(architecture, launch.unnamed[architecture])
     with parent.phase("load the model"):
         engine = builder.build(frozenset(launch.eos_token_ids))
     parent.busy = False

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from bestiary.api.errors import EngineError, UsageError
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.notices import last_words
+from bestiary.engine.parallel import by_hand
 from bestiary.engine.parallel.frames import LONGEST, Frames, pack
 
 from .messages import Failed, FromEngine, Launch, Quit, ToEngine, decode_from_engine, encode
@@ -86,7 +87,7 @@ class EngineProcess(asyncio.Protocol):
         Raises:
             UsageError: the arguments cannot be sent to another process. OSError: no process can be started.
         """
-        launch = encode(Launch(dict(_plain(args)), tuple(sorted(eos_token_ids))))
+        launch = encode(Launch(dict(_plain(args)), tuple(sorted(eos_token_ids)), *by_hand.all_of()))
         found = spawned or spawn()
         self._process = found.process
         try:

@@ -25,10 +25,16 @@ _NONSENSE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BestiaryEr
 
 
 class Launch(msgspec.Struct, frozen=True, tag="launch"):
-    """The engine's arguments, and what ends an answer by the tokenizer's account."""
+    """The engine's arguments, and what ends an answer by the tokenizer's account.
+
+    Attributes:
+        models, unnamed: what was registered by hand, as `by_hand.all_of` tells them apart.
+    """
 
     arguments: dict[str, Any]
     eos_token_ids: tuple[int, ...] = ()
+    models: dict[str, str] = msgspec.field(default_factory=dict)
+    unnamed: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):
