@@ -239,13 +239,15 @@ class Copying(Model):
         return set(params)
 
 
-def test_a_loader_is_not_believed_that_it_wrote_a_parameter(build):
+def test_a_loader_is_not_believed_that_it_wrote_a_parameter(build, caplog):
     with pytest.raises(WeightsMismatch, match="not filled by the checkpoint") as caught:
         load_complete(build(Claiming), checkpoint().items())
     assert "embed.weight [10, 8]: not filled by the checkpoint (0 of 80 elements)" in caught.value.details
     model, tensors = build(Copying), checkpoint()
     load_complete(model, tensors.items())
     assert torch.equal(model.block.qkv_proj.weight[8:12], tensors["block.k_proj.weight"])
+    written = len(list(model.parameters()))
+    assert f"tensor(s) out, or writes them itself into some of {written} parameter(s)" in caplog.text
 
 
 class OldStyle(Model):
@@ -272,7 +274,7 @@ class OldStyle(Model):
 
 def test_an_own_loader_may_leave_tensors_out_and_that_is_said(build, caplog):
     load_complete(build(OldStyle), (checkpoint() | {"block.mask": torch.zeros(3)}).items())
-    assert "OldStyle.load_weights leaves" in caplog.text
+    assert "OldStyle.load_weights leaves 1 checkpoint tensor(s) out: block.mask" in caplog.text
     assert "block.mask" in caplog.text
     tensors = checkpoint() | {"block.mask": torch.zeros(3)}
     del tensors["block.v_proj.bias"]

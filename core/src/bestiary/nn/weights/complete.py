@@ -26,7 +26,8 @@ def load_complete(
     """Fill `model` from a stream, by its own `load_weights` or the default loader; memory: the model and one tensor.
 
     Where an own `load_weights` fills every parameter and leaves tensors out, that is its author's decision, and is said
-    in one line; the default loader leaves out only what was declared.
+    in one line; the default loader leaves out only what was declared. What it writes past the parameters' loaders, into
+    their memory, cannot be told from what it leaves out, and the line says so.
 
     Args:
         renames: what an alias does to the stream's names before the model sees them.
@@ -47,9 +48,11 @@ def load_complete(
     problems = _unfilled(model, loaded)
     if unused and own and not problems:
         more = " …" if len(unused) > _SHOWN else ""
+        past = sum(elements_filled(param) == 0 for param in model.parameters() if param.numel())
+        words = f" out, or writes them itself into some of {past} parameter(s)" if past else " out"
         logger.warning(
-            "%s.load_weights leaves %d checkpoint tensor(s) out: %s%s",
-            type(model).__name__, len(unused), ", ".join(unused[:_SHOWN]), more,
+            "%s.load_weights leaves %d checkpoint tensor(s)%s: %s%s",
+            type(model).__name__, len(unused), words, ", ".join(unused[:_SHOWN]), more,
         )  # fmt: skip
         return
     problems = [f"{name}: in the checkpoint, but load_weights used it for nothing" for name in unused] + problems
