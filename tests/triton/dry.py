@@ -38,6 +38,7 @@ from bestiary.nn.triton import (
     available,
     dequant,
     experts,
+    fp8_blocks,
     gguf_blocks,
     grouped,
     int8,
@@ -208,7 +209,7 @@ def _kinds(depth: int) -> Iterator[Product]:
 
 
 def rounded_products() -> None:
-    """fp8 activations: experts by a kernel of core, plain layers by torch's product."""
+    """fp8 activations: experts, and the layers that torch's product does not take."""
     x, weight = torch.ones(5, 256).bfloat16(), torch.zeros(3, 256, 256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     op = registry.OPS["linear_fp8_fp8"]
     for scale, by in ((torch.ones(3, 256, 1), None), (torch.ones(3, 256, 2), 128), (torch.ones(3, 256, 2), None)):
@@ -216,7 +217,10 @@ def rounded_products() -> None:
             settings = {"group_size": 128, "input_group": by}
             product = Product(op, {"weight": weight, "scale": scale, **given}, settings)
             weights, slots = torch.ones(5, 2), torch.zeros(5, 2, dtype=torch.int64)
-            experts.grouped_experts(x, product, product, weights, slots, lambda made: made)
+            experts.grouped_experts(x, product, product, weights, slots, torch.relu)
+            for rows in (1, 70, 300):
+                one = product.at(0)
+                fp8_blocks.linear_fp8_fp8(torch.ones(rows, 256).bfloat16(), **one.tensors, **one.settings)
 
 
 CALLS = (draws, adapters, products, rounded_products)
@@ -230,7 +234,7 @@ def main() -> int:
     driver.set_active(Driver())
     JITFunction.run = compile_only
     available.why_not_device = backend.why_not_device = lambda device: None
-    attend._capability, attend._multiprocessors = (lambda device: 90), (lambda device: 132)
+    available.capability_of, attend._multiprocessors = (lambda device: 90), (lambda device: 132)
     torch.empty, torch.empty_like = zeros(torch.empty), zeros(torch.empty_like)
     tried = [(f"{name} {options}", partial(run, name, options)) for name, options in ENGINES]
     tried += [(each.__name__, each) for each in CALLS]

@@ -15,7 +15,7 @@ from bestiary.nn.attention.backend import AttentionSpec, AttentionType
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.attention.reference import ReferenceBackend
 from bestiary.nn.attention.triton import TritonBackend, TritonExactBackend
-from bestiary.nn.triton import attend
+from bestiary.nn.triton import attend, available
 
 BLOCK = 4
 PLAIN = AttentionSpec(num_heads=4, num_kv_heads=2, head_size=16, scale=0.25)
@@ -133,7 +133,7 @@ def test_how_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["plain", "alibi", "soft cap"])
 def test_many_whole_tiles(name: str, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles that every row sees whole come first, without a mask; then those at the edge."""
-    monkeypatch.setattr(attend, "_capability", lambda device: capability)
+    monkeypatch.setattr(available, "capability_of", lambda device: capability)
     step = Step(SPECS[name], [(191, 1), (127, 1), (200, 60), (0, 130)], torch.float16)
     check(step, TritonBackend(), rtol=2e-3, atol=2e-3)
     check(step, TritonExactBackend(), rtol=2e-3, atol=2e-3)

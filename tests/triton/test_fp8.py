@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 from bestiary.nn.ops import quant as reference
 from bestiary.nn.ops.registry import Target
 from bestiary.nn.quant.fp8 import fp8_rows
-from bestiary.nn.triton import fp8
-from bestiary.nn.triton.offers import LINEAR_FP8_FP8
+from bestiary.nn.triton import fp8, fp8_blocks
+from bestiary.nn.triton.offers import SCALED_MM
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,17 +43,60 @@ def test_a_token_with_nan_has_no_scale() -> None:
     assert scales.isnan().flatten().tolist() == [True, False]
 
 
-@pytest.mark.parametrize("given_", [{}, {"input_scale": torch.tensor(0.01)}, {"input_group": 16}])
-def test_what_torch_does_not_take_is_the_references(given_: dict[str, object]) -> None:
+@settings(max_examples=20, deadline=None)
+@given(rows=st.sampled_from([0, 1, 17, 40]), width=st.integers(1, 40), depth=st.sampled_from([40, 128, 384]),
+       by=st.sampled_from(["token", "stored", "group"]), blocks=st.booleans(), has_bias=st.booleans(),
+       half=st.booleans())  # fmt: skip
+def test_products(rows: int, width: int, depth: int, by: str, blocks: bool, has_bias: bool, half: bool) -> None:
+    """A scale a row or a block of 128 inputs; activations by a scale a token, one for all, or one each 128 inputs."""
+    made, dtype = fp8_rows(_random(width, depth, seed=1)), torch.float16 if half else torch.float32
+    scale = made["weight_scale"] * (1 + _random(1, -(-depth // 128), seed=2).abs()) if blocks else made["weight_scale"]
+    given_: dict[str, Any] = {"input_group": 128} if by == "group" and depth % 128 == 0 else {}
+    given_ |= {"input_scale": torch.tensor(0.01)} if by == "stored" else {}
+    given_ |= {"bias": _random(width, seed=3).to(dtype)} if has_bias else {}
+    args = (_random(rows, depth).to(dtype), made["weight"], scale, 128)
+    assert fp8_blocks.why_not(depth, 128, scale.shape[1], given_.get("input_group")) is None
+    wanted = reference.linear_fp8_fp8.reference(*args, **given_)
+    for product in (fp8.linear_fp8_fp8, fp8_blocks.linear_fp8_fp8):
+        torch.testing.assert_close(product(*args, **given_), wanted, rtol=1e-3, atol=2e-2 if half else 1e-4)
+
+
+def test_groups_that_the_kernel_does_not_take_are_the_references() -> None:
     x, made = _random(3, 40), fp8_rows(_random(24, 40, seed=1))
     args = (x, made["weight"], made["weight_scale"], 40)
-    wanted = reference.linear_fp8_fp8.reference(*args, **given_)
-    assert torch.equal(fp8.linear_fp8_fp8(*args, **given_), wanted)
+    assert fp8_blocks.why_not(40, 40, 1, 16) == "groups of activations that do not fill a row"
+    assert fp8_blocks.why_not(40, 40, 1, 20) == "groups that are no multiple of 128"
+    assert fp8_blocks.why_not(256, 128, 2, 256) == "groups of activations that are not the weights'"
+    wanted = reference.linear_fp8_fp8.reference(*args, input_group=20)
+    assert torch.equal(fp8.linear_fp8_fp8(*args, input_group=20), wanted)
+
+
+def test_an_exact_row_has_its_own_bits() -> None:
+    made = fp8_rows(_random(40, 256, seed=1))
+    scale, x = made["weight_scale"] * torch.tensor([[1.0, 2.0]]), _random(70, 256)
+    together = fp8_blocks.linear_fp8_fp8(x, made["weight"], scale, 128, input_group=128, exact=True)
+    for rows in (slice(0, 1), slice(3, 19), slice(69, 70)):
+        alone = fp8_blocks.linear_fp8_fp8(x[rows], made["weight"], scale, 128, input_group=128, exact=True)
+        assert torch.equal(alone, together[rows])
 
 
 def test_it_is_refused_with_a_reason_where_it_cannot_run() -> None:
-    assert LINEAR_FP8_FP8.why_not(Target("cpu", torch.bfloat16)) == "for CUDA"
-    assert LINEAR_FP8_FP8.why_not(Target("cuda", torch.float32)) == "for bfloat16"
+    assert SCALED_MM.why_not(Target("cpu", torch.bfloat16)) == "for CUDA"
+    assert SCALED_MM.why_not(Target("cuda", torch.float32)) == "for bfloat16"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 40, 700])
+@pytest.mark.parametrize("group", [None, 128])
+def test_blocks_on_a_gpu(rows: int, group: int | None) -> None:
+    x, made = _random(rows, 2048).bfloat16(), fp8_rows(_random(1024, 2048, seed=1))
+    scale = made["weight_scale"] * (1 + _random(1, 16, seed=2).abs())
+    wanted = reference.linear_fp8_fp8.reference(x.float(), made["weight"], scale, 128, input_group=group)
+    for exact in (False, True):
+        found = fp8_blocks.linear_fp8_fp8(
+            x.cuda(), made["weight"].cuda(), scale.cuda(), 128, input_group=group, exact=exact
+        )
+        assert float((found.float().cpu() - wanted).norm() / wanted.norm()) < 1e-2
 
 
 @pytest.mark.gpu

@@ -10,13 +10,13 @@ _TRITON = (
     "rms_norm", "fused_add_rms_norm", "gemma_rms_norm", "layer_norm", "silu_and_mul", "gelu_and_mul", "gelu",
     "quick_gelu", "relu2", "rotary_embedding", "qk_norm_rope", "qk_norm_rope_cache", "write_kv_cache", "linear",
     "topk_routing", "fused_experts", "grouped_experts", "add_lora", "add_lora_embedding", "best_tokens", "draw_tokens",
-    "draw_from_part", "linear_gguf", "linear_int8", "linear_int8_int8", "linear_fp8", "linear_int4", "linear_uint8",
-    "linear_codebook",
+    "draw_from_part", "linear_gguf", "linear_int8", "linear_int8_int8", "linear_fp8", "linear_fp8_fp8", "linear_int4",
+    "linear_uint8", "linear_codebook",
 )  # fmt: skip
 """Ops that Triton kernels compute on CUDA."""
 _EXACT = (
-    "fused_experts", "grouped_experts", "linear_gguf", "linear_int8", "linear_fp8", "linear_int4", "linear_uint8",
-    "linear_codebook",
+    "fused_experts", "grouped_experts", "linear_gguf", "linear_int8", "linear_fp8", "linear_fp8_fp8", "linear_int4",
+    "linear_uint8", "linear_codebook",
 )  # fmt: skip
 """Those of them that have versions of their own where a row's bits must not depend on other rows."""
 
@@ -61,7 +61,7 @@ def op_implementations() -> Offers:
         "selective_scan/by_token": f"{_NN}.ops.scan:SELECTIVE_BY_TOKEN",
         "ssd_scan/by_token": f"{_NN}.ops.scan:SSD_BY_TOKEN",
         "gated_delta_rule/by_token": f"{_NN}.ops.delta:DELTA_BY_TOKEN",
-        "linear_fp8_fp8/scaled_mm": f"{_NN}.triton.offers:LINEAR_FP8_FP8",
+        "linear_fp8_fp8/scaled_mm": f"{_NN}.triton.offers:SCALED_MM",
         **{f"{name}/triton": f"{_NN}.triton.offers:{name.upper()}" for name in _TRITON},
         **{f"{name}/triton_exact": f"{_NN}.triton.offers:EXACT_{name.upper()}" for name in _EXACT},
     }

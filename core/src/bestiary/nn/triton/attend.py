@@ -14,6 +14,7 @@ from torch import Tensor
 from bestiary.nn.attention.backend import AttentionSpec
 from bestiary.nn.attention.metadata import AttentionMetadata
 
+from . import available
 from .attention import attend_tile
 from .splits import join_parts, join_splits
 from .variants import Variant
@@ -88,7 +89,7 @@ class _Step:
     def launch(self, first: int, last: int, *, decode: bool) -> None:
         """Sequences first … last - 1."""
         metadata, spec = self.metadata, self.spec
-        capability = _capability(self.query.device)
+        capability = available.capability_of(self.query.device)
         tiles = tiles_for(spec, self.query.dtype, decode=decode, exact=self.exact, capability=capability)
         tokens = tiles.rows // (spec.num_heads // spec.num_kv_heads)
         rows = len(self.query)
@@ -135,15 +136,6 @@ def splits_for(programs: int, longest: int, device: torch.device, exact: bool) -
 def _multiprocessors(device: torch.device) -> int:
     """Of what is no GPU, a few."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 4
-
-
-@cache
-def _capability(device: torch.device) -> int:
-    """9.0 as 90; of what is no GPU, the least that there is code for."""
-    if device.type != "cuda":
-        return 80
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 @cache

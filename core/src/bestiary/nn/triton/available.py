@@ -34,6 +34,15 @@ def why_not_device(device: str) -> str | None:
     return None if installed() else "Triton is not installed: pip install triton"
 
 
+@cache
+def capability_of(device: torch.device) -> int:
+    """A GPU's compute capability, 9.0 as 90; of what is none, the least that kernels are written for."""
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def why_not_fp8(device: str, dtype: torch.dtype | None) -> str | None:
     """Why numbers of `dtype` cannot be converted on a device: NVIDIA's GPUs know fp8 from capability 8.9 on."""
     if device != "cuda" or dtype is not torch.float8_e4m3fn or torch.cuda.get_device_capability() >= (8, 9):

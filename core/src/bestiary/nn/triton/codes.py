@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import available
 from .gguf_blocks import decoded
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def numbers_of(weight, k, within, CODES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What the codes of inputs `k` say, one in an element, fp32; `weight` is where rows begin."""
-    if CODES == "e4m3":
+    """What the codes of inputs `k` say, one in an element, fp32; `weight` is where rows begin. "fp8" is e4m3 on GPUs
+    that have instructions for it (`e4m3_for`)."""
+    if CODES == "fp8":
+        bits = tl.load(weight + k, mask=within, other=0)
+        return bits.to(tl.float8e4nv, bitcast=True).to(tl.float16).to(tl.float32)
+    elif CODES == "e4m3":
         # Exponent and mantissa lie in the upper bits of an fp16 whose exponent counts from 15 instead of 7.
         bits = tl.load(weight + k, mask=within, other=0).to(tl.int32)
         half = ((bits & 128) << 8 | (bits & 127) << 7).to(tl.int16).to(tl.float16, bitcast=True)
@@ -67,6 +73,11 @@ def strip(  # type: ignore[no-untyped-def]
             numbers -= tl.load(zero + outputs * groups + group, mask=within, other=0).to(tl.float32)
         numbers *= tl.load(scale + outputs * groups + group, mask=within, other=0)
     return numbers
+
+
+def e4m3_for(device: torch.device) -> str:
+    """The `CODES` of e4m3 numbers on a device: GPUs have instructions for them from capability 8.9 on."""
+    return "fp8" if available.capability_of(device) >= 89 else "e4m3"
 
 
 def scales_of(group_size: int, groups: int, group_of: Tensor | None = None) -> str:

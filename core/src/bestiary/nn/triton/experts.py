@@ -35,8 +35,8 @@ def _experts(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """A tile of one expert's product. Inputs are rows of tokens or of places in `order`; outputs go to places or pairs.
 
-    `X`: "plain", or the codes that activations are, "e4m3" or "int8", with `steps` ``[rows, step_groups]`` and maybe
-    `shifts` ``[rows]``. `SCALES` as in `codes.strip`; "apart" scales sums of a strip by its groups on both sides.
+    `X`: "plain", or the codes that activations are, "e4m3", "fp8" or "int8", with `steps` ``[rows, step_groups]`` and
+    maybe `shifts` ``[rows]``. `SCALES` as in `codes.strip`; "apart" scales sums of a strip by its groups on both sides.
     """
     expert = tl.load(experts + tl.program_id(1))
     if expert >= count:
@@ -124,9 +124,10 @@ def _product(x: Tensor, product: Product, found: Sorted, count: int, top_k: int 
 
 _KINDS = (
     ("plain", "none", "plain"), ("int8", "row", "plain"), ("int8", "row", "int8"), ("e4m3", "row", "plain"),
-    ("e4m3", "even", "plain"), ("e4m3", "row", "e4m3"), ("e4m3", "apart", "e4m3"), ("int4", "even", "plain"),
-    ("int4", "listed", "plain"), ("uint8", "even", "plain"), ("codebook", "even", "plain"),
-    ("Q4_0", "blocks", "plain"), ("Q8_0", "blocks", "plain"), ("Q4_K", "blocks", "plain"), ("Q6_K", "blocks", "plain"),
+    ("e4m3", "even", "plain"), ("e4m3", "row", "e4m3"), ("e4m3", "apart", "e4m3"), ("fp8", "row", "plain"),
+    ("fp8", "row", "fp8"), ("fp8", "apart", "fp8"), ("int4", "even", "plain"), ("int4", "listed", "plain"),
+    ("uint8", "even", "plain"), ("codebook", "even", "plain"), ("Q4_0", "blocks", "plain"),
+    ("Q8_0", "blocks", "plain"), ("Q4_K", "blocks", "plain"), ("Q6_K", "blocks", "plain"),
 )  # fmt: skip
 
 
@@ -142,11 +143,15 @@ def variants() -> Iterator[Variant]:
                 "CODES": codes, "SCALES": scales, "X": kind, "BY_TOKEN": first, "TO_PAIRS": not first,
                 "ROWS": tile.block_m, "COLUMNS": tile.block_n, "STRIP": tile.block_k,
             }  # fmt: skip
-            types = {"x": {"plain": "*bf16", "int8": "*i8", "e4m3": "*u8"}[kind], "steps": "*fp32", "shifts": "*i32"}
+            types = {
+                "x": {"plain": "*bf16", "int8": "*i8", "e4m3": "*u8", "fp8": "*u8"}[kind],
+                "steps": "*fp32",
+                "shifts": "*i32",
+            }
             types |= {"weight": {"plain": "*bf16", "int8": "*i8"}.get(codes, "*u8"), "scale": "*fp32", "zero": "*u8"}
             types |= {"codebook": "*fp32", "group_of": "*i32", "bias": "*bf16", "out": "*bf16"} | lists | numbers
             yield Variant(
-                _experts, types, constants, tile.num_warps, tile.num_stages,
+                _experts, types, constants, tile.num_warps, tile.num_stages, 89 if codes == "fp8" else 80,
                 options={"enable_fp_fusion": False},
                 divisible=sizes[:3] if scales == "blocks" else sizes,
             )  # fmt: skip

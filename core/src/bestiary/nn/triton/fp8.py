@@ -1,7 +1,7 @@
 """fp8 activations times fp8 weights on the tensor cores: one kernel rounds the activations, torch multiplies.
 
 For weights with one scale a row and activations with one a token (or one for all), widths that are multiples of 16, as
-`torch.nn.functional.scaled_mm` asks, and bf16 results. The reference computes all others.
+`torch.nn.functional.scaled_mm` asks, and bf16 results. `fp8_blocks` computes all others.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from bestiary.nn.ops import quant
 
 from .variants import Variant
 
@@ -82,7 +80,9 @@ def linear_fp8_fp8(
     """As `bestiary.nn.ops.quant.linear_fp8_fp8`."""
     width, depth = weight.shape
     if not takes(x, width, scale, input_group):
-        return quant.linear_fp8_fp8.reference(x, weight, scale, group_size, input_scale, input_group, bias)
+        from . import fp8_blocks
+
+        return fp8_blocks.linear_fp8_fp8(x, weight, scale, group_size, input_scale, input_group, bias)
     from torch.nn.functional import ScalingType, scaled_mm
 
     codes, scales = rounded_to_fp8(x.reshape(-1, depth), input_scale)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .codes import scales_of, strip
+from .codes import e4m3_for, scales_of, strip
 from .dequant import GROUP_M, tile_for
 from .tiles import finish, tile_at
 from .variants import Variant
@@ -83,9 +83,9 @@ def linear_int8(
 def linear_fp8(
     x: Tensor, weight: Tensor, scale: Tensor, group_size: int, bias: Tensor | None = None, *, exact: bool = False
 ) -> Tensor:  # fmt: skip
-    """As `bestiary.nn.ops.quant.linear_fp8`; codes are taken apart as bits, so that any GPU will do."""
+    """As `bestiary.nn.ops.quant.linear_fp8`; codes are taken apart as bits where a GPU has no instructions for them."""
     scales = "row" if scale.shape[1] == 1 else scales_of(group_size, scale.shape[1])
-    return _product(x, weight.view(torch.uint8), "e4m3", scales, scale, None, group_size, None, bias, exact)
+    return _product(x, weight.view(torch.uint8), e4m3_for(x.device), scales, scale, None, group_size, None, bias, exact)
 
 
 def linear_int4(
@@ -125,8 +125,10 @@ def variants() -> Iterator[Variant]:
     """Each kind of code as checkpoints have it, in bf16 with both tiles; the rest of the code is the same for all."""
     divisible = ("width", "depth", "x_stride", "weight_stride")
     sizes = dict.fromkeys(("rows", *divisible, "groups", "group_size"), "i32")
-    cases = [("int8", "row"), ("e4m3", "row"), ("e4m3", "even"), ("int4", "even"), ("int4", "any"), ("int4", "listed")]
+    cases = [("int8", "row"), ("fp8", "row"), ("fp8", "even"), ("e4m3", "row"), ("e4m3", "even")]
+    cases += [("int4", "even"), ("int4", "any"), ("int4", "listed")]
     for codes, scales in [*cases, ("uint8", "even"), ("codebook", "even")]:
+        since = 89 if codes == "fp8" else 80
         for tile in (tile_for(1, torch.bfloat16), tile_for(64, torch.bfloat16)):
             has_zero = codes in ("int4", "uint8")
             constants: dict[str, object] = {
@@ -139,6 +141,6 @@ def variants() -> Iterator[Variant]:
             types = {"x": "*bf16", "weight": "*i8" if codes == "int8" else "*u8", "scale": "*fp32", "zero": "*u8"}
             types |= {"codebook": "*fp32", "group_of": "*i32", "out": "*bf16"} | sizes
             yield Variant(
-                _linear_grouped, types, constants, tile.num_warps, tile.num_stages,
+                _linear_grouped, types, constants, tile.num_warps, tile.num_stages, since,
                 options={"enable_fp_fusion": False}, divisible=divisible,
             )  # fmt: skip

@@ -106,4 +106,6 @@ def _scaled_mm(target: Target) -> str | None:
     return varying(target)
 
 
-LINEAR_FP8_FP8 = Implementation("scaled_mm", later("fp8", "linear_fp8_fp8"), _scaled_mm, PRIORITY)
+SCALED_MM = Implementation("scaled_mm", later("fp8", "linear_fp8_fp8"), _scaled_mm, PRIORITY + 1)
+LINEAR_FP8_FP8 = version("fp8_blocks", "linear_fp8_fp8", varying)
+EXACT_LINEAR_FP8_FP8 = exact_version("fp8_blocks", "linear_fp8_fp8")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bestiary.nn.ops.product import Product
 
-from .codes import scales_of
+from .codes import e4m3_for, scales_of
 from .fp8 import rounded_to_fp8
 from .gguf_blocks import FORMATS
 from .int8 import rounded_to_int8
@@ -93,7 +93,8 @@ def weights_of(product: Product, depth: int) -> Weights:
         run = settings["runs"][0]
         return Weights(run.type.name, "blocks", run.rows, weight.view(len(weight), run.rows, run.row_bytes), bias=bias)
     codes, width = _CODES[name], weight.shape[1]
-    weight = weight.view(torch.uint8) if codes == "e4m3" else weight
+    if codes == "e4m3":
+        weight, codes = weight.view(torch.uint8), e4m3_for(weight.device)
     if name == "linear":
         return Weights(codes, "none", width, weight, bias=bias)
     scale = tensors["scale"]
@@ -103,7 +104,7 @@ def weights_of(product: Product, depth: int) -> Weights:
     if (name.startswith("linear_fp8") and groups > 1) or by is not None:
         rounded = name == "linear_fp8_fp8"
         scales, size = ("apart" if rounded else scales_of(size, groups)), (by or size)
-    elif codes in ("int8", "e4m3"):
+    elif codes in ("int8", "e4m3", "fp8"):
         scales = "row"
     else:
         scales = scales_of(size, groups, tensors.get("group_of"))
@@ -129,4 +130,4 @@ def inputs_of(x: Tensor, product: Product, found: Sorted, top_k: int | None) -> 
         return Inputs(codes, "int8", steps, shifts), by_token
     group = settings["input_group"] or x.shape[1]
     codes, steps = rounded_to_fp8(x.reshape(-1, group), given)
-    return Inputs(codes.view(len(x), -1).view(torch.uint8), "e4m3", steps.view(len(x), -1)), by_token
+    return Inputs(codes.view(len(x), -1).view(torch.uint8), e4m3_for(x.device), steps.view(len(x), -1)), by_token
