@@ -95,6 +95,31 @@ def test_quantized_experts(tmp_path):
     assert tiny.off(tiny.ours(path), tiny.theirs(model)) < 1e-5
 
 
+def through_e4m3(numbers):
+    """What each row becomes with its own scale, by torch's conversion."""
+    scale = numbers.abs().amax(-1, keepdim=True) / 448
+    return (numbers / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.mixtral])
+def test_activations_rounded_while_loading(make, tmp_path):
+    """transformers computes with weights that were rounded, and each layer rounds what it is given."""
+    model = make()
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if ".layers." in name and "norm" not in name and not name.endswith("gate.weight"):
+                tensor.copy_(through_e4m3(tensor))
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".layers." in name:
+            module.register_forward_pre_hook(lambda _, given: tuple(through_e4m3(each) for each in given))
+    if make is tiny.llama:
+        assert tiny.off(tiny.ours(tmp_path, quantization="fp8_dynamic"), tiny.theirs(model)) < 1e-3
+    else:
+        plain, rounded = (tiny.ours(tmp_path, quantization=name) for name in ("fp8", "fp8_dynamic"))
+        assert 1e-4 < tiny.off(rounded, plain) < 0.2
+
+
 @pytest.fixture(scope="module")
 def gptq(tmp_path_factory):
     """(path, tensors, config) of a checkpoint to be spoiled."""

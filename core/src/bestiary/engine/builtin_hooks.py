@@ -27,6 +27,7 @@ def quantization_methods() -> Offers:
         "int8": f"{_NN}.quant.int8:Int8Config",
         "int4": f"{_NN}.quant.grouped:Int4Config",
         "fp8": f"{_NN}.quant.fp8:Fp8Config",
+        "fp8_dynamic": f"{_NN}.quant.fp8:Fp8DynamicConfig",
         "gguf": f"{_NN}.quant.gguf:GgufConfig",
         "gptq": f"{_NN}.quant.gptq:GptqConfig",
         "awq": f"{_NN}.quant.awq:AwqConfig",

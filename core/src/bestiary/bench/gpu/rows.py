@@ -160,9 +160,11 @@ def experts(machine: Machine) -> Iterator[Figure]:
 
 
 def eight_bits(machine: Machine) -> Iterator[Figure]:
-    """G7: fp8 weights, 1,000 tokens in, 1,000 out."""
-    length, count = machine.size(1000, 8), machine.size(128, 2)
-    options = machine.options(max_num_seqs=count, max_model_len=2 * length + 16, quantization="fp8")
+    """G7: fp8 weights, activations and cache, 1,000 tokens in, 1,000 out."""
+    length, count = machine.size(1000, 8), machine.size(256, 2)
+    options = machine.options(
+        max_num_seqs=count, max_model_len=2 * length + 16, quantization="fp8_dynamic", kv_cache_dtype="fp8"
+    )
     with engine(machine.shape("llama-3-8b"), **options) as llm:
         measure.queue_seconds(llm, [(16, 2)])
         seconds = measure.queue_seconds(llm, [(length, length)] * count)

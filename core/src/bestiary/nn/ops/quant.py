@@ -195,7 +195,7 @@ def _rounded_to_fp8(x: Tensor, scale: Tensor | None, group: int | None) -> Tenso
         largest = wide.abs()
         if group is not None:
             whole = torch.nn.functional.pad(largest, (0, -largest.shape[-1] % group))
-            largest = whole.unflatten(-1, (whole.shape[-1] // group, group))
+            largest = whole.view(*whole.shape[:-1], whole.shape[-1] // group, group)
         scale = largest.amax(-1, keepdim=group is None).clamp_min(_TINY) / FP8_MAX
         if group is not None:
             scale = scale.repeat_interleave(group, dim=-1)[..., : wide.shape[-1]]

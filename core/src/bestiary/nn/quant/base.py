@@ -136,6 +136,10 @@ def packed_bytes(layer: nn.Module, packed: PackedWeight | None, name: str = "wei
 class QuantizationConfig(ABC):
     """One checkpoint's quantization, read from `quantization_config` or asked for by name.
 
+    Attributes:
+        rounds_activations: what is computed is more than a product with the weights that codes stand for. Set by
+            methods that quantize while loading.
+
     Set before any layer is placed:
         packed_modules_mapping: the model's fusions (fused layer → the checkpoint's layers).
         mappers: what the checkpoint's names go through to become the model's.
@@ -143,6 +147,7 @@ class QuantizationConfig(ABC):
     """
 
     name: str = ""
+    rounds_activations = False
     packed_modules_mapping: Mapping[str, list[str]] = {}
     mappers: Sequence[WeightsMapper] = ()
     stored: Collection[str] = frozenset()

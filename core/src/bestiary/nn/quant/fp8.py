@@ -125,6 +125,17 @@ class Fp8AtLoadConfig(QuantizationConfig):
         return None if is_left_plain(layer) else Fp8LinearMethod(at_load=True)
 
 
+class Fp8DynamicConfig(Fp8AtLoadConfig):
+    """As `Fp8AtLoadConfig`, and activations are rounded to e4m3 as they come, by each token's own scale: both sides of
+    a product are what fp8 tensor cores multiply."""
+
+    name = "fp8_dynamic"
+    rounds_activations = True
+
+    def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        return None if is_left_plain(layer) else Fp8LinearMethod(at_load=True, activations="token")
+
+
 class Fp8Config(CheckpointConfig):
     """`quant_method` "fp8": a scale for each matrix (`weight_scale`) or each block (`weight_scale_inv`).
 

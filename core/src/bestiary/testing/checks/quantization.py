@@ -1,4 +1,4 @@
-"""Quantization while loading, for every installed method that needs no quantized checkpoint.
+"""Quantization while loading, for every installed method that needs no quantized checkpoint and rounds weights alone.
 
 The oracle is the model itself, unquantized, its weights replaced by what the quantized layers hold: products with an
 identity show it. Both must then agree closely, also where a model makes hard choices that no bound on its logits could
@@ -94,12 +94,12 @@ def held_weight(layer: LinearBase) -> torch.Tensor:
 
 
 def _methods() -> Iterator[str]:
-    """Installed methods that run on this machine and can start from plain weights."""
+    """Installed methods that run on this machine, can start from plain weights, and leave activations as they are."""
     hooks = HookManager(kernels="torch").load()
     for name in hooks.names("quantization_methods"):
         try:
             made = hooks.get("quantization_methods", name).from_config({})
         except (BestiaryError, KeyError, TypeError, ValueError):
             continue  # it reads quantized checkpoints only
-        if made.why_not("cpu") is None:
+        if made.why_not("cpu") is None and not made.rounds_activations:
             yield name
