@@ -74,7 +74,7 @@ def tokens_of(llm, prompts):
 
 
 def rows_of(llm):
-    return llm.engine.scheduler._kv.states
+    return llm.engine.scheduler.roster.kv.states
 
 
 def free_rows(llm):
