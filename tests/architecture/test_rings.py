@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RINGS = ["api", "nn", "engine", "serve", "bench", "testing"]  # each may import itself and those before it
 API_NEEDS = {"bestiary", "pluggy", "importlib_metadata", "packaging", *sys.stdlib_module_names}
-TORCH_FREE = {f"engine/{name}.py" for name in ("sequence", "block_pool", "state_rows", "kv_cache", "scheduler", "plan")}
+_BOOKKEEPING = ("sequence", "state_rows", "kv_cache", "plan", "roster", "choosing", "recording", "ahead", "scheduler")
+TORCH_FREE = {f"engine/{name}.py" for name in _BOOKKEEPING}
 MAY_USE_TESTING = {"serve/cli/certify.py", "serve/cli/new.py"}
 PLUGIN_NEEDS = {"api", "nn"}
 CONTRACT = "contract.py"  # of a plugin: its conformance tests, imported by pytest alone

@@ -147,14 +147,14 @@ def test_a_step_that_failed_adds_nothing_to_a_mean(llama, monkeypatch):
         runner, engine = llm.engine.executor.runner, llm.engine
         (request,) = llm._submit([{"prompt_token_ids": ids}], RAW, None)
         llm._step()
-        pooled = type(runner.pooler).forward
+        pooled = type(runner.stage.pooler).forward
 
         def failing(*arguments):
             pooled(*arguments)
             raise ZeroDivisionError("too late")
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(runner.pooler), "forward", failing)
+            patch.setattr(type(runner.stage.pooler), "forward", failing)
             with pytest.raises(EngineError, match="too late"):
                 llm._step()
         assert engine.has_unfinished_requests
@@ -400,8 +400,8 @@ class Careless(Pooler):
 @pytest.mark.parametrize("made", [None, [], torch.zeros(1, 8), [torch.zeros(1, 8)], [torch.zeros(8).long()], [1.0]])
 def test_a_pooler_that_returns_what_it_must_not_is_named(made, llama):
     with load(llama[1]) as llm:
-        llm.engine.executor.runner.pooler = Careless()
-        llm.engine.executor.runner.pooler.made = made
+        llm.engine.executor.runner.stage.pooler = Careless()
+        llm.engine.executor.runner.stage.pooler.made = made
         with pytest.raises(BrokenPlugin, match="Careless returned what it must not"):
             llm.embed([[4]], use_tqdm=False)
         assert not llm.engine.has_unfinished_requests
@@ -409,8 +409,8 @@ def test_a_pooler_that_returns_what_it_must_not_is_named(made, llama):
 
 def test_a_pooler_narrower_than_it_says_is_an_error_of_the_request(llama):
     with load(llama[1]) as llm:
-        llm.engine.executor.runner.pooler = Careless()
-        llm.engine.executor.runner.pooler.made = [torch.ones(3)]
+        llm.engine.executor.runner.stage.pooler = Careless()
+        llm.engine.executor.runner.stage.pooler.made = [torch.ones(3)]
         (output,) = llm.embed([[4]], PoolingParams(dimensions=8), use_tqdm=False)
         assert output.outputs.finish_reason == "error"
         assert "the pooler gives 3" in output.outputs.stop_reason

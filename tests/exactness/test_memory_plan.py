@@ -15,8 +15,8 @@ from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.build import EngineBuilder, target_of
 from bestiary.engine.memory import num_kv_blocks
 from bestiary.engine.memory_plan import plan_memory
+from bestiary.engine.model_layers import kv_cache_specs
 from bestiary.engine.plan import NewRequest, ScheduledItem, StepPlan
-from bestiary.engine.runner import kv_cache_specs
 from bestiary.nn import FusedMoE
 from bestiary.nn.ops.registry import choose_ops
 from bestiary.nn.parallel import use_groups
@@ -201,7 +201,7 @@ def test_activations_stay_below_the_estimate(checkpoint):
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
                 batch = runner.prepare(_prefill())
                 with use_groups(runner.groups):
-                    assert runner.compute(batch).shape == (8, 211)
+                    assert runner.stage.compute(batch).shape == (8, 211)
         most = _peak(measured)
         assert most <= plan.parts[0].footprint.activations <= 3 * most, name
 

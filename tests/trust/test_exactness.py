@@ -165,8 +165,8 @@ def test_preemption_at_any_step(bench, case):
                 if all(output.finished for output in outputs):
                     break
                 if step == at:
-                    for sequence in list(scheduler._running):
-                        scheduler._preempt(sequence)
+                    for sequence in list(scheduler.roster.running):
+                        scheduler.roster.preempt(sequence)
                 llm._step()
             for output, (prompt, params) in zip(outputs, requests, strict=True):
                 bench.compare(output, prompt, params)

@@ -195,7 +195,7 @@ def test_a_server_that_says_anything(t0, golden, engine_end, case, sentinel, cou
                     worker._apply(message)
                 except (EngineError, RequestError):
                     refused += 1
-        for name in [name for lane in engine.lanes.lanes for name in lane.scheduler._live]:
+        for name in [name for lane in engine.lanes.lanes for name in lane.scheduler.roster.live]:
             engine.abort(name)
         engine.observers = ()
         if number % 100 == 0:

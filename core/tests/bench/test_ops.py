@@ -129,13 +129,13 @@ def test_watching_leaves_the_engine_as_it_was(tiny: str) -> None:
         runner = runner_of(llm)
         layers = [module for module in runner.model.modules() if hasattr(module, "backend")]
         head = runner.model.lm_head
-        before = runner.ops, runner.graphs, [layer.backend for layer in layers], head.quant_method
+        before = runner.stage.ops, runner.graphs, [layer.backend for layer in layers], head.quant_method
         with suppress(ZeroDivisionError), timer.watching(runner):
-            assert runner.ops is not before[0] and layers[0].backend is not before[2][0]
+            assert runner.stage.ops is not before[0] and layers[0].backend is not before[2][0]
             assert layers[0].backend.name == before[2][0].name
             assert head.quant_method is not before[3]
             raise ZeroDivisionError
-        after = runner.ops, runner.graphs, [layer.backend for layer in layers], head.quant_method
+        after = runner.stage.ops, runner.graphs, [layer.backend for layer in layers], head.quant_method
         assert after == before
 
 

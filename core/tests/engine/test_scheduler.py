@@ -158,8 +158,8 @@ def test_preemption_at_every_step_changes_no_token(prefix_caching, budget):
     scheduler = engine.scheduler
     while scheduler.has_unfinished():
         engine.step()
-        for victim in scheduler._running[1:]:  # all but the first, so that somebody always gets on
-            scheduler._preempt(victim)
+        for victim in scheduler.roster.running[1:]:  # all but the first, so that somebody always gets on
+            scheduler.roster.preempt(victim)
     engine.check(*sequences)
     assert scheduler.stats().preemptions >= 16
 
@@ -456,7 +456,7 @@ def test_siblings_do_not_wait_in_vain(end):
     if end == "abort":
         engine.scheduler.abort("0")
     elif end == "preempt":
-        engine.scheduler._preempt(leader)
+        engine.scheduler.roster.preempt(leader)
     engine.run().check(child)
 
 
@@ -538,7 +538,7 @@ def test_without_chunking_what_was_preempted_begins_with_its_whole_prompt():
     while engine.scheduler.has_unfinished():
         begun += [item.count for item in engine.step().items if (item.request_id, item.start) == ("long", 0)]
         if engine.tokens["2"] and not long.preemptions:
-            engine.scheduler._preempt(long)
+            engine.scheduler.roster.preempt(long)
     engine.check(long, *short)
     assert begun
     assert 7 <= min(begun) <= max(begun) <= 8

@@ -253,8 +253,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def balance(self):
-        scheduler, pool = self.scheduler, self.scheduler._kv.pool
-        running, waiting = scheduler._running, scheduler._waiting
+        scheduler, pool = self.scheduler, self.scheduler.roster.kv.pool
+        running, waiting = scheduler.roster.running, scheduler.roster.waiting
         assert [s.rank for s in running] == sorted({s.rank for s in running})
         assert [s.rank for s in waiting] == sorted({s.rank for s in waiting})
         assert {s.request_id for s in running + waiting} == set(self._live())
@@ -287,8 +287,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _balance_rows(self):
         """A row is held by those whose state or next state it is, once more by its checkpoint, and by nobody else."""
-        states, running = self.scheduler._kv.states, self.scheduler._running
-        assert all((s.state_row, s.next_row) == (-1, -1) for s in self.scheduler._waiting)
+        states, running = self.scheduler.roster.kv.states, self.scheduler.roster.running
+        assert all((s.state_row, s.next_row) == (-1, -1) for s in self.scheduler.roster.waiting)
         written = [s.next_row for s in running if s.next_row >= 0]
         holders = Counter(written + [s.state_row for s in running if s.state_row >= 0])
         holders.update(states._checkpoints.values())
@@ -317,10 +317,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         usage = self.scheduler.stats().kv_cache
         assert usage.free_blocks == usage.num_blocks
         if self.state_rows:
-            states = self.scheduler._kv.states
+            states = self.scheduler.roster.kv.states
             assert len(states._free) + states.num_checkpoints == self.state_rows
-        assert all(info.requests == 0 for info in self.scheduler._adapters.infos())
-        assert not any(self.scheduler._slots._holders.values())
+        assert all(info.requests == 0 for info in self.scheduler.roster.adapters.infos())
+        assert not any(self.scheduler.roster.slots._holders.values())
 
 
 quick = settings(deadline=None, max_examples=100, stateful_step_count=15, suppress_health_check=[HealthCheck.too_slow])
@@ -371,7 +371,7 @@ def walks(seeds):
         seen["preempting"] += stats.preemptions > 0
         seen["piping"] += machine.most_in_flight > 1
         seen["hitting"] += stats.kv_cache.prefix_hits > 0
-        states = machine.scheduler._kv.states
+        states = machine.scheduler.roster.kv.states
         seen["checkpointing"] += states is not None and states.num_checkpoints > 0
         seen["hitting with states"] += states is not None and stats.kv_cache.prefix_hits > 0
         seen["evicting"] += machine.evictions > 0

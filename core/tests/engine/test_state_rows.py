@@ -92,7 +92,7 @@ def test_every_read_finds_the_state_of_the_tokens_before(data) -> None:
     assert {name: executor.done[name] for name in wanted if name not in gone} == {
         name: tokens for name, tokens in wanted.items() if name not in gone
     }
-    states = executor.scheduler._kv.states
+    states = executor.scheduler.roster.kv.states
     assert len(states._free) + states.num_checkpoints == rows
 
 
@@ -114,7 +114,7 @@ def test_checkpoints_give_way_before_sequences_wait() -> None:
     while executor.scheduler.has_unfinished():
         executor.step()
     assert len(executor.done) == 6
-    assert executor.scheduler._kv.states.num_checkpoints <= 4
+    assert executor.scheduler.roster.kv.states.num_checkpoints <= 4
 
 
 def test_clearing_the_prefix_cache_drops_checkpoints() -> None:
@@ -122,7 +122,7 @@ def test_clearing_the_prefix_cache_drops_checkpoints() -> None:
     executor.scheduler.add(sequence("one", [1] * 9, 2))
     while executor.scheduler.has_unfinished():
         executor.step()
-    states = executor.scheduler._kv.states
+    states = executor.scheduler.roster.kv.states
     assert states.num_checkpoints > 0
     executor.scheduler.clear_prefix_cache()
     assert states.num_checkpoints == 0

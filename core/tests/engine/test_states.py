@@ -74,7 +74,7 @@ def tokens_of(llm, prompts):
 
 
 def rows_of(llm):
-    return llm.engine.scheduler._kv.states
+    return llm.engine.scheduler.roster.kv.states
 
 
 def free_rows(llm):
@@ -200,7 +200,7 @@ def test_a_step_that_failed_or_must_wait_is_run_again_from_the_same_state(engine
     """Every third step fails after it has written everything; every fourth result asks for its tokens once more."""
     llm = engine(max_num_batched_tokens=21)
     runner, calls = llm.engine.executor.runner, [0, 0]
-    compute, draw = runner.compute, runner.draw
+    compute, draw = runner.stage.compute, runner.draw
 
     def failing(*arguments, **more):
         made = compute(*arguments, **more)
@@ -216,7 +216,7 @@ def test_a_step_that_failed_or_must_wait_is_run_again_from_the_same_state(engine
             return result
         return StepResult(plan.step, {name: SampledToken(-1, instead="wait") for name in result.sampled})
 
-    monkeypatch.setattr(runner, "compute", failing)
+    monkeypatch.setattr(runner.stage, "compute", failing)
     monkeypatch.setattr(runner, "draw", waiting)
     found = {str(index): [] for index in range(len(PROMPTS))}
     for index, ids in enumerate(PROMPTS):

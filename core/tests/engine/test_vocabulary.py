@@ -130,7 +130,7 @@ def test_models_that_change_their_logits_are_found_out(checkpoint, gathered, mak
         wanted = tokens(alone, GREEDY)
     with Ranks(checkpoint, tensor_parallel_size=2) as ranks:
         assert tokens(ranks, GREEDY) == wanted
-        assert {runner.vocabulary._fit for runner in ranks.runners} == {False}
+        assert {runner.stage.vocabulary._fit for runner in ranks.runners} == {False}
     assert sorted(gathered)[:2] == [1, 1] and sorted(gathered)[2] > VOCABULARY // 2
     assert "gathered for every token" in caplog.text
 

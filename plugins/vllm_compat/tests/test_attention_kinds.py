@@ -8,7 +8,7 @@ import bestiary_vllm
 from bestiary import SamplingParams
 from bestiary.api import ModelRegistry
 from bestiary.engine.footprint import footprint
-from bestiary.engine.runner import attention_layers
+from bestiary.engine.model_layers import attention_layers
 from bestiary.nn import Attention, MLAAttention
 from bestiary.testing.logits import prompt_logits
 from bestiary.testing.ranks import Ranks

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from bestiary.engine.runner import attention_layers, kv_cache_specs
+from bestiary.engine.model_layers import attention_layers, kv_cache_specs
 from bestiary.nn import FusedMoE
 from bestiary.nn.embedding import ParallelLMHead, VocabParallelEmbedding
 from bestiary.nn.weights.fill import num_weights

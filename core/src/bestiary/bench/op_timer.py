@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from bestiary.engine.runner import ModelRunner, attention_layers
+from bestiary.engine.model_layers import attention_layers
+from bestiary.engine.runner import ModelRunner
 from bestiary.nn.graphs import KernelTime
 from bestiary.nn.ops.registry import ChosenOps
 from bestiary.nn.quant.packed import PackedLinearMethod
@@ -35,9 +36,9 @@ class OpTimer:
         """While it lasts, the runner's ops and its attention are timed, and no step of its is recorded or replayed."""
         layers = [layer for layer in attention_layers(runner.model).values() if layer.backend is not None]
         heads = [each for each in runner.model.modules() if _is_packed_head(each)]
-        before = runner.ops, runner.graphs, [layer.backend for layer in layers]
+        before = runner.stage.ops, runner.graphs, [layer.backend for layer in layers]
         methods = [head.quant_method for head in heads]
-        runner.ops, runner.graphs = self._timed_ops(runner.ops), None
+        runner.stage.ops, runner.graphs = self._timed_ops(runner.stage.ops), None
         for layer in layers:
             layer.backend = _TimedAttention(layer.backend, self)
         for head in heads:
@@ -47,7 +48,7 @@ class OpTimer:
         finally:
             for head, method in zip(heads, methods, strict=True):
                 head.quant_method = method
-            runner.ops, runner.graphs, backends = before
+            runner.stage.ops, runner.graphs, backends = before
             for layer, backend in zip(layers, backends, strict=True):
                 layer.backend = backend
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bestiary.api.errors import EngineError, UsageError
 from bestiary.api.sampling import SamplingParams
-from bestiary.engine.runner import kv_cache_specs
+from bestiary.engine.model_layers import kv_cache_specs
 
 from .subject import model_of
 

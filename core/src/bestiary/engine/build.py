@@ -45,6 +45,7 @@ from .loader.progress import load_progress, say
 from .loader.quantization import choose_quantization
 from .loader.vllm_config import choose_device, make_vllm_config, parallel_config
 from .memory import cache_room
+from .model_layers import attention_layers, kv_cache_specs, prompt_salt
 from .notices import notice
 from .parallel.assembly import assemble
 from .parallel.eplb import check_eplb
@@ -53,7 +54,7 @@ from .parallel.seat import Seat, device_index, take_seat
 from .parallel.team import Team
 from .pooler import offer_of, pooler_of, with_pooler
 from .pooling import with_runner
-from .runner import ModelRunner, attention_layers, kv_cache_specs, prompt_salt
+from .runner import ModelRunner
 from .scheduler import Scheduler
 from .state_rows import WORKING_ROWS
 

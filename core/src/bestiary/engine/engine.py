@@ -5,21 +5,18 @@ compute (`StepPlan`), has the executor compute them (`StepResult`), and lets the
 (`SequenceUpdate`).
 
 Where a model is divided among several ranks, every rank has an engine. Only what users ask for goes from rank 0 to the
-others, before each step; schedulers are functions of that, so all derive the same plans.
+others, before each step (`parallel/follower.py`); schedulers are functions of that, so all derive the same plans.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Set
 from collections.abc import Sequence as SequenceOf
-from contextlib import suppress
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bestiary.api.config import VllmConfig
-from bestiary.api.errors import BadAdapter, EngineError, ModelFailed
+from bestiary.api.errors import EngineError, ModelFailed
 from bestiary.api.hooks import StepObserver
 from bestiary.api.lora import LoRAInfo, LoRARequest
 from bestiary.api.pooling import PoolingParams
@@ -29,25 +26,18 @@ from bestiary.api.structured import StructuredOutputBackend, Vocabulary
 from .adapters import Adapters
 from .checks import RequestChecks, unavailable
 from .executor import Executor
+from .intake import Intake
 from .lanes import Lanes, PlanFailed
 from .library import AdapterLibrary
 from .notices import notice
-from .parallel.agreement import plan_settings, refuse_other_settings
+from .parallel.agreement import plan_settings
+from .parallel.follower import Follower
 from .parallel.interrupts import uninterrupted
-from .parallel.messages import (
-    AddAdapter,
-    AddRequest,
-    EndRequest,
-    Event,
-    PinAdapter,
-    RemoveAdapter,
-    Settings,
-    UseTokenizer,
-)
+from .parallel.messages import AddRequest, EndRequest, Settings, UseTokenizer
 from .plan import StepPlan
 from .pooling import PoolingOffer
 from .scheduler import Scheduler, SchedulerStats
-from .sequence import Sequence, SequenceUpdate
+from .sequence import SequenceUpdate
 
 if TYPE_CHECKING:
     from .parallel.team import Team
@@ -87,14 +77,27 @@ class LLMEngine:
         self.team = team
         self.dead: EngineError | None = None
         self.library = AdapterLibrary(adapters or Adapters(), self.lanes, executor, team)
-        self._expected: dict[str, AddRequest] = {}
+        checks = RequestChecks(vocab_size, eos_token_ids, schedulers[0].limits, pooling)
+        self._intake = Intake(
+            checks, self.lanes, self.library, executor, seed=vllm_config.model_config.seed, make_backend=make_backend
+        )
+        self._follower: Follower | None = None
         if team is not None and team.leads:
             team.note(Settings(tuple(sorted(eos_token_ids)), plan_settings(vllm_config)))
-        self.checks = RequestChecks(vocab_size, eos_token_ids, schedulers[0].limits, pooling)
+        elif team is not None:
+            self._follower = Follower(team, self._intake, vllm_config)
         self.observers = tuple(observers)
         self.ops = ops
-        self._make_backend = make_backend
-        self.has_tokenizer = False
+
+    @property
+    def checks(self) -> RequestChecks:
+        """What requests must satisfy."""
+        return self._intake.checks
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether answers may have a form."""
+        return self._intake.has_tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -136,39 +139,16 @@ class LLMEngine:
         self.checks.check(prompt_token_ids, params, priority)
         adapter = None if lora_request is None else lora_request.lora_name
         request = AddRequest.of(request_id, prompt_token_ids, params, priority, cache_salt, adapter)
-        if self.team is not None and not self.team.leads:
-            self._expected[request_id] = request  # admitted when rank 0 says so
+        if self._follower is not None:
+            self._follower.expect(request)
             return request.answers
         if request.sampling.structured_outputs is not None and not self.has_tokenizer:
             raise unavailable()
         if lora_request is not None:
             self.add_lora(lora_request, pinned=False)
-        children = self._admit(request)
+        children = self._intake.admit(request)
         if self.team is not None:
             self.team.note(request)
-        return children
-
-    def _admit(self, request: AddRequest) -> list[str]:
-        sampling, sequences = request.sampling, list[Sequence]()
-        lora_id = self.library.id_of(request.lora_name)
-        children = request.answers
-        for index, child in enumerate(children):
-            own = sampling if sampling.n == 1 else sampling.child(index)
-            sequences.append(
-                Sequence(
-                    child,
-                    request.prompt_token_ids,
-                    own,
-                    seed=self._seed(child, own),
-                    priority=request.priority,
-                    eos_token_ids=self.checks.eos_token_ids,
-                    cache_salt=request.cache_salt,
-                    lora_name=lora_id,
-                    leader=sequences[0] if sequences else None,
-                    pooling=request.pooling,
-                )
-            )
-        self.lanes.add(*sequences)
         return children
 
     def use_tokenizer(self, tokenizer_json: str) -> None:
@@ -176,19 +156,11 @@ class LLMEngine:
         has a form. Such forms are compiled as they are: whoever adds requests has asked a `GrammarProcess` first.
         """
         self._refuse_if_dead()
-        if self.team is not None and not self.team.leads:
+        if self._follower is not None:
             return  # rank 0 says it
-        self._use_tokenizer(tokenizer_json)
+        self._intake.use_tokenizer(tokenizer_json)
         if self.team is not None:
             self.team.note(UseTokenizer(tokenizer_json))
-
-    def _use_tokenizer(self, tokenizer_json: str) -> None:
-        make = self._make_backend
-        if make is None:
-            raise unavailable()
-        vocabulary = Vocabulary(tokenizer_json, self.vocab_size, tuple(sorted(self.eos_token_ids)))
-        self.executor.use_backend(lambda: make(vocabulary))
-        self.has_tokenizer = True
 
     def add_lora(self, request: LoRARequest, *, pinned: bool = True) -> LoRAInfo:
         """Make an adapter known: read it and check that it fits. One that is known under its name is only looked up.
@@ -205,28 +177,19 @@ class LLMEngine:
             return self.library.add(request, pinned=pinned)
         try:
             with uninterrupted():
-                return self._add_lora_together(self.team, request, pinned)
+                if self._follower is not None:
+                    return self._follower.hear_of(request)
+                return self.library.add(request, pinned=pinned)
         except EngineError as error:
             self.dead = self.team.explained(error)
             self.team.abandon()
             raise self.dead from error
 
-    def _add_lora_together(self, team: Team, request: LoRARequest, pinned: bool) -> LoRAInfo:
-        """Ranks other than the first wait until that one, whose script does the same, asks them to read it."""
-        if team.leads:
-            return self.library.add(request, pinned=pinned)
-        while (known := self.library.find(request)) is None:
-            self.library.refused = None
-            self._hear(team)
-            if self.library.refused is not None:
-                raise self.library.refused
-        return known
-
     def remove_lora(self, name: str) -> LoRAInfo:
         """Forget an adapter. Raises `RequestError`: there is none of this name, or a request wants it."""
         self._refuse_if_dead()
         known = self.library.find(LoRARequest(name))
-        if self.team is not None and not self.team.leads and known is not None:
+        if self._follower is not None and known is not None:
             return known  # forgotten when rank 0 says so
         return self.library.remove(name)
 
@@ -264,7 +227,10 @@ class LLMEngine:
     def _step_together(self, team: Team) -> list[SequenceUpdate]:
         """A step that fails anywhere ends the engine, and every request with an error: ranks are no longer in step."""
         try:
-            self._agree(team)
+            if self._follower is None:
+                team.tell()
+            else:
+                self._follower.hear_step()
             return self._step()
         except PlanFailed as failed:
             self.dead = self._model_failed(failed)
@@ -275,47 +241,6 @@ class LLMEngine:
             self.dead.__cause__ = cause
         team.abandon()
         return self.lanes.fail_all(f"{self.dead.error_code}: {self.dead.message}")
-
-    def _agree(self, team: Team) -> None:
-        """Rank 0 tells what users asked for since the last step; the others take it from there."""
-        if team.leads:
-            team.tell()
-            return
-        while not self._hear(team):
-            pass
-
-    def _hear(self, team: Team) -> bool:
-        """Do what rank 0 says; whether it begins a step."""
-        tick = team.hear()
-        for event in tick.events:
-            self._apply(team, event)
-        return tick.step
-
-    def _apply(self, team: Team, event: Event) -> None:
-        if isinstance(event, AddRequest):
-            own = self._expected.pop(event.request_id, event)
-            if own != event:
-                raise EngineError(
-                    f"rank {team.rank} was given another request than rank 0", code="RANKS_DISAGREE",
-                    field=event.request_id, fix="give every rank the same requests, or serve from rank 0 alone",
-                )  # fmt: skip
-            self._admit(event)
-        elif isinstance(event, Settings):
-            self.checks = replace(self.checks, eos_token_ids=frozenset(event.eos_token_ids))
-            refuse_other_settings(event.values, plan_settings(self.vllm_config), team.rank)
-        elif isinstance(event, UseTokenizer):
-            self._use_tokenizer(event.tokenizer_json)
-        elif isinstance(event, EndRequest):
-            self.lanes.finish(event.request_id, event.reason, event.stop_reason)
-        elif isinstance(event, AddAdapter):
-            with suppress(BadAdapter):  # rank 0 says it
-                self.library.read(event)
-        elif isinstance(event, PinAdapter):
-            self.library.pin(event.name)
-        elif isinstance(event, RemoveAdapter):
-            self.library.forget(event.name)
-        else:
-            raise EngineError("rank 0 has closed the engine", code="CLOSED")
 
     def follow(self) -> None:
         """Do what rank 0 does, until it closes the engine. Raises `EngineError` where a rank is lost."""
@@ -358,7 +283,7 @@ class LLMEngine:
 
     def end(self, event: EndRequest) -> SequenceUpdate | None:
         """End an answer as `event` says; None if it had ended already."""
-        ended = self.lanes.finish(event.request_id, event.reason, event.stop_reason)
+        ended = self._intake.end(event)
         if ended is not None and self.team is not None and self.team.leads:
             self.team.note(event)
         return ended
@@ -380,20 +305,5 @@ class LLMEngine:
         self.executor.shutdown()
 
     def _model_failed(self, failed: PlanFailed) -> ModelFailed:
-        model, plan, cause = self.vllm_config.model_config.architecture, failed.plan, failed.__cause__
         after = "the engine can still be used" if self.team is None else "all ranks were ended; make a new LLM"
-        error = ModelFailed(
-            f"{model} failed in step {plan.step}: {type(cause).__name__}: {cause}",
-            field=model,
-            details=[f"{item.request_id}: tokens {item.start} to {item.start + item.count - 1}" for item in plan.items],
-            fix=f"look at the chained traceback (--debug on the command line); {after}",
-        )
-        error.request_ids = frozenset(item.request_id for item in plan.items)
-        error.__cause__ = cause
-        return error
-
-    def _seed(self, request_id: str, sampling: SamplingParams) -> int:
-        if sampling.seed is not None:
-            return sampling.seed
-        key = f"{self.vllm_config.model_config.seed}/{request_id}".encode()
-        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+        return failed.told(self.vllm_config.model_config.architecture, after)

@@ -24,7 +24,7 @@ from bestiary.nn.weights.fill import num_weights
 
 from .layer_states import bytes_per_row
 from .memory import bytes_per_block
-from .runner import attention_layers, kv_cache_specs
+from .model_layers import attention_layers, kv_cache_specs
 
 ACTIVATIONS = (
     "tokens x (4 x hidden + the inputs and outputs of all products of the largest layer) + rows of logits x "

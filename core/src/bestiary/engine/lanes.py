@@ -13,7 +13,7 @@ from collections.abc import Iterator, Set
 from collections.abc import Sequence as SequenceOf
 from dataclasses import astuple
 
-from bestiary.api.errors import EngineError, RequestError
+from bestiary.api.errors import EngineError, ModelFailed, RequestError
 from bestiary.api.outputs import FinishReason
 
 from .executor import Executor
@@ -29,6 +29,19 @@ class PlanFailed(Exception):
     def __init__(self, plan: StepPlan) -> None:
         super().__init__(plan.step)
         self.plan = plan
+
+    def told(self, model: str, after: str) -> ModelFailed:
+        """The same for users: which requests were in the step; `after` says what can be done now."""
+        plan, cause = self.plan, self.__cause__
+        error = ModelFailed(
+            f"{model} failed in step {plan.step}: {type(cause).__name__}: {cause}",
+            field=model,
+            details=[f"{item.request_id}: tokens {item.start} to {item.start + item.count - 1}" for item in plan.items],
+            fix=f"look at the chained traceback (--debug on the command line); {after}",
+        )
+        error.request_ids = frozenset(item.request_id for item in plan.items)
+        error.__cause__ = cause
+        return error
 
 
 class Lane:

@@ -20,8 +20,8 @@ from .footprint import Footprint, footprint
 from .layer_states import state_specs
 from .loader.load import build_model
 from .memory import cache_room, free_memory
+from .model_layers import kv_cache_specs
 from .parallel.places import groups_of, parts_of
-from .runner import kv_cache_specs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,8 @@ from bestiary.engine.parallel.executor import run_stage
 from bestiary.engine.parallel.places import connected_groups, groups_of
 from bestiary.engine.plan import LoRALoad, NewRequest, ScheduledItem, StepPlan, StepResult
 from bestiary.engine.pooler import pooler_of
-from bestiary.engine.runner import Made, ModelRunner
+from bestiary.engine.runner import ModelRunner
+from bestiary.engine.stage import Made
 from bestiary.nn.graphs import StepRecorder
 from bestiary.nn.ops.registry import ChosenOps, choose_ops
 from bestiary.nn.parallel import use_groups

@@ -11,7 +11,7 @@ from bestiary.api.errors import EngineError
 from bestiary.bench.hardware import Hardware
 from bestiary.bench.limits import Limits, model_cost
 from bestiary.bench.subject import model_of
-from bestiary.engine.runner import attention_layers
+from bestiary.engine.model_layers import attention_layers
 from bestiary.nn.attention.backend import AttentionBackend, AttentionSpec
 
 from . import measure, others

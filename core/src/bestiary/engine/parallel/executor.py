@@ -20,7 +20,8 @@ from bestiary.api.structured import StructuredOutputBackend
 from bestiary.engine.batch import ForwardBatch
 from bestiary.engine.executor import live
 from bestiary.engine.plan import StepPlan, StepResult
-from bestiary.engine.runner import Made, ModelRunner
+from bestiary.engine.runner import ModelRunner
+from bestiary.engine.stage import Made
 
 from .eplb import ExpertBalancer
 from .messages import Drawn, checksum
@@ -93,7 +94,7 @@ def run_stage(runner: ModelRunner, plan: StepPlan, batch: ForwardBatch, *, all_l
     if pipeline.world_size == 1:
         return runner.made_of(batch, plan, all_logits=all_logits)
     received = None if pipeline.is_first_rank else _received(runner, batch, pipeline)
-    out = runner.compute(batch, received, all_logits=all_logits)
+    out = runner.stage.compute(batch, received, all_logits=all_logits)
     if not isinstance(out, IntermediateTensors):
         return out
     pipeline.wait_for_sends()
@@ -103,7 +104,7 @@ def run_stage(runner: ModelRunner, plan: StepPlan, batch: ForwardBatch, *, all_l
 
 
 def _received(runner: ModelRunner, batch: ForwardBatch, pipeline: Any) -> IntermediateTensors:
-    tensors = runner.empty(batch)
+    tensors = runner.stage.empty(batch)
     for _, tensor in sorted(tensors.items()):
         pipeline.receive(tensor, pipeline.rank - 1)
     return tensors

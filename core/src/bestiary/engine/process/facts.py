@@ -8,7 +8,8 @@ from bestiary.api.protocols import MARKERS
 from bestiary.engine.build import EngineBuilder
 from bestiary.engine.engine import LLMEngine
 from bestiary.engine.executor import live
-from bestiary.engine.runner import ModelRunner, attention_layers
+from bestiary.engine.model_layers import attention_layers
+from bestiary.engine.runner import ModelRunner
 
 from .messages import ModelInfo
 

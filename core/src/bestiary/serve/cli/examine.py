@@ -95,7 +95,7 @@ def _plugin(builder: EngineBuilder, config: VllmConfig, model_class: type) -> di
 def _config(builder: EngineBuilder, model: nn.Module, config: VllmConfig) -> dict[str, Any]:
     """Asked of the model's layers; only what no layer knows is read from the configuration."""
     from bestiary.engine.build import vocab_size
-    from bestiary.engine.runner import attention_layers
+    from bestiary.engine.model_layers import attention_layers
 
     specs = [layer.spec for layer in attention_layers(model).values()]
     text = config.model_config.hf_text_config
@@ -204,7 +204,7 @@ def _adapters(builder: EngineBuilder, model: nn.Module, config: VllmConfig) -> d
 
 def _kv_cache(model: nn.Module, config: VllmConfig, plan: MemoryPlan) -> dict[str, Any]:
     """The cache that the rank with the least room would allocate once the weights are in memory."""
-    from bestiary.engine.runner import kv_cache_specs
+    from bestiary.engine.model_layers import kv_cache_specs
 
     narrow, block_size = plan.bottleneck, config.cache_config.block_size
     blocks = plan.blocks if problem_of(plan) is None else None
@@ -222,7 +222,7 @@ def _kv_cache(model: nn.Module, config: VllmConfig, plan: MemoryPlan) -> dict[st
 
 
 def _runs_on(builder: EngineBuilder, model: nn.Module, config: VllmConfig) -> dict[str, Any]:
-    from bestiary.engine.runner import attention_layers
+    from bestiary.engine.model_layers import attention_layers
 
     recorder, why_not = builder.recording(model, config)
     backends = [layer.backend.name for layer in attention_layers(model).values() if layer.backend is not None]

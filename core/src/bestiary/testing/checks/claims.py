@@ -109,11 +109,11 @@ def _wrong_embeddings(models: Sequence[nn.Module], roles: Mapping[str, str]) -> 
 def _fed_with_embeddings(runner: ModelRunner) -> Iterator[None]:
     """Meanwhile the runner's model is given what it makes of ids itself, and no ids."""
     model = runner.model
-    runner.model = _Embedded(model)
+    runner.stage.model = _Embedded(model)
     try:
         yield
     finally:
-        runner.model = model
+        runner.stage.model = model
 
 
 class _Embedded:

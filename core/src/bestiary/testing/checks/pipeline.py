@@ -66,7 +66,7 @@ def _check_sent(first: ModelRunner) -> None:
     )  # fmt: skip
     batch = first.prepare(plan)
     try:
-        sent = None if batch is None else first.compute(batch)
+        sent = None if batch is None else first.stage.compute(batch)
     except BrokenPlugin as error:
         raise ContractFailure(
             "the first stage hands nothing on",
