@@ -27,8 +27,8 @@ def rounded(x):
     return (codes * scale).reshape(x.shape)
 
 
-def _after_rounding(product, x, *rest):
-    return product(rounded(x.reshape(-1, x.shape[-1])).view(x.shape), *rest)
+def _after_rounding(product, x, **rest):
+    return product(rounded(x.reshape(-1, x.shape[-1])).view(x.shape), **rest)
 
 
 def near(got, want):
