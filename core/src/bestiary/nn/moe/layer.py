@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bestiary.api.errors import ConfigError, WeightsMismatch
+from bestiary.api.errors import WeightsMismatch
 from bestiary.nn.linear import ColumnParallelLinear, MergedColumnParallelLinear, RowParallelLinear
 from bestiary.nn.linear_base import LinearBase
 from bestiary.nn.ops.moe import (
     ACTIVATIONS,
-    SCORES,
     UNGATED,
     Activation,
     by_expert,
@@ -29,11 +28,11 @@ from bestiary.nn.ops.moe import (
 )
 from bestiary.nn.parallel import get_ep_group, get_tp_group
 from bestiary.nn.quant.base import QuantizationConfig
-from bestiary.nn.scope import get_current_vllm_config_or_none
 from bestiary.nn.weights.fill import count_use
 
+from .arguments import check, refuse_unknown, spare_copies
 from .load import ExpertLoad
-from .names import DEFAULT_NAMES, Place, place_of
+from .names import DEFAULT_NAMES, Place, parts_of, place_of
 from .placement import ExpertPlacement
 from .stack import ExpertStack, tensors_of
 
@@ -105,8 +104,8 @@ class FusedMoE(nn.Module):
                 that asks for something this layer does not do.
         """
         super().__init__()
-        _refuse(extra)
-        _check(num_experts, top_k, activation, scoring_func)
+        refuse_unknown(extra)
+        check(num_experts, top_k, activation, scoring_func)
         self.layer_name = ""
         self.num_experts, self.top_k = num_experts, top_k
         self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
@@ -121,7 +120,7 @@ class FusedMoE(nn.Module):
         ep = get_ep_group()
         self.group = ep if ep.world_size > 1 else get_tp_group()
         self.reduce_results = reduce_results
-        self.placement = ExpertPlacement.in_order(num_experts, ep.world_size, _spare(num_redundant_experts, ep))
+        self.placement = ExpertPlacement.in_order(num_experts, ep.world_size, spare_copies(num_redundant_experts, ep))
         self.ep_rank = ep.rank
         kind: dict[str, Any] = {"bias": has_bias, "params_dtype": params_dtype, "disable_tp": ep.world_size > 1}
         gate_up: Callable[[], LinearBase] = partial(ColumnParallelLinear, hidden_size, intermediate_size, **kind)
@@ -298,18 +297,10 @@ class FusedMoE(nn.Module):
         return loaded
 
     def _load(self, place: Place, tensor: torch.Tensor) -> set[str]:
-        if place.expert is None:
-            if tensor.dim() == 0 or len(tensor) != self.num_experts:
-                raise WeightsMismatch(f"expected {self.num_experts} experts in dimension 0")
-            experts = list(enumerate(tensor))
-        elif place.expert >= self.num_experts:
-            raise WeightsMismatch(f"there is no expert {place.expert}", limit=f"0…{self.num_experts - 1}")
-        else:
-            experts = [(place.expert, tensor)]
         stack = self._w13 if place.stack == "w13" else self._w2
         held = self.placement.on_rank(self.ep_rank)
         loaded = set()
-        for expert, part in experts:
+        for expert, part in parts_of(tensor, place, self.num_experts):
             count_use(part)
             slots = [slot for slot, logical in enumerate(held) if logical == expert]
             if slots:
@@ -320,34 +311,3 @@ class FusedMoE(nn.Module):
         return (
             f"experts={self.num_experts}, top_k={self.top_k}, hidden={self.hidden_size}, width={self.intermediate_size}"
         )
-
-
-def _spare(wanted: int | None, ep: Any) -> int:
-    """Spare copies: only expert parallelism has any."""
-    scope = get_current_vllm_config_or_none()
-    if wanted is None and scope is not None:
-        wanted = scope.parallel_config.eplb_config.num_redundant_experts
-    return 0 if ep.world_size == 1 else wanted or 0
-
-
-def _refuse(extra: dict[str, Any]) -> None:
-    """Refuse keywords that ask for what this layer does not do; None, False and an empty string ask for nothing."""
-    asked = [name for name, value in extra.items() if value not in (None, False, "")]
-    if asked:
-        raise ConfigError(
-            f"unsupported layer: FusedMoE with {', '.join(asked)}",
-            code="UNSUPPORTED_LAYER", field=asked[0], value=extra[asked[0]],
-        )  # fmt: skip
-
-
-def _check(num_experts: int, top_k: int, activation: str | Activation, scoring_func: str) -> None:
-    if not 0 < top_k <= num_experts:
-        raise ConfigError(
-            "a token cannot have so many experts", field="top_k", value=top_k, limit=f"1 to {num_experts}"
-        )
-    for field, value, known in (
-        ("activation", activation, (*ACTIVATIONS, *UNGATED)),
-        ("scoring_func", scoring_func, tuple(SCORES)),
-    ):
-        if isinstance(value, str) and value not in known:
-            raise ConfigError(f"unknown {field}", field=field, value=value, limit=f"one of {', '.join(known)}")

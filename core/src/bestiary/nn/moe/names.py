@@ -12,6 +12,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
+from bestiary.api.errors import WeightsMismatch
+
 DEFAULT_NAMES = ("gate_proj", "down_proj", "up_proj")
 """Gate, down, up."""
 
@@ -51,3 +55,18 @@ def merged_name(name: str) -> str:
     head, _, leaf = name.rpartition(".")
     owner, _, number = head.rpartition(".")
     return f"{owner}.{leaf}" if owner and number.isdecimal() else name
+
+
+def parts_of(tensor: torch.Tensor, place: Place, num_experts: int) -> list[tuple[int, torch.Tensor]]:
+    """The experts that a checkpoint tensor is of, each with its part.
+
+    Raises:
+        WeightsMismatch: it is of another number of experts, or of one that is not there.
+    """
+    if place.expert is None:
+        if tensor.dim() == 0 or len(tensor) != num_experts:
+            raise WeightsMismatch(f"expected {num_experts} experts in dimension 0")
+        return list(enumerate(tensor))
+    if place.expert >= num_experts:
+        raise WeightsMismatch(f"there is no expert {place.expert}", limit=f"0…{num_experts - 1}")
+    return [(place.expert, tensor)]
