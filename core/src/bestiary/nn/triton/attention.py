@@ -51,6 +51,18 @@ def joined(most, total, sums, next_most, next_total, next_sums):  # type: ignore
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _widened(x, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What the cache has, as the queries' dtype: fp8 by way of fp16 and fp32, for which GPUs have the fastest
+    instructions."""
+    if x.dtype.primitive_bitwidth > 8:
+        return x.to(KIND)
+    elif KIND == tl.float16:
+        return x.to(tl.float16)
+    else:
+        return x.to(tl.float16).to(tl.float32).to(KIND)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _part(  # type: ignore[no-untyped-def]
     most, total, sums, rows, position, slope, cache, table, kv_head, begin, end, scale, soft_cap,
     block_stride, token_stride, value_offset,
@@ -72,7 +84,7 @@ def _part(  # type: ignore[no-untyped-def]
         whole: tl.constexpr = SEEN and HEAD == PADDED
         inside = (key_at[:, None] < end) & (channel[None, :] < HEAD)
         keys = tl.load(at) if whole else tl.load(at, mask=inside, other=0.0)
-        score = tl.dot(rows, tl.trans(keys.to(rows.dtype)), input_precision="ieee")
+        score = tl.dot(rows, tl.trans(_widened(keys, rows.dtype)), input_precision="ieee")
         factor = scale * 1.4426950408889634
         if SOFT_CAP:
             score = soft_cap * (1.0 - 2.0 / (1.0 + tl.exp2(score * (factor * 2.0 / soft_cap))))
@@ -90,7 +102,7 @@ def _part(  # type: ignore[no-untyped-def]
         weight = tl.exp2(score * factor - safe[:, None])
         total = total * keep + tl.sum(weight, 1)
         values = tl.load(at + value_offset) if whole else tl.load(at + value_offset, mask=inside, other=0.0)
-        sums = tl.dot(weight.to(rows.dtype), values.to(rows.dtype), sums * keep[:, None], input_precision="ieee")
+        sums = tl.dot(weight.to(rows.dtype), _widened(values, rows.dtype), sums * keep[:, None], input_precision="ieee")
         most = top
     return most, total, sums
 
