@@ -64,14 +64,14 @@ def fp8_static(weight: Tensor) -> Product:
     return product._replace(tensors={**product.tensors, "input_scale": 0.01 + 0.01 * torch.arange(len(weight))})
 
 
-def int4(weight: Tensor, ordered: bool = False) -> Product:
-    parts = together([int4_groups(each, 32) for each in weight])
+def int4(weight: Tensor, ordered: bool = False, group: int = 32) -> Product:
+    parts = together([int4_groups(each, group) for each in weight])
     tensors = {"weight": parts["weight"], "scale": parts["weight_scale"], "zero": parts["weight_zero"]}
     if ordered:
         groups = tensors["scale"].shape[-1]
         drawn = torch.Generator().manual_seed(4)
         tensors["group_of"] = torch.randint(groups, weight.shape[::2], generator=drawn, dtype=torch.int32)
-    return Product(quant.linear_int4, tensors, {"group_size": 32})
+    return Product(quant.linear_int4, tensors, {"group_size": group})
 
 
 def uint8(weight: Tensor) -> Product:
@@ -112,13 +112,25 @@ KINDS: dict[str, Stacked] = {
     "fp8, stored scales": fp8_static,
     "int4": int4,
     "int4, ordered": lambda weight: int4(weight, ordered=True),
+    "int4 in groups of 128": lambda weight: int4(weight, group=128),
+    "fp8 in groups of 128": lambda weight: fp8(weight, 128),
     "uint8": uint8,
     "codebook": codebook,
     "Q4_0": blocks,
     "Q8_0": lambda weight: blocks(weight, "Q8_0"),
 }
 ROUNDED = {kind for kind in KINDS if "activations" in kind or "a scale a token" in kind or "stored" in kind}
-IN_BLOCKS = {"Q4_0", "Q8_0", "fp8 in blocks, fp8 activations", "fp8 in blocks, a scale a token"}
+IN_BLOCKS = {
+    "int4 in groups of 128", "fp8 in groups of 128", "Q4_0", "Q8_0", "fp8 in blocks, fp8 activations",
+    "fp8 in blocks, a scale a token",
+}  # fmt: skip
+    "int4 in groups of 128",
+    "fp8 in groups of 128",
+    "Q4_0",
+    "Q8_0",
+    "fp8 in blocks, fp8 activations",
+    "fp8 in blocks, a scale a token",
+}
 
 
 def compared(

@@ -14,8 +14,8 @@ from bestiary.nn.quant.fp8 import fp8_rows
 from bestiary.nn.triton import grouped
 
 _SHAPE: dict[str, Any] = {
-    "rows": st.sampled_from([0, 1, 16, 17, 40]), "width": st.integers(1, 40), "depth": st.integers(1, 150),
-    "dtype": st.sampled_from([torch.float32, torch.float16]),
+    "rows": st.sampled_from([0, 1, 16, 17, 40]), "width": st.integers(1, 40),
+    "depth": st.integers(1, 150) | st.just(300), "dtype": st.sampled_from([torch.float32, torch.float16]),
 }  # fmt: skip
 
 
@@ -41,8 +41,8 @@ def test_int8(rows: int, width: int, depth: int, dtype: torch.dtype, has_bias: b
 
 
 @settings(max_examples=15, deadline=None)
-@given(**_SHAPE, name=st.sampled_from(["linear_int4", "linear_uint8"]), group=st.sampled_from([16, 32, 64, 200, 7]),
-       ordered=st.booleans())  # fmt: skip
+@given(**_SHAPE, name=st.sampled_from(["linear_int4", "linear_uint8"]),
+       group=st.sampled_from([16, 32, 64, 128, 200, 7]), ordered=st.booleans())  # fmt: skip
 def test_grouped(rows: int, width: int, depth: int, dtype: torch.dtype, name: str, group: int, ordered: bool) -> None:
     high = 16 if name == "linear_int4" else 256
     codes = _codes(high, width, depth).to(torch.uint8)

@@ -56,7 +56,7 @@ def _widened(x, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
     instructions."""
     if x.dtype.primitive_bitwidth > 8:
         return x.to(KIND)
-    elif KIND == tl.float16:
+    elif tl.float16 == KIND:
         return x.to(tl.float16)
     else:
         return x.to(tl.float16).to(tl.float32).to(KIND)

@@ -64,14 +64,17 @@ def _experts(  # type: ignore[no-untyped-def]
             left = number.to(kind)
         numbers = strip(
             weight, scale, zero, lookup, inputs, output[:, None, None], within[:, None, None], start, depth, groups,
-            group_size, weight_stride, CODES, SCALES, zero is not None, STRIP,
+            group_size, weight_stride, CODES, SCALES, zero is not None, STRIP, kind,
         )  # fmt: skip
         right = tl.trans(tl.reshape(numbers, (COLUMNS, STRIP)).to(kind))
         if SCALES == "apart":
             group = start // group_size
             by = tl.load(scale + output * groups + tl.minimum(group, groups - 1), mask=within, other=0)
-            step = tl.load(steps + source * step_groups + tl.minimum(group, step_groups - 1), mask=held, other=0)
-            acc += tl.dot(left, right, input_precision="ieee") * step[:, None] * by[None, :]
+            part = tl.dot(left, right, input_precision="ieee") * by[None, :]
+            if X != "plain":
+                step = tl.load(steps + source * step_groups + tl.minimum(group, step_groups - 1), mask=held, other=0)
+                part *= step[:, None]
+            acc += part
         else:
             acc = tl.dot(left, right, acc, input_precision="ieee")
     if X != "plain" and SCALES != "apart":
@@ -125,7 +128,8 @@ def _product(x: Tensor, product: Product, found: Sorted, count: int, top_k: int 
 _KINDS = (
     ("plain", "none", "plain"), ("int8", "row", "plain"), ("int8", "row", "int8"), ("e4m3", "row", "plain"),
     ("e4m3", "even", "plain"), ("e4m3", "row", "e4m3"), ("e4m3", "apart", "e4m3"), ("fp8", "row", "plain"),
-    ("fp8", "row", "fp8"), ("fp8", "apart", "fp8"), ("int4", "even", "plain"), ("int4", "listed", "plain"),
+    ("fp8", "row", "fp8"), ("fp8", "apart", "fp8"), ("fp8", "apart", "plain"),
+    ("int4", "even", "plain"), ("int4", "apart", "plain"), ("int4", "listed", "plain"),
     ("uint8", "even", "plain"), ("codebook", "even", "plain"), ("Q4_0", "blocks", "plain"),
     ("Q8_0", "blocks", "plain"), ("Q4_K", "blocks", "plain"), ("Q6_K", "blocks", "plain"),
 )  # fmt: skip

@@ -1,8 +1,9 @@
 """``x @ weight.T + bias`` where the weight is codes of 8 or 4 bits with scales: decoded in registers, then multiplied.
 
 The layouts are those of `bestiary.nn.ops.quant`. A code (less its zero, times its group's scale, in fp32) is rounded to
-the dtype of `x`; sums are fp32; where a whole row has one scale, it multiplies the sum instead. That is more exact than
-the reference in bf16. In fp16 the reference computes in fp32, and these products with weights rounded to fp16.
+the dtype of `x`; sums are fp32. Where a whole row has one scale, or whole strips of 128 have, it multiplies sums
+instead, and nothing is rounded before. That is more exact than the reference in bf16. In fp16 the reference computes in
+fp32, and products with smaller groups with weights rounded to fp16.
 The order of summation depends on how many rows there are, unless `exact` (as in `dequant`).
 """
 
@@ -40,10 +41,14 @@ def _linear_grouped(  # type: ignore[no-untyped-def]
         left = tl.load(x_at + start, mask=(m < rows)[:, None] & (columns < depth - start)[None, :], other=0)
         numbers = strip(
             weight, scale, zero, codebook, group_of, outputs, (n < width)[:, None, None], start, depth, groups,
-            group_size, weight_stride, CODES, SCALES, HAS_ZERO, BLOCK_K,
+            group_size, weight_stride, CODES, SCALES, HAS_ZERO, BLOCK_K, x.dtype.element_ty,
         )  # fmt: skip
-        right = tl.reshape(numbers, (BLOCK_N, BLOCK_K)).to(left.dtype)
-        acc = tl.dot(left, tl.trans(right), acc, input_precision="ieee")
+        right = tl.trans(tl.reshape(numbers, (BLOCK_N, BLOCK_K)).to(left.dtype))
+        if SCALES == "apart":
+            by = tl.load(scale + n.to(tl.int64) * groups + start // group_size, mask=n < width, other=0)
+            acc += tl.dot(left, right, input_precision="ieee") * by[None, :]
+        else:
+            acc = tl.dot(left, right, acc, input_precision="ieee")
     if SCALES == "row":
         acc *= tl.load(scale + n, mask=n < width, other=0)[None, :]
     finish(acc, bias, out, m, n, rows, width, HAS_BIAS)
@@ -111,7 +116,7 @@ def linear_codebook(
     exact: bool = False,
 ) -> Tensor:  # fmt: skip
     """As `bestiary.nn.ops.quant.linear_codebook`."""
-    scales = scales_of(group_size, scale.shape[1])
+    scales = scales_of(group_size, scale.shape[1], whole=False)
     size = _size(x, scale, group_size)
     return _product(x, weight, "codebook", scales, scale, None, size, None, bias, exact, codebook.contiguous())
 
@@ -125,8 +130,8 @@ def variants() -> Iterator[Variant]:
     """Each kind of code as checkpoints have it, in bf16 with both tiles; the rest of the code is the same for all."""
     divisible = ("width", "depth", "x_stride", "weight_stride")
     sizes = dict.fromkeys(("rows", *divisible, "groups", "group_size"), "i32")
-    cases = [("int8", "row"), ("fp8", "row"), ("fp8", "even"), ("e4m3", "row"), ("e4m3", "even")]
-    cases += [("int4", "even"), ("int4", "any"), ("int4", "listed")]
+    cases = [("int8", "row"), ("fp8", "row"), ("fp8", "even"), ("fp8", "apart"), ("e4m3", "row"), ("e4m3", "even")]
+    cases += [("int4", "even"), ("int4", "apart"), ("int4", "any"), ("int4", "listed")]
     for codes, scales in [*cases, ("uint8", "even"), ("codebook", "even")]:
         since = 89 if codes == "fp8" else 80
         for tile in (tile_for(1, torch.bfloat16), tile_for(64, torch.bfloat16)):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bestiary.nn.ops.product import Product
 
-from .codes import e4m3_for, scales_of
+from .codes import DEEPEST, e4m3_for, scales_of
 from .fp8 import rounded_to_fp8
 from .gguf_blocks import FORMATS
 from .int8 import rounded_to_int8
@@ -53,8 +53,6 @@ _CODES = {
     "linear_int8": "int8", "linear_int8_int8": "int8", "linear_fp8": "e4m3", "linear_fp8_fp8": "e4m3",
     "linear_int4": "int4", "linear_uint8": "uint8", "linear_codebook": "codebook", "linear": "plain",
 }  # fmt: skip
-_DEEPEST = 128
-"""The deepest strip of a tile."""
 
 
 def why_not(product: Product) -> str | None:
@@ -72,9 +70,9 @@ def why_not(product: Product) -> str | None:
         return "groups of activations that do not fill a row"
     if rounded_by is not None and groups > 1 and rounded_by != settings["group_size"]:
         return "groups of activations that are not the weights'"
-    group = rounded_by or (settings["group_size"] if groups > 1 else _DEEPEST)
-    if group % _DEEPEST:
-        return f"groups that are no multiple of {_DEEPEST}"
+    group = rounded_by or (settings["group_size"] if groups > 1 else DEEPEST)
+    if group % DEEPEST:
+        return f"groups that are no multiple of {DEEPEST}"
     return None
 
 
@@ -107,7 +105,7 @@ def weights_of(product: Product, depth: int) -> Weights:
     elif codes in ("int8", "e4m3", "fp8"):
         scales = "row"
     else:
-        scales = scales_of(size, groups, tensors.get("group_of"))
+        scales = scales_of(size, groups, tensors.get("group_of"), whole=codes != "codebook")
     given = {each: tensors.get(each) for each in ("zero", "codebook", "group_of")}
     return Weights(codes, scales, width, weight, scale, bias=bias, group_size=size, **given)
 
