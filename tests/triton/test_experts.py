@@ -124,13 +124,6 @@ IN_BLOCKS = {
     "int4 in groups of 128", "fp8 in groups of 128", "Q4_0", "Q8_0", "fp8 in blocks, fp8 activations",
     "fp8 in blocks, a scale a token",
 }  # fmt: skip
-    "int4 in groups of 128",
-    "fp8 in groups of 128",
-    "Q4_0",
-    "Q8_0",
-    "fp8 in blocks, fp8 activations",
-    "fp8 in blocks, a scale a token",
-}
 
 
 def compared(
