@@ -7,12 +7,27 @@ import importlib.util
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+
+from bestiary.api.registry import ModelRegistry
 
 collect_ignore = ["tests/clients"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("BESTIARY_KERNELS", "torch")  # core's own; those who test others ask for them
 os.environ.setdefault("BESTIARY_PACKED_CACHE", "0")  # tests keep nothing in the home of who runs them
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered_by_hand() -> Iterator[None]:
+    """What a file registers by hand, the next one in the same process does not find."""
+    before = dict(ModelRegistry._by_hand)
+    yield
+    ModelRegistry._by_hand.clear()
+    ModelRegistry._by_hand.update(before)
+
 
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # so that programs which tests start hear it: workers of pytest-xdist ignore it, and children would inherit that
