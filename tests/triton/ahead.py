@@ -116,7 +116,7 @@ def main() -> int:
     wrong = count = 0
     for variant in variants(args.module or modules()):
         for capability in args.capability or [80, 90, 100]:
-            if capability < variant.since:
+            if not variant.since <= capability < variant.before:
                 continue
             count += 1
             try:

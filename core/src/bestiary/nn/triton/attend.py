@@ -217,6 +217,7 @@ def _variants(
             continue
         seen.add((decode, apart, tiles))
         constants = _constants(spec, 16, tiles, apart, decode, exact, spec.has_sinks)
+        newer = tiles_for(spec, dtype, decode=decode, exact=exact, capability=90)
         given = {
             "query": _pointer(dtype), "cache": _pointer(kept), "out": _pointer(dtype), "partial": "*fp32",
             "marks": "*fp32", "starts": "*i32", "lengths": "*i32", "tables": "*i32", "slopes": "*fp32",
@@ -230,7 +231,8 @@ def _variants(
         }
         nothing = {name: None for name, missing in absent.items() if missing}
         since = max(capability, 89 if kept.itemsize == 1 else 80)
-        launch = tiles.num_warps, tiles.num_stages, since, _rounding(exact)
+        before = 1000 if tiles == newer else 90
+        launch = tiles.num_warps, tiles.num_stages, since, before, _rounding(exact)
         yield Variant(attend_tile, given, {**constants, **nothing}, *launch, divisible=_STRIDES)
         if apart:
             sinkless = {} if spec.has_sinks else {"sinks": None}

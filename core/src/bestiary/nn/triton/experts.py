@@ -155,7 +155,8 @@ def variants() -> Iterator[Variant]:
             types |= {"weight": {"plain": "*bf16", "int8": "*i8"}.get(codes, "*u8"), "scale": "*fp32", "zero": "*u8"}
             types |= {"codebook": "*fp32", "group_of": "*i32", "bias": "*bf16", "out": "*bf16"} | lists | numbers
             yield Variant(
-                _experts, types, constants, tile.num_warps, tile.num_stages, 89 if codes == "fp8" else 80,
+                _experts, types, constants, tile.num_warps, tile.num_stages,
+                89 if codes == "fp8" else 80, 89 if codes == "e4m3" else 1000,
                 options={"enable_fp_fusion": False},
                 divisible=sizes[:3] if scales == "blocks" else sizes,
             )  # fmt: skip

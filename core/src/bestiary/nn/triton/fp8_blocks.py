@@ -118,6 +118,6 @@ def variants() -> Iterator[Variant]:
             }  # fmt: skip
             if native or rows < 512:
                 yield Variant(
-                    _product, types, constants, tile.num_warps, tile.num_stages, since=90 if native else 80,
+                    _product, types, constants, tile.num_warps, tile.num_stages, *((90, 1000) if native else (80, 90)),
                     options={"enable_fp_fusion": False}, divisible=sizes,
                 )  # fmt: skip

@@ -133,7 +133,7 @@ def variants() -> Iterator[Variant]:
     cases = [("int8", "row"), ("fp8", "row"), ("fp8", "even"), ("fp8", "apart"), ("e4m3", "row"), ("e4m3", "even")]
     cases += [("int4", "even"), ("int4", "apart"), ("int4", "any"), ("int4", "listed")]
     for codes, scales in [*cases, ("uint8", "even"), ("codebook", "even")]:
-        since = 89 if codes == "fp8" else 80
+        since, before = (89 if codes == "fp8" else 80), (89 if codes == "e4m3" else 1000)
         for tile in (tile_for(1, torch.bfloat16), tile_for(64, torch.bfloat16)):
             has_zero = codes in ("int4", "uint8")
             constants: dict[str, object] = {
@@ -146,6 +146,6 @@ def variants() -> Iterator[Variant]:
             types = {"x": "*bf16", "weight": "*i8" if codes == "int8" else "*u8", "scale": "*fp32", "zero": "*u8"}
             types |= {"codebook": "*fp32", "group_of": "*i32", "out": "*bf16"} | sizes
             yield Variant(
-                _linear_grouped, types, constants, tile.num_warps, tile.num_stages, since,
+                _linear_grouped, types, constants, tile.num_warps, tile.num_stages, since, before,
                 options={"enable_fp_fusion": False}, divisible=divisible,
             )  # fmt: skip

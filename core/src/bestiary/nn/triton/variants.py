@@ -16,7 +16,8 @@ class Variant:
         signature: each parameter's type as Triton writes it (``"*bf16"``, ``"i32"``, ``"fp32"``), in order; constants
             may be left out.
         constants: values of the parameters that are `tl.constexpr`, and None for pointers that are not given.
-        num_warps, num_stages: of the launch. since: the least compute capability that it is launched on, as 80.
+        num_warps, num_stages: of the launch. since, before: compute capabilities, as 80, that it is launched on: from
+            the one on, below the other.
         options: other compile options of the launch. divisible: numbers that are multiples of 16, as strides are; so
             are all addresses.
     """
@@ -27,6 +28,7 @@ class Variant:
     num_warps: int = 4
     num_stages: int = 3
     since: int = 80
+    before: int = 1000
     options: Mapping[str, Any] = field(default_factory=dict)
     divisible: tuple[str, ...] = ()
 
