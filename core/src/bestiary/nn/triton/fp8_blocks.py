@@ -17,13 +17,11 @@ from torch import Tensor
 from bestiary.nn.ops import quant
 
 from . import available
-from .codes import numbers_of
+from .codes import DEEPEST, numbers_of
 from .dequant import GROUP_M, Tile, tile_for
 from .fp8 import rounded_to_fp8
 from .tiles import finish, tile_at
 from .variants import Variant
-
-STRIP = 128
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
@@ -64,8 +62,8 @@ def why_not(depth: int, group_size: int, groups: int, input_group: int | None) -
         return "groups of activations that do not fill a row"
     if input_group is not None and groups > 1 and input_group != group_size:
         return "groups of activations that are not the weights'"
-    if (input_group or (group_size if groups > 1 else STRIP)) % STRIP:
-        return f"groups that are no multiple of {STRIP}"
+    if (input_group or (group_size if groups > 1 else DEEPEST)) % DEEPEST:
+        return f"groups that are no multiple of {DEEPEST}"
     return None
 
 

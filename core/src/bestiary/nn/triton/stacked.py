@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bestiary.nn.ops.product import Product
 
-from .codes import DEEPEST, e4m3_for, scales_of
+from . import fp8_blocks
+from .codes import e4m3_for, scales_of
 from .fp8 import rounded_to_fp8
 from .gguf_blocks import FORMATS
 from .int8 import rounded_to_int8
@@ -63,23 +64,10 @@ def why_not(product: Product) -> str | None:
         return None if len(runs) == 1 and runs[0].type in FORMATS else "blocks of other types, or of several"
     if name not in _CODES:
         return f"a product by {name}"
-    depth = _depth(product)
-    rounded_by = settings.get("input_group")
-    groups = product.tensors["scale"].shape[-1] if name == "linear_fp8_fp8" else 1
-    if rounded_by is not None and depth % rounded_by:
-        return "groups of activations that do not fill a row"
-    if rounded_by is not None and groups > 1 and rounded_by != settings["group_size"]:
-        return "groups of activations that are not the weights'"
-    group = rounded_by or (settings["group_size"] if groups > 1 else DEEPEST)
-    if group % DEEPEST:
-        return f"groups that are no multiple of {DEEPEST}"
-    return None
-
-
-def _depth(product: Product) -> int:
-    """Inputs; of packed codes perhaps one more than there are."""
-    width: int = product.tensors["weight"].shape[-1]
-    return 2 * width if _CODES[product.op.name] in ("int4", "codebook") else width
+    if name != "linear_fp8_fp8":
+        return None
+    groups, depth = product.tensors["scale"].shape[-1], product.tensors["weight"].shape[-1]
+    return fp8_blocks.why_not(depth, settings["group_size"], groups, settings["input_group"])
 
 
 def weights_of(product: Product, depth: int) -> Weights:
