@@ -103,8 +103,9 @@ class ExpertStack:
 
     def _stack_again(self) -> None:
         """What methods made of the loaded tensors, or put beside them, is stacked as these are."""
-        for name in _tensors(self.layers[0]):
-            tensors = [each for layer in self.layers if (each := _tensors(layer).get(name)) is not None]
+        found = [_tensors(layer) for layer in self.layers]
+        for name in found[0]:
+            tensors = [each for of_layer in found if (each := of_layer.get(name)) is not None]
             alike = len({(each.shape, each.dtype) for each in tensors}) == 1
             if len(tensors) < len(self.layers) or not alike or whole(tensors) is not None:
                 continue

@@ -147,11 +147,7 @@ def variants() -> Iterator[Variant]:
                 "CODES": codes, "SCALES": scales, "X": kind, "BY_TOKEN": first, "TO_PAIRS": not first,
                 "ROWS": tile.block_m, "COLUMNS": tile.block_n, "STRIP": tile.block_k,
             }  # fmt: skip
-            types = {
-                "x": {"plain": "*bf16", "int8": "*i8", "e4m3": "*u8", "fp8": "*u8"}[kind],
-                "steps": "*fp32",
-                "shifts": "*i32",
-            }
+            types = {"x": {"plain": "*bf16", "int8": "*i8"}.get(kind, "*u8"), "steps": "*fp32", "shifts": "*i32"}
             types |= {"weight": {"plain": "*bf16", "int8": "*i8"}.get(codes, "*u8"), "scale": "*fp32", "zero": "*u8"}
             types |= {"codebook": "*fp32", "group_of": "*i32", "bias": "*bf16", "out": "*bf16"} | lists | numbers
             yield Variant(

@@ -88,8 +88,7 @@ def weights_of(product: Product, depth: int) -> Weights:
     size = depth if groups == 1 else settings["group_size"]
     by = settings.get("input_group")
     if (name.startswith("linear_fp8") and groups > 1) or by is not None:
-        rounded = name == "linear_fp8_fp8"
-        scales, size = ("apart" if rounded else scales_of(size, groups)), (by or size)
+        scales, size = "apart" if name == "linear_fp8_fp8" else scales_of(size, groups), by or size
     elif codes in ("int8", "e4m3", "fp8"):
         scales = "row"
     else:
