@@ -11,6 +11,7 @@ from bestiary.nn.ops import heads
 from bestiary.nn.ops import rotary as reference
 from bestiary.nn.ops.heads import QKNorm
 from bestiary.nn.triton import rotary
+from bestiary.nn.triton.angles import rotary_angles
 
 DTYPES = st.sampled_from(
     [(torch.float32, torch.float32), (torch.float16, torch.float16), (torch.bfloat16, torch.bfloat16),
@@ -25,7 +26,18 @@ def angles(tokens: int, rotary_dim: int, neox: bool, dtype: torch.dtype) -> tupl
     inverse = 10000.0 ** (-torch.arange(0, rotary_dim, 2) / rotary_dim)
     turned = torch.arange(50)[:, None] * inverse
     table = torch.cat((turned.cos(), turned.sin()), -1).to(dtype)
-    return reference.rotary_angles.reference(table, torch.arange(tokens) * 3 % 50, neox)
+    return reference.rotary_angles.reference(table, torch.arange(tokens) * 3 % 50, neox, dtype)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 40), st.sampled_from([2, 24, 64, 256]), st.booleans(), st.sampled_from([*LOOSE]))
+def test_angles(tokens: int, rotary_dim: int, neox: bool, dtype: torch.dtype) -> None:
+    table = torch.randn(50, rotary_dim, generator=torch.Generator().manual_seed(tokens))
+    positions = torch.arange(2 * tokens)[::2] * 3 % 50
+    found = rotary_angles(table, positions, neox, dtype)
+    wanted = reference.rotary_angles.reference(table, positions, neox, dtype)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.01 if dtype is torch.bfloat16 else 0.0, atol=0.0)
 
 
 @settings(max_examples=20, deadline=None)

@@ -8,10 +8,10 @@ _NN = "bestiary.nn"
 _LOADER = "bestiary.engine.loader"
 _TRITON = (
     "rms_norm", "fused_add_rms_norm", "gemma_rms_norm", "layer_norm", "silu_and_mul", "gelu_and_mul", "gelu",
-    "quick_gelu", "relu2", "rotary_embedding", "qk_norm_rope", "qk_norm_rope_cache", "write_kv_cache", "linear",
-    "topk_routing", "fused_experts", "grouped_experts", "add_lora", "add_lora_embedding", "best_tokens", "draw_tokens",
-    "draw_from_part", "linear_gguf", "linear_int8", "linear_int8_int8", "linear_fp8", "linear_fp8_fp8", "linear_int4",
-    "linear_uint8", "linear_codebook",
+    "quick_gelu", "relu2", "rotary_angles", "rotary_embedding", "qk_norm_rope", "qk_norm_rope_cache", "write_kv_cache",
+    "linear", "topk_routing", "fused_experts", "grouped_experts", "add_lora", "add_lora_embedding", "best_tokens",
+    "draw_tokens", "draw_from_part", "linear_gguf", "linear_int8", "linear_int8_int8", "linear_fp8", "linear_fp8_fp8",
+    "linear_int4", "linear_uint8", "linear_codebook",
 )  # fmt: skip
 """Ops that Triton kernels compute on CUDA."""
 _EXACT = (

@@ -116,9 +116,9 @@ def relu2(x: Tensor) -> Tensor:
     return _activation(x, RELU2, False)
 
 
-def rotary_angles(table: Tensor, positions: Tensor, is_neox_style: bool) -> tuple[Tensor, Tensor]:
-    if not _plain(table):
-        return torch_rotary.rotary_angles.reference(table, positions, is_neox_style)
+def rotary_angles(table: Tensor, positions: Tensor, is_neox_style: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    if dtype is not torch.float32 or not _plain(table):
+        return torch_rotary.rotary_angles.reference(table, positions, is_neox_style, dtype)
     here, count, width = runtime(), len(positions), table.shape[1]
     positions = positions.contiguous()
     cos, sin = here.empty(count, 1, width), here.empty(count, 1, width)

@@ -9,10 +9,11 @@ from .registry import op
 
 
 @op
-def rotary_angles(table: Tensor, positions: Tensor, is_neox_style: bool) -> tuple[Tensor, Tensor]:
+def rotary_angles(table: Tensor, positions: Tensor, is_neox_style: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Rows `positions` (int64 ``[tokens]``) of a table ``[length, rotary_dim]``, which has the cosines of all pairs and
-    then their sines: cosines and signed sines, each ``[tokens, 1, rotary_dim]``, as `rotary_embedding` takes them."""
-    cos, sin = table[positions].unsqueeze(1).chunk(2, -1)
+    then their sines: cosines and signed sines in `dtype`, each ``[tokens, 1, rotary_dim]``, as `rotary_embedding` takes
+    them."""
+    cos, sin = table[positions].unsqueeze(1).to(dtype).chunk(2, -1)
     if is_neox_style:
         return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
     return cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)

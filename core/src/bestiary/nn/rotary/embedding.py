@@ -67,8 +67,7 @@ class RotaryEmbedding(nn.Module):
             raise EngineError(
                 "rotary embedding takes one position a token", value=tuple(positions.shape), limit="shape [tokens]"
             )
-        cos, sin = rotary_angles(self.cos_sin_cache, positions, self.is_neox_style)
-        return cos.to(dtype), sin.to(dtype)
+        return rotary_angles(self.cos_sin_cache, positions, self.is_neox_style, dtype)
 
     def extra_repr(self) -> str:
         style = "neox" if self.is_neox_style else "interleaved"

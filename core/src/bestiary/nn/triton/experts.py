@@ -21,7 +21,8 @@ from bestiary.nn.ops.product import Product
 
 from .codes import numbers_of, strip
 from .dequant import Tile, tile_for
-from .moe import Sorted, combine, sort_by_expert
+from .moe import combine
+from .sorting import Sorted, sort_by_expert
 from .stacked import inputs_of, weights_of, why_not
 from .variants import Variant
 

@@ -1,12 +1,12 @@
 """Mixture of experts: pairs of tokens and experts sorted by expert on the device, two grouped products, one sum.
 
-Nothing waits for the device: `Sorted` has fixed shapes, and as many tiles are launched as there could be at most.
+Nothing waits for the device: `sorting.Sorted` has fixed shapes, and as many tiles are launched as there could be at
+most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import GELU, GELU_TANH, SILU, activated, gelu_and_mul, silu_and_mul
+from .sorting import sort_by_expert
 from .variants import Variant
 
 _KINDS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH}
@@ -23,39 +24,6 @@ _COMBINE = 1024
 _A_TOKENS = 16
 _MANY = 64
 """Pairs an expert on average, beyond which its product is bound by arithmetic."""
-
-
-class Sorted(NamedTuple):
-    """Pairs by expert, and tiles of at most `rows` pairs of one expert. A pair is ``token * k + place``.
-
-    Attributes:
-        order: the pairs, those of absent experts last. starts: ``[experts + 1]``, where an expert's pairs begin.
-        experts: each tile's; the number of experts for an empty tile. firsts: each tile's first place in `order`.
-    """
-
-    order: Tensor
-    starts: Tensor
-    experts: Tensor
-    firsts: Tensor
-
-
-def _sorted(slots: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`Sorted.order` and `Sorted.starts`."""
-    held, order = torch.where(slots < 0, count, slots).flatten().sort(stable=True)
-    return order, torch.searchsorted(held, torch.arange(count + 1, device=slots.device))
-
-
-def sort_by_expert(slots: Tensor, count: int, rows: int) -> Sorted:
-    """Of slots ``[tokens, k]``, −1 for an absent expert; all that depends on them stays on the device."""
-    order, starts = _sorted(slots, count)
-    tiles = (starts.diff() + rows - 1) // rows
-    ends = tiles.cumsum(0)
-    most = triton.cdiv(slots.numel() + min(count, slots.numel()) * (rows - 1), rows)
-    tile = torch.arange(most, device=slots.device)
-    experts = torch.searchsorted(ends, tile, right=True)
-    own = experts.clamp_max(count - 1)
-    firsts = starts[own] + (tile - (ends - tiles)[own]) * rows
-    return Sorted(order, starts, experts, firsts)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -149,7 +117,7 @@ def pairs_by_grouped_mm(x: Tensor, w13: Tensor, w2: Tensor, slots: Tensor, activ
     """What each pair's expert makes of its token, ``[tokens * k, hidden]``, by `torch.nn.functional.grouped_mm`; rows
     of absent experts hold anything. Rounded where the reference rounds."""
     count, top_k, pairs = len(w2), slots.shape[1], slots.numel()
-    order, starts = _sorted(slots, count)
+    order, starts, *_ = sort_by_expert(slots.contiguous(), count, pairs)
     ends = starts[1:].int()
     places = F.pad(order // top_k, (0, 1))  # a row more than any group has: the last must end before the rows do
     inner = F.grouped_mm(x[places], w13.transpose(1, 2), offs=ends)

@@ -15,7 +15,7 @@ from .codes import e4m3_for, scales_of
 from .fp8 import rounded_to_fp8
 from .gguf_blocks import FORMATS
 from .int8 import rounded_to_int8
-from .moe import Sorted
+from .sorting import Sorted
 
 
 class Weights(NamedTuple):

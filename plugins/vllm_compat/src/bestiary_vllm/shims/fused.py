@@ -36,6 +36,6 @@ def fused_qk_rmsnorm_rope_gate(
         for each, weight in ((q, q_weight), (k.reshape(-1, num_kv_heads, head_dim), k_weight))
     )
     at = positions[0] if positions.dim() == 2 else positions
-    cos, sin = (each.to(q.dtype) for each in rotary_angles(cos_sin_cache, at, True))
+    cos, sin = rotary_angles(cos_sin_cache, at, True, q.dtype)
     query, key = rotary_embedding(q, k, cos, sin, head_dim, True)
     return query, k if key is None else key, gate.flatten(1)
