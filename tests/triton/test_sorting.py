@@ -6,7 +6,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bestiary.nn.triton.sorting import sort_by_expert
+from bestiary.nn.triton.sorting import Tiles, sort_by_expert, tiles_by_expert
 
 
 @settings(max_examples=30, deadline=None)
@@ -17,7 +17,7 @@ from bestiary.nn.triton.sorting import sort_by_expert
 @example(1300, 2, 7, 16, 0, -1)
 def test_pairs_by_expert(tokens: int, top_k: int, count: int, rows: int, seed: int, lowest: int) -> None:
     slots = torch.randint(lowest, count, (tokens, top_k), generator=torch.Generator().manual_seed(seed))
-    found = sort_by_expert(slots, count, rows)
+    found = Tiles(*sort_by_expert(slots, count, rows))
     held, order = torch.where(slots < 0, count, slots).flatten().sort(stable=True)
     assert torch.equal(found.order, order)
     assert torch.equal(found.starts, torch.searchsorted(held, torch.arange(count + 1)))
@@ -32,7 +32,19 @@ def test_pairs_by_expert(tokens: int, top_k: int, count: int, rows: int, seed: i
 
 
 def test_nobody_is_here() -> None:
-    found = sort_by_expert(torch.full((3, 2), -1), 4, 16)
+    found = Tiles(*sort_by_expert(torch.full((3, 2), -1), 4, 16))
     assert found.order.tolist() == list(range(6))
     assert found.starts.tolist() == [0] * 5
     assert set(found.experts.tolist()) == {4}
+
+
+def test_whose_places_are_whose() -> None:
+    slots = torch.tensor([[2, 0], [-1, 2], [1, 0]])
+    found = tiles_by_expert(slots, 3, 16)
+    assert found.pairs == 6
+    assert found.expert_of_places(3).tolist()[:5] == [0, 0, 1, 2, 2]
+    assert found.token_of_places(2).tolist() == [0, 2, 2, 0, 1, 1]
+    alone = tiles_by_expert(slots[1:2], 3, 16)
+    assert alone.pairs == 2
+    assert alone.expert_of_places(3).tolist()[1] == 2
+    assert alone.token_of_places(2).tolist() == [0, 0]

@@ -22,7 +22,7 @@ from bestiary.nn.ops.product import Product
 from .codes import numbers_of, strip
 from .dequant import Tile, tile_for
 from .moe import combine
-from .sorting import Sorted, sort_by_expert
+from .sorting import Tiles, tile_of, tiles_by_expert
 from .stacked import inputs_of, weights_of, why_not
 from .variants import Variant
 
@@ -40,11 +40,9 @@ def _experts(  # type: ignore[no-untyped-def]
     maybe `shifts` ``[rows]``. `SCALES` as in `codes.strip`; "apart" scales sums of a strip by its groups on both sides.
     """
     expert = tl.load(experts + tl.program_id(1))
-    if expert >= count:
+    if (expert < 0) | (expert >= count):
         return
-    place = tl.load(firsts + tl.program_id(1)) + tl.arange(0, ROWS)
-    held = place < tl.load(starts + expert + 1)
-    pair = tl.load(order + place, mask=held, other=0)
+    place, held, pair = tile_of(order, starts, firsts, expert, ROWS)
     source = pair // top_k if BY_TOKEN else place
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     within = column < width
@@ -103,17 +101,17 @@ def grouped_experts(
     slots, weights = slots.contiguous(), weights.contiguous()
     few = slots.numel() <= 16 * count
     tile = tile_for(1 if few else 64, x.dtype, exact)
-    found = sort_by_expert(slots, count, tile.block_m)
+    found = tiles_by_expert(slots, count, tile.block_m)
     inner = activation(_product(x, first, found, count, top_k, tile))
     return combine(_product(inner, second, found, count, None, tile), weights, slots)
 
 
-def _product(x: Tensor, product: Product, found: Sorted, count: int, top_k: int | None, tile: Tile) -> Tensor:
+def _product(x: Tensor, product: Product, found: Tiles, count: int, top_k: int | None, tile: Tile) -> Tensor:
     """Of tokens, for each place; or of places, for each pair."""
     x = x if x.stride(1) == 1 else x.contiguous()
     given, by_token = inputs_of(x, product, found, top_k)
     held = weights_of(product, x.shape[1])
-    out = torch.empty(len(found.order), held.width, dtype=x.dtype, device=x.device)
+    out = torch.empty(found.pairs, held.width, dtype=x.dtype, device=x.device)
     groups = 1 if given.steps is None or given.steps.dim() == 1 else given.steps.shape[1]
     _experts[triton.cdiv(held.width, tile.block_n), len(found.experts)](
         given.x, given.steps, given.shifts, held.weight, held.scale, held.zero, held.codebook, held.group_of,

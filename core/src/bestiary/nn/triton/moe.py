@@ -1,6 +1,6 @@
 """Mixture of experts: pairs of tokens and experts sorted by expert on the device, two grouped products, one sum.
 
-Nothing waits for the device: `sorting.Sorted` has fixed shapes, and as many tiles are launched as there could be at
+Nothing waits for the device: `sorting.Tiles` have fixed shapes, and as many tiles are launched as there could be at
 most.
 """
 
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import GELU, GELU_TANH, SILU, activated, gelu_and_mul, silu_and_mul
-from .sorting import sort_by_expert
+from .sorting import sort_by_expert, tile_of, tiles_by_expert
 from .variants import Variant
 
 _KINDS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH}
@@ -33,11 +33,10 @@ def _gate_up(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """A tile of ``act(x gate) * (x up)`` of one expert, into places of `order`; rounded where the reference rounds."""
     expert = tl.load(experts + tl.program_id(1))
-    if expert >= count:
+    if (expert < 0) | (expert >= count):
         return
-    place = tl.load(firsts + tl.program_id(1)) + tl.arange(0, ROWS)
-    held = place < tl.load(starts + expert + 1)
-    token = tl.load(order + place, mask=held, other=0) // top_k
+    place, held, pair = tile_of(order, starts, firsts, expert, ROWS)
+    token = pair // top_k
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     within = column < width
     gates = w13 + expert * 2 * width * hidden + column.to(tl.int64)[None, :] * hidden
@@ -65,11 +64,9 @@ def _down(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """A tile of one expert's second product, from places of `order` to pairs; rounded as the reference's."""
     expert = tl.load(experts + tl.program_id(1))
-    if expert >= count:
+    if (expert < 0) | (expert >= count):
         return
-    place = tl.load(firsts + tl.program_id(1)) + tl.arange(0, ROWS)
-    held = place < tl.load(starts + expert + 1)
-    pair = tl.load(order + place, mask=held, other=0)
+    place, held, pair = tile_of(order, starts, firsts, expert, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     within = column < hidden
     weight = w2 + expert * hidden * width + column.to(tl.int64)[None, :] * width
@@ -147,7 +144,7 @@ def fused_experts(
     if not exact and why_not_grouped_mm(x, w2, slots.numel()) is None:
         return combine(pairs_by_grouped_mm(x, w13, w2, slots, activation), weights, slots)
     rows, columns, strip, warps, stages = _tile(1 << 30 if exact else slots.numel(), count, x.dtype)
-    found = sort_by_expert(slots, count, rows)
+    found = tiles_by_expert(slots, count, rows)
     inner = torch.empty(slots.numel(), width, dtype=x.dtype, device=x.device)
     pairs = torch.empty(slots.numel(), hidden, dtype=x.dtype, device=x.device)
     tile = {"ROWS": rows, "COLUMNS": columns, "STRIP": strip, "num_warps": warps, "num_stages": stages}
@@ -182,7 +179,8 @@ def variants() -> Iterator[Variant]:
         signature |= lists | dict.fromkeys(numbers, "i32") | {"weights": "*fp32"}
         for pairs in (1, 17, 4096) if dtype is not torch.float32 else (16,):
             rows, columns, strip, warps, stages = _tile(pairs, 8, dtype)
-            tile = {"ROWS": rows, "COLUMNS": columns, "STRIP": strip}
+            tile: dict[str, object] = {"ROWS": rows, "COLUMNS": columns, "STRIP": strip}
+            tile |= dict.fromkeys(("order", "starts", "firsts")) if pairs == 1 else {}
             yield Variant(_gate_up, signature, {"KIND": _KINDS["silu"], **tile}, warps, stages, divisible=sizes)
             yield Variant(_down, signature, tile, warps, stages, divisible=sizes[:2])
         yield Variant(_combine, signature, {"BLOCK": _COMBINE}, divisible=sizes[:1])

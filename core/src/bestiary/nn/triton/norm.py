@@ -1,4 +1,4 @@
-"""Normalisations, a row a program; wide rows pass twice, narrow ones (heads) several to a program.
+"""Normalisations, a row a program; very wide rows pass twice, narrow ones (heads) several to a program.
 
 Everything is computed in fp32 and rounded where the references round: what was normalised becomes the activations'
 dtype before a weight multiplies it, but in Gemma's and in layer norm.
@@ -18,56 +18,89 @@ from .variants import Variant
 _WIDEST = 8192
 
 
+@triton.jit
+def _input(x, residual, added, start, row, at, inside, width, residual_stride):  # type: ignore[no-untyped-def]
+    """Channels `at` of some rows in fp32; with a residual their sum, rounded, which is stored too."""
+    value = tl.load(x + start + at, mask=inside, other=0.0).to(tl.float32)
+    if residual is not None:
+        value += tl.load(residual + row * residual_stride + at, mask=inside, other=0.0).to(tl.float32)
+        value = value.to(x.dtype.element_ty).to(tl.float32)
+        tl.store(added + row * width + at, value.to(added.dtype.element_ty), mask=inside)
+    return value
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _output(value, mean, factor, scale, shift, kind: tl.constexpr, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What `value` becomes, given a weight and a bias or None."""
+    value = (value - mean) * factor if KIND == 2 else value * factor
+    if KIND == 0:
+        value = value.to(kind).to(tl.float32)
+    if scale is not None:
+        value *= scale + 1.0 if KIND == 1 else scale
+    if shift is not None:
+        value += shift
+    return value
+
+
+@triton.jit
+def _vector(held, at, width):  # type: ignore[no-untyped-def]
+    """Channels `at` of a weight or bias, fp32; None of none."""
+    if held is None:
+        return None
+    else:
+        return tl.load(held + at, mask=at < width, other=0.0).to(tl.float32)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _norm(  # type: ignore[no-untyped-def]
     x, residual, weight, bias, out, added, rows, width, inner, outer_stride, inner_stride, residual_stride, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
     """`ROWS` rows. Row r of `x` begins at ``r // inner * outer_stride + r % inner * inner_stride``; the others'
-    follow each other. KIND: 0 RMS, 1 Gemma's RMS, 2 layer norm."""
+    follow each other. KIND: 0 RMS, 1 Gemma's RMS, 2 layer norm. ONCE: a row is one block, and stays in registers."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     start = row // inner * outer_stride + row % inner * inner_stride
-    total = tl.zeros([ROWS, 1], tl.float32)
-    square = tl.zeros([ROWS, 1], tl.float32)
-    for first in range(0, width, BLOCK):
-        at = first + tl.arange(0, BLOCK)[None, :]
+    kind: tl.constexpr = x.dtype.element_ty
+    if ONCE:
+        at = tl.arange(0, BLOCK)[None, :]
         inside = (row < rows) & (at < width)
-        value = tl.load(x + start + at, mask=inside, other=0.0).to(tl.float32)
-        if residual is not None:
-            value += tl.load(residual + row * residual_stride + at, mask=inside, other=0.0).to(tl.float32)
-            value = value.to(x.dtype.element_ty).to(tl.float32)
-            tl.store(added + row * width + at, value.to(added.dtype.element_ty), mask=inside)
+        scale, shift = _vector(weight, at, width), _vector(bias, at, width)
+        value = _input(x, residual, added, start, row, at, inside, width, residual_stride)
+        mean = tl.sum(value, 1)[:, None] / width
+        apart = tl.where(inside, value - mean, 0.0) if KIND == 2 else value
+        factor = 1.0 / tl.sqrt(tl.sum(apart * apart, 1)[:, None] / width + eps)
+        value = _output(value, mean, factor, scale, shift, kind, KIND)
+        tl.store(out + row * width + at, value.to(out.dtype.element_ty), mask=inside)
+    else:
+        total = tl.zeros([ROWS, 1], tl.float32)
+        square = tl.zeros([ROWS, 1], tl.float32)
+        for first in range(0, width, BLOCK):
+            at = first + tl.arange(0, BLOCK)[None, :]
+            value = _input(x, residual, added, start, row, at, (row < rows) & (at < width), width, residual_stride)
+            if KIND == 2:
+                total += tl.sum(value, 1)[:, None]
+            else:
+                square += tl.sum(value * value, 1)[:, None]
+        mean = total / width
         if KIND == 2:
-            total += tl.sum(value, 1)[:, None]
-        else:
-            square += tl.sum(value * value, 1)[:, None]
-    mean = total / width
-    if KIND == 2:
+            for first in range(0, width, BLOCK):
+                at = first + tl.arange(0, BLOCK)[None, :]
+                inside = (row < rows) & (at < width)
+                value = tl.load(x + start + at, mask=inside, other=0.0).to(tl.float32)
+                apart = tl.where(inside, value - mean, 0.0)
+                square += tl.sum(apart * apart, 1)[:, None]
+        factor = 1.0 / tl.sqrt(square / width + eps)
+        if residual is not None:
+            tl.debug_barrier()  # what other threads of the program have stored is loaded below
         for first in range(0, width, BLOCK):
             at = first + tl.arange(0, BLOCK)[None, :]
             inside = (row < rows) & (at < width)
-            value = tl.load(x + start + at, mask=inside, other=0.0).to(tl.float32)
-            apart = tl.where(inside, value - mean, 0.0)
-            square += tl.sum(apart * apart, 1)[:, None]
-    factor = 1.0 / tl.sqrt(square / width + eps)
-    if residual is not None:
-        tl.debug_barrier()  # what other threads of the program have stored is loaded below
-    for first in range(0, width, BLOCK):
-        at = first + tl.arange(0, BLOCK)[None, :]
-        inside = (row < rows) & (at < width)
-        if residual is not None:
-            value = tl.load(added + row * width + at, mask=inside, other=0.0).to(tl.float32)
-        else:
-            value = tl.load(x + start + at, mask=inside, other=0.0).to(tl.float32)
-        value = (value - mean) * factor if KIND == 2 else value * factor
-        if KIND == 0:
-            value = value.to(x.dtype.element_ty).to(tl.float32)
-        if weight is not None:
-            scale = tl.load(weight + at, mask=at < width, other=0.0).to(tl.float32)
-            value *= scale + 1.0 if KIND == 1 else scale
-        if bias is not None:
-            value += tl.load(bias + at, mask=at < width, other=0.0).to(tl.float32)
-        tl.store(out + row * width + at, value.to(out.dtype.element_ty), mask=inside)
+            if residual is not None:
+                value = tl.load(added + row * width + at, mask=inside, other=0.0).to(tl.float32)
+            else:
+                value = tl.load(x + start + at, mask=inside, other=0.0).to(tl.float32)
+            value = _output(value, mean, factor, _vector(weight, at, width), _vector(bias, at, width), kind, KIND)
+            tl.store(out + row * width + at, value.to(out.dtype.element_ty), mask=inside)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -104,7 +137,7 @@ def _launch(
     many, block, warps = _tile(width)
     _norm[(triton.cdiv(rows, many),)](
         x, residual, weight, bias, out, added, rows, width, inner, outer_stride, inner_stride, width, eps,
-        ROWS=many, BLOCK=block, KIND=kind, num_warps=warps,
+        ROWS=many, BLOCK=block, KIND=kind, ONCE=width <= block, num_warps=warps,
     )  # fmt: skip
     return out, added
 
@@ -135,7 +168,7 @@ def variants() -> Iterator[Variant]:
     for dtype in ("*bf16", "*fp16", "*fp32"):
         pointers = dict.fromkeys(("x", "residual", "weight", "bias", "out", "added"), dtype)
         signature = {**pointers, **dict.fromkeys(_NUMBERS, "i32"), "eps": "fp32"}
-        for width in (128, 4096, 16384):
+        for width in (128, 4096, 8192, 16384) if dtype == "*bf16" else (128, 8192, 16384):
             many, block, warps = _tile(width)
             for kind, absent in (
                 (0, ("residual", "bias")),
@@ -143,5 +176,6 @@ def variants() -> Iterator[Variant]:
                 (1, ("residual", "bias")),
                 (2, ("residual",)),
             ):
-                constants = {"ROWS": many, "BLOCK": block, "KIND": kind, **dict.fromkeys(absent)}
+                constants: dict[str, object] = {"ROWS": many, "BLOCK": block, "KIND": kind, "ONCE": width <= block}
+                constants |= dict.fromkeys(absent)
                 yield Variant(_norm, signature, constants, warps, divisible=_STRIDES)

@@ -1,7 +1,8 @@
 """Pairs of tokens and experts by expert, in one launch: the order, where each expert begins, and tiles of its pairs.
 
 Every expert has a program, which counts all pairs by expert, finds its own, and keeps them in the order they came in: a
-stable sort, without atomics. A decode step's few pairs would otherwise cost more launches than their products do.
+stable sort, without atomics. A decode step's few pairs would otherwise cost more launches than their products do. The
+pairs of one token need no order at all: each is a tile of its own.
 """
 
 from __future__ import annotations
@@ -19,18 +20,50 @@ from .variants import Variant
 _FEW, _MANY, _FILL = 128, 1024, 128
 
 
-class Sorted(NamedTuple):
+class Tiles(NamedTuple):
     """Pairs by expert, and tiles of at most `rows` pairs of one expert. A pair is ``token * k + place``.
 
     Attributes:
         order: the pairs, those of absent experts last. starts: ``[experts + 1]``, where an expert's pairs begin.
-        experts: each tile's; the number of experts for an empty tile. firsts: each tile's first place in `order`.
+        experts: each tile's; the number of experts, or −1, for an empty tile. firsts: each tile's first place in
+            `order`.
+
+    `order`, `starts` and `firsts` are None where each pair is a tile.
     """
 
-    order: Tensor
-    starts: Tensor
+    order: Tensor | None
+    starts: Tensor | None
     experts: Tensor
-    firsts: Tensor
+    firsts: Tensor | None
+
+    @property
+    def pairs(self) -> int:
+        return len(self.experts if self.order is None else self.order)
+
+    def expert_of_places(self, count: int) -> Tensor:
+        """int64 ``[pairs]``; any of the `count` experts for the pairs of absent ones."""
+        if self.order is None or self.starts is None:
+            return self.experts.clamp_min(0)
+        places = torch.arange(len(self.order), device=self.order.device)
+        return (torch.searchsorted(self.starts, places, right=True) - 1).clamp(0, count - 1)
+
+    def token_of_places(self, top_k: int) -> Tensor:
+        """int64 ``[pairs]``."""
+        return torch.zeros_like(self.experts) if self.order is None else self.order // top_k
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def tile_of(order, starts, firsts, expert, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The places of this program's tile (axis 1 of the grid counts tiles), which of them are its `expert`'s, and their
+    pairs; int64 ``[ROWS]``."""
+    tile, row = tl.program_id(1), tl.arange(0, ROWS)
+    if order is None:
+        place = tile.to(tl.int64) + row
+        return place, row == 0, place
+    else:
+        place = tl.load(firsts + tile) + row
+        held = place < tl.load(starts + expert + 1)
+        return place, held, tl.load(order + place, mask=held, other=0)
 
 
 @triton.jit(do_not_specialize=["pairs", "most"])  # type: ignore[untyped-decorator]
@@ -65,9 +98,9 @@ def _sort(  # type: ignore[no-untyped-def]
         before += tl.sum(mine.to(tl.int32), 0)
 
 
-def sort_by_expert(slots: Tensor, count: int, rows: int) -> Sorted:
-    """Of contiguous slots ``[tokens, k]``, int64, below `count`, −1 for an absent expert; all that depends on them
-    stays on the device, and as many tiles are made as there could be at most."""
+def sort_by_expert(slots: Tensor, count: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`Tiles` of contiguous slots ``[tokens, k]``, int64, below `count`, −1 for an absent expert. All that depends on
+    them stays on the device, and there are as many tiles as there could be at most."""
     pairs = slots.numel()
     most = triton.cdiv(pairs + min(count, pairs) * (rows - 1), rows)
     order, starts, experts, firsts = (
@@ -76,7 +109,14 @@ def sort_by_expert(slots: Tensor, count: int, rows: int) -> Sorted:
     _sort[(count + 1,)](
         slots, order, starts, experts, firsts, pairs, count, rows, most, **_sizes(pairs, count), num_warps=_WARPS
     )
-    return Sorted(order, starts, experts, firsts)
+    return order, starts, experts, firsts
+
+
+def tiles_by_expert(slots: Tensor, count: int, rows: int) -> Tiles:
+    """The same, or one token's pairs as they are."""
+    if len(slots) == 1:
+        return Tiles(None, None, slots.view(-1), None)
+    return Tiles(*sort_by_expert(slots, count, rows))
 
 
 _WARPS = 4

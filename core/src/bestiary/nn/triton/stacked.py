@@ -15,7 +15,7 @@ from .codes import e4m3_for, scales_of
 from .fp8 import rounded_to_fp8
 from .gguf_blocks import FORMATS
 from .int8 import rounded_to_int8
-from .sorting import Sorted
+from .sorting import Tiles
 
 
 class Weights(NamedTuple):
@@ -97,7 +97,7 @@ def weights_of(product: Product, depth: int) -> Weights:
     return Weights(codes, scales, width, weight, scale, bias=bias, group_size=size, **given)
 
 
-def inputs_of(x: Tensor, product: Product, found: Sorted, top_k: int | None) -> tuple[Inputs, bool]:
+def inputs_of(x: Tensor, product: Product, found: Tiles, top_k: int | None) -> tuple[Inputs, bool]:
     """Activations as a product takes them, and whether rows are tokens, of which each has `top_k` pairs; None where
     rows are places. A scale of an expert's own is every place's."""
     tensors, settings = product.tensors, product.settings
@@ -106,10 +106,9 @@ def inputs_of(x: Tensor, product: Product, found: Sorted, top_k: int | None) -> 
         return Inputs(x), by_token
     given, given_zero = tensors.get("input_scale"), tensors.get("input_zero")
     if given is not None:
-        places = torch.arange(len(found.order), device=x.device)
-        expert = (torch.searchsorted(found.starts, places, right=True) - 1).clamp(0, len(given) - 1)
+        expert = found.expert_of_places(len(given))
         given, given_zero = given[expert], None if given_zero is None else given_zero[expert]
-        x, by_token = (x[found.order // top_k] if top_k is not None else x), False
+        x, by_token = (x[found.token_of_places(top_k)] if top_k is not None else x), False
     if product.op.name == "linear_int8_int8":
         codes, steps, shifts = rounded_to_int8(x, given, given_zero, settings["symmetric"])
         return Inputs(codes, "int8", steps, shifts), by_token
