@@ -46,6 +46,7 @@ from bestiary.nn.triton import (
     lora,
     sampling,
     stacked,
+    step,
 )
 
 SHARED, GRID = 227 * 1024, (2**31 - 1, 65535, 65535)
@@ -223,7 +224,16 @@ def rounded_products() -> None:
                 fp8_blocks.linear_fp8_fp8(torch.ones(rows, 256).bfloat16(), **one.tensors, **one.settings)
 
 
-CALLS = (draws, adapters, products, rounded_products)
+def steps() -> None:
+    """The input of decode steps, of one row and of many."""
+    for rows in (1, 128):
+        numbers = torch.zeros(4, rows, dtype=torch.int64)
+        lens, tables = torch.zeros(rows, dtype=torch.int32), torch.zeros(rows, 16, dtype=torch.int32)
+        for drawn in (None, torch.zeros(1, dtype=torch.int64)):
+            step.place_rows(numbers[0], numbers[0], numbers[0], drawn, lens, tables, numbers[1:])
+
+
+CALLS = (draws, adapters, products, rounded_products, steps)
 """What engines on a CPU do not come to."""
 
 

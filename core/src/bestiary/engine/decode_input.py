@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,15 +10,17 @@ import torch
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.graphs import NotRecordable
 from bestiary.nn.lora.rows import Groups, SlotRows
+from bestiary.nn.ops.step import place_rows
 
 from .batch import ForwardBatch
+from .mirrored import BlockTables, Mirrored
 from .plan import ScheduledItem, StepPlan
 from .request_state import RequestState
 from .unknown_tokens import fill_in, is_unknown, tokens_of
 
-_FEW = 16
-"""Block tables that are sent one by one; more go all together."""
-_NUMBERS = ("input_ids", "positions", "slots", "prompt_lens", "adapters", "state_read", "state_write")
+_NUMBERS = ("input_ids", "positions", "slots", "prompt_lens", "adapters", "state_read", "state_write", "sources")
+_CHANGES = 3
+"""Rows of numbers after those by name: what changes in block tables."""
 
 
 class FixedMetadata(AttentionMetadata):
@@ -56,29 +58,12 @@ class FixedSlotRows(SlotRows):
         return self
 
 
-class Mirrored:
-    """Numbers that are written on the host and read on a device.
-
-    Attributes:
-        host: an array; on a CPU the device's own memory, otherwise pinned, so that `send` need not wait.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        self._source = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
-        self.host = self._source.numpy()
-        self.device = self._source if device.type == "cpu" else self._source.to(device)
-
-    def send(self, first: int = 0, last: int | None = None) -> None:
-        """Make the device's rows first … last - 1 the host's; what is queued there afterwards reads them."""
-        if self.device is not self._source:
-            self.device[first:last].copy_(self._source[first:last], non_blocking=True)
-
-
 class DecodeInput:
     """Buffers of as many `rows`, each sequence of at most `blocks` blocks.
 
-    They are written on the host and then sent to the device, whose buffers stay where they are; on a CPU both are the
-    same memory. One set is enough, since a step's numbers have been sent before the next one's are written.
+    They are written on the host, sent to the device in one copy, and completed there in one launch (`place`, a version
+    of `place_rows`); the device's buffers stay where they are. On a CPU both are the same memory, unless they are to be
+    `apart`. One set is enough, since a step's numbers have been sent before the next one's are written.
 
     Attributes:
         batches: what a step of so many rows is, by (rows, whether one may have an adapter); all look at the buffers.
@@ -96,18 +81,22 @@ class DecodeInput:
         padded: Callable[[int], int] = int,
         spare: int = 0,
         spare_row: int = -1,
+        place: Callable[..., None] = place_rows.reference,
+        apart: bool = False,
     ) -> None:
         device = device or torch.device("cpu")
+        apart = apart or device.type != "cpu"
         self.rows, self.blocks, self.block_size = rows, blocks, block_size
         self.padded, self.spare, self.spare_row = padded, spare, spare_row
         most = max(rows, padded(rows))
-        self._numbers = Mirrored((len(_NUMBERS), most), torch.int64, device)
-        self._seq_lens = Mirrored((most,), torch.int32, device)
-        self._tables = Mirrored((most, blocks), torch.int32, device)
-        self.numbers = dict(zip(_NUMBERS, self._numbers.host, strict=True))
+        self._numbers = Mirrored((len(_NUMBERS) + _CHANGES, most), torch.int64, device, apart)
+        self._seq_lens = torch.ones(most, dtype=torch.int32, device=device)
+        self._tables = BlockTables(most, blocks, self._numbers.host[len(_NUMBERS) :], device, apart)
+        self._place, self._apart = place, apart
+        self.numbers = dict(zip(_NUMBERS, self._numbers.host, strict=False))
+        self._on_device = dict(zip(_NUMBERS, self._numbers.device, strict=False))
         self.query_start = torch.arange(most + 1, dtype=torch.int32, device=device)
         self.batches: dict[tuple[int, bool], ForwardBatch] = {}
-        self._held: list[tuple[int, ...]] = [()] * most
         self._sent = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def take(
@@ -121,69 +110,65 @@ class DecodeInput:
         found = [states[item.request_id] for item in items]
         if count > self.rows or not all(map(_decodes, items, found)):
             return None
-        starts = [item.start for item in items]
-        numbers, size = self.numbers, self.block_size
-        unknown = [
-            (row, state) for row, (state, start) in enumerate(zip(found, starts, strict=True))
-            if is_unknown(state, start, 1)
-        ]  # fmt: skip
+        self._write(items, found)
+        adapted = any(state.lora_id is not None for state in found)
+        if adapted:
+            ids = [state.lora_id for state in found]
+            self.numbers["adapters"][:count] = [-1 if each is None else lora_slots[each] for each in ids]
+        rows = self.padded(count)
+        self._fill(count, rows)
+        self._send(rows, [(row, each) for row, each in enumerate(found) if is_unknown(each, items[row].start, 1)])
+        return replace(self._batch(rows, adapted), sampled=tuple(zip(found, range(count), strict=True)))
+
+    def nobodys(self, rows: int) -> ForwardBatch:
+        """A step of so many rows without adapters that are all nobody's, its numbers put into the buffers."""
+        self._fill(0, rows)
+        self._send(rows, ())
+        return self._batch(rows, False)
+
+    def _write(self, items: Sequence[ScheduledItem], found: Sequence[RequestState]) -> None:
+        """What the host knows of each item."""
+        count, numbers, size = len(items), self.numbers, self.block_size
         numbers["input_ids"][:count] = [
-            tokens_of(state, start, 1)[0] for state, start in zip(found, starts, strict=True)
+            tokens_of(state, item.start, 1)[0] for state, item in zip(found, items, strict=True)
         ]
-        numbers["positions"][:count] = starts
+        numbers["positions"][:count] = [item.start for item in items]
         numbers["slots"][:count] = [item.block_ids[item.start // size] * size + item.start % size for item in items]
         numbers["prompt_lens"][:count] = [state.prompt_len for state in found]
         if self.spare_row >= 0:
             numbers["state_read"][:count] = [item.state_read for item in items]
             numbers["state_write"][:count] = [item.state_write for item in items]
-        self._seq_lens.host[:count] = numbers["positions"][:count] + 1
-        moved = [row for row, item in enumerate(items) if self._hold(row, item.block_ids)]
-        adapted = any(state.lora_id is not None for state in found)
-        if adapted:
-            ids = [state.lora_id for state in found]
-            numbers["adapters"][:count] = [-1 if each is None else lora_slots[each] for each in ids]
-        rows = self.padded(count)
-        moved += self._fill(count, rows)
-        self._send(moved, rows)
-        batch = self._batch(rows, adapted)
-        fill_in(batch.input_ids, unknown)
-        sampled = tuple(zip(found, range(count), strict=True))
-        return replace(batch, sampled=sampled)
+        for row, item in enumerate(items):
+            self._tables.hold(row, item.block_ids)
 
-    def nobodys(self, rows: int) -> ForwardBatch:
-        """A step of so many rows without adapters that are all nobody's, its numbers put into the buffers."""
-        self._send(self._fill(0, rows), rows)
-        return self._batch(rows, False)
+    def _fill(self, count: int, rows: int) -> None:
+        """Rows count … rows - 1 as nobody's."""
+        nobodys = (0, 0, self.spare * self.block_size, 1, -1, -1, self.spare_row)
+        for name, value in zip(_NUMBERS, nobodys, strict=False):
+            self.numbers[name][count:rows] = value
+        for row in range(count, rows):
+            self._tables.hold(row, (self.spare,))
 
-    def _send(self, moved: list[int], rows: int) -> None:
-        """Make the device's numbers the host's; of the first `rows` block tables those that were `moved`."""
+    def _send(self, rows: int, unknown: Sequence[tuple[int, RequestState]]) -> None:
+        """Let the first `rows` rows be the device's; of those that are `unknown`, it alone has the tokens."""
+        if not self._apart:
+            self._seq_lens.numpy()[:rows] = self.numbers["positions"][:rows] + 1
+            fill_in(self._on_device["input_ids"], unknown)
+            return
+        pending = [(row, state.pending) for row, state in unknown if state.pending is not None]
+        self.numbers["sources"][:rows] = -1
+        for row, (_, place) in pending:
+            self.numbers["sources"][row] = place
+        self._tables.tell(rows)
         self._numbers.send()
-        self._seq_lens.send()
-        if len(moved) > _FEW:
-            self._tables.send(0, rows)
-        else:
-            for row in moved:
-                self._tables.send(row, row + 1)
+        numbers = self._on_device
+        self._place(
+            numbers["input_ids"][:rows], numbers["positions"][:rows], numbers["sources"][:rows],
+            pending[0][1][0] if pending else None, self._seq_lens[:rows], self._tables.device,
+            self._numbers.device[len(_NUMBERS) :],
+        )  # fmt: skip
         if self._sent is not None:
             self._sent.record()
-
-    def _hold(self, row: int, block_ids: tuple[int, ...]) -> bool:
-        """Write a row's block table; whether it is another one than before."""
-        if self._held[row] == block_ids:
-            return False
-        self._held[row] = block_ids
-        self._tables.host[row, : len(block_ids)] = block_ids
-        return True
-
-    def _fill(self, count: int, rows: int) -> list[int]:
-        """Rows count … rows - 1 as nobody's; which of them have another block table than before."""
-        if count == rows:
-            return []
-        nobodys = (0, 0, self.spare * self.block_size, 1, -1, -1, self.spare_row)
-        for name, value in zip(_NUMBERS, nobodys, strict=True):
-            self.numbers[name][count:rows] = value
-        self._seq_lens.host[count:rows] = 1
-        return [row for row in range(count, rows) if self._hold(row, (self.spare,))]
 
     def _batch(self, count: int, adapted: bool) -> ForwardBatch:
         held = self.batches.get((count, adapted))
@@ -193,10 +178,10 @@ class DecodeInput:
 
     def fixed(self, count: int, adapted: bool) -> ForwardBatch:
         """A step of so many rows that reads the buffers; nothing derived from another one goes with it."""
-        numbers = {name: each[:count] for name, each in zip(_NUMBERS, self._numbers.device, strict=True)}
+        numbers = {name: each[:count] for name, each in self._on_device.items()}
         attention = FixedMetadata(
             query_start=self.query_start[: count + 1],
-            seq_lens=self._seq_lens.device[:count],
+            seq_lens=self._seq_lens[:count],
             block_tables=self._tables.device[:count],
             slot_mapping=numbers["slots"],
             query_lens_host=(1,) * count,

@@ -17,6 +17,7 @@ from bestiary.nn.graphs import Padding, StepRecorder
 from bestiary.nn.lora import AdapterSlots
 from bestiary.nn.ops.registry import ChosenOps, turn
 from bestiary.nn.ops.sampling import best_tokens
+from bestiary.nn.ops.step import place_rows
 from bestiary.nn.parallel import Groups, use_groups
 from bestiary.nn.pooling import Pooler
 
@@ -83,7 +84,9 @@ class ModelRunner:
         longest = min(-(-vllm_config.model_config.max_model_len // self.block_size), num_blocks)
         rows = vllm_config.scheduler_config.max_num_seqs
         padded = recorder.padded if isinstance(recorder, Padding) else int
-        made = DecodeInput(rows, longest, self.block_size, self.device, padded, num_blocks, spare_row)
+        made = DecodeInput(
+            rows, longest, self.block_size, self.device, padded, num_blocks, spare_row, self.stage.ops.of(place_rows)
+        )
         return StepGraphs(recorder, made, self._all_agree if self.stage.divided else None)
 
     def _all_agree(self, value: bool) -> bool:

@@ -158,6 +158,11 @@ class ChosenOps:
         """The ops whose version has weights in a form of its own."""
         return frozenset(name for name, version in self.versions.items() if version.pack is not None)
 
+    def of(self, each: Op[P, R]) -> Callable[P, R]:
+        """The version of one op, for who calls it outside `active`; its reference where there is no choice."""
+        version = self.versions.get(each.name)
+        return each.reference if version is None else version.function
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """While it lasts, these versions are in force; afterwards those from before. Other threads wait."""

@@ -76,6 +76,7 @@ ADD_LORA_EMBEDDING = version("lora", "add_lora_embedding")
 BEST_TOKENS = version("sampling", "best_tokens")
 DRAW_TOKENS = version("sampling", "draw_tokens")
 DRAW_FROM_PART = version("sampling", "draw_from_part")
+PLACE_ROWS = version("step", "place_rows")
 
 
 LINEAR_INT8_INT8 = version("int8", "linear_int8_int8")
