@@ -15,7 +15,7 @@ from bestiary.nn.pooling import PoolingItem, PoolingMetadata
 
 from .plan import ScheduledItem, StepPlan
 from .request_state import RequestState
-from .transfer import send
+from .transfer import send_together
 from .unknown_tokens import fill_in, is_unknown, tokens_of
 
 _NO_SLOTS: Mapping[str, int] = MappingProxyType({})
@@ -76,33 +76,39 @@ def make_batch(
     pooling = _pooling(items, states, ends)
 
     lora, logits_lora = _adapters(items, states, lora_slots, counts, rows, device)
-
-    def tensor(array: np.ndarray) -> torch.Tensor:
-        return send(array, device)
-
-    state_read, state_write = _state_rows(items)
+    numbers = {
+        "input_ids": np.array(ids, np.int64),
+        "positions": positions,
+        "slot_mapping": slots,
+        "query_start": np.concatenate(([0], ends)).astype(np.int32),
+        "seq_lens": (starts + counts).astype(np.int32),
+        "block_tables": tables,
+        "prompt_lens": np.fromiter((states[item.request_id].prompt_len for item in items), np.int64, len(items)),
+        "logits_rows": np.array(rows, np.int64),
+        **_state_rows(items),
+    }
+    sent = send_together(numbers, device)
     attention = AttentionMetadata(
-        query_start=tensor(np.concatenate(([0], ends)).astype(np.int32)),
-        seq_lens=tensor((starts + counts).astype(np.int32)),
-        block_tables=tensor(tables),
-        slot_mapping=tensor(slots),
+        query_start=sent["query_start"],
+        seq_lens=sent["seq_lens"],
+        block_tables=sent["block_tables"],
+        slot_mapping=sent["slot_mapping"],
         query_lens_host=tuple(counts.tolist()),
         seq_lens_host=tuple((starts + counts).tolist()),
         max_query_len=int(counts.max()),
         max_seq_len=int((starts + counts).max()),
         num_decodes=int((counts == 1).sum()),
         block_size=block_size,
-        prompt_lens=tensor(np.fromiter((states[item.request_id].prompt_len for item in items), np.int64, len(items))),
-        state_read=None if state_read is None else tensor(state_read),
-        state_write=None if state_write is None else tensor(state_write),
+        prompt_lens=sent["prompt_lens"],
+        state_read=sent.get("state_read"),
+        state_write=sent.get("state_write"),
     )
-    input_ids = tensor(np.array(ids, dtype=np.int64))
-    fill_in(input_ids, unknown)
+    fill_in(sent["input_ids"], unknown)
     return ForwardBatch(
-        input_ids=input_ids,
-        positions=tensor(positions),
+        input_ids=sent["input_ids"],
+        positions=sent["positions"],
         attention=attention,
-        logits_rows=None if len(rows) == len(ids) else tensor(np.array(rows, dtype=np.int64)),
+        logits_rows=None if len(rows) == len(ids) else sent["logits_rows"],
         sampled=sampled,
         prompt_rows=prompt_rows,
         lora=lora,
@@ -136,12 +142,12 @@ def _block_tables(items: Sequence[ScheduledItem]) -> np.ndarray:
     return tables
 
 
-def _state_rows(items: Sequence[ScheduledItem]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The rows of states that are read and written; None where no layer has a state."""
+def _state_rows(items: Sequence[ScheduledItem]) -> dict[str, np.ndarray]:
+    """The rows of states that are read and written; none where no layer has a state."""
     if items[0].state_write < 0:
-        return None, None
+        return {}
     reads = np.fromiter((item.state_read for item in items), np.int64, len(items))
-    return reads, np.fromiter((item.state_write for item in items), np.int64, len(items))
+    return {"state_read": reads, "state_write": np.fromiter((item.state_write for item in items), np.int64, len(items))}
 
 
 def _wanted_logits(
