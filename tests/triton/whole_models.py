@@ -30,7 +30,8 @@ PROMPTS = [[5, 9, 3, 77, 40, 8], [61, 12, 12, 90, 33, 7, 50, 21, 4], [17], list(
 GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 TORCH = {
     "rms_norm", "fused_add_rms_norm", "layer_norm", "silu_and_mul", "gelu", "rotary_embedding", "qk_norm_rope",
-    "qk_norm_rope_cache", "write_kv_cache", "topk_routing", "fused_experts", "grouped_experts", "linear_int4",
+    "rotary_angles", "qk_norm_rope_cache", "write_kv_cache", "topk_routing", "fused_experts", "grouped_experts",
+    "linear_int4",
 }  # fmt: skip
 
 

@@ -62,6 +62,7 @@ def op_implementations() -> Offers:
         "selective_scan/by_token": f"{_NN}.ops.scan:SELECTIVE_BY_TOKEN",
         "ssd_scan/by_token": f"{_NN}.ops.scan:SSD_BY_TOKEN",
         "gated_delta_rule/by_token": f"{_NN}.ops.delta:DELTA_BY_TOKEN",
+        "linear/triton_one_row": f"{_NN}.triton.offers:LINEAR_OF_ONE",
         "linear_fp8_fp8/scaled_mm": f"{_NN}.triton.offers:SCALED_MM",
         **{f"{name}/triton": f"{_NN}.triton.offers:{name.upper()}" for name in _TRITON},
         **{f"{name}/triton_exact": f"{_NN}.triton.offers:EXACT_{name.upper()}" for name in _EXACT},

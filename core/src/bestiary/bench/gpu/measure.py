@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _WARM = 4
 _BLOCK = 16
+_BEYOND_CACHES = 1 << 29
 
 
 def decode_seconds(llm: LLM, rows: int, context: int, steps: int) -> float:
@@ -108,6 +109,20 @@ def attention_seconds(backend: AttentionBackend, spec: AttentionSpec, step: tupl
         num_decodes=sequences if new == 1 else 0, block_size=_BLOCK,
     )  # fmt: skip
     return _timed(lambda: backend.forward(query, None, None, cache, metadata, spec, None), device)
+
+
+def product_rate(multiply: Callable[..., object], shape: tuple[int, int], device: str) -> float:
+    """Bytes a second of matrices ``[outputs, inputs]`` times one row; of so many that no cache has them."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    size = shape[0] * shape[1] * dtype.itemsize
+    weights = [torch.randn(shape, device=device, dtype=dtype) for _ in range(max(2, min(64, _BEYOND_CACHES // size)))]
+    row = torch.randn(1, shape[1], device=device, dtype=dtype)
+
+    def all_of_them() -> None:
+        for weight in weights:
+            multiply(row, weight)
+
+    return size * len(weights) / _timed(all_of_them, device)
 
 
 def _timed(work: Callable[[], object], device: str, repeats: int = 20) -> float:

@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from bestiary.api.errors import EngineError
 from bestiary.bench.hardware import Hardware
 from bestiary.bench.limits import Limits, model_cost
 from bestiary.bench.subject import model_of
 from bestiary.engine.model_layers import attention_layers
 from bestiary.nn.attention.backend import AttentionBackend, AttentionSpec
+from bestiary.nn.ops.linear import linear
+from bestiary.nn.ops.registry import Target
+from bestiary.nn.triton.offers import LINEAR_OF_ONE
 
 from . import measure, others
 from .shapes import SHAPES, Shape, engine, tiny
@@ -218,7 +223,21 @@ def queues(machine: Machine) -> Iterator[Figure]:
     yield Figure(name="T2", what=f"bestiary, {what}", value=count * length / ours, unit="out tok/s")
 
 
+def one_row(machine: Machine) -> Iterator[Figure]:
+    """T3: the products of one row in an 8B layer, by torch and by core's kernel."""
+    versions = {"torch": linear.reference}
+    if LINEAR_OF_ONE.why_not(Target(machine.device, torch.bfloat16)) is None:
+        versions["core"] = LINEAR_OF_ONE.function
+    for outputs, inputs in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)):
+        shape = machine.size(outputs, outputs // 64), machine.size(inputs, inputs // 64)
+        for name, multiply in versions.items():
+            read, most = measure.product_rate(multiply, shape, machine.device), machine.hardware.bytes_per_s
+            yield Figure(name="T3", what=f"{name}, 1 × {shape[1]} × {shape[0]}", value=read / 1e9, unit="GB/s",
+                         limit=most / 1e9, fraction=read / most)  # fmt: skip
+
+
 ROWS: Mapping[str, Callable[[Machine], Iterator[Figure]]] = {
     "G1": single, "G2": batches, "G3": offline, "G4": prompt, "G5": attention, "G6": experts, "G7": eight_bits,
     "G8": starting, "G9": exactly, "T1": transformers_single, "T2": queues,
+    "T3": one_row,
 }  # fmt: skip

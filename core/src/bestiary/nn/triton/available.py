@@ -43,6 +43,11 @@ def capability_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def has_much_shared_memory(device: torch.device) -> bool:
+    """Whether a block may have 160 KiB: on A100, Hopper, and Blackwell for servers; others have 99 KiB."""
+    return capability_of(device) in (80, 90, 100, 103) and device.type == "cuda"
+
+
 def why_not_fp8(device: str, dtype: torch.dtype | None) -> str | None:
     """Why numbers of `dtype` cannot be converted on a device: NVIDIA's GPUs know fp8 from capability 8.9 on."""
     if device != "cuda" or dtype is not torch.float8_e4m3fn or torch.cuda.get_device_capability() >= (8, 9):

@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .available import has_much_shared_memory
 from .variants import Variant
 
-ROWS, GROUP = 64, 8
+ROWS, GROUP, _WIDE = 64, 8, 8192
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
@@ -58,7 +59,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
     out = torch.empty(len(rows), width, dtype=x.dtype, device=x.device)
     if out.numel():
-        columns, strip, warps, stages = _tile(width, x.dtype)
+        columns, strip, warps, stages = _tile(width, x.dtype, len(rows) <= ROWS and has_much_shared_memory(x.device))
         count = triton.cdiv(len(rows), ROWS) * triton.cdiv(width, columns)
         _product[(count,)](
             rows, weight, bias, out, len(rows), width, inner, rows.stride(0), weight.stride(0),
@@ -67,18 +68,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out.view(*x.shape[:-1], width)
 
 
-def _tile(width: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """Columns, inner strip, warps, stages. A narrow weight takes narrow tiles, so that there are enough of them."""
+def _tile(width: int, dtype: torch.dtype, ahead: bool) -> tuple[int, int, int, int]:
+    """Columns, inner strip, warps, stages. A narrow weight takes narrow tiles, so that there are enough of them; of few
+    rows they are still fewer than multiprocessors, and copies go far `ahead`, which changes no sum."""
     if dtype is torch.float32:
         return 32, 32, 4, 2
-    return (64, 64, 4, 4) if width <= 4096 else (128, 64, 4, 4)
+    if width > _WIDE:
+        return 128, 64, 4, 4
+    return 64, 64, 4, 8 if ahead else 4
 
 
 def variants() -> Iterator[Variant]:
     for dtype, kind in ((torch.bfloat16, "*bf16"), (torch.float16, "*fp16"), (torch.float32, "*fp32")):
-        for width in (4096, 14336):
+        cases = ((4096, False),) if dtype is torch.float32 else ((4096, True), (4096, False), (14336, False))
+        for width, ahead in cases:
             for bias in (True, False):
-                columns, strip, warps, stages = _tile(width, dtype)
+                columns, strip, warps, stages = _tile(width, dtype, ahead)
                 signature = dict.fromkeys(("x", "weight", "bias", "out"), kind)
                 signature |= dict.fromkeys(("rows", "width", "inner", "x_stride", "weight_stride"), "i32")
                 constants = {"ROWS": ROWS, "COLUMNS": columns, "STRIP": strip, "GROUP": GROUP}
