@@ -80,7 +80,7 @@ def test_what_is_no_number_stays_in_its_row() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("width", [128, 4096, 16384])
+@pytest.mark.parametrize("width", [128, 4096, 8000, 16384])
 def test_on_a_gpu(width: int, dtype: torch.dtype) -> None:
     x, residual = (numbers((257, width), dtype, seed).cuda() for seed in range(2))
     weight = numbers((width,), dtype, 2).cuda()

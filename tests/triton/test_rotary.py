@@ -156,6 +156,12 @@ def test_a_row_has_its_own_bits() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("neox", [False, True])
 def test_on_a_gpu(neox: bool) -> None:
+    table, positions = torch.randn(64, 128, device="cuda"), torch.arange(50, device="cuda")
+    for found, wanted in zip(
+        rotary_angles(table, positions, neox, torch.bfloat16),
+        reference.rotary_angles.reference(table, positions, neox, torch.bfloat16), strict=True,
+    ):  # fmt: skip
+        assert torch.equal(found, wanted)
     rows = torch.randn(50, 48 * 128, device="cuda", dtype=torch.bfloat16)
     cos, sin = (each.cuda() for each in angles(50, 128, neox, torch.bfloat16))
     arguments = rows[:, : 32 * 128], rows[:, 32 * 128 :], cos, sin, 128, neox

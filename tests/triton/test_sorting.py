@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -48,3 +49,17 @@ def test_whose_places_are_whose() -> None:
     assert alone.pairs == 2
     assert alone.expert_of_places(3).tolist()[1] == 2
     assert alone.token_of_places(2).tolist() == [0, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [2, 64, 8192])
+def test_on_a_gpu(tokens: int) -> None:
+    slots = torch.randint(-1, 128, (tokens, 8), generator=torch.Generator().manual_seed(tokens))
+    found, wanted = (
+        sort_by_expert(slots.cuda(), 128, 16),
+        torch.where(slots < 0, 128, slots).flatten().sort(stable=True),
+    )
+    assert torch.equal(found[0].cpu(), wanted.indices)
+    assert torch.equal(found[1].cpu(), torch.searchsorted(wanted.values, torch.arange(129)))
+    experts = found[2].cpu()
+    assert torch.equal(experts, experts.sort().values)

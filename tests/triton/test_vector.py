@@ -44,3 +44,14 @@ def test_the_others_are_torchs(x: torch.Tensor, weight: torch.Tensor, monkeypatc
     monkeypatch.setattr(vector, "_product_of_one", None)
     x, weight = x.half(), weight.half()
     assert torch.equal(vector.linear(x, weight), torch.nn.functional.linear(x, weight))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("width", "inner"), [(28672, 4096), (4096, 14336), (128, 2048), (1001, 72)])
+def test_on_a_gpu(width: int, inner: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(width)
+    weight = (torch.randn(width, inner, generator=generator) / inner**0.5).to("cuda", dtype)
+    x = torch.randn(1, inner, generator=generator).to("cuda", dtype)
+    found = vector.linear(x, weight)
+    torch.testing.assert_close(found.float(), x.float() @ weight.float().t(), rtol=1e-2, atol=1e-2)
