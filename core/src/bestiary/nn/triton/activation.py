@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import cdiv
 from .variants import Variant
 
 _BLOCK = 1024
@@ -78,7 +79,7 @@ def _launch(x: Tensor, kind: int, *, gated: bool) -> Tensor:
     if out.numel():
         if x.dim() != 2 or x.stride(1) != 1:
             x = x.contiguous().view(-1, x.shape[-1])
-        _activate[len(x), triton.cdiv(width, _BLOCK)](
+        _activate[len(x), cdiv(width, _BLOCK)](
             x, out, width, x.stride(0), KIND=kind, GATED=gated, BLOCK=_BLOCK
         )  # fmt: skip
     return out

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import power_of_2
 from .variants import Variant
 
 
@@ -41,7 +42,7 @@ def rotary_angles(table: Tensor, positions: Tensor, is_neox_style: bool, dtype: 
     if len(positions):
         _angles[(len(positions),)](
             table, positions, cos, sin, width, NEOX=is_neox_style,
-            HALF=triton.next_power_of_2(width // 2), num_warps=1,
+            HALF=power_of_2(width // 2), num_warps=1,
         )  # fmt: skip
     return cos, sin
 

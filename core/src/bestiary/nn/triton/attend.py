@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from bestiary.nn.attention.backend import AttentionSpec
@@ -16,6 +15,7 @@ from bestiary.nn.attention.metadata import AttentionMetadata
 
 from . import available
 from .attention import attend_tile
+from .sizes import power_of_2
 from .splits import join_parts, join_splits
 from .variants import Variant
 
@@ -43,8 +43,8 @@ def tiles_for(spec: AttentionSpec, dtype: torch.dtype, *, decode: bool, exact: b
     """Few rows wait for memory, many for the tensor cores, which want 64 rows or more; wide heads and fp32 leave less
     room in shared memory, and GPUs before capability 90 have fewer registers to spare. `exact` takes one shape for
     both."""
-    least = max(16, triton.next_power_of_2(spec.num_heads // spec.num_kv_heads))
-    wide = triton.next_power_of_2(spec.head_size) > 128
+    least = max(16, power_of_2(spec.num_heads // spec.num_kv_heads))
+    wide = power_of_2(spec.head_size) > 128
     if dtype is torch.float32:
         return Tiles(least, 16 if wide else 32, 4, 1)
     if exact:
@@ -151,7 +151,7 @@ def _constants(
         "HEADS": spec.num_heads,
         "GROUP": spec.num_heads // spec.num_kv_heads,
         "HEAD": spec.head_size,
-        "PADDED": max(16, triton.next_power_of_2(spec.head_size)),
+        "PADDED": max(16, power_of_2(spec.head_size)),
         "BLOCK_SIZE": block_size,
         "BLOCK_M": tiles.rows,
         "BLOCK_N": tiles.keys,

@@ -12,6 +12,7 @@ from torch import Tensor
 from bestiary.nn.ops.attention import write_kv_cache as by_torch
 
 from .available import why_not_fp8
+from .sizes import cdiv, power_of_2
 from .variants import Variant
 
 
@@ -53,7 +54,7 @@ def write_kv_cache(kv_cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) 
     if not tokens:
         return
     block = _block(width)
-    _write[tokens, triton.cdiv(width, block)](
+    _write[tokens, cdiv(width, block)](
         kv_cache, key, value, slots, width, kv_cache.stride(0), kv_cache.stride(1), kv_cache.stride(2),
         key.stride(0), value.stride(0),
         BLOCK_SIZE=kv_cache.shape[1], BLOCK=block, SATURATE=saturate(kv_cache.dtype),
@@ -66,7 +67,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _block(width: int) -> int:
-    return int(min(1024, triton.next_power_of_2(width)))
+    return int(min(1024, power_of_2(width)))
 
 
 def saturate(dtype: torch.dtype) -> float:

@@ -20,6 +20,7 @@ from . import available
 from .codes import DEEPEST, numbers_of
 from .dequant import GROUP_M, Tile, tile_for
 from .fp8 import rounded_to_fp8
+from .sizes import cdiv
 from .tiles import finish, tile_at
 from .variants import Variant
 
@@ -83,7 +84,7 @@ def linear_fp8_fp8(
     native = x.dtype is not torch.float32 and available.capability_of(x.device) >= 90
     tile = _tile(rows, x.dtype, native, exact)
     if out.numel():
-        _product[triton.cdiv(rows, tile.block_m) * triton.cdiv(width, tile.block_n),](
+        _product[cdiv(rows, tile.block_m) * cdiv(width, tile.block_n),](
             codes.view(torch.uint8), steps, weight, scale, bias, out, rows, width, depth, step_groups, groups,
             input_group or (group_size if groups > 1 else depth), weight.stride(0),
             NATIVE=native, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=GROUP_M,

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dequant import GROUP_M, Tile
+from .sizes import cdiv
 from .tiles import finish, tile_at
 from .variants import Variant
 
@@ -126,7 +127,7 @@ def linear_int8_int8(
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     tile = _tile(rows)
     if out.numel():
-        _product[triton.cdiv(rows, tile.block_m) * triton.cdiv(width, tile.block_n),](
+        _product[cdiv(rows, tile.block_m) * cdiv(width, tile.block_n),](
             codes, weight, scale.contiguous(), steps, zeros, bias, out, rows, width, depth, weight.stride(0),
             HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
             GROUP_M=GROUP_M, num_warps=tile.num_warps, num_stages=tile.num_stages,

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .available import has_much_shared_memory
+from .sizes import cdiv
 from .variants import Variant
 
 ROWS, GROUP, _WIDE = 64, 8, 8192
@@ -60,7 +61,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     out = torch.empty(len(rows), width, dtype=x.dtype, device=x.device)
     if out.numel():
         columns, strip, warps, stages = _tile(width, x.dtype, len(rows) <= ROWS and has_much_shared_memory(x.device))
-        count = triton.cdiv(len(rows), ROWS) * triton.cdiv(width, columns)
+        count = cdiv(len(rows), ROWS) * cdiv(width, columns)
         _product[(count,)](
             rows, weight, bias, out, len(rows), width, inner, rows.stride(0), weight.stride(0),
             ROWS=ROWS, COLUMNS=columns, STRIP=strip, GROUP=GROUP, num_warps=warps, num_stages=stages,

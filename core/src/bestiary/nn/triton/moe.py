@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import GELU, GELU_TANH, SILU, activated, gelu_and_mul, silu_and_mul
+from .sizes import cdiv
 from .sorting import sort_by_expert, tile_of, tiles_by_expert
 from .variants import Variant
 
@@ -127,7 +128,7 @@ def combine(pairs: Tensor, weights: Tensor, slots: Tensor) -> Tensor:
     """``[tokens * k, hidden]`` and contiguous ``[tokens, k]`` → ``[tokens, hidden]``."""
     (tokens, top_k), hidden = slots.shape, pairs.shape[1]
     out = torch.empty(tokens, hidden, dtype=pairs.dtype, device=pairs.device)
-    _combine[tokens, triton.cdiv(hidden, _COMBINE)](pairs, weights, slots, out, hidden, top_k, BLOCK=_COMBINE)
+    _combine[tokens, cdiv(hidden, _COMBINE)](pairs, weights, slots, out, hidden, top_k, BLOCK=_COMBINE)
     return out
 
 
@@ -148,10 +149,10 @@ def fused_experts(
     inner = torch.empty(slots.numel(), width, dtype=x.dtype, device=x.device)
     pairs = torch.empty(slots.numel(), hidden, dtype=x.dtype, device=x.device)
     tile = {"ROWS": rows, "COLUMNS": columns, "STRIP": strip, "num_warps": warps, "num_stages": stages}
-    _gate_up[triton.cdiv(width, columns), len(found.experts)](
+    _gate_up[cdiv(width, columns), len(found.experts)](
         x, w13, inner, *found, count, width, hidden, top_k, x.stride(0), KIND=_KINDS[activation], **tile
     )  # fmt: skip
-    _down[triton.cdiv(hidden, columns), len(found.experts)](inner, w2, pairs, *found, count, hidden, width, **tile)
+    _down[cdiv(hidden, columns), len(found.experts)](inner, w2, pairs, *found, count, hidden, width, **tile)
     return combine(pairs, weights, slots)
 
 

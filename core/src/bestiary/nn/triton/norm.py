@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import cdiv, power_of_2
 from .variants import Variant
 
 _WIDEST = 8192
@@ -135,7 +136,7 @@ def _launch(
     x, (inner, outer_stride, inner_stride) = _laid_out(x)
     residual = None if residual is None else residual.contiguous()
     many, block, warps = _tile(width)
-    _norm[(triton.cdiv(rows, many),)](
+    _norm[(cdiv(rows, many),)](
         x, residual, weight, bias, out, added, rows, width, inner, outer_stride, inner_stride, width, eps,
         ROWS=many, BLOCK=block, KIND=kind, ONCE=width <= block, num_warps=warps,
     )  # fmt: skip
@@ -154,7 +155,7 @@ def _laid_out(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
 
 def _tile(width: int) -> tuple[int, int, int]:
     """Rows of a program, channels at once, warps: narrow rows share a program, wide ones pass in strips."""
-    block = min(_WIDEST, triton.next_power_of_2(width))
+    block = min(_WIDEST, power_of_2(width))
     if block <= 256:
         return 1024 // block, block, 4
     return 1, block, 4 if block <= 2048 else 8

@@ -15,6 +15,7 @@ from bestiary.nn.ops.heads import qk_norm_rope_cache as by_parts
 
 from .available import why_not_fp8
 from .cache import rounded, saturate
+from .sizes import cdiv, power_of_2
 from .variants import Variant
 
 _NO_NORM, _RMS, _OFFSET = 0, 1, 2
@@ -153,7 +154,7 @@ def _launch(
     if query is None or not len(query):
         return
     rows, padded = _tile(constants["HEAD"])
-    groups = triton.cdiv(constants["HEADS"], rows) + triton.cdiv(constants["KV_HEADS"], rows) * (2 if cached else 1)
+    groups = cdiv(constants["HEADS"], rows) + cdiv(constants["KV_HEADS"], rows) * (2 if cached else 1)
     weights = (None, None) if norm is None else (norm.query_weight, norm.key_weight)
     strides = [0 if each is None else each.stride(0) for each in tensors[:3]]
     _rotate[len(query), groups](
@@ -169,7 +170,7 @@ def _kind(norm: QKNorm | None) -> int:
 
 def _tile(head_size: int) -> tuple[int, int]:
     """Heads of a program, which has one warp, and their channels: about 16 numbers a thread."""
-    padded = triton.next_power_of_2(head_size)
+    padded = power_of_2(head_size)
     return max(1, 512 // padded), padded
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bestiary.nn.ops.moe import topk_routing as routing
 
+from .sizes import power_of_2
 from .variants import Variant
 
 
@@ -99,9 +100,9 @@ _WARPS = 1
 
 def _sizes(experts: int, top_k: int, groups: int) -> dict[str, int]:
     return {
-        "GROUPS": triton.next_power_of_2(groups) if groups else 0,
-        "EXPERTS": triton.next_power_of_2(experts),
-        "K": triton.next_power_of_2(top_k),
+        "GROUPS": power_of_2(groups) if groups else 0,
+        "EXPERTS": power_of_2(experts),
+        "K": power_of_2(top_k),
     }
 
 

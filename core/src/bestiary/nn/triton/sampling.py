@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import cdiv, power_of_2
 from .variants import Variant
 
 _BLOCK = 4096
@@ -60,14 +61,14 @@ def best_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:
     """As `bestiary.nn.ops.sampling.best_tokens`; the lowest id wins a tie."""
     rows, width = logits.shape
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    splits = triton.cdiv(width, _SPLIT)
+    splits = cdiv(width, _SPLIT)
     keys = torch.empty(rows, splits, dtype=torch.int64, device=logits.device)
     ids, best = torch.empty_like(keys), torch.empty(rows, dtype=torch.int64, device=logits.device)
     if rows:
         _best_of_split[rows, splits](
             logits, keys, ids, width, logits.stride(0), splits, SPLIT=_SPLIT, MANY=_MANY, num_warps=8
         )
-        _best_of_row[rows,](keys, ids, best, splits, SPLITS=triton.next_power_of_2(splits), MANY=_MANY, num_warps=1)
+        _best_of_row[rows,](keys, ids, best, splits, SPLITS=power_of_2(splits), MANY=_MANY, num_warps=1)
     return logits.gather(1, best.unsqueeze(1)).squeeze(1), best
 
 
@@ -204,7 +205,7 @@ def draw_from_part(
     """As `bestiary.nn.ops.sampling.draw_from_part`; reads the logits once."""
     rows, width = logits.shape
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    splits = triton.cdiv(width, _DRAW_SPLIT)
+    splits = cdiv(width, _DRAW_SPLIT)
     scores = torch.empty(rows, splits, dtype=torch.float32, device=logits.device)
     ids = torch.empty(rows, splits, dtype=torch.int64, device=logits.device)
     if rows:

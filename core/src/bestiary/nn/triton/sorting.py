@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import cdiv, power_of_2
 from .variants import Variant
 
 _FEW, _MANY, _FILL = 128, 1024, 128
@@ -102,7 +103,7 @@ def sort_by_expert(slots: Tensor, count: int, rows: int) -> tuple[Tensor, Tensor
     """`Tiles` of contiguous slots ``[tokens, k]``, int64, below `count`, −1 for an absent expert. All that depends on
     them stays on the device, and there are as many tiles as there could be at most."""
     pairs = slots.numel()
-    most = triton.cdiv(pairs + min(count, pairs) * (rows - 1), rows)
+    most = cdiv(pairs + min(count, pairs) * (rows - 1), rows)
     order, starts, experts, firsts = (
         torch.empty(size, dtype=torch.int64, device=slots.device) for size in (pairs, count + 1, most, most)
     )
@@ -123,7 +124,7 @@ _WARPS = 4
 
 
 def _sizes(pairs: int, count: int) -> dict[str, int]:
-    bins = max(32, int(triton.next_power_of_2(count + 1)))
+    bins = max(32, power_of_2(count + 1))
     return {"BINS": bins, "CHUNK": _FEW if pairs <= _FEW else _MANY, "FILL": _FILL}
 
 

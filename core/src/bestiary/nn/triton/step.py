@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import cdiv
 from .variants import Variant
 
 _BLOCK = 128
@@ -40,7 +41,7 @@ def place_rows(
     """As `bestiary.nn.ops.step.place_rows`. All but `block_tables` are contiguous."""
     rows, changed = len(input_ids), changes.shape[1]
     if rows or changed:
-        _place[(triton.cdiv(max(rows, changed), _BLOCK),)](
+        _place[(cdiv(max(rows, changed), _BLOCK),)](
             input_ids, positions, sources, drawn, seq_lens, block_tables, changes, rows, changed,
             block_tables.stride(0), BLOCK=_BLOCK,
         )  # fmt: skip

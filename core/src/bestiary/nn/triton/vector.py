@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import cdiv
 from .variants import Variant
 
 _COLUMNS, _STRIP, _WARPS = 8, 1024, 4
@@ -49,7 +50,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     row = x.reshape(inner).contiguous()
     out = torch.empty(*x.shape[:-1], width, dtype=x.dtype, device=x.device)
-    _product_of_one[(triton.cdiv(width, _COLUMNS),)](
+    _product_of_one[(cdiv(width, _COLUMNS),)](
         row, weight, bias, out, width, inner, weight.stride(0), COLUMNS=_COLUMNS, STRIP=_STRIP, num_warps=_WARPS
     )
     return out
