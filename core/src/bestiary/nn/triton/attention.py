@@ -148,7 +148,10 @@ def finished(most, total, sums, sink, SINKS: tl.constexpr):  # type: ignore[no-u
     return sums / tl.where(total == 0.0, 1.0, total)[:, None]
 
 
-@triton.jit(do_not_specialize=["sequences", "splits", "earlier_tiles"])  # type: ignore[untyped-decorator]
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["sequences", "splits", "earlier_tiles", "table_stride"],
+    do_not_specialize_on_alignment=["starts", "lengths", "tables"],
+)
 def attend_tile(  # type: ignore[no-untyped-def]
     query, cache, out, partial, marks, starts, lengths, tables, slopes, sinks,
     sequences, splits, earlier_tiles, scale, soft_cap, query_stride, out_stride, table_stride,

@@ -52,7 +52,7 @@ def _vector(held, at, width):  # type: ignore[no-untyped-def]
         return tl.load(held + at, mask=at < width, other=0.0).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
 def _norm(  # type: ignore[no-untyped-def]
     x, residual, weight, bias, out, added, rows, width, inner, outer_stride, inner_stride, residual_stride, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, ONCE: tl.constexpr,

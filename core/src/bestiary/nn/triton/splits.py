@@ -11,7 +11,7 @@ import triton.language as tl
 from .attention import finished, joined, part_size
 
 
-@triton.jit(do_not_specialize=["splits"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["lengths"])  # type: ignore[untyped-decorator]
 def join_splits(  # type: ignore[no-untyped-def]
     partial, marks, out, lengths, sinks, splits, out_stride,
     HEADS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr, SPLIT: tl.constexpr,
@@ -41,7 +41,7 @@ def join_splits(  # type: ignore[no-untyped-def]
     tl.store(to, result.to(out.dtype.element_ty), mask=channel[None, :] < HEAD)
 
 
-@triton.jit(do_not_specialize=["splits"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["lengths"])  # type: ignore[untyped-decorator]
 def join_parts(  # type: ignore[no-untyped-def]
     partial, marks, out, lengths, sinks, splits, out_stride,
     HEADS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr, BLOCK_N: tl.constexpr, LEAST: tl.constexpr,
