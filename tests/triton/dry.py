@@ -48,6 +48,7 @@ from bestiary.nn.triton import (
     stacked,
     step,
 )
+from bestiary.nn.triton import draws as truncated
 
 SHARED, GRID = 227 * 1024, (2**31 - 1, 65535, 65535)
 
@@ -144,7 +145,7 @@ def draws() -> None:
         logits, ones = torch.ones(rows, width), torch.ones(rows)
         numbers = torch.ones(rows, dtype=torch.int64)
         sampling.best_tokens(logits)
-        sampling.draw_tokens(logits.bfloat16(), numbers, numbers, ones, numbers.int(), ones, ones)
+        truncated.draw_tokens(logits.bfloat16(), numbers, numbers, ones, numbers.int(), ones, ones)
         sampling.draw_from_part(logits, numbers, numbers, ones, 1)
 
 

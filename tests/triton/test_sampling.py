@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestiary.nn.ops import sampling as reference
-from bestiary.nn.triton import sampling
+from bestiary.nn.triton import draws, sampling
 
 _DRAW = reference.draw_tokens.reference
 
@@ -101,7 +101,7 @@ def test_truncation_keeps_exact_sets(options: dict[str, float], kept: set[int]) 
     logits = torch.tensor([[0.14, 0.3, 0.06, 0.5]]).log()
     drawn = _DRAW(logits.expand(400, -1), *_keys(400), *_options(400, **options))
     assert set(drawn.tolist()) == kept
-    again = sampling.draw_tokens(logits.expand(10, -1), *_keys(10), *_options(10, **options))
+    again = draws.draw_tokens(logits.expand(10, -1), *_keys(10), *_options(10, **options))
     assert torch.equal(again, drawn[:10])
 
 
@@ -116,17 +116,31 @@ def test_kernel_equals_reference(
 ) -> None:
     keys = torch.full((rows,), seed), torch.arange(rows) + position
     given_ = (_random(rows, width), *keys, *_options(rows, temperature, top_k, top_p, min_p))
-    assert torch.equal(sampling.draw_tokens(*given_), _DRAW(*given_))
+    assert torch.equal(draws.draw_tokens(*given_), _DRAW(*given_))
+
+
+@pytest.mark.parametrize(("room", "depth"), [(16, 12.0), (4096, 0.5), (128, 3.0)])
+@pytest.mark.parametrize(
+    "options", [{"top_k": 30}, {"top_p": 0.9}, {"min_p": 0.01}, {"top_k": 200, "top_p": 0.9, "min_p": 0.001}]
+)
+def test_rows_with_much_to_draw_from(
+    options: dict[str, float], room: int, depth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many ids are near, or too few for what is kept: the whole row is looked at."""
+    monkeypatch.setattr(draws, "_ROOM", room)
+    monkeypatch.setattr(draws, "_DEPTH", depth)
+    given_ = (_random(6, 400), *_keys(6, 5), *_options(6, 0.8, **options))
+    assert torch.equal(draws.draw_tokens(*given_), _DRAW(*given_))
 
 
 def test_rows_do_not_depend_on_one_another() -> None:
     logits, options = _random(3, 50), _options(3, 0.9, 20, 0.9)
-    together = sampling.draw_tokens(logits, *_keys(3), *options)
-    alone = sampling.draw_tokens(logits[2:], torch.tensor([0]), torch.tensor([2]), *(each[2:] for each in options))
+    together = draws.draw_tokens(logits, *_keys(3), *options)
+    alone = draws.draw_tokens(logits[2:], torch.tensor([0]), torch.tensor([2]), *(each[2:] for each in options))
     assert int(alone) == int(together[2])
 
 
-@pytest.mark.parametrize("draw", [_DRAW, sampling.draw_tokens])
+@pytest.mark.parametrize("draw", [_DRAW, draws.draw_tokens])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_without_a_finite_maximum_draws_nothing(draw, temperature: float) -> None:  # type: ignore[no-untyped-def]
     logits = torch.zeros(5, 6)
@@ -152,5 +166,5 @@ def test_best_tokens(width: int, dtype: torch.dtype) -> None:
 @pytest.mark.gpu
 def test_on_a_gpu() -> None:
     given_ = (_random(64, 128256), *_keys(64), *_options(64, 0.8, 50, 0.95))
-    drawn = sampling.draw_tokens(*(each.cuda() for each in given_)).cpu()
+    drawn = draws.draw_tokens(*(each.cuda() for each in given_)).cpu()
     assert int((drawn == _DRAW(*given_)).sum()) >= 62  # sums and logarithms may differ in their last bits

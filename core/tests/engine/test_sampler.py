@@ -220,6 +220,17 @@ def test_sending_does_not_wait_for_the_gpu():
     assert [each.token_id for each in sample(logits, requests)][2:] == drawn.tolist()[1:]
 
 
+def test_rows_drawn_from_everything_are_drawn_as_others_are():
+    """Alone they take the way that reads logits once; beside a truncated row the other one, to the same tokens."""
+    logits = torch.stack([row(at) for at in range(5)])
+    logits[2, 1] = math.nan
+    requests = [state(at, temperature=0.8) for at in range(4)] + [state(4, temperature=0.8, top_k=5)]
+    alone = device_draws.draw_together(logits, requests, [0, 1, 2, 3])
+    beside = device_draws.draw_together(logits, requests, [0, 1, 2, 3, 4])
+    assert alone.tolist() == beside.tolist()[:4]
+    assert alone[2] == -1
+
+
 def test_rows_drawn_where_the_logits_are(monkeypatch):
     """As on a GPU: plain rows together, by seed and position alone; greedy and reshaped ones as ever."""
     requests = [

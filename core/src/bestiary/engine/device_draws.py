@@ -28,6 +28,9 @@ def draw_together(logits: torch.Tensor, states: Sequence[RequestState], rows: Se
     seeds, at, places, top_k = sent[:4]
     temperature, top_p, min_p = sent[4:].view(torch.float64).float()
     picked = logits if len(rows) == len(logits) else logits.index_select(0, places)
+    if all(draws_from_all(states[row]) for row in rows):
+        scores, ids = draw_from_part(picked, seeds, at, temperature, 0)
+        return torch.where(torch.isfinite(scores), ids, -1)
     return draw_tokens(picked, seeds, at, temperature, top_k.int(), top_p, min_p)
 
 

@@ -75,7 +75,7 @@ GROUPED_EXPERTS = version("experts", "grouped_experts", varying)
 ADD_LORA = version("lora", "add_lora")
 ADD_LORA_EMBEDDING = version("lora", "add_lora_embedding")
 BEST_TOKENS = version("sampling", "best_tokens")
-DRAW_TOKENS = version("sampling", "draw_tokens")
+DRAW_TOKENS = version("draws", "draw_tokens")
 DRAW_FROM_PART = version("sampling", "draw_from_part")
 PLACE_ROWS = version("step", "place_rows")
 

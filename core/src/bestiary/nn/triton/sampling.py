@@ -1,7 +1,6 @@
-"""From logits to ids without leaving the device: the largest of each row, and draws.
+"""From logits to ids without leaving the device: the largest of each row, and draws from all of it.
 
-`draw_tokens` is one program a row, which reads its logits twice, and 32 times more for each of top-k and top-p where
-the row asks for them; they stay in the L2 cache. `best_tokens` divides a row among programs. Both compute in fp32.
+Both divide a row among programs, read it once, and compute in fp32. `draws` truncates.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ from torch import Tensor
 from .sizes import cdiv, power_of_2
 from .variants import Variant
 
-_BLOCK = 4096
 _SPLIT = 8192
 _DRAW_SPLIT = 2048
 _MANY = 1 << 31
 
 
 @triton.jit
-def _ordered(x):  # type: ignore[no-untyped-def]
+def ordered(x):  # type: ignore[no-untyped-def]
     """fp32 numbers as uint32 of the same order, NaN above all."""
     bits = tl.where(x == 0, 0.0, x).to(tl.uint32, bitcast=True)
     keys = tl.where(bits < 0x80000000, bits | 0x80000000, bits ^ 0xFFFFFFFF)
@@ -31,7 +29,7 @@ def _ordered(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _best(keys, ids, MANY: tl.constexpr):  # type: ignore[no-untyped-def]
+def best_of(keys, ids, MANY: tl.constexpr):  # type: ignore[no-untyped-def]
     """The largest key and the lowest id that has it."""
     largest = tl.max(keys, 0)
     return largest, tl.min(tl.where(keys == largest, ids, MANY), 0)
@@ -42,8 +40,8 @@ def _best_of_split(logits, keys, ids, width, stride, splits, SPLIT: tl.constexpr
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = part * SPLIT + tl.arange(0, SPLIT)
     x = tl.load(logits + row * stride + at, mask=at < width, other=float("-inf")).to(tl.float32)
-    mine = tl.where(at < width, _ordered(x).to(tl.int64), -1)
-    key, best = _best(mine, at.to(tl.int64), MANY)
+    mine = tl.where(at < width, ordered(x).to(tl.int64), -1)
+    key, best = best_of(mine, at.to(tl.int64), MANY)
     tl.store(keys + row * splits + part, key)
     tl.store(ids + row * splits + part, best)
 
@@ -53,7 +51,7 @@ def _best_of_row(keys, ids, out, splits, SPLITS: tl.constexpr, MANY: tl.constexp
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, SPLITS)
     mine = tl.load(keys + row * splits + at, mask=at < splits, other=-1)
     found = tl.load(ids + row * splits + at, mask=at < splits, other=MANY)
-    _, best = _best(mine, found, MANY)
+    _, best = best_of(mine, found, MANY)
     tl.store(out + row, best)
 
 
@@ -73,40 +71,14 @@ def best_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def _scaled(logits, at, width, temperature):  # type: ignore[no-untyped-def]
+def scaled(logits, at, width, temperature):  # type: ignore[no-untyped-def]
+    """Logits `at` of a row by its temperature, fp32; minus infinity beyond its `width`."""
     x = tl.load(logits + at, mask=at < width, other=float("-inf")).to(tl.float32)
     return tl.div_rn(x, temperature)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _weights(x, peak, floor, key, MASS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """1 for each number, or its probability times a factor where it is kept so far."""
-    if MASS:
-        return tl.where((x >= floor) & (_ordered(x) >= key), tl.exp(x - peak), 0.0)
-    return tl.full(x.shape, 1.0, tl.float32)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _threshold(  # type: ignore[no-untyped-def]
-    logits, width, temperature, peak, floor, key, wanted, MASS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """The largest key at which the weights of keys no smaller sum to `wanted`, bit by bit from the top."""
-    found, bit = tl.full((), 0, tl.uint32), tl.full((), 0x80000000, tl.uint32)
-    for _ in range(32):
-        higher = found | bit
-        sums = tl.full((BLOCK,), 0.0, tl.float32)
-        for start in range(0, width, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            x = _scaled(logits, at, width, temperature)
-            counted = (at < width) & (_ordered(x) >= higher)
-            sums += tl.where(counted, _weights(x, peak, floor, key, MASS), 0.0)
-        found = tl.where(tl.sum(sums, 0) >= wanted, higher, found)
-        bit = bit >> 1
-    return found
-
-
 @triton.jit
-def _noise(seed, position, ids):  # type: ignore[no-untyped-def]
+def noise(seed, position, ids):  # type: ignore[no-untyped-def]
     """``log(E)``, as the reference makes it."""
     zero = ids * 0
     low = (position & 0xFFFFFFFF).to(tl.uint32) + zero
@@ -117,70 +89,9 @@ def _noise(seed, position, ids):  # type: ignore[no-untyped-def]
     return tl.log(tl.where(uniform < 0.00390625, series, -tl.log(1 - uniform)))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _draw(  # type: ignore[no-untyped-def]
-    logits, seeds, positions, temperatures, top_ks, top_ps, min_ps, out, width, stride,
-    MANY: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    logits += row * stride
-    temperature = tl.load(temperatures + row)
-    greedy = temperature == 0
-    temperature = tl.where(greedy, 1.0, temperature)
-    peaks = tl.full((BLOCK,), float("-inf"), tl.float32)
-    broken = tl.full((BLOCK,), 0, tl.int32)
-    for start in range(0, width, BLOCK):
-        x = _scaled(logits, start + tl.arange(0, BLOCK), width, temperature)
-        broken |= (x != x).to(tl.int32)
-        peaks = tl.maximum(peaks, x)
-    peak = tl.max(peaks, 0)
-    usable = (tl.max(broken, 0) == 0) & (peak > float("-inf")) & (peak < float("inf"))
-    min_p = tl.load(min_ps + row)
-    floor = tl.where(min_p > 0, peak + tl.log(tl.where(min_p > 0, min_p, 1.0)), float("-inf"))
-    top_k, top_p = tl.load(top_ks + row), tl.load(top_ps + row)
-    key = tl.full((), 0, tl.uint32)
-    if usable & (top_k > 0) & (greedy == 0):
-        key = _threshold(logits, width, temperature, peak, floor, key, top_k.to(tl.float32), False, BLOCK)
-    if usable & (top_p < 1) & (greedy == 0):
-        sums = tl.full((BLOCK,), 0.0, tl.float32)
-        for start in range(0, width, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            x = _scaled(logits, at, width, temperature)
-            sums += tl.where(at < width, _weights(x, peak, floor, key, True), 0.0)
-        wanted = top_p * tl.sum(sums, 0)
-        if wanted > 0:
-            higher = _threshold(logits, width, temperature, peak, floor, key, wanted, True, BLOCK)
-            key = tl.maximum(key, higher)
-    seed, position = tl.load(seeds + row), tl.load(positions + row)
-    scores = tl.full((BLOCK,), float("-inf"), tl.float32)
-    ids = tl.full((BLOCK,), MANY, tl.int64)
-    for start in range(0, width, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        x = _scaled(logits, at, width, temperature)
-        kept = (at < width) & (x >= floor) & (_ordered(x) >= key)
-        mine = tl.where(kept, tl.where(greedy, x, x - _noise(seed, position, at.to(tl.uint32))), float("-inf"))
-        ids = tl.where(mine > scores, at.to(tl.int64), ids)
-        scores = tl.maximum(scores, mine)
-    _, best = _best(scores, ids, MANY)
-    tl.store(out + row, tl.where(usable, best, -1))
-
-
-def draw_tokens(
-    logits: Tensor, seeds: Tensor, positions: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
-) -> Tensor:
-    """As `bestiary.nn.ops.sampling.draw_tokens`."""
-    rows, width = logits.shape
-    logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    out = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    if rows:
-        _draw[rows,](
-            logits, seeds, positions, temperature, top_k, top_p, min_p, out, width, logits.stride(0),
-            MANY=_MANY, BLOCK=_BLOCK, num_warps=16,
-        )  # fmt: skip
-    return out
-
-
-@triton.jit(do_not_specialize=["splits", "first"])  # type: ignore[untyped-decorator]
+@triton.jit(
+    do_not_specialize=["splits", "first"], do_not_specialize_on_alignment=["seeds", "positions", "temperatures"]
+)  # type: ignore[untyped-decorator]
 def _draw_of_split(  # type: ignore[no-untyped-def]
     logits, seeds, positions, temperatures, scores, ids, width, stride, splits, first,
     SPLIT: tl.constexpr, MANY: tl.constexpr,
@@ -189,12 +100,12 @@ def _draw_of_split(  # type: ignore[no-untyped-def]
     at = part * SPLIT + tl.arange(0, SPLIT)
     temperature = tl.load(temperatures + row)
     greedy = temperature == 0
-    x = _scaled(logits + row * stride, at, width, tl.where(greedy, 1.0, temperature))
+    x = scaled(logits + row * stride, at, width, tl.where(greedy, 1.0, temperature))
     broken = tl.max(((x != x) | (x == float("inf"))).to(tl.int32), 0)
-    noise = _noise(tl.load(seeds + row), tl.load(positions + row), (at + first).to(tl.uint32))
-    mine = tl.where(at < width, tl.where(greedy, x, x - noise), float("-inf"))
+    drawn = x - noise(tl.load(seeds + row), tl.load(positions + row), (at + first).to(tl.uint32))
+    mine = tl.where(at < width, tl.where(greedy, x, drawn), float("-inf"))
     mine = tl.where(mine == mine, mine, float("-inf"))
-    score, best = _best(mine, at.to(tl.int64) + first, MANY)
+    score, best = best_of(mine, at.to(tl.int64) + first, MANY)
     tl.store(scores + row * splits + part, tl.where(broken > 0, float("nan"), score))
     tl.store(ids + row * splits + part, best)
 
@@ -223,10 +134,6 @@ def variants() -> Iterator[Variant]:
         pointers = {"logits": dtype, "keys": "*i64", "ids": "*i64"}
         constants = {"SPLIT": _SPLIT, "MANY": _MANY}
         yield Variant(_best_of_split, pointers | sizes | {"splits": "i32"}, constants, 8, divisible=("width", "stride"))
-        rows = dict.fromkeys(("temperatures", "top_ps", "min_ps"), "*fp32") | {"top_ks": "*i32"}
-        rows |= dict.fromkeys(("seeds", "positions", "out"), "*i64")
-        constants = {"MANY": _MANY, "BLOCK": _BLOCK}
-        yield Variant(_draw, {"logits": dtype} | rows | sizes, constants, 16, divisible=("width", "stride"))
         constants = {"SPLIT": _DRAW_SPLIT, "MANY": _MANY}
         of_split = {"logits": dtype, "seeds": "*i64", "positions": "*i64", "temperatures": "*fp32", "scores": "*fp32"}
         of_split |= {"ids": "*i64"} | sizes | {"splits": "i32", "first": "i32"}
