@@ -49,7 +49,8 @@ def compiled(variant: Any, capability: int) -> tuple[int, int, int, Any]:
     names = variant.kernel.arg_names
     signature = {name: "constexpr" if name in constants else variant.signature[name] for name in names}
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, **variant.options}
-    pointers = [name for name, kind in signature.items() if kind.startswith("*")]
+    anywhere = {each.name for each in variant.kernel.params if each.do_not_specialize_on_alignment}
+    pointers = [name for name, kind in signature.items() if kind.startswith("*") and name not in anywhere]
     divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *variant.divisible)}
     source = ASTSource(variant.kernel, signature, constants, divisible)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

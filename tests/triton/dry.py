@@ -118,6 +118,12 @@ ENGINES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+LENGTHS = ([1], [5, 1300, 17, 1], [3] * 18)
+"""Of prompts that come together: few and many rows, long ones and short ones."""
+OTHERS = ([2], [16] * 16, [640, 1, 1, 1, 1], [64, 7], [33])
+"""The same in other numbers, for which no kernel may have to be compiled again: a request would wait for it."""
+
+
 def run(name: str, options: dict[str, Any]) -> None:
     """Prompts short and long, alone and together, greedy and drawn."""
     with tempfile.TemporaryDirectory() as folder:
@@ -131,22 +137,31 @@ def run(name: str, options: dict[str, Any]) -> None:
         with LLM(folder, **{**plain, **options}) as llm:
             drawn = SamplingParams(temperature=0.8, top_k=5, top_p=0.9, seed=3, max_tokens=3, ignore_eos=True)
             greedy = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=2)
-            for params in (greedy, drawn):
-                for lengths in ([1], [5, 1300, 17, 1], [3] * 18):
+            for params, given in ((greedy, LENGTHS), (drawn, LENGTHS), (greedy, OTHERS), (drawn, OTHERS)):
+                before = set(launched)
+                for lengths in given:
                     prompts = [{"prompt_token_ids": [3 + at % 100 for at in range(length)]} for length in lengths]
                     llm.generate(prompts, params, use_tqdm=False)
+                if given is OTHERS and launched.keys() - before:
+                    again = sorted({launched[each] for each in launched.keys() - before})
+                    raise ValueError(f"other lengths compile {', '.join(again)} again")
             layers = [each for each in llm.engine.executor.runner.model.modules() if hasattr(each, "backend")]
             if not layers[0].backend.name.startswith("triton"):
                 raise ValueError(f"attention is by {layers[0].backend.name}")
 
 
 def draws() -> None:
-    for rows, width in ((1, 1), (1, 151_936), (9, 1001)):
-        logits, ones = torch.ones(rows, width), torch.ones(rows)
-        numbers = torch.ones(rows, dtype=torch.int64)
-        sampling.best_tokens(logits)
-        truncated.draw_tokens(logits.bfloat16(), numbers, numbers, ones, numbers.int(), ones, ones)
-        sampling.draw_from_part(logits, numbers, numbers, ones, 1)
+    """Of one row and of others, whose numbers lie anywhere in memory."""
+    for width in (1, 151_936, 1001):
+        for rows in (1, 9, 4):
+            before = set(launched)
+            logits = torch.ones(rows, width)
+            whole, shares = torch.ones(4, rows, dtype=torch.int64), torch.ones(3, rows)
+            sampling.best_tokens(logits)
+            truncated.draw_tokens(logits.bfloat16(), whole[0], whole[1], shares[0], whole[3].int(), *shares[1:])
+            sampling.draw_from_part(logits, whole[0], whole[1], shares[0], 1)
+            if rows > 1 and launched.keys() - before:
+                raise ValueError(f"{rows} rows compile kernels again")
 
 
 def adapters() -> None:

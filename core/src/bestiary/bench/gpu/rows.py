@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from bestiary.serve.llm import LLM
 
 
+_SERVING: Mapping[str, Any] = {"capture_sizes": "at_start"}
+"""As `bestiary serve` does: queues come to an engine that has its steps."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """One measured number beside what the machine allows.
@@ -103,7 +107,7 @@ def offline(machine: Machine) -> Iterator[Figure]:
     lengths = [(each, chosen.randint(low, high)) for each in given]
     output = sum(wanted for _, wanted in lengths)
     for name, wanted in (("qwen3-0.6b", (12_000, 18_000)), ("qwen3-8b", (5_900, 7_800))):
-        options = machine.options(max_num_seqs=machine.size(256, 4), max_model_len=machine.size(2048, 32))
+        options = machine.options(max_num_seqs=machine.size(256, 4), max_model_len=machine.size(2048, 32), **_SERVING)
         with engine(machine.shape(name), **options) as llm:
             measure.queue_seconds(llm, lengths[:4])
             seconds = measure.queue_seconds(llm, lengths)
@@ -168,7 +172,7 @@ def eight_bits(machine: Machine) -> Iterator[Figure]:
     """G7: fp8 weights, activations and cache, 1,000 tokens in, 1,000 out."""
     length, count = machine.size(1000, 8), machine.size(256, 2)
     options = machine.options(
-        max_num_seqs=count, max_model_len=2 * length + 16, quantization="fp8_dynamic", kv_cache_dtype="fp8"
+        max_num_seqs=count, max_model_len=2 * length + 16, quantization="fp8_dynamic", kv_cache_dtype="fp8", **_SERVING
     )
     with engine(machine.shape("llama-3-8b"), **options) as llm:
         measure.queue_seconds(llm, [(16, 2)])
@@ -214,7 +218,7 @@ def queues(machine: Machine) -> Iterator[Figure]:
     name = "qwen3-0.6b"
     with others.loaded(machine.shape(name), machine.device) as model:
         theirs = others.queue_seconds(model, count, length, length, machine.device)
-    options = machine.options(max_num_seqs=count, max_model_len=2 * length + 16)
+    options = machine.options(max_num_seqs=count, max_model_len=2 * length + 16, **_SERVING)
     with engine(machine.shape(name), **options) as llm:
         measure.queue_seconds(llm, [(8, 4)])
         ours = measure.queue_seconds(llm, [(length, length)] * count)
