@@ -149,6 +149,15 @@ def test_number_formats(dtype: torch.dtype, cache: torch.dtype) -> None:
     check(step, TritonBackend(), rtol=loose, atol=loose)
 
 
+@pytest.mark.parametrize("cache", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("size", [1.0, 3e5])
+def test_bf16_queries_over_an_fp8_cache(cache: torch.dtype, size: float) -> None:
+    """They are multiplied as fp16, which large ones do not fit into as they are."""
+    step = Step(replace(PLAIN, scale=0.25 / size), [(40, 1), (9, 1), (5, 4)], torch.bfloat16, cache)
+    step.query *= size
+    check(step, TritonBackend(), rtol=3e-2, atol=3e-2)
+
+
 @pytest.mark.parametrize("name", ["plain", "everything", "three heads a key"])
 def test_bits_do_not_depend_on_company_or_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last token alone as a decode, at the end of a part, and beside other sequences."""

@@ -62,6 +62,14 @@ def _widened(x, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
         return x.to(tl.float16).to(tl.float32).to(KIND)
 
 
+@triton.jit
+def _as_fp16(rows):  # type: ignore[no-untyped-def]
+    """Queries as fp16, and what to multiply scores by: 1, or a power of two where some are too large for it."""
+    largest = tl.max(tl.max(tl.abs(rows.to(tl.float32)), 1), 0)
+    lift = tl.where(largest > 32768.0, tl.exp2(tl.ceil(tl.log2(largest)) - 15.0), 1.0)
+    return (rows.to(tl.float32) / lift).to(tl.float16), lift
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _part(  # type: ignore[no-untyped-def]
     most, total, sums, rows, position, slope, cache, table, kv_head, begin, end, scale, soft_cap,
@@ -200,6 +208,9 @@ def attend_tile(  # type: ignore[no-untyped-def]
         rows = tl.load(
             query + at[:, None] * query_stride + head[:, None] * HEAD + channel[None, :], mask=inside, other=0.0
         )
+        if cache.dtype.element_ty.primitive_bitwidth == 8 and rows.dtype == tl.bfloat16 and SPLIT == 0:
+            rows, lift = _as_fp16(rows)  # which holds all that the cache has, and takes half the conversions
+            scale *= lift
         slope = tl.load(slopes + head, mask=valid, other=0.0) / (1.0 if SOFT_CAP else scale) if ALIBI else 0.0
         table = tables + sequence.to(tl.int64) * table_stride
         if SPLIT > 0 and not APART:
