@@ -1,7 +1,8 @@
 """What adapters add, each row with the factors of its own slot, which is read on the device.
 
 A program computes one row, so its bits do not depend on the others. Factors are read again for every row, from the
-cache where rows share a slot. What a slot holds beyond its adapter's rank is zero.
+cache where rows share a slot; for many rows, `lora_tiles` has what reads them less often. What a slot holds beyond its
+adapter's rank is zero.
 """
 
 from __future__ import annotations
@@ -102,17 +103,19 @@ def add_lora_embedding(
     out: Tensor, ids: Tensor, a: Tensor, b: Tensor, rows: SlotRows, ranks: Mapping[int, int]
 ) -> Tensor:
     """As `bestiary.nn.ops.lora.add_lora_embedding`."""
-    flat = ids.reshape(-1)
-    if not len(flat):
-        return out
-    rank = a.shape[2]
+    return _add(out, looked_up(ids, a, rows), b, [out.shape[-1]], rows.slots) if ids.numel() else out
+
+
+def looked_up(ids: Tensor, a: Tensor, rows: SlotRows) -> Tensor:
+    """``A x`` of an embedding, fp32 ``[ids, 1, rank]``; what stands in rows without an adapter is no result."""
+    flat, rank = ids.reshape(-1), a.shape[2]
     inner = torch.empty(len(flat), 1, rank, dtype=torch.float32, device=ids.device)
     a = a if a.stride(2) == 1 else a.contiguous()
     _look_up[(len(flat),)](
         flat, a, rows.slots, inner, rank, len(flat) // len(rows.slots), a.stride(0), a.stride(1),
         RANK=triton.next_power_of_2(rank),
     )  # fmt: skip
-    return _add(out, inner, b, [out.shape[-1]], rows.slots)
+    return inner
 
 
 def _add(out: Tensor, inner: Tensor, b: Tensor, sizes: Sequence[int], slots: Tensor) -> Tensor:
