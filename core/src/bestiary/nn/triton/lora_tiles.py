@@ -5,8 +5,8 @@ one slot; nothing is sorted or gathered. Where it does not know (recorded steps,
 few, where several rows share an entry of slots and where factors have another dtype than rows, kernels go row by row
 (`lora`). A row's last bits depend on which of the two it is, so deterministic engines take only the other module's.
 
-The first product is summed in fp32; the second is made of fp32 numbers in three products of tf32 ones, which is as
-exact as fp32, and rounded once before it is added.
+The first product is summed in fp32. So is the second, whose left side stays fp32: factors of 16 bits are exact in tf32,
+and the left side is the sum of two numbers that tf32 holds. It is rounded once before it is added.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _shrink_tile(  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def _expand_tile(  # type: ignore[no-untyped-def]
     inner, b, tiles, out, width, rank, inner_stride, b_slot, b_row, out_stride,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr, STRIP: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """``out += B inner`` of some columns of a tile's rows."""
     across = tl.cdiv(width, COLUMNS)
@@ -78,12 +78,18 @@ def _expand_tile(  # type: ignore[no-untyped-def]
     before = tl.load(at, mask=there, other=0.0)
     factor = b + slot * b_slot + column.to(tl.int64)[None, :] * b_row
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in tl.static_range(0, RANK, STRIP):
+    for start in tl.range(0, rank, STRIP, num_stages=1):
         r = start + tl.arange(0, STRIP)
         value = tl.load(inner + row[:, None] * inner_stride + r[None, :], mask=held[:, None] & (r < rank)[None, :],
                         other=0.0)  # fmt: skip
         other = tl.load(factor + r[:, None], mask=within[None, :] & (r < rank)[:, None], other=0.0).to(tl.float32)
-        sums = tl.dot(value, other, sums, input_precision=PRECISION)
+        if SPLIT:
+            # The 11 bits that tf32 keeps; what is left has 13 at most, of which it keeps 11.
+            high = (value.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+            sums = tl.dot(value - high, other, sums, input_precision="tf32")
+            sums = tl.dot(high, other, sums, input_precision="tf32")
+        else:
+            sums = tl.dot(value, other, sums, input_precision="ieee")
     kind = out.dtype.element_ty
     added = sums.to(kind).to(tl.float32)
     tl.store(at, (before.to(tl.float32) + added).to(kind), mask=there)
@@ -92,10 +98,11 @@ def _expand_tile(  # type: ignore[no-untyped-def]
 def add_lora(
     out: Tensor, x: Tensor, a: Tensor, b: Tensor, sizes: Sequence[int], rows: SlotRows, ranks: Mapping[int, int]
 ) -> Tensor:
-    """As `bestiary.nn.ops.lora.add_lora`. No more of the factors is read than the largest of `ranks`."""
-    runs, rank = _worth_tiles(x, rows), max(ranks.values(), default=0)
-    if runs is None or rank == 0 or x.dtype is not a.dtype:
+    """As `bestiary.nn.ops.lora.add_lora`. Of factors only so much is read as the largest of `ranks`, in whole 16s."""
+    runs = _worth_tiles(x, rows)
+    if runs is None or x.dtype is not a.dtype or not ranks:
         return lora.add_lora(out, x, a, b, sizes, rows, ranks)
+    rank = min(a.shape[2], -(-max(ranks.values()) // 16) * 16)
     x = x if x.stride(1) == 1 else x.contiguous()
     a = a if a.stride(3) == 1 else a.contiguous()
     columns, height = a.shape[1] * rank, _height(runs.adapted)
@@ -152,10 +159,10 @@ def _shrink_shape(height: int, columns: int, dtype: torch.dtype) -> dict[str, in
 
 
 def _expand_shape(rank: int, b: torch.dtype) -> dict[str, Any]:
-    """Constants of the second product. What 16 bits hold is exact in tf32, and fp32 factors are multiplied as such."""
-    padded = max(16, int(triton.next_power_of_2(rank)))
-    wide, precision = (32, "ieee") if b is torch.float32 else (64, "tf32x3")
-    return {"COLUMNS": wide, "RANK": padded, "STRIP": min(padded, 32), "PRECISION": precision}
+    """Constants of the second product, which is split where factors are exact in tf32."""
+    if b is torch.float32:
+        return {"COLUMNS": 32, "STRIP": 16, "SPLIT": False}
+    return {"COLUMNS": 64, "STRIP": 16 if rank <= 16 else 32, "SPLIT": True}
 
 
 def variants() -> Iterator[Variant]:
@@ -169,7 +176,7 @@ def variants() -> Iterator[Variant]:
         for height in (16, 32, 64):
             for columns in (16, 64):
                 yield _variant(_shrink_tile, signature, height, _shrink_shape(height, columns, dtype), even)
-        for rank in (16, 64):
+        for rank in (16, 64) if dtype is not torch.float32 else (64,):
             yield _variant(_expand_tile, signature, _HEIGHT, _expand_shape(rank, dtype), even)
 
 
