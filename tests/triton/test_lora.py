@@ -164,6 +164,14 @@ def test_tiles_of_every_height(height: int, monkeypatch: pytest.MonkeyPatch) -> 
     check_tiles([(2, 70), (-1, 3), (0, 65), (1, 4), (2, 1)], [40, 24], 150, 16, torch.float16, 4e-3)
 
 
+@pytest.mark.usefixtures("no_row_kernels")
+def test_what_is_between_the_products_is_not_rounded() -> None:
+    a, b = (each.half() for each in (factors(1, 5, 150, along=1, seed=0), factors(40, 5, along=1, seed=1)))
+    x, rows = numbers(80, 150, seed=2).half(), laid([(0, 50), (2, 30)])
+    found = lora_tiles.add_lora(torch.zeros(80, 40), x, a, b, [40], rows, RANKS)
+    torch.testing.assert_close(found.double(), explicit(x, a, b, [40], rows.slots), rtol=1e-5, atol=1e-4)
+
+
 def test_heights_follow_the_number_of_rows() -> None:
     assert [lora_tiles._height(rows) for rows in (1, 2048, 2049, 4096, 4097, 8192, 10**6)] == [
         16,
