@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import cdiv, power_of_2
 from .variants import Variant
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def add_lora(
     inner = torch.empty(len(flat), shards, rank, dtype=torch.float32, device=x.device)
     _shrink[len(flat), shards](
         flat, a, rows.slots, inner, flat.shape[1], rank, len(flat) // len(rows.slots), flat.stride(0), *a.stride()[:3],
-        RANK=triton.next_power_of_2(rank), STRIP=_strip(rank),
+        RANK=power_of_2(rank), STRIP=_strip(rank),
     )  # fmt: skip
     return _add(out, inner, b, sizes, rows.slots)
 
@@ -113,7 +114,7 @@ def looked_up(ids: Tensor, a: Tensor, rows: SlotRows) -> Tensor:
     a = a if a.stride(2) == 1 else a.contiguous()
     _look_up[(len(flat),)](
         flat, a, rows.slots, inner, rank, len(flat) // len(rows.slots), a.stride(0), a.stride(1),
-        RANK=triton.next_power_of_2(rank),
+        RANK=power_of_2(rank),
     )  # fmt: skip
     return inner
 
@@ -125,10 +126,10 @@ def _add(out: Tensor, inner: Tensor, b: Tensor, sizes: Sequence[int], slots: Ten
     b = b if b.stride(2) == 1 else b.contiguous()
     rank, start = inner.shape[2], 0
     for shard, size in enumerate(sizes):
-        _expand[len(flat), triton.cdiv(size, _COLUMNS)](
+        _expand[len(flat), cdiv(size, _COLUMNS)](
             inner[:, shard], b[:, start : start + size], slots, flat[:, start : start + size], size, rank,
             len(flat) // len(slots), inner.stride(0), b.stride(0), b.stride(1), flat.stride(0),
-            RANK=triton.next_power_of_2(rank), COLUMNS=_COLUMNS,
+            RANK=power_of_2(rank), COLUMNS=_COLUMNS,
         )  # fmt: skip
         start += size
     return out if flat.data_ptr() == out.data_ptr() else out.copy_(flat.view(out.shape))
@@ -136,7 +137,7 @@ def _add(out: Tensor, inner: Tensor, b: Tensor, sizes: Sequence[int], slots: Ten
 
 def _strip(rank: int) -> int:
     """Inputs at a time: a tile of 4096 numbers fits the registers of four warps."""
-    return max(16, min(_STRIP, 4096 // int(triton.next_power_of_2(rank))))
+    return max(16, min(_STRIP, 4096 // power_of_2(rank)))
 
 
 def variants() -> Iterator[Variant]:

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import lora
+from .sizes import cdiv, power_of_2
 from .variants import Variant
 
 if TYPE_CHECKING:
@@ -102,13 +103,13 @@ def add_lora(
     runs = _worth_tiles(x, rows)
     if runs is None or x.dtype is not a.dtype or not ranks:
         return lora.add_lora(out, x, a, b, sizes, rows, ranks)
-    rank = min(a.shape[2], -(-max(ranks.values()) // 16) * 16)
+    rank = min(a.shape[2], cdiv(max(ranks.values()), 16) * 16)
     x = x if x.stride(1) == 1 else x.contiguous()
     a = a if a.stride(3) == 1 else a.contiguous()
     columns, height = a.shape[1] * rank, _height(runs.adapted)
     inner = torch.empty(len(x), columns, dtype=torch.float32, device=x.device)
     tiles, shape = runs.tiles(height), _shrink_shape(height, columns, x.dtype)
-    _shrink_tile[(len(tiles) * triton.cdiv(columns, shape["COLUMNS"]),)](
+    _shrink_tile[(len(tiles) * cdiv(columns, shape["COLUMNS"]),)](
         x, a, tiles, inner, x.shape[1], rank, columns, x.stride(0), *a.stride()[:3], ROWS=height, **shape
     )
     return _add(out, inner.view(len(x), -1, rank), b, sizes, runs)
@@ -130,7 +131,7 @@ def _add(out: Tensor, inner: Tensor, b: Tensor, sizes: Sequence[int], runs: Runs
     b = b if b.stride(2) == 1 else b.contiguous()
     tiles, rank, shape, start = runs.tiles(_HEIGHT), inner.shape[2], _expand_shape(inner.shape[2], b.dtype), 0
     for shard, size in enumerate(sizes):
-        _expand_tile[(len(tiles) * triton.cdiv(size, shape["COLUMNS"]),)](
+        _expand_tile[(len(tiles) * cdiv(size, shape["COLUMNS"]),)](
             inner[:, shard], b[:, start : start + size], tiles, held[:, start : start + size], size, rank,
             inner.stride(0), b.stride(0), b.stride(1), held.stride(0), ROWS=_HEIGHT, **shape,
         )  # fmt: skip
@@ -148,12 +149,12 @@ def _worth_tiles(x: Tensor, rows: SlotRows) -> Runs | None:
 
 def _height(rows: int) -> int:
     """Rows of a tile of the first product: low where rows are few, so that there are tiles enough."""
-    return max(16, min(64, int(triton.next_power_of_2(triton.cdiv(rows, _PROGRAMS)))))
+    return max(16, min(64, power_of_2(cdiv(rows, _PROGRAMS))))
 
 
 def _shrink_shape(height: int, columns: int, dtype: torch.dtype) -> dict[str, int]:
     """Constants of the first product and its warps: three strips lie in less than 99 KiB."""
-    wide = max(16, min(64, int(triton.next_power_of_2(columns))))
+    wide = max(16, min(64, power_of_2(columns)))
     strip = 32 if dtype is torch.float32 else 128
     return {"COLUMNS": wide, "STRIP": strip, "num_warps": 4 if height * wide > 1024 else 2, "num_stages": 3}
 
