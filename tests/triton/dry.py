@@ -10,12 +10,15 @@ for each engine; exit status 1 where one fails, or a kernel does not fit.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
@@ -27,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from bestiary import LLM, SamplingParams
+from bestiary import LLM, LoRARequest, SamplingParams
 from bestiary.nn.attention import triton as backend
 from bestiary.nn.lora.rows import SlotRows
 from bestiary.nn.ops import registry
@@ -43,12 +46,13 @@ from bestiary.nn.triton import (
     grouped,
     int8,
     linear,
-    lora,
+    lora_tiles,
     sampling,
     stacked,
     step,
 )
 from bestiary.nn.triton import draws as truncated
+from bestiary.testing.adapters import random_adapter, write_adapter
 
 SHARED, GRID = 227 * 1024, (2**31 - 1, 65535, 65535)
 
@@ -68,6 +72,8 @@ class Driver:
 
 launched: dict[Any, str] = {}
 """Each compiled kernel, by its name."""
+launches: Counter[str] = Counter()
+"""How often an engine, or a call, launched each kernel."""
 _compiling: Callable[..., Any] = JITFunction.run
 
 
@@ -79,6 +85,7 @@ def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any)
     if made.metadata.shared > SHARED:
         raise ValueError(f"{self.__name__} needs {made.metadata.shared} bytes of shared memory")
     launched[made] = self.__name__
+    launches[self.__name__] += 1
     return made
 
 
@@ -114,7 +121,8 @@ ENGINES: list[tuple[str, dict[str, Any]]] = [
     *(("qwen3_moe", {"quantization": method}) for method in ("int8", "int4", "fp8")),
     ("odd sizes", {"quantization": "int4"}),
     ("qwen3_moe", {"quantization": "int4", "deterministic": True}),
-    ("llama", {"enable_lora": True, "max_lora_rank": 8}),
+    *((name, {"enable_lora": True, "max_lora_rank": 8}) for name in ("llama", "qwen3_moe")),
+    ("llama", {"enable_lora": True, "deterministic": True}),
 ]
 
 
@@ -137,17 +145,30 @@ def run(name: str, options: dict[str, Any]) -> None:
         with LLM(folder, **{**plain, **options}) as llm:
             drawn = SamplingParams(temperature=0.8, top_k=5, top_p=0.9, seed=3, max_tokens=3, ignore_eos=True)
             greedy = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=2)
+            adapter = _adapter(config, folder) if "enable_lora" in options else None
             for params, given in ((greedy, LENGTHS), (drawn, LENGTHS), (greedy, OTHERS), (drawn, OTHERS)):
                 before = set(launched)
                 for lengths in given:
                     prompts = [{"prompt_token_ids": [3 + at % 100 for at in range(length)]} for length in lengths]
-                    llm.generate(prompts, params, use_tqdm=False)
+                    asked = [adapter if at % 3 < 2 else None for at in range(len(prompts))]
+                    llm.generate(prompts, params, use_tqdm=False, lora_request=asked if adapter else None)
                 if given is OTHERS and launched.keys() - before:
                     again = sorted({launched[each] for each in launched.keys() - before})
                     raise ValueError(f"other lengths compile {', '.join(again)} again")
             layers = [each for each in llm.engine.executor.runner.model.modules() if hasattr(each, "backend")]
             if not layers[0].backend.name.startswith("triton"):
                 raise ValueError(f"attention is by {layers[0].backend.name}")
+            tiled = bool(launches["_shrink_tile"] and launches["_expand_tile"])
+            if adapter and not (launches["_shrink"] and tiled is not options.get("deterministic", False)):
+                raise ValueError(f"adapters are by {dict(launches)}")
+
+
+def _adapter(config: Any, folder: str) -> LoRARequest:
+    """One on every projection."""
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    weights = {name.removesuffix(".weight"): each for name, each in model.named_parameters() if "_proj" in name}
+    return LoRARequest("one", lora_path=write_adapter(Path(folder) / "one", random_adapter(weights)))
 
 
 def draws() -> None:
@@ -165,13 +186,13 @@ def draws() -> None:
 
 
 def adapters() -> None:
-    slots = SlotRows(torch.zeros(3, dtype=torch.int64))
-    for rank, width in ((1, 1), (8, 64), (20, 100)):
-        x, out = torch.ones(3, width).bfloat16(), torch.ones(3, 96).bfloat16()
+    for count, rank, width in itertools.product((3, 70, 3000, 9000), (1, 8, 20, 128), (1, 64, 100)):
+        slots = SlotRows.of([0] * count, torch.device("cpu"))
+        x, out = torch.ones(count, width).bfloat16(), torch.ones(count, 96).bfloat16()
         a, b = torch.ones(2, 2, rank, width).bfloat16(), torch.ones(2, 96, rank).bfloat16()
-        lora.add_lora(out, x, a, b, [32, 64], slots, {})
+        lora_tiles.add_lora(out, x, a, b, [32, 64], slots, {0: rank})
         table = torch.ones(2, 160, rank).bfloat16()
-        lora.add_lora_embedding(out, torch.zeros(3, dtype=torch.int64), table, b, slots, {})
+        lora_tiles.add_lora_embedding(out, torch.zeros(count, dtype=torch.int64), table, b, slots, {0: rank})
 
 
 def products() -> None:
@@ -269,6 +290,7 @@ def main() -> int:
     failed = 0
     for name, work in tried:
         before = set(launched)
+        launches.clear()
         try:
             work()
         except Exception:  # whatever it is, it is what would have happened on a GPU

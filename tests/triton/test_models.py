@@ -17,7 +17,7 @@ def test_tokens_are_those_of_torch() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 4
+    assert len(found) == 5
     for name, runs in found.items():
         wanted, ops, backend = runs["torch"]
         assert backend == "torch"
@@ -28,6 +28,6 @@ def test_tokens_are_those_of_torch() -> None:
             assert ops["rms_norm"] == ops["rotary_embedding"] == ops["write_kv_cache"] == "triton"
             assert ops["qk_norm_rope_cache"] == "triton"
             assert (ops["linear"] == "triton") == (kind == "exact")
-            for each in ("fused_experts", "grouped_experts", "linear_int4"):
+            for each in ("fused_experts", "grouped_experts", "add_lora", "linear_int4"):
                 assert ops[each] == ("triton_exact" if kind == "exact" else "triton")
             assert tokens == wanted, (name, kind)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
 
-from bestiary import LLM, SamplingParams
+from bestiary import LLM, LoRARequest, SamplingParams
+from bestiary.testing.adapters import random_adapter, write_adapter
 
 pytestmark = pytest.mark.gpu
 
@@ -39,11 +41,26 @@ def checkpoint(name: str) -> str:
     return folder
 
 
-def answers(name: str, prompts: list[list[int]] = PROMPTS, **options: Any) -> tuple[list[Answer], LLM]:
+@functools.cache
+def adapters(name: str) -> tuple[LoRARequest, ...]:
+    """Two on every projection, experts' included."""
+    model, folder = transformers.AutoModelForCausalLM.from_pretrained(checkpoint(name)), Path(tempfile.mkdtemp())
+    weights = {name.removesuffix(".weight"): each for name, each in model.named_parameters() if "_proj" in name}
+    made = {each: write_adapter(folder / each, random_adapter(weights, seed=ord(each))) for each in "ab"}
+    return tuple(LoRARequest(each, lora_path=path) for each, path in made.items())
+
+
+def answers(
+    name: str,
+    prompts: list[list[int]] = PROMPTS,
+    lora_request: list[LoRARequest | None] | None = None,
+    **options: Any,
+) -> tuple[list[Answer], LLM]:
     """Each token of each answer with its log-probability, and the engine that gave them."""
     plain = {"skip_tokenizer_init": True, "progress": False, "num_gpu_blocks_override": 512, "device": "cuda"}
     llm = LLM(checkpoint(name), **{**plain, **options})
-    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], GREEDY, use_tqdm=False)
+    asked = [{"prompt_token_ids": ids} for ids in prompts]
+    outputs = llm.generate(asked, GREEDY, use_tqdm=False, lora_request=lora_request)
     found = []
     for output in outputs:
         one = output.outputs[0]
@@ -106,3 +123,19 @@ def test_deterministic_answers_are_the_same_bits(name: str, dtype: str) -> None:
     assert alone == together
     assert answers(name, max_num_batched_tokens=64, **options)[0] == together
     assert answers(name, num_gpu_blocks_override=52, **options)[0] == together
+
+
+@pytest.mark.parametrize("name", ["mistral with a window", "qwen3_moe"])
+def test_adapters_in_prompts_and_alone(name: str) -> None:
+    """In tiles and row by row; and where a row's bits are its own, the same ones alone, together and in parts."""
+    first, second = adapters(name)
+    options = {"enable_lora": True, "max_lora_rank": 8, "lora_request": [first, None, second, second]}
+    found, llm = answers(name, dtype="float32", **options)
+    assert llm.engine.ops["add_lora"] == "triton"
+    wanted, _ = answers(name, dtype="float32", device="cpu", kernels="torch", **options)
+    assert tokens(found) == tokens(wanted) != tokens(answers(name, dtype="float32")[0])
+    exact = {**options, "dtype": "bfloat16", "deterministic": True}
+    together, llm = answers(name, **exact)
+    assert llm.engine.ops["add_lora"] == "triton_exact"
+    assert answers(name, max_num_batched_tokens=64, **exact)[0] == together
+    assert answers(name, PROMPTS[3:], **{**exact, "lora_request": [second]})[0] == together[3:]

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 import transformers
 
-from bestiary import LLM, SamplingParams
+from bestiary import LLM, LoRARequest, SamplingParams
+from bestiary.testing.adapters import random_adapter, write_adapter
 
 COMMON = {"vocab_size": 96, "max_position_embeddings": 256, "initializer_range": 0.2, "eos_token_id": 2}
 SIZES = {
@@ -31,7 +33,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 TORCH = {
     "rms_norm", "fused_add_rms_norm", "layer_norm", "silu_and_mul", "gelu", "rotary_embedding", "qk_norm_rope",
     "rotary_angles", "qk_norm_rope_cache", "write_kv_cache", "topk_routing", "fused_experts", "grouped_experts",
-    "linear_int4",
+    "linear_int4", "add_lora", "add_lora_embedding",
 }  # fmt: skip
 
 
@@ -41,24 +43,32 @@ def tokens(folder: str, **options: object) -> tuple[list[list[int]], dict[str, s
         folder, kernels="torch", skip_tokenizer_init=True, progress=False, device="cpu", dtype="float32",
         num_gpu_blocks_override=64, **options,
     )  # fmt: skip
-    outputs = llm.generate([{"prompt_token_ids": ids} for ids in PROMPTS], GREEDY, use_tqdm=False)
+    adapters = [LoRARequest(name, lora_path=f"{folder}/{name}") for name in "ab"] if "enable_lora" in options else []
+    asked = [None, *adapters, *adapters] if adapters else None
+    prompts = [*PROMPTS, [3 + at % 90 for at in range(70)]] if adapters else PROMPTS
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], GREEDY, use_tqdm=False, lora_request=asked)
     layers = [each for each in llm.engine.executor.runner.model.modules() if hasattr(each, "backend")]
     return [each.outputs[0].token_ids for each in outputs], dict(llm.engine.ops), layers[0].backend.name
 
 
 RUNS: dict[str, dict[str, object]] = {
     **{name: {} for name in CONFIGS}, "qwen3_moe in int4": {"quantization": "int4"},
+    "qwen3_moe with adapters": {"enable_lora": True, "max_lora_rank": 8},
 }  # fmt: skip
-"""Models, some quantized while they are loaded."""
+"""Models, some quantized while they are loaded; and prompts of several adapters, in tiles and row by row."""
 
 
 def main() -> None:
     found = {}
     for name, options in RUNS.items():
-        config = CONFIGS[name.removesuffix(" in int4")]
+        config = CONFIGS[name.removesuffix(" in int4").removesuffix(" with adapters")]
         folder = tempfile.mkdtemp()
         torch.manual_seed(1)
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        model.save_pretrained(folder)
+        weights = {name.removesuffix(".weight"): each for name, each in model.named_parameters() if "_proj" in name}
+        for seed, adapter in enumerate("ab"):
+            write_adapter(Path(folder) / adapter, random_adapter(weights, seed=seed))
         by_torch = dict.fromkeys(TORCH, "reference")
         found[name] = {
             "triton": tokens(folder, **options),

@@ -87,6 +87,25 @@ def test_rows_of_slots():
     assert [(slot, index.tolist()) for slot, index in picked.groups] == [(1, [3]), (2, [0, 1])]
 
 
+def test_runs_of_rows():
+    found = rows([-1, 2, 2, 2, 0, 0, -1, 2])
+    assert found.runs.found == ((2, 1, 4), (0, 4, 6), (2, 7, 8))
+    assert (found.runs.count, found.runs.adapted, found.runs.slots) == (8, 6, (0, 2))
+    assert found.runs.tiles(2).tolist() == [[2, 1, 3], [2, 3, 4], [0, 4, 6], [2, 7, 8]]
+    assert found.runs.tile_count(2) == 4 and found.runs.tiles(2).dtype is torch.int32
+    named = found.within({0: 4})
+    assert named.runs.tiles(2) is found.runs.tiles(2)
+    assert [(slot, index.tolist()) for slot, index in named.groups] == [(0, [4, 5])]
+    assert found.within({2: 4}).groups[0][1] is found.groups[1][1]
+
+
+def test_runs_of_picked_rows():
+    assert rows([1, 1, 1]).pick(torch.tensor([2, 0])).runs.found == ((1, 0, 2),)
+    assert rows([1, 1, 1]).pick(torch.tensor([], dtype=torch.int64)).groups == ()
+    for mixed in ([1, 1, -1], [1, 2, 2], [1, -1, 1]):
+        assert rows(mixed).pick(torch.tensor([0, 1])).runs is None
+
+
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 

@@ -15,8 +15,8 @@ _TRITON = (
 )  # fmt: skip
 """Ops that Triton kernels compute on CUDA."""
 _EXACT = (
-    "fused_experts", "grouped_experts", "linear_gguf", "linear_int8", "linear_fp8", "linear_fp8_fp8", "linear_int4",
-    "linear_uint8", "linear_codebook",
+    "fused_experts", "grouped_experts", "add_lora", "add_lora_embedding", "linear_gguf", "linear_int8", "linear_fp8",
+    "linear_fp8_fp8", "linear_int4", "linear_uint8", "linear_codebook",
 )  # fmt: skip
 """Those of them that have versions of their own where a row's bits must not depend on other rows."""
 

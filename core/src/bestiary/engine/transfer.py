@@ -10,14 +10,12 @@ from itertools import accumulate
 import numpy as np
 import torch
 
+from bestiary.nn.sending import send
+
+__all__ = ["fetch", "in_one_copy", "send", "send_together"]
+
 _ALIGNED = 16
 """Bytes: kernels read more at a time from such addresses."""
-
-
-def send(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
-    """An array on a device, in one copy that nobody waits for."""
-    held = torch.from_numpy(numbers)
-    return held.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else held.to(device)
 
 
 def send_together(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:

@@ -1,7 +1,8 @@
 """What adapters add, each row with the factors of its own slot, which is read on the device.
 
 A program computes one row, so its bits do not depend on the others. Factors are read again for every row, from the
-cache where rows share a slot. What a slot holds beyond its adapter's rank is zero.
+cache where rows share a slot; for many rows, `lora_tiles` has what reads them less often. What a slot holds beyond its
+adapter's rank is zero.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import cdiv, power_of_2
 from .variants import Variant
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ def add_lora(
     inner = torch.empty(len(flat), shards, rank, dtype=torch.float32, device=x.device)
     _shrink[len(flat), shards](
         flat, a, rows.slots, inner, flat.shape[1], rank, len(flat) // len(rows.slots), flat.stride(0), *a.stride()[:3],
-        RANK=triton.next_power_of_2(rank), STRIP=_strip(rank),
+        RANK=power_of_2(rank), STRIP=_strip(rank),
     )  # fmt: skip
     return _add(out, inner, b, sizes, rows.slots)
 
@@ -102,17 +104,19 @@ def add_lora_embedding(
     out: Tensor, ids: Tensor, a: Tensor, b: Tensor, rows: SlotRows, ranks: Mapping[int, int]
 ) -> Tensor:
     """As `bestiary.nn.ops.lora.add_lora_embedding`."""
-    flat = ids.reshape(-1)
-    if not len(flat):
-        return out
-    rank = a.shape[2]
+    return _add(out, looked_up(ids, a, rows), b, [out.shape[-1]], rows.slots) if ids.numel() else out
+
+
+def looked_up(ids: Tensor, a: Tensor, rows: SlotRows) -> Tensor:
+    """``A x`` of an embedding, fp32 ``[ids, 1, rank]``; what stands in rows without an adapter is no result."""
+    flat, rank = ids.reshape(-1), a.shape[2]
     inner = torch.empty(len(flat), 1, rank, dtype=torch.float32, device=ids.device)
     a = a if a.stride(2) == 1 else a.contiguous()
     _look_up[(len(flat),)](
         flat, a, rows.slots, inner, rank, len(flat) // len(rows.slots), a.stride(0), a.stride(1),
-        RANK=triton.next_power_of_2(rank),
+        RANK=power_of_2(rank),
     )  # fmt: skip
-    return _add(out, inner, b, [out.shape[-1]], rows.slots)
+    return inner
 
 
 def _add(out: Tensor, inner: Tensor, b: Tensor, sizes: Sequence[int], slots: Tensor) -> Tensor:
@@ -122,10 +126,10 @@ def _add(out: Tensor, inner: Tensor, b: Tensor, sizes: Sequence[int], slots: Ten
     b = b if b.stride(2) == 1 else b.contiguous()
     rank, start = inner.shape[2], 0
     for shard, size in enumerate(sizes):
-        _expand[len(flat), triton.cdiv(size, _COLUMNS)](
+        _expand[len(flat), cdiv(size, _COLUMNS)](
             inner[:, shard], b[:, start : start + size], slots, flat[:, start : start + size], size, rank,
             len(flat) // len(slots), inner.stride(0), b.stride(0), b.stride(1), flat.stride(0),
-            RANK=triton.next_power_of_2(rank), COLUMNS=_COLUMNS,
+            RANK=power_of_2(rank), COLUMNS=_COLUMNS,
         )  # fmt: skip
         start += size
     return out if flat.data_ptr() == out.data_ptr() else out.copy_(flat.view(out.shape))
@@ -133,7 +137,7 @@ def _add(out: Tensor, inner: Tensor, b: Tensor, sizes: Sequence[int], slots: Ten
 
 def _strip(rank: int) -> int:
     """Inputs at a time: a tile of 4096 numbers fits the registers of four warps."""
-    return max(16, min(_STRIP, 4096 // int(triton.next_power_of_2(rank))))
+    return max(16, min(_STRIP, 4096 // power_of_2(rank)))
 
 
 def variants() -> Iterator[Variant]:
