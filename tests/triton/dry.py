@@ -10,7 +10,6 @@ for each engine; exit status 1 where one fails, or a kernel does not fit.
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import tempfile
@@ -186,7 +185,7 @@ def draws() -> None:
 
 
 def adapters() -> None:
-    for count, rank, width in itertools.product((3, 70, 3000, 9000), (1, 8, 20, 128), (1, 64, 100)):
+    for count, rank, width in ((3, 1, 1), (3, 20, 100), (70, 8, 64), (70, 1, 100), (3000, 20, 1), (9000, 128, 64)):
         slots = SlotRows.of([0] * count, torch.device("cpu"))
         x, out = torch.ones(count, width).bfloat16(), torch.ones(count, 96).bfloat16()
         a, b = torch.ones(2, 2, rank, width).bfloat16(), torch.ones(2, 96, rank).bfloat16()
