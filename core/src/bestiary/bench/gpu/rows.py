@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from bestiary.serve.llm import LLM
 
 
-_SERVING: Mapping[str, Any] = {"capture_sizes": "at_start"}
-"""As `bestiary serve` does: queues come to an engine that has its steps."""
+_SERVING: Mapping[str, Any] = {"capture_sizes": "at_start", "max_num_batched_tokens": 8192}
+"""As one would serve on such a GPU: queues come to an engine that has its steps, and prompts fill it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
