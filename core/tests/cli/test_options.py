@@ -169,3 +169,9 @@ def test_bash_completes_a_short_name(tmp_path: Path) -> None:
     }
     done = subprocess.run(["bash", "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("smollm2\n", "")
+
+
+def test_a_gpu_has_larger_steps() -> None:
+    assert EngineArgs("m").step_limits("cpu") == (64, 2048)
+    assert EngineArgs("m").step_limits("cuda") == (256, 8192)
+    assert EngineArgs("m", max_num_seqs=3, max_num_batched_tokens=9).step_limits("cuda") == (3, 9)

@@ -38,7 +38,8 @@ class EngineArgs:
         dtype: "auto" (the checkpoint's; float32 on a CPU without fast bfloat16, and says so), "float32", "bfloat16",
             "float16".
         max_model_len: prompt and answer together; None: what the model was trained for.
-        max_num_seqs, max_num_batched_tokens, enable_chunked_prefill, max_queue: limits of one step, and of the queue.
+        max_num_seqs, max_num_batched_tokens, enable_chunked_prefill, max_queue: limits of one step (None: 64 sequences
+            and 2048 tokens, on a GPU 256 and 8192), and of the queue.
             async_scheduling: plan a step before the tokens of the one before it are known; None: on a GPU.
         block_size: KV-cache block, in tokens. num_gpu_blocks_override: exact number of blocks, on any device.
         kv_cache_memory_bytes: memory for them; None: half of what is free (4 GiB of it on a CPU), at most what
@@ -82,8 +83,8 @@ class EngineArgs:
     seed: int = 0
     deterministic: bool = False
     max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
     max_queue: int | None = None
@@ -126,6 +127,14 @@ class EngineArgs:
     distributed_executor_backend: str = "mp"
     stall_timeout: float = 120.0
     progress: bool = True
+
+    def step_limits(self, device: str) -> tuple[int, int]:
+        """The most sequences and tokens of a step on a device: where nobody says, what about fills it."""
+        sequences, tokens = (256, 8192) if device == "cuda" else (64, 2048)
+        return (
+            sequences if self.max_num_seqs is None else self.max_num_seqs,
+            tokens if self.max_num_batched_tokens is None else self.max_num_batched_tokens,
+        )
 
     @classmethod
     def make(cls, model: str, options: Mapping[str, Any]) -> EngineArgs:

@@ -107,11 +107,12 @@ def _deploy(serve: Any, args: EngineArgs, parallel: ParallelConfig, replicas: in
     device = args.device
     if device == "auto":
         device = "cuda" if load_ray().cluster_resources().get("GPU") else "cpu"
-    args = replace(args, device=device, distributed_executor_backend="ray", progress=False)
+    sequences, _ = args.step_limits(device)
+    args = replace(args, device=device, max_num_seqs=sequences, distributed_executor_backend="ray", progress=False)
     deployment = serve.deployment(Replica).options(
         name=APPLICATION,
         num_replicas=replicas,
-        max_ongoing_requests=args.max_num_seqs,
+        max_ongoing_requests=sequences,
         health_check_period_s=_HEALTH_SECONDS,
         max_queued_requests=-1 if args.max_queue is None else max(1, args.max_queue),
         logging_config=_LOGGING,

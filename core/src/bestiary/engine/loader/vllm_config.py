@@ -49,6 +49,7 @@ def make_vllm_config(
         UsageError: arguments do not fit the model or this machine.
     """
     device = choose_device(args.device)
+    sequences, tokens = args.step_limits(device)
     dtype, weights_dtype = choose_dtype(args.dtype, description, device, "linear" in packing)
     return VllmConfig(
         model_config=ModelConfig(
@@ -73,8 +74,8 @@ def make_vllm_config(
             sliding_window=_window_of_all_layers(text_config(hf_config)),
         ),
         scheduler_config=SchedulerConfig(
-            max_num_seqs=args.max_num_seqs,
-            max_num_batched_tokens=args.max_num_batched_tokens,
+            max_num_seqs=sequences,
+            max_num_batched_tokens=tokens,
             enable_chunked_prefill=args.enable_chunked_prefill,
             max_queue=args.max_queue,
             async_scheduling=_async_scheduling(args, device),

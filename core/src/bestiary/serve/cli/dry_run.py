@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_LIMITS = (
-    "max_num_seqs", "max_num_batched_tokens", "max_queue", "enable_chunked_prefill", "enable_prefix_caching",
-    "stall_timeout",
-)  # fmt: skip
+_LIMITS = ("max_queue", "enable_chunked_prefill", "enable_prefix_caching", "stall_timeout")
 
 
 def dry_run_option(command: Command) -> Command:
@@ -67,9 +64,12 @@ def plan_of(args: EngineArgs, sampling: SamplingParams | None = None) -> dict[st
         found = examine(args)
     context = click.get_current_context(silent=True)
     problems = found.pop("notices")
+    sequences, tokens = args.step_limits(found["runs_on"]["device"])
     return found | {
         "limits": {
             "max_model_len": found["config"]["max_model_len"],
+            "max_num_seqs": sequences,
+            "max_num_batched_tokens": tokens,
             **{name: getattr(args, name) for name in _LIMITS},
         },
         "sampling": None if sampling is None else {name: getattr(sampling, name) for name in (*SAMPLING_HELP, "seed")},
