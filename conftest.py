@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from bestiary.api.registry import ModelRegistry
 
@@ -18,6 +19,9 @@ collect_ignore = ["tests/clients"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("BESTIARY_KERNELS", "torch")  # core's own; those who test others ask for them
 os.environ.setdefault("BESTIARY_PACKED_CACHE", "0")  # tests keep nothing in the home of who runs them
+# Machines are shared: how long an example takes says nothing.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 @pytest.fixture(autouse=True, scope="module")

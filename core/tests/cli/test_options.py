@@ -172,6 +172,6 @@ def test_bash_completes_a_short_name(tmp_path: Path) -> None:
 
 
 def test_a_gpu_has_larger_steps() -> None:
-    assert EngineArgs("m").step_limits("cpu") == (64, 2048)
-    assert EngineArgs("m").step_limits("cuda") == (256, 8192)
-    assert EngineArgs("m", max_num_seqs=3, max_num_batched_tokens=9).step_limits("cuda") == (3, 9)
+    assert EngineArgs(model="m").step_limits("cpu") == (64, 2048)
+    assert EngineArgs(model="m").step_limits("cuda") == (256, 8192)
+    assert EngineArgs(model="m", max_num_seqs=3, max_num_batched_tokens=9).step_limits("cuda") == (3, 9)
