@@ -5,9 +5,15 @@ The modules of kernels are imported while the interpreter is switched on.
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 import pytest
 
@@ -32,3 +38,17 @@ def interpreted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("TRITON_INTERPRET", "1")
     elif request.node.get_closest_marker("gpu") is None and "ahead" not in request.node.name:
         pytest.skip("kernels are interpreted where there is no GPU")
+
+
+@pytest.fixture
+def said_by() -> Callable[[str], Any]:
+    """What a program of this folder prints last, as JSON, in a process where Triton is interpreted from the start."""
+
+    def run(name: str) -> Any:
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name(name))]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
