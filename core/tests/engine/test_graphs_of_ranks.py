@@ -129,6 +129,35 @@ def test_steps_recorded_at_the_start(checkpoint, recordable):
         assert ranks.runners[0].graphs.recorder.events == ["run before 4", "recorded", "run again", "run again"]
 
 
+def test_a_prompt_is_tried_before_any_comes(checkpoint, recordable, monkeypatch):
+    """As long as prompts may be in one step, and where nobody's keys and values are."""
+    with Ranks(checkpoint, tensor_parallel_size=2, recorder=Recorder, max_num_seqs=3) as ranks:
+        runner = ranks.runners[0]
+        tried, compute = [], runner.stage.compute
+
+        def noted(batch, *given, **options):
+            tried.append(len(batch.input_ids))
+            return compute(batch, *given, **options)
+
+        monkeypatch.setattr(runner.stage, "compute", noted)
+        ranks.together(lambda runner, _: runner.record_steps())
+        assert tried == [64]
+        for cache in runner.kv_caches.values():
+            assert cache[-1].any()
+            assert not cache[:-1].any()
+
+
+def test_a_prompt_that_does_not_fit_is_an_error_before_any_comes(checkpoint, recordable, monkeypatch):
+    def too_large(*given, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with Ranks(checkpoint, tensor_parallel_size=2, recorder=Recorder, max_num_seqs=3) as ranks:
+        for runner in ranks.runners:
+            monkeypatch.setattr(runner.stage, "compute", too_large)
+        with pytest.raises(EngineError, match="max_num_batched_tokens"):
+            ranks.runners[0].record_steps()
+
+
 def test_where_one_rank_cannot_none_does(checkpoint, recordable, caplog):
     """And nobody waits for a collective that another does not come to."""
     with Ranks(checkpoint) as alone:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from bestiary.api.sampling import SamplingParams
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.graphs import NotRecordable
 from bestiary.nn.lora.rows import Groups, SlotRows
@@ -14,7 +15,7 @@ from bestiary.nn.ops.step import place_rows
 
 from .batch import ForwardBatch
 from .mirrored import BlockTables, Mirrored
-from .plan import ScheduledItem, StepPlan
+from .plan import NewRequest, ScheduledItem, StepPlan
 from .request_state import RequestState
 from .unknown_tokens import fill_in, is_unknown, tokens_of
 
@@ -199,6 +200,13 @@ class DecodeInput:
             input_ids=numbers["input_ids"], positions=numbers["positions"], attention=attention, logits_rows=None,
             sampled=(), prompt_rows=(), lora=adapters, logits_lora=adapters,
         )  # fmt: skip
+
+
+def nobodys_prompt(tokens: int, input: DecodeInput) -> tuple[NewRequest, ScheduledItem]:
+    """A prompt that is computed where rows of `input` are that nobody asked for."""
+    new = NewRequest("nobody's", (0,) * tokens, SamplingParams(max_tokens=1), 0)
+    blocks = (input.spare,) * -(-tokens // input.block_size)
+    return new, ScheduledItem(new.request_id, 0, tokens, blocks, True, -1, input.spare_row)
 
 
 def _decodes(item: ScheduledItem, state: RequestState) -> bool:

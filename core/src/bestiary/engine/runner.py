@@ -22,7 +22,7 @@ from bestiary.nn.parallel import Groups, use_groups
 from bestiary.nn.pooling import Pooler
 
 from .batch import ForwardBatch, make_batch
-from .decode_input import DecodeInput
+from .decode_input import DecodeInput, nobodys_prompt
 from .drawing import draw
 from .graphs import StepGraphs
 from .layer_states import make_states
@@ -71,6 +71,8 @@ class ModelRunner:
         spare = isinstance(recorder, Padding)  # a block more, for rows that nobody asks for
         self.kv_caches = make_kv_caches(model, num_blocks + spare, self.block_size, self.device)
         self.defers = self.device.type == "cuda"
+        limits = vllm_config.scheduler_config.max_num_batched_tokens, vllm_config.model_config.max_model_len
+        self._most_tokens = min(limits)
         layer_states = make_states(model, num_state_rows + spare, self.device)
         self.stage = Stage(model, vllm_config, ops, vocab_size, self.groups, pooler, self.kv_caches, layer_states)
         spare_row = num_state_rows if layer_states else -1
@@ -134,10 +136,27 @@ class ModelRunner:
         have as many sizes as there are numbers of sequences: those are recorded as they come."""
         if self.graphs is None or self.stage.pooler is not None or not isinstance(self.graphs.recorder, Padding):
             return 0
+        self._try_a_prompt(self.graphs.input)
         if self.stage.divided:
             return self.graphs.record_all(self.stage.hidden_and_best, progress)
         with turn():
             return self.graphs.record_all(self.stage.logits_and_best, progress)
+
+    def _try_a_prompt(self, input: DecodeInput) -> None:
+        """Compute a prompt of as many tokens as a step has at most, all of it in the block that is nobody's. So its
+        kernels are compiled, and its memory is taken, before a request waits for them."""
+        new, item = nobodys_prompt(self._most_tokens, input)
+        batch = make_batch(StepPlan(0, (item,)), {new.request_id: RequestState(new)}, self.block_size, self.device)
+        try:
+            self.stage.compute(batch)
+        except torch.OutOfMemoryError as cause:
+            raise EngineError(
+                "a prompt of this length does not fit into the memory that the KV cache leaves",
+                field="max_num_batched_tokens", value=self._most_tokens,
+                fix="set a smaller max_num_batched_tokens or kv_cache_memory_bytes",
+            ) from cause  # fmt: skip
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what is free is told when steps were captured
 
     # The parts of a step, for executors that divide it among processes.
 
