@@ -8,67 +8,44 @@ on how many rows there are (`tile_for`), unless it is to be `exact`: then all ha
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from bestiary.api.ggml_types import GgmlType
 from bestiary.nn.ops import gguf
 from bestiary.nn.ops.gguf import BlockRows
 
+from .codes import word_size
 from .gguf_blocks import FORMATS, decoded
-from .tiles import finish, tile_at
+from .shapes import GROUP_M, tile_of
+from .tiles import finish, inputs_from, multiplied, no_sums, summed, tile_at
 from .variants import Variant
-
-GROUP_M = 8
-
-
-class Tile(NamedTuple):
-    """Rows, outputs and inputs of a step, and how it is run."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
-def tile_for(rows: int, dtype: torch.dtype, exact: bool = False) -> Tile:
-    """Few rows: narrow tiles, one for every multiprocessor, and deep ones, so that many bytes are under way. The tile
-    for many, where it must be the same for all: what it computes for nobody costs few rows less than strips of 16 would
-    cost many.
-
-    fp32 has no tensor cores here, and needs registers for its products: its tiles are small.
-    """
-    rows = 1 << 30 if exact else rows
-    if dtype is torch.float32:
-        return Tile(16 if rows <= 16 else 32, 32, 32, 4, 2)
-    return Tile(16, 32, 128, 4, 3) if rows <= 16 else Tile(64, 64, 64, 8, 3)
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
 def _linear_gguf(  # type: ignore[no-untyped-def]
     x, blocks, out, bias, rows, width, depth, x_stride, row_bytes,
     FORMAT: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
+    PARTS: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
+    """A tile. `SIZE`: of words, as in `gguf_blocks`; `EVEN`: whether `depth` is a multiple of `BLOCK_K`."""
     row_tile, column_tile = tile_at(tl.program_id(0), rows, width, BLOCK_M, BLOCK_N, GROUP_M)
     m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    x_at = x + m.to(tl.int64)[:, None] * x_stride + k[None, :]
+    k = inputs_from(0, BLOCK_K, PARTS)
+    x_at = x + m.to(tl.int64)[:, None] * x_stride + k
     weight_rows = (blocks + n.to(tl.int64) * row_bytes)[:, None, None]
-    group, j = tl.arange(0, BLOCK_K // 32)[None, :, None], tl.arange(0, 32)[None, None, :]
-    acc = tl.full((BLOCK_M, BLOCK_N), 0, tl.float32)
+    there, zero = (n < width)[:, None, None], tl.minimum(rows, 0)
+    acc = no_sums(BLOCK_M, BLOCK_N, PARTS)
     for start in range(0, depth, BLOCK_K):
-        left = tl.load(x_at + start, mask=(m < rows)[:, None] & (k < depth - start)[None, :], other=0)
-        g = group + start // 32
-        numbers = decoded(weight_rows, g, j, (n < width)[:, None, None] & (g * 32 < depth), FORMAT)
-        right = tl.reshape(numbers, (BLOCK_N, BLOCK_K)).to(left.dtype)
-        acc = tl.dot(left, tl.trans(right), acc, input_precision="ieee")
-    finish(acc, bias, out, m, n, rows, width, HAS_BIAS)
+        within = (m < rows)[:, None] if EVEN else (m < rows)[:, None] & (k < depth - start)
+        left = tl.load(x_at + start, mask=within, other=0)
+        numbers = decoded(weight_rows, start, depth, there, zero, FORMAT, BLOCK_K, SIZE, EVEN)
+        acc = multiplied(left, numbers, acc, BLOCK_N, BLOCK_K, PARTS)
+    finish(summed(acc, PARTS), bias, out, m, n, rows, width, HAS_BIAS)
 
 
 def linear_gguf(
@@ -90,13 +67,15 @@ def _product(x: Tensor, weight: Tensor, run: BlockRows, bias: Tensor | None, exa
     left = left if left.stride(1) == 1 else left.contiguous()
     rows, depth = left.shape
     out = torch.empty(rows, run.rows, dtype=x.dtype, device=x.device)
-    tile = tile_for(rows, x.dtype, exact)
+    tile = tile_of(run.type.name, "blocks", rows, x.dtype, exact)
+    blocks = run.of(weight)
     if rows and run.rows:
         grid = (triton.cdiv(rows, tile.block_m) * triton.cdiv(run.rows, tile.block_n),)
         _linear_gguf[grid](
-            left, run.of(weight), out, bias, rows, run.rows, depth, left.stride(0), run.row_bytes,
+            left, blocks, out, bias, rows, run.rows, depth, left.stride(0), run.row_bytes,
             FORMAT=run.type.name, HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k, GROUP_M=GROUP_M, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            BLOCK_K=tile.block_k, PARTS=tile.parts, SIZE=word_size(run.type.name, blocks),
+            EVEN=depth % tile.block_k == 0, GROUP_M=GROUP_M, num_warps=tile.num_warps, num_stages=tile.num_stages,
             enable_fp_fusion=False,
         )  # fmt: skip
     return out.view(*x.shape[:-1], run.rows)
@@ -104,15 +83,18 @@ def _product(x: Tensor, weight: Tensor, run: BlockRows, bias: Tensor | None, exa
 
 def variants() -> Iterator[Variant]:
     """Every format in bf16 with both tiles; the other dtypes with one format, the rest of their code being the same."""
-    divisible = ("width", "depth", "x_stride")
-    sizes = dict.fromkeys(("rows", *divisible, "row_bytes"), "i32")
-    cases = [("*bf16", torch.bfloat16, kind.name) for kind in sorted(FORMATS)]
-    cases += [("*fp16", torch.float16, "Q4_K"), ("*fp32", torch.float32, "Q4_K")]
+    divisible = ("width", "depth", "x_stride", "row_bytes")
+    sizes = dict.fromkeys(("rows", *divisible), "i32")
+    cases = [("*bf16", torch.bfloat16, kind) for kind in sorted(FORMATS)]
+    cases += [("*fp16", torch.float16, GgmlType.Q4_K), ("*fp32", torch.float32, GgmlType.Q4_K)]
+    cases += [("*fp32", torch.float32, GgmlType.Q6_K)]
     for name, dtype, kind in cases:
-        for tile in (tile_for(1, dtype), tile_for(64, dtype)):
+        for tile in (tile_of(kind.name, "blocks", 1, dtype), tile_of(kind.name, "blocks", 64, dtype)):
+            size = 4 if kind.type_size % 4 == 0 else 2
             constants: dict[str, object] = {
-                "FORMAT": kind, "HAS_BIAS": False, "bias": None, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
-                "BLOCK_K": tile.block_k, "GROUP_M": GROUP_M,
+                "FORMAT": kind.name, "HAS_BIAS": False, "bias": None, "BLOCK_M": tile.block_m,
+                "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "PARTS": tile.parts, "SIZE": size, "EVEN": True,
+                "GROUP_M": GROUP_M,
             }  # fmt: skip
             types = {"x": name, "blocks": "*u8", "out": name} | sizes
             yield Variant(

@@ -1,7 +1,10 @@
-"""GGUF blocks decoded in registers, as `bestiary.nn.gguf.decoders` defines them: groups of 32 elements of many rows.
+"""GGUF blocks decoded in registers, as `bestiary.nn.gguf.decoders` defines them: a strip of inputs of many rows.
 
-Everywhere `rows` is ``[n, 1, 1]``, where each row of blocks begins; `g` ``[1, groups, 1]``, the group's place in the
-row; `j` ``[1, 1, 32]``; `within` ``[n, groups, 1]``. What comes back is fp32 ``[n, groups, 32]``.
+Every byte is read once, in words of `SIZE` bytes, and what a group has for all its elements once for all. Everywhere
+`rows` are pointers ``[n, 1, 1]``, where each row of blocks begins, and `there` says which rows are there; inputs are
+the `BLOCK_K` from `start`, a multiple of it, on, all of them there where `EVEN`. Addresses of words are multiples of
+`SIZE`: 4 where blocks are of whole words, otherwise 2. `zero` is as in `bits`. What comes back is fp32
+``[n, BLOCK_K / 32, 32]``. A product that fp32 holds exactly is added to something without being rounded before.
 """
 
 from __future__ import annotations
@@ -10,7 +13,10 @@ import triton
 import triton.language as tl
 
 from bestiary.api.ggml_types import GgmlType
-from bestiary.nn.gguf.codebooks import IQ4_VALUES
+
+from .bits import SIGNS, bytes_of, four_bytes, half, halves_of, words
+from .gguf_super import k6, k45
+from .iq4 import iq4
 
 FORMATS = frozenset(
     {
@@ -20,84 +26,53 @@ FORMATS = frozenset(
 )  # fmt: skip
 """The types that `decoded` knows, by name."""
 
-_IQ4_LOW = tl.constexpr(sum((value & 255) << 8 * at for at, value in enumerate(IQ4_VALUES[:7])))
-_IQ4_HIGH = tl.constexpr(sum((value & 255) << 8 * at for at, value in enumerate(IQ4_VALUES[7:14])))
-_IQ4_LAST = tl.constexpr(sum((value & 255) << 8 * at for at, value in enumerate(IQ4_VALUES[14:])))
-"""Seven values to a word, so that its sign bit is free."""
 
-
-@triton.jit
-def _half(at, within):  # type: ignore[no-untyped-def]
-    return tl.load(at.to(tl.pointer_type(tl.float16), bitcast=True), mask=within, other=0).to(tl.float32)
-
-
-@triton.jit
-def _byte(at, within):  # type: ignore[no-untyped-def]
-    return tl.load(at, mask=within, other=0).to(tl.int32)
-
-
-@triton.jit
-def _signed(byte):  # type: ignore[no-untyped-def]
-    return (byte ^ 128) - 128
-
-
-@triton.jit
-def _iq4(code):  # type: ignore[no-untyped-def]
-    words = tl.where(code < 7, _IQ4_LOW, tl.where(code < 14, _IQ4_HIGH, _IQ4_LAST))
-    return _signed((words >> (8 * (code % 7)).to(tl.int64) & 255).to(tl.int32))
+@triton.jit  # type: ignore[untyped-decorator]
+def _fifth(bits, COUNT: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Bits ``[n, groups, 1]``, of which each byte of `COUNT` words has one, as the fifth of every byte."""
+    taken = (bits >> (SIZE * tl.arange(0, COUNT))[None, None, :]) & ((1 << SIZE) - 1)
+    return (taken * 0x02040810) & 0x10101010
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _small(rows, g, j, within, FORMAT: tl.constexpr):  # type: ignore[no-untyped-def]
+def _small(  # type: ignore[no-untyped-def]
+    rows, start, depth, there, zero, FORMAT: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
     """Blocks of 32 with a factor, those called _1 with an addend."""
     ADDEND: tl.constexpr = FORMAT == "Q4_1" or FORMAT == "Q5_1"
     FIVE: tl.constexpr = FORMAT == "Q5_0" or FORMAT == "Q5_1"
-    SIZE: tl.constexpr = 34 if FORMAT == "Q8_0" else 18 + 2 * ADDEND + 4 * FIVE
-    head: tl.constexpr = 4 if ADDEND else 2
-    block = rows + g * SIZE
-    factor = _half(block, within)
+    BYTES: tl.constexpr = 34 if FORMAT == "Q8_0" else 18 + 2 * ADDEND + 4 * FIVE
+    HEAD: tl.constexpr = 4 if ADDEND else 2
+    LESS: tl.constexpr = 8 if FORMAT == "Q4_0" else 16 if FORMAT == "Q5_0" else 0
+    COUNT: tl.constexpr = 16 // SIZE
+    g = tl.arange(0, BLOCK_K // 32)[None, :, None]
+    block = rows + (start // 32 * BYTES + g * BYTES)
+    within = there if EVEN else there & (start + g * 32 < depth)
+    factor = half(block, within)
     if FORMAT == "Q8_0":
-        return _signed(_byte(block + head + j, within)).to(tl.float32) * factor
-    quants = _byte(block + head + 4 * FIVE + j % 16, within) >> (4 * (j // 16)) & 15
-    if FIVE:
-        quants |= (_byte(block + head + j // 8, within) >> (j % 8) & 1) << 4
-    if ADDEND:
-        return quants.to(tl.float32) * factor + _half(block + 2, within)
+        return bytes_of(words(block + HEAD, within, 2 * COUNT, SIZE) ^ SIGNS, zero, factor, 128, SIZE)
+    addend = half(block + 2, within) if ADDEND else None
+    low = words(block + HEAD + 4 * FIVE, within, COUNT, SIZE)
     if FORMAT == "IQ4_NL":
-        return _iq4(quants).to(tl.float32) * factor
-    return (quants - (16 if FIVE else 8)).to(tl.float32) * factor
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _k45(rows, g, j, within, FORMAT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Q4_K and Q5_K: 256 elements; two factors, and six bits of scale and minimum for each 32."""
-    FIVE: tl.constexpr = FORMAT == "Q5_K"
-    block, s = rows + (g // 8) * (176 if FIVE else 144), g % 8
-    first, second = _byte(block + 4 + s % 4, within), _byte(block + 8 + s % 4, within)
-    third = _byte(block + 12 + s % 4, within)
-    scale = tl.where(s < 4, first & 63, (third & 15) | (first >> 2 & 48)).to(tl.float32)
-    minimum = tl.where(s < 4, second & 63, (third >> 4) | (second >> 2 & 48)).to(tl.float32)
-    quants = _byte(block + (48 if FIVE else 16) + (s // 2) * 32 + j, within) >> (4 * (s % 2)) & 15
+        return iq4(low, zero, factor, SIZE)
     if FIVE:
-        quants |= (_byte(block + 16 + j, within) >> s & 1) << 4
-    return quants.to(tl.float32) * (_half(block, within) * scale) - _half(block + 2, within) * minimum
-
-
-@triton.jit
-def _k6(rows, g, j, within):  # type: ignore[no-untyped-def]
-    """Q6_K: 256 elements in two halves; low nibbles, upper two bits, a signed scale for each 16."""
-    block, s = rows + (g // 8) * 210, g % 8
-    low = _byte(block + (s // 4) * 64 + (s % 2) * 32 + j, within) >> (4 * (s % 4 // 2)) & 15
-    high = _byte(block + 128 + (s // 4) * 32 + j, within) >> (2 * (s % 4)) & 3
-    scale = _signed(_byte(block + 192 + s * 2 + j // 16, within)).to(tl.float32)
-    return ((low | high << 4) - 32).to(tl.float32) * (_half(block + 208, within) * scale)
+        bits = four_bytes(block + HEAD, within, SIZE)
+        high = ((low >> 4) & 0x0F0F0F0F) | _fifth(bits >> 16, COUNT, SIZE)
+        low = (low & 0x0F0F0F0F) | _fifth(bits, COUNT, SIZE)
+        return halves_of(low, high, zero, factor, addend, factor, addend, 0, 0, 5, LESS, SIZE)
+    return halves_of(low, low, zero, factor, addend, factor, addend, 0, 4, 4, LESS, SIZE)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def decoded(rows, g, j, within, FORMAT: tl.constexpr):  # type: ignore[no-untyped-def]
+def decoded(  # type: ignore[no-untyped-def]
+    rows, start, depth, there, zero, FORMAT: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """The numbers; `BLOCK_K` is a multiple of 32, for Q4_K and Q5_K of 64, for Q6_K of 128."""
     if FORMAT == "Q6_K":
-        return _k6(rows, g, j, within)
+        return k6(rows, start, depth, there, zero, BLOCK_K, SIZE, EVEN)
     elif FORMAT == "Q4_K" or FORMAT == "Q5_K":
-        return _k45(rows, g, j, within, FORMAT)
+        return k45(rows, start, depth, there, zero, FORMAT, BLOCK_K, SIZE, EVEN)
     else:
-        return _small(rows, g, j, within, FORMAT)
+        return _small(rows, start, depth, there, zero, FORMAT, BLOCK_K, SIZE, EVEN)
