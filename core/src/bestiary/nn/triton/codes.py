@@ -72,7 +72,7 @@ def strip(  # type: ignore[no-untyped-def]
     rows = weight + outputs * weight_stride
     EACH: tl.constexpr = SCALES == "any" or SCALES == "listed"
     if SCALES == "blocks":
-        return decoded(rows, start, depth, there, nothing, CODES, BLOCK_K, SIZE, EVEN)
+        return decoded((rows,), start, depth, there, nothing, CODES, BLOCK_K, SIZE, EVEN, False)
     group = (start + first) // group_size
     within = there if EVEN else there & (start + first < depth)
     if EACH:

@@ -15,11 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from bestiary.api.ggml_types import GgmlType
+from bestiary.nn.gguf.planes import PLANES
 from bestiary.nn.ops import gguf
 from bestiary.nn.ops.gguf import BlockRows
 
 from .codes import word_size
 from .gguf_blocks import FORMATS, decoded
+from .planes import plain, planes_in
 from .shapes import GROUP_M, tile_of
 from .tiles import finish, inputs_from, multiplied, no_sums, summed, tile_at
 from .variants import Variant
@@ -29,54 +31,73 @@ from .variants import Variant
 def _linear_gguf(  # type: ignore[no-untyped-def]
     x, blocks, out, bias, rows, width, depth, x_stride, row_bytes,
     FORMAT: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PARTS: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr, GROUP_M: tl.constexpr,
+    PARTS: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr, PLANES: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """A tile. `SIZE`: of words, as in `gguf_blocks`; `EVEN`: whether `depth` is a multiple of `BLOCK_K`."""
+    """A tile. `SIZE` and `PLANES` as in `gguf_blocks`; `EVEN`: whether `depth` is a multiple of `BLOCK_K`."""
     row_tile, column_tile = tile_at(tl.program_id(0), rows, width, BLOCK_M, BLOCK_N, GROUP_M)
     m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k = inputs_from(0, BLOCK_K, PARTS)
     x_at = x + m.to(tl.int64)[:, None] * x_stride + k
-    weight_rows = (blocks + n.to(tl.int64) * row_bytes)[:, None, None]
+    weight_rows = _rows(blocks, n.to(tl.int64)[:, None, None], width, depth, row_bytes, FORMAT, PLANES)
     there, zero = (n < width)[:, None, None], tl.minimum(rows, 0)
     acc = no_sums(BLOCK_M, BLOCK_N, PARTS)
     for start in range(0, depth, BLOCK_K):
         within = (m < rows)[:, None] if EVEN else (m < rows)[:, None] & (k < depth - start)
         left = tl.load(x_at + start, mask=within, other=0)
-        numbers = decoded(weight_rows, start, depth, there, zero, FORMAT, BLOCK_K, SIZE, EVEN)
+        numbers = decoded(weight_rows, start, depth, there, zero, FORMAT, BLOCK_K, SIZE, EVEN, PLANES)
         acc = multiplied(left, numbers, acc, BLOCK_N, BLOCK_K, PARTS)
     finish(summed(acc, PARTS), bias, out, m, n, rows, width, HAS_BIAS)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rows(blocks, n, width, depth, row_bytes, FORMAT: tl.constexpr, PLANES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where rows `n`, int64 ``[n, 1, 1]``, begin, as `gguf_blocks` has it."""
+    if PLANES:
+        SIX: tl.constexpr = FORMAT == "Q6_K"
+        QUANTS: tl.constexpr = 128 if SIX else 32 if FORMAT == "Q8_0" else 16
+        BITS: tl.constexpr = 64 if SIX else 4 if FORMAT == "Q5_0" else 0
+        SCALES: tl.constexpr = 16 if SIX else 0
+        count = depth // (256 if SIX else 32)
+        before, whole = n * count, width.to(tl.int64) * count
+        bits = blocks + whole * QUANTS
+        scales = bits + whole * BITS
+        factors = scales + whole * SCALES
+        return blocks + before * QUANTS, bits + before * BITS, scales + before * SCALES, factors, before
+    else:
+        return (blocks + n * row_bytes,)
 
 
 def linear_gguf(
     x: Tensor, weight: Tensor, runs: Sequence[BlockRows], bias: Tensor | None = None, *, exact: bool = False
 ) -> Tensor:  # fmt: skip
-    """As `bestiary.nn.ops.gguf.linear_gguf`, which computes runs of types without a decoder here."""
+    """As `bestiary.nn.ops.gguf.linear_gguf`, which computes runs of types without a decoder here; of weights that
+    `planes` packed as well."""
     products, at = [], 0
     for run in runs:
         part = None if bias is None else bias[at : at + run.rows]
-        products.append(_product(x, weight, run, part, exact))
+        products.append(_product(x, weight, run, part, exact, run in planes_in(weight)))
         at += run.rows
     return products[0] if len(products) == 1 else torch.cat(products, -1)
 
 
-def _product(x: Tensor, weight: Tensor, run: BlockRows, bias: Tensor | None, exact: bool) -> Tensor:
+def _product(x: Tensor, weight: Tensor, run: BlockRows, bias: Tensor | None, exact: bool, planes: bool) -> Tensor:
     if run.type not in FORMATS:
-        return gguf.linear_gguf.reference(x, weight, [run], bias)
+        return gguf.linear_gguf.reference(x, plain(weight), [run], bias)
     left = x.reshape(-1, x.shape[-1])
     left = left if left.stride(1) == 1 else left.contiguous()
     rows, depth = left.shape
     out = torch.empty(rows, run.rows, dtype=x.dtype, device=x.device)
     tile = tile_of(run.type.name, "blocks", rows, x.dtype, exact)
-    blocks = run.of(weight)
+    blocks = run.of(plain(weight))
     if rows and run.rows:
         grid = (triton.cdiv(rows, tile.block_m) * triton.cdiv(run.rows, tile.block_n),)
         _linear_gguf[grid](
             left, blocks, out, bias, rows, run.rows, depth, left.stride(0), run.row_bytes,
             FORMAT=run.type.name, HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k, PARTS=tile.parts, SIZE=word_size(run.type.name, blocks),
-            EVEN=depth % tile.block_k == 0, GROUP_M=GROUP_M, num_warps=tile.num_warps, num_stages=tile.num_stages,
-            enable_fp_fusion=False,
+            BLOCK_K=tile.block_k, PARTS=tile.parts, SIZE=4 if planes else word_size(run.type.name, blocks),
+            EVEN=depth % tile.block_k == 0, PLANES=planes, GROUP_M=GROUP_M, num_warps=tile.num_warps,
+            num_stages=tile.num_stages, enable_fp_fusion=False,
         )  # fmt: skip
     return out.view(*x.shape[:-1], run.rows)
 
@@ -89,15 +110,17 @@ def variants() -> Iterator[Variant]:
     cases += [("*fp16", torch.float16, GgmlType.Q4_K), ("*fp32", torch.float32, GgmlType.Q4_K)]
     cases += [("*fp32", torch.float32, GgmlType.Q6_K)]
     for name, dtype, kind in cases:
-        for tile in (tile_of(kind.name, "blocks", 1, dtype), tile_of(kind.name, "blocks", 64, dtype)):
-            size = 4 if kind.type_size % 4 == 0 else 2
-            constants: dict[str, object] = {
-                "FORMAT": kind.name, "HAS_BIAS": False, "bias": None, "BLOCK_M": tile.block_m,
-                "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "PARTS": tile.parts, "SIZE": size, "EVEN": True,
-                "GROUP_M": GROUP_M,
-            }  # fmt: skip
-            types = {"x": name, "blocks": "*u8", "out": name} | sizes
-            yield Variant(
-                _linear_gguf, types, constants, tile.num_warps, tile.num_stages,
-                options={"enable_fp_fusion": False}, divisible=divisible,
-            )  # fmt: skip
+        for planes in (False, True) if kind in PLANES else (False,):
+            for rows in (1, 64):
+                tile = tile_of(kind.name, "blocks", rows, dtype)
+                constants: dict[str, object] = {
+                    "FORMAT": kind.name, "HAS_BIAS": False, "bias": None, "BLOCK_M": tile.block_m,
+                    "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "PARTS": tile.parts,
+                    "SIZE": 4 if planes or kind.type_size % 4 == 0 else 2, "EVEN": True, "PLANES": planes,
+                    "GROUP_M": GROUP_M,
+                }  # fmt: skip
+                types = {"x": name, "blocks": "*u8", "out": name} | sizes
+                yield Variant(
+                    _linear_gguf, types, constants, tile.num_warps, tile.num_stages,
+                    options={"enable_fp_fusion": False}, divisible=divisible,
+                )  # fmt: skip
