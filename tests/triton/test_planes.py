@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from bestiary.nn.ops.packed import PackedWeight
 from bestiary.nn.ops.registry import Target, choose_ops
 from bestiary.nn.triton import dequant, offers, planes
 
+from ..end_to_end.test_gguf_kept import IDS, engine, prompt_logits, write
 from .test_dequant import _blocks, _run, _x
 
 
@@ -87,3 +89,13 @@ def test_what_is_left_as_it_is() -> None:
     assert planes.pack_gguf(_packed(weight, run), run) is None
     with choose_ops(Target("cpu", torch.float32), {}).active():
         assert planes.pack_gguf(weight, run) is None, "rows are looked up by what reads blocks only"
+
+
+def test_a_model_in_planes_says_what_it_says_in_blocks(tmp_path: Path) -> None:
+    path, ops = write(tmp_path / "mixed.gguf"), {"linear_gguf": "triton", "embedding_gguf": "triton"}
+    plain = engine(path, quantization="gguf", kernels="torch")
+    planar = engine(path, quantization="gguf", kernels="torch", ops=ops)
+    weights = dict(planar.engine.executor.runner.model.named_parameters())
+    packed = {name.split(".")[-2] for name, each in weights.items() if isinstance(each, PackedWeight)}
+    assert packed == {"embed_tokens", "qkv_proj", "down_proj", "lm_head"}
+    torch.testing.assert_close(prompt_logits(planar, IDS), prompt_logits(plain, IDS), atol=1e-4, rtol=1e-4)
