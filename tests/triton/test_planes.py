@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.end_to_end.test_gguf_kept import IDS, engine, prompt_logits, write
 
 from bestiary.api.ggml_types import GgmlType
 from bestiary.nn.gguf.planes import PLANES, blocks_of, in_planes
@@ -16,7 +17,6 @@ from bestiary.nn.ops.packed import PackedWeight
 from bestiary.nn.ops.registry import Target, choose_ops
 from bestiary.nn.triton import dequant, offers, planes
 
-from ..end_to_end.test_gguf_kept import IDS, engine, prompt_logits, write
 from .test_dequant import _blocks, _run, _x
 
 

@@ -55,6 +55,16 @@ def _int4(weight, first, there, row_bytes, nothing, less, SIZE: tl.constexpr, EV
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _zeros(zero, at, within, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Bytes as fp32, read in words of four where they are, since what is narrower is not copied ahead."""
+    if SIZE == 4:
+        word = words(zero + (at >> 2) * 4, within, 1, 4)
+        return ((word >> ((at & 3) * 8).to(tl.int32)) & 255).to(tl.float32)
+    else:
+        return tl.load(zero + at, mask=within, other=0).to(tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def strip(  # type: ignore[no-untyped-def]
     weight, scale, zero, codebook, group_of, outputs, there, start, depth, groups, group_size, weight_stride, nothing,
     CODES: tl.constexpr, SCALES: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
@@ -65,7 +75,8 @@ def strip(  # type: ignore[no-untyped-def]
     `CODES`: "int4", "uint8", "int8", "e4m3", "fp8", "codebook", "plain" numbers, or a GGUF type. `SCALES`: "row" or
     "apart" (groups of whole strips of 64), which whoever multiplies applies, codes being less their zeros; "even"
     groups of whole 32 inputs; "any" groups; "listed" as `group_of` says; "blocks" of GGUF, `weight_stride` bytes a row;
-    "none". `SIZE`, `EVEN` and `nothing`, a 0, are as in `gguf_blocks`; `SIZE` is 1 where rows are of no whole words.
+    "none". `SIZE`, `EVEN` and `nothing`, a 0, are as in `gguf_blocks`; `SIZE` is 1 where rows, or all zeros together,
+    are of no whole words.
     """
     first, j = tl.arange(0, BLOCK_K // 32)[None, :, None] * 32, tl.arange(0, 32)[None, None, :]
     k = start + first + j
@@ -80,7 +91,7 @@ def strip(  # type: ignore[no-untyped-def]
         group = tl.load(group_of + k, mask=k < depth, other=0) if SCALES == "listed" else k // group_size
     less = 0.0
     if zero is not None:
-        less = tl.load(zero + outputs * groups + group, mask=within, other=0).to(tl.float32)
+        less = _zeros(zero, outputs * groups + group, within, 1 if EACH else SIZE)
     if CODES == "int4":
         numbers = _int4(rows, start + first, there, weight_stride, nothing, 0.0 if EACH else less, SIZE, EVEN)
         if EACH:
@@ -101,11 +112,14 @@ def e4m3_for(device: torch.device) -> str:
     return "fp8" if available.capability_of(device) >= 89 else "e4m3"
 
 
-def word_size(codes: str, weight: Tensor) -> int:
+def word_size(codes: str, weight: Tensor, zero: Tensor | None = None) -> int:
     """The `SIZE` of words: four where all of them are at multiples of four, otherwise what every layout is of."""
     kind = GgmlType.__members__.get(codes)
     size = weight.shape[-1] if kind is None else kind.type_size
-    return 4 if size % 4 == 0 and weight.data_ptr() % 4 == 0 else 1 if kind is None else 2
+    whole = size % 4 == 0 and weight.data_ptr() % 4 == 0
+    if zero is not None:
+        whole &= zero.numel() % 4 == 0 and zero.data_ptr() % 4 == 0
+    return 4 if whole else 1 if kind is None else 2
 
 
 def scales_of(group_size: int, groups: int, group_of: Tensor | None = None, *, whole: bool = True) -> str:

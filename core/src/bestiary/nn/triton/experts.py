@@ -125,8 +125,8 @@ def _product(
         given.x.stride(0), held.row_stride,
         CODES=held.codes, SCALES=held.scales, X=given.kind, BY_TOKEN=by_token, TO_PAIRS=top_k is None,
         ROWS=tile.block_m, COLUMNS=tile.block_n, STRIP=tile.block_k, PARTS=tile.parts,
-        SIZE=word_size(held.codes, held.weight), EVEN=x.shape[1] % tile.block_k == 0, num_warps=tile.num_warps,
-        num_stages=tile.num_stages, enable_fp_fusion=False,
+        SIZE=word_size(held.codes, held.weight, held.zero), EVEN=x.shape[1] % tile.block_k == 0,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
     return out
 

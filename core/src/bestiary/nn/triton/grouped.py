@@ -72,19 +72,19 @@ def _product(
     width, depth = weight.shape[0], x.shape[-1]
     left = x.reshape(-1, depth)
     left = left if left.stride(1) == 1 else left.contiguous()
-    weight = weight.contiguous()
+    weight, zero = weight.contiguous(), None if zero is None else zero.contiguous()
     rows = left.shape[0]
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     tile = tile_of(codes, scales, rows, x.dtype, exact)
     if rows and width:
         grid = (triton.cdiv(rows, tile.block_m) * triton.cdiv(width, tile.block_n),)
         _linear_grouped[grid](
-            left, weight, scale.contiguous(), None if zero is None else zero.contiguous(), codebook,
-            group_of, bias, out,
+            left, weight, scale.contiguous(), zero, codebook, group_of, bias, out,
             rows, width, depth, scale.shape[-1], group_size, left.stride(0), weight.stride(0),
             CODES=codes, SCALES=scales, HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k, PARTS=tile.parts, SIZE=word_size(codes, weight), EVEN=depth % tile.block_k == 0,
-            GROUP_M=GROUP_M, num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
+            BLOCK_K=tile.block_k, PARTS=tile.parts, SIZE=word_size(codes, weight, zero),
+            EVEN=depth % tile.block_k == 0, GROUP_M=GROUP_M, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            enable_fp_fusion=False,
         )  # fmt: skip
     return out.view(*x.shape[:-1], width)
 
