@@ -22,7 +22,7 @@ from bestiary.nn.ops.gguf import BlockRows
 from .codes import word_size
 from .gguf_blocks import FORMATS, decoded
 from .planes import plain, planes_in
-from .shapes import GROUP_M, tile_of
+from .shapes import GROUP_M, Tile, tile_of
 from .tiles import finish, inputs_from, multiplied, no_sums, summed, tile_at
 from .variants import Variant
 
@@ -103,24 +103,26 @@ def _product(x: Tensor, weight: Tensor, run: BlockRows, bias: Tensor | None, exa
 
 
 def variants() -> Iterator[Variant]:
-    """Every format in bf16 with both tiles; the other dtypes with one format, the rest of their code being the same."""
-    divisible = ("width", "depth", "x_stride", "row_bytes")
-    sizes = dict.fromkeys(("rows", *divisible), "i32")
+    """Every format in bf16 with both tiles, in blocks and in planes, with strips that end early where rows are few; the
+    other dtypes with one format, the rest of their code being the same."""
     cases = [("*bf16", torch.bfloat16, kind) for kind in sorted(FORMATS)]
     cases += [("*fp16", torch.float16, GgmlType.Q4_K), ("*fp32", torch.float32, GgmlType.Q4_K)]
     cases += [("*fp32", torch.float32, GgmlType.Q6_K)]
     for name, dtype, kind in cases:
         for planes in (False, True) if kind in PLANES else (False,):
-            for rows in (1, 64):
-                tile = tile_of(kind.name, "blocks", rows, dtype)
-                constants: dict[str, object] = {
-                    "FORMAT": kind.name, "HAS_BIAS": False, "bias": None, "BLOCK_M": tile.block_m,
-                    "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "PARTS": tile.parts,
-                    "SIZE": 4 if planes or kind.type_size % 4 == 0 else 2, "EVEN": True, "PLANES": planes,
-                    "GROUP_M": GROUP_M,
-                }  # fmt: skip
-                types = {"x": name, "blocks": "*u8", "out": name} | sizes
-                yield Variant(
-                    _linear_gguf, types, constants, tile.num_warps, tile.num_stages,
-                    options={"enable_fp_fusion": False}, divisible=divisible,
-                )  # fmt: skip
+            for rows, even in ((1, True), (1, False), (64, True)):
+                yield _variant(name, kind, tile_of(kind.name, "blocks", rows, dtype), planes, even)
+
+
+def _variant(name: str, kind: GgmlType, tile: Tile, planes: bool, even: bool) -> Variant:
+    divisible = ("width", "depth", "x_stride", "row_bytes")
+    constants: dict[str, object] = {
+        "FORMAT": kind.name, "HAS_BIAS": False, "bias": None, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
+        "BLOCK_K": tile.block_k, "PARTS": tile.parts, "SIZE": 4 if planes or kind.type_size % 4 == 0 else 2,
+        "EVEN": even, "PLANES": planes, "GROUP_M": GROUP_M,
+    }  # fmt: skip
+    types = {"x": name, "blocks": "*u8", "out": name} | dict.fromkeys(("rows", *divisible), "i32")
+    return Variant(
+        _linear_gguf, types, constants, tile.num_warps, tile.num_stages, options={"enable_fp_fusion": False},
+        divisible=divisible,
+    )  # fmt: skip

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .codes import e4m3_for, scales_of, strip, word_size
-from .shapes import GROUP_M, tile_of
+from .shapes import GROUP_M, Tile, tile_of
 from .tiles import (
     finish,
     first_inputs,
@@ -138,25 +138,30 @@ def _size(x: Tensor, scale: Tensor, group_size: int) -> int:
 
 
 def variants() -> Iterator[Variant]:
-    """Each kind of code as checkpoints have it, in bf16 with both tiles; the rest of the code is the same for all."""
-    divisible = ("width", "depth", "x_stride", "weight_stride")
-    sizes = dict.fromkeys(("rows", *divisible, "groups", "group_size"), "i32")
+    """Each kind of code as checkpoints have it, in bf16 with both tiles, and where rows are few also with strips that
+    end early, of rows that are no whole words; the rest of the code is the same for all."""
     cases = [("int8", "row"), ("fp8", "row"), ("fp8", "even"), ("fp8", "apart"), ("e4m3", "row"), ("e4m3", "even")]
     cases += [("int4", "even"), ("int4", "apart"), ("int4", "any"), ("int4", "listed")]
     for codes, scales in [*cases, ("uint8", "even"), ("codebook", "even")]:
-        since, before = (89 if codes == "fp8" else 80), (89 if codes == "e4m3" else 1000)
-        for tile in (tile_of(codes, scales, 1, torch.bfloat16), tile_of(codes, scales, 64, torch.bfloat16)):
-            constants: dict[str, object] = {
-                "CODES": codes, "SCALES": scales, "HAS_BIAS": False, "bias": None, "BLOCK_M": tile.block_m,
-                "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "PARTS": tile.parts, "SIZE": 4, "EVEN": True,
-                "GROUP_M": GROUP_M,
-            }  # fmt: skip
-            constants |= {} if codes in ("int4", "uint8") else {"zero": None}
-            constants |= {} if scales == "listed" else {"group_of": None}
-            constants |= {} if codes == "codebook" else {"codebook": None}
-            types = {"x": "*bf16", "weight": "*i8" if codes == "int8" else "*u8", "scale": "*fp32", "zero": "*u8"}
-            types |= {"codebook": "*fp32", "group_of": "*i32", "out": "*bf16"} | sizes
-            yield Variant(
-                _linear_grouped, types, constants, tile.num_warps, tile.num_stages, since, before,
-                options={"enable_fp_fusion": False}, divisible=divisible,
-            )  # fmt: skip
+        for rows, even in ((1, True), (1, False), (64, True)):
+            yield _variant(codes, scales, tile_of(codes, scales, rows, torch.bfloat16), even)
+
+
+def _variant(codes: str, scales: str, tile: Tile, even: bool) -> Variant:
+    divisible = ("width", "depth", "x_stride", "weight_stride")
+    constants: dict[str, object] = {
+        "CODES": codes, "SCALES": scales, "HAS_BIAS": False, "bias": None, "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "PARTS": tile.parts, "SIZE": 4 if even else 1,
+        "EVEN": even, "GROUP_M": GROUP_M,
+    }  # fmt: skip
+    constants |= {} if codes in ("int4", "uint8") else {"zero": None}
+    constants |= {} if scales == "listed" else {"group_of": None}
+    constants |= {} if codes == "codebook" else {"codebook": None}
+    types = {"x": "*bf16", "weight": "*i8" if codes == "int8" else "*u8", "scale": "*fp32", "zero": "*u8"}
+    types |= {"codebook": "*fp32", "group_of": "*i32", "out": "*bf16"}
+    types |= dict.fromkeys(("rows", *divisible, "groups", "group_size"), "i32")
+    return Variant(
+        _linear_grouped, types, constants, tile.num_warps, tile.num_stages, 89 if codes == "fp8" else 80,
+        89 if codes == "e4m3" else 1000, options={"enable_fp_fusion": False},
+        divisible=divisible if even else divisible[:3],
+    )  # fmt: skip
