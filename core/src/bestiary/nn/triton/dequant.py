@@ -59,7 +59,7 @@ def _rows(blocks, n, width, depth, row_bytes, FORMAT: tl.constexpr, PLANES: tl.c
         BITS: tl.constexpr = 64 if SIX else 4 if FORMAT == "Q5_0" else 0
         SCALES: tl.constexpr = 16 if SIX else 0
         count = depth // (256 if SIX else 32)
-        before, whole = n * count, width.to(tl.int64) * count
+        before, whole = n * count, tl.cast(width, tl.int64) * count
         bits = blocks + whole * QUANTS
         scales = bits + whole * BITS
         factors = scales + whole * SCALES
