@@ -15,7 +15,8 @@ from bestiary.nn.triton import grouped
 
 _SHAPE: dict[str, Any] = {
     "rows": st.sampled_from([0, 1, 16, 17, 40]), "width": st.integers(1, 40),
-    "depth": st.integers(1, 150) | st.sampled_from([256, 300]), "dtype": st.sampled_from([torch.float32, torch.float16]),
+    "depth": st.integers(1, 150) | st.sampled_from([256, 300]),
+    "dtype": st.sampled_from([torch.float32, torch.float16]),
 }  # fmt: skip
 
 
