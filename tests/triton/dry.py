@@ -15,7 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from bestiary.nn.triton import (
     int8,
     linear,
     lora_tiles,
+    planes,
     sampling,
     stacked,
     step,
@@ -201,10 +202,20 @@ def products() -> None:
             x = torch.ones(rows, depth).bfloat16()
             for product in _kinds(depth):
                 one = product.at(0)
-                getattr(HOME[one.op.name], one.op.name)(x, **one.tensors, **one.settings)
+                for tensors in (one.tensors, _in_planes(one)):
+                    getattr(HOME[one.op.name], one.op.name)(x, **tensors, **one.settings)
                 if stacked.why_not(product) is None:
                     weights, slots = torch.ones(rows, 1), torch.zeros(rows, 1, dtype=torch.int64)
                     experts.grouped_experts(x, product, product, weights, slots, torch.relu)
+
+
+def _in_planes(product: Product) -> Mapping[str, torch.Tensor]:
+    """The tensors of one product, its weight packed as engines pack it."""
+    if product.op.name != "linear_gguf":
+        return product.tensors
+    weight = product.tensors["weight"].clone()
+    packed = planes.pack_gguf(weight, product.settings["runs"])
+    return product.tensors if packed is None else {"weight": packed}
 
 
 HOME = {
@@ -280,6 +291,7 @@ def main() -> int:
     driver.set_active(Driver())
     JITFunction.run = compile_only
     available.why_not_device = backend.why_not_device = lambda device: None
+    registry.OPS["embedding_gguf"].active = planes.embedding_gguf
     available.capability_of, attend._multiprocessors = (lambda device: 90), (lambda device: 132)
     torch.empty, torch.empty_like = zeros(torch.empty), zeros(torch.empty_like)
     tried = [(f"{name} {options}", partial(run, name, options)) for name, options in ENGINES]

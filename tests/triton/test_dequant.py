@@ -42,6 +42,24 @@ def test_every_number_of_a_block_is_the_references(kind: GgmlType) -> None:
     assert torch.equal(dequant.linear_gguf(x, weight, run), reference.linear_gguf.reference(x, weight, run))
 
 
+@pytest.mark.parametrize("kind", sorted(FORMATS))
+def test_few_rows_have_the_same_numbers_rounded(kind: GgmlType) -> None:
+    """16 rows at a time, each warp with a part of the inputs; the last strip of them is almost empty."""
+    depth = 768 if kind.block_size == 256 else 288
+    weight, run = _blocks(kind, 40, depth), [_run(kind, 40, depth)]
+    for at in (0, 112, depth - 16):
+        x = torch.eye(depth, dtype=torch.float16)[at : at + 16]
+        assert torch.equal(dequant.linear_gguf(x, weight, run), reference.linear_gguf.reference(x, weight, run))
+
+
+@pytest.mark.parametrize("kind", [GgmlType.Q4_1, GgmlType.Q5_1, GgmlType.Q4_K, GgmlType.Q5_K])
+def test_blocks_between_words(kind: GgmlType) -> None:
+    """Blocks of whole words, behind others that are not."""
+    weight = torch.cat([torch.zeros(2, dtype=torch.uint8), _blocks(kind, 5, 256).flatten()])
+    x, run = torch.eye(256, dtype=torch.float16)[100:116], [_run(kind, 5, 256, 2)]
+    assert torch.equal(dequant.linear_gguf(x, weight, run), reference.linear_gguf.reference(x, weight, run))
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     kind=st.sampled_from(sorted(FORMATS)), rows=st.sampled_from([0, 1, 16, 17, 70]), width=st.integers(1, 40),

@@ -11,7 +11,7 @@ _TRITON = (
     "quick_gelu", "relu2", "rotary_angles", "rotary_embedding", "qk_norm_rope", "qk_norm_rope_cache", "write_kv_cache",
     "linear", "topk_routing", "fused_experts", "grouped_experts", "add_lora", "add_lora_embedding", "best_tokens",
     "draw_tokens", "draw_from_part", "linear_gguf", "linear_int8", "linear_int8_int8", "linear_fp8", "linear_fp8_fp8",
-    "linear_int4", "linear_uint8", "linear_codebook", "place_rows",
+    "linear_int4", "linear_uint8", "linear_codebook", "place_rows", "embedding_gguf",
 )  # fmt: skip
 """Ops that Triton kernels compute on CUDA."""
 _EXACT = (

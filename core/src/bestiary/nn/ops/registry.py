@@ -55,6 +55,8 @@ class Implementation(Generic[P, R]):
         why_not: ``why_not(target)`` is None where it can run, otherwise the reason in a few words.
         pack: makes of a layer's loaded weight the form that `function` reads best (`Op.pack`); None where that is the
             form that it has. The function takes plain weights as well.
+        reorders: `pack` only puts a weight's bytes in another order, so that nothing else is chosen by whether there
+            is one: neither which weights a model keeps nor their dtype.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Implementation(Generic[P, R]):
     why_not: Callable[[Target], str | None] = _always
     priority: int = 0
     pack: Callable[..., PackedWeight | None] | None = None
+    reorders: bool = False
 
 
 class Op(Generic[P, R]):
@@ -155,8 +158,9 @@ class ChosenOps:
 
     @property
     def packing(self) -> frozenset[str]:
-        """The ops whose version has weights in a form of its own."""
-        return frozenset(name for name, version in self.versions.items() if version.pack is not None)
+        """The ops whose version has weights in a form of its own; not in another order."""
+        packs = {name: version for name, version in self.versions.items() if version.pack is not None}
+        return frozenset(name for name, version in packs.items() if not version.reorders)
 
     def of(self, each: Op[P, R]) -> Callable[P, R]:
         """The version of one op, for who calls it outside `active`; its reference where there is no choice."""

@@ -7,7 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bestiary.api.ggml_types import GgmlType
+
 from . import available
+from .bits import nibbles_of, words
 from .gguf_blocks import decoded
 
 DEEPEST = 128
@@ -30,74 +33,76 @@ def numbers_of(weight, k, within, CODES: tl.constexpr):  # type: ignore[no-untyp
         return tl.load(weight + k, mask=within, other=0).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _nibbles(weight, codebook, first, there, row_bytes, CODES: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _nibbles(weight, first, there, row_bytes):  # type: ignore[no-untyped-def]
     """Two codes a byte: bytes are read once and side by side, then taken apart. `first` ``[1, groups, 1]``, inputs."""
     i = tl.arange(0, 16)[None, None, :]
     byte = tl.load(weight + (first // 2 + i), mask=there & (first // 2 + i < row_bytes), other=0).to(tl.int32)
     pair = tl.join(byte & 15, byte >> 4)
-    code = tl.reshape(pair, (pair.shape[0], pair.shape[1], 32))
-    return code.to(tl.float32) if CODES == "int4" else tl.load(codebook + code)
+    return tl.reshape(pair, (pair.shape[0], pair.shape[1], 32))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _shifted(weight, zero, first, there, row_bytes, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Codes of four bits less `zero` ``[n, 1, 1]``, exactly: beside the exponent of 128 in bf16, or of 1024 in fp16, a
-    code's bits are that number and the code."""
-    i = tl.arange(0, 16)[None, None, :]
-    byte = tl.load(weight + (first // 2 + i), mask=there & (first // 2 + i < row_bytes), other=0).to(tl.int16)
-    low, high = byte & 15, byte >> 4
-    if tl.float32 == KIND:
-        pair = tl.join(low, high)
-        return tl.reshape(pair, (pair.shape[0], pair.shape[1], 32)).to(tl.float32) - zero.to(tl.float32)
+def _int4(weight, first, there, row_bytes, nothing, less, SIZE: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Codes of four bits less whole numbers ``[n, groups, 1]``, as fp32."""
+    if SIZE == 4:
+        at = weight + first // 2
+        i = tl.arange(0, 4)[None, None, :] * 4
+        within = there if EVEN else there & (first // 2 + i < row_bytes)
+        return nibbles_of(words(at, within, 4, 4), nothing, less)
     else:
-        BITS: tl.constexpr = 0x6400 if tl.float16 == KIND else 0x4300
-        BASE: tl.constexpr = 1024.0 if tl.float16 == KIND else 128.0
-        pair = tl.join(low | BITS, high | BITS)
-        code = tl.reshape(pair, (pair.shape[0], pair.shape[1], 32)).to(KIND, bitcast=True)
-        return code - (zero.to(tl.float32) + BASE).to(KIND)
+        return _nibbles(weight, first, there, row_bytes).to(tl.float32) - less
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _zeros(zero, at, within, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Bytes as fp32, read in words of four where they are, since what is narrower is not copied ahead."""
+    if SIZE == 4:
+        word = words(zero + (at >> 2) * 4, within, 1, 4)
+        return ((word >> ((at & 3) * 8).to(tl.int32)) & 255).to(tl.float32)
+    else:
+        return tl.load(zero + at, mask=within, other=0).to(tl.float32)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def strip(  # type: ignore[no-untyped-def]
-    weight, scale, zero, codebook, group_of, outputs, there, start, depth, groups, group_size, weight_stride,
-    CODES: tl.constexpr, SCALES: tl.constexpr, HAS_ZERO: tl.constexpr, BLOCK_K: tl.constexpr, KIND: tl.constexpr,
+    weight, scale, zero, codebook, group_of, outputs, there, start, depth, groups, group_size, weight_stride, nothing,
+    CODES: tl.constexpr, SCALES: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """The weights of `outputs` (int64 ``[n, 1, 1]``, where `there`) at `BLOCK_K` inputs from `start`, as fp32
-    ``[n, BLOCK_K / 32, 32]``, to be rounded to `KIND`; or as `KIND`, which holds them exactly.
+    ``[n, BLOCK_K / 32, 32]``.
 
     `CODES`: "int4", "uint8", "int8", "e4m3", "fp8", "codebook", "plain" numbers, or a GGUF type. `SCALES`: "row" or
-    "apart" (groups of whole strips), which whoever multiplies applies, codes being less their zeros; "even" groups of
-    whole 32 inputs; "any" groups; "listed" as `group_of` says; "blocks" of GGUF, `weight_stride` bytes a row; "none".
+    "apart" (groups of whole strips of 64), which whoever multiplies applies, codes being less their zeros; "even"
+    groups of whole 32 inputs; "any" groups; "listed" as `group_of` says; "blocks" of GGUF, `weight_stride` bytes a row;
+    "none". `SIZE`, `EVEN` and `nothing`, a 0, are as in `gguf_blocks`; `SIZE` is 1 where rows, or all zeros together,
+    are of no whole words.
     """
     first, j = tl.arange(0, BLOCK_K // 32)[None, :, None] * 32, tl.arange(0, 32)[None, None, :]
     k = start + first + j
     rows = weight + outputs * weight_stride
-    if SCALES == "apart" and HAS_ZERO:
-        shift = tl.load(zero + outputs * groups + start // group_size, mask=there, other=0)
+    EACH: tl.constexpr = SCALES == "any" or SCALES == "listed"
     if SCALES == "blocks":
-        g = (start + first) // 32
-        numbers = decoded(rows, g, j, there & (g * 32 < depth), CODES)
-    elif CODES == "int4" and SCALES == "apart":
-        numbers = _shifted(rows, shift, start + first, there, weight_stride, KIND)
-    elif CODES == "int4" or CODES == "codebook":
-        numbers = _nibbles(rows, codebook, start + first, there, weight_stride, CODES)
+        return decoded((rows,), start, depth, there, nothing, CODES, BLOCK_K, SIZE, EVEN, False)
+    group = (start + first) // group_size
+    within = there if EVEN else there & (start + first < depth)
+    if EACH:
+        within = there & (k < depth)
+        group = tl.load(group_of + k, mask=k < depth, other=0) if SCALES == "listed" else k // group_size
+    less = 0.0
+    if zero is not None:
+        less = _zeros(zero, outputs * groups + group, within, 1 if EACH else SIZE)
+    if CODES == "int4":
+        numbers = _int4(rows, start + first, there, weight_stride, nothing, 0.0 if EACH else less, SIZE, EVEN)
+        if EACH:
+            numbers -= less
+    elif CODES == "codebook":
+        numbers = tl.load(codebook + _nibbles(rows, start + first, there, weight_stride))
     else:
-        numbers = numbers_of(rows, k, there & (k < depth), CODES)
-        if SCALES == "apart" and HAS_ZERO:
-            numbers -= shift.to(tl.float32)
-    if SCALES == "even" or SCALES == "any" or SCALES == "listed":
-        if SCALES == "even":
-            group = (start + first) // group_size
-            within = there & (start + first < depth)
-        elif SCALES == "listed":
-            group = tl.load(group_of + k, mask=k < depth, other=0)
-            within = there & (k < depth)
-        else:
-            group = k // group_size
-            within = there & (k < depth)
-        if HAS_ZERO:
-            numbers -= tl.load(zero + outputs * groups + group, mask=within, other=0).to(tl.float32)
+        numbers = numbers_of(rows, k, there if EVEN else there & (k < depth), CODES)
+        if zero is not None:
+            numbers -= less
+    if SCALES == "even" or EACH:
         numbers *= tl.load(scale + outputs * groups + group, mask=within, other=0)
     return numbers
 
@@ -105,6 +110,16 @@ def strip(  # type: ignore[no-untyped-def]
 def e4m3_for(device: torch.device) -> str:
     """The `CODES` of e4m3 numbers on a device: GPUs have instructions for them from capability 8.9 on."""
     return "fp8" if available.capability_of(device) >= 89 else "e4m3"
+
+
+def word_size(codes: str, weight: Tensor, zero: Tensor | None = None) -> int:
+    """The `SIZE` of words: four where all of them are at multiples of four, otherwise what every layout is of."""
+    kind = GgmlType.__members__.get(codes)
+    size = weight.shape[-1] if kind is None else kind.type_size
+    whole = size % 4 == 0 and weight.data_ptr() % 4 == 0
+    if zero is not None:
+        whole &= zero.numel() % 4 == 0 and zero.data_ptr() % 4 == 0
+    return 4 if whole else 1 if kind is None else 2
 
 
 def scales_of(group_size: int, groups: int, group_of: Tensor | None = None, *, whole: bool = True) -> str:

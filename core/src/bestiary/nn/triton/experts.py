@@ -19,11 +19,13 @@ from bestiary.nn.ops import moe as reference
 from bestiary.nn.ops.moe import Activation
 from bestiary.nn.ops.product import Product
 
-from .codes import numbers_of, strip
-from .dequant import Tile, tile_for
+from .codes import numbers_of, strip, word_size
 from .moe import combine
-from .sorting import Tiles, tile_of, tiles_by_expert
+from .shapes import tile_for, tile_of
+from .sizes import cdiv
+from .sorting import Tiles, places_of, tiles_by_expert
 from .stacked import inputs_of, weights_of, why_not
+from .tiles import first_inputs, inputs_from, multiplied, no_sums, of_outputs, of_rows, summed
 from .variants import Variant
 
 
@@ -32,7 +34,8 @@ def _experts(  # type: ignore[no-untyped-def]
     x, steps, shifts, weight, scale, zero, codebook, group_of, bias, out, order, starts, experts, firsts,
     count, width, depth, top_k, step_groups, groups, group_size, x_stride, weight_stride,
     CODES: tl.constexpr, SCALES: tl.constexpr, X: tl.constexpr, BY_TOKEN: tl.constexpr, TO_PAIRS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIP: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIP: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     """A tile of one expert's product. Inputs are rows of tokens or of places in `order`; outputs go to places or pairs.
 
@@ -42,7 +45,7 @@ def _experts(  # type: ignore[no-untyped-def]
     expert = tl.load(experts + tl.program_id(1))
     if (expert < 0) | (expert >= count):
         return
-    place, held, pair = tile_of(order, starts, firsts, expert, ROWS)
+    place, held, pair = places_of(order, starts, firsts, expert, ROWS)
     source = pair // top_k if BY_TOKEN else place
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     within = column < width
@@ -50,37 +53,38 @@ def _experts(  # type: ignore[no-untyped-def]
     kind = out.dtype.element_ty
     lookup = codebook if codebook is None else codebook + expert * 16
     inputs = group_of if group_of is None else group_of + expert * depth
-    acc = tl.full((ROWS, COLUMNS), 0, tl.float32)
+    acc, nothing = no_sums(ROWS, COLUMNS, PARTS), tl.minimum(width, 0)
     for start in range(0, depth, STRIP):
-        k = start + tl.arange(0, STRIP)
-        there = held[:, None] & (k < depth)[None, :]
+        k = inputs_from(start, STRIP, PARTS)
+        there = held[:, None] & (k < depth)
         if X == "plain":
-            left = tl.load(x + source[:, None] * x_stride + k[None, :], mask=there, other=0)
+            left = tl.load(x + source[:, None] * x_stride + k, mask=there, other=0)
         else:
-            number = numbers_of(x + source[:, None] * x_stride, k[None, :], there, X)
+            number = numbers_of(x + source[:, None] * x_stride, k, there, X)
             if shifts is not None:
                 number -= tl.load(shifts + source, mask=held, other=0).to(tl.float32)[:, None]
             left = number.to(kind)
         numbers = strip(
             weight, scale, zero, lookup, inputs, output[:, None, None], within[:, None, None], start, depth, groups,
-            group_size, weight_stride, CODES, SCALES, zero is not None, STRIP, kind,
+            group_size, weight_stride, nothing, CODES, SCALES, STRIP, SIZE, EVEN,
         )  # fmt: skip
-        right = tl.trans(tl.reshape(numbers, (COLUMNS, STRIP)).to(kind))
         if SCALES == "apart":
-            group = start // group_size
-            by = tl.load(scale + output * groups + tl.minimum(group, groups - 1), mask=within, other=0)
-            part = tl.dot(left, right, input_precision="ieee") * by[None, :]
+            group = first_inputs(start, STRIP, PARTS) // group_size
+            by_at = of_outputs(output, PARTS) * groups + tl.minimum(group, groups - 1)
+            by = tl.load(scale + by_at, mask=of_outputs(within, PARTS), other=0)
+            part = multiplied(left, numbers, no_sums(ROWS, COLUMNS, PARTS), COLUMNS, STRIP, PARTS) * by
             if X != "plain":
-                step = tl.load(steps + source * step_groups + tl.minimum(group, step_groups - 1), mask=held, other=0)
-                part *= step[:, None]
+                step_at = of_rows(source, PARTS) * step_groups + tl.minimum(group, step_groups - 1)
+                part *= tl.load(steps + step_at, mask=of_rows(held, PARTS), other=0)
             acc += part
         else:
-            acc = tl.dot(left, right, acc, input_precision="ieee")
+            acc = multiplied(left, numbers, acc, COLUMNS, STRIP, PARTS)
+    sums = summed(acc, PARTS)
     if X != "plain" and SCALES != "apart":
-        acc *= tl.load(steps + source, mask=held, other=0)[:, None]
+        sums *= tl.load(steps + source, mask=held, other=0)[:, None]
     if SCALES == "row":
-        acc *= tl.load(scale + output, mask=within, other=0)[None, :]
-    made = acc.to(kind)
+        sums *= tl.load(scale + output, mask=within, other=0)[None, :]
+    made = sums.to(kind)
     if bias is not None:
         added = tl.load(bias + output, mask=within, other=0).to(tl.float32)
         made = (made.to(tl.float32) + added[None, :]).to(kind)
@@ -99,27 +103,30 @@ def grouped_experts(
     if not x.numel():
         return torch.empty_like(x)
     slots, weights = slots.contiguous(), weights.contiguous()
-    few = slots.numel() <= 16 * count
-    tile = tile_for(1 if few else 64, x.dtype, exact)
-    found = tiles_by_expert(slots, count, tile.block_m)
-    inner = activation(_product(x, first, found, count, top_k, tile))
-    return combine(_product(inner, second, found, count, None, tile), weights, slots)
+    rows = 1 if slots.numel() <= 16 * count else 64
+    found = tiles_by_expert(slots, count, tile_for(rows, x.dtype, exact).block_m)
+    inner = activation(_product(x, first, found, count, top_k, rows, exact))
+    return combine(_product(inner, second, found, count, None, rows, exact), weights, slots)
 
 
-def _product(x: Tensor, product: Product, found: Tiles, count: int, top_k: int | None, tile: Tile) -> Tensor:
-    """Of tokens, for each place; or of places, for each pair."""
+def _product(
+    x: Tensor, product: Product, found: Tiles, count: int, top_k: int | None, rows: int, exact: bool
+) -> Tensor:
+    """Of tokens, for each place; or of places, for each pair. The tile is that for as many `rows`."""
     x = x if x.stride(1) == 1 else x.contiguous()
     given, by_token = inputs_of(x, product, found, top_k)
     held = weights_of(product, x.shape[1])
+    tile = tile_of(held.codes, held.scales, rows, x.dtype, exact)
     out = torch.empty(found.pairs, held.width, dtype=x.dtype, device=x.device)
     groups = 1 if given.steps is None or given.steps.dim() == 1 else given.steps.shape[1]
-    _experts[triton.cdiv(held.width, tile.block_n), len(found.experts)](
+    _experts[cdiv(held.width, tile.block_n), len(found.experts)](
         given.x, given.steps, given.shifts, held.weight, held.scale, held.zero, held.codebook, held.group_of,
         held.bias, out, *found, count, held.width, x.shape[1], top_k or 1, groups, held.groups, held.group_size,
         given.x.stride(0), held.row_stride,
         CODES=held.codes, SCALES=held.scales, X=given.kind, BY_TOKEN=by_token, TO_PAIRS=top_k is None,
-        ROWS=tile.block_m, COLUMNS=tile.block_n, STRIP=tile.block_k, num_warps=tile.num_warps,
-        num_stages=tile.num_stages, enable_fp_fusion=False,
+        ROWS=tile.block_m, COLUMNS=tile.block_n, STRIP=tile.block_k, PARTS=tile.parts,
+        SIZE=word_size(held.codes, held.weight, held.zero), EVEN=x.shape[1] % tile.block_k == 0,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
@@ -140,11 +147,15 @@ def variants() -> Iterator[Variant]:
     numbers = dict.fromkeys((*sizes, "count", "top_k", "step_groups", "groups", "group_size"), "i32")
     lists = dict.fromkeys(("order", "starts", "experts", "firsts"), "*i64")
     for codes, scales, kind in _KINDS:
-        for first, tile in ((True, tile_for(1, torch.bfloat16)), (False, tile_for(64, torch.bfloat16))):
+        for first, tile in (
+            (True, tile_of(codes, scales, 1, torch.bfloat16)),
+            (False, tile_of(codes, scales, 64, torch.bfloat16)),
+        ):
             absent: dict[str, Any] = dict.fromkeys(_absent(codes, scales, kind), None)
             constants = absent | {
                 "CODES": codes, "SCALES": scales, "X": kind, "BY_TOKEN": first, "TO_PAIRS": not first,
                 "ROWS": tile.block_m, "COLUMNS": tile.block_n, "STRIP": tile.block_k,
+                "PARTS": tile.parts, "SIZE": _size(codes), "EVEN": True,
             }  # fmt: skip
             types = {"x": {"plain": "*bf16", "int8": "*i8"}.get(kind, "*u8"), "steps": "*fp32", "shifts": "*i32"}
             types |= {"weight": {"plain": "*bf16", "int8": "*i8"}.get(codes, "*u8"), "scale": "*fp32", "zero": "*u8"}
@@ -153,8 +164,13 @@ def variants() -> Iterator[Variant]:
                 _experts, types, constants, tile.num_warps, tile.num_stages,
                 89 if codes == "fp8" else 80, 89 if codes == "e4m3" else 1000,
                 options={"enable_fp_fusion": False},
-                divisible=sizes[:3] if scales == "blocks" else sizes,
+                divisible=sizes,
             )  # fmt: skip
+
+
+def _size(codes: str) -> int:
+    """Of words of weights that lie at multiples of 16."""
+    return word_size(codes, torch.empty(16, dtype=torch.uint8))
 
 
 def _absent(codes: str, scales: str, kind: str) -> Iterator[str]:

@@ -18,8 +18,8 @@ from bestiary.nn.ops import quant
 
 from . import available
 from .codes import DEEPEST, numbers_of
-from .dequant import GROUP_M, Tile, tile_for
 from .fp8 import rounded_to_fp8
+from .shapes import GROUP_M, Tile, tile_for
 from .sizes import cdiv
 from .tiles import finish, tile_at
 from .variants import Variant

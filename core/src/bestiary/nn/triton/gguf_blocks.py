@@ -1,7 +1,12 @@
-"""GGUF blocks decoded in registers, as `bestiary.nn.gguf.decoders` defines them: groups of 32 elements of many rows.
+"""GGUF blocks decoded in registers, as `bestiary.nn.gguf.decoders` defines them: a strip of inputs of many rows.
 
-Everywhere `rows` is ``[n, 1, 1]``, where each row of blocks begins; `g` ``[1, groups, 1]``, the group's place in the
-row; `j` ``[1, 1, 32]``; `within` ``[n, groups, 1]``. What comes back is fp32 ``[n, groups, 32]``.
+Every byte is read once, in words of `SIZE` bytes, and what a group has for all its elements once for all. Everywhere
+`rows` say where each row begins: its blocks, a pointer ``[n, 1, 1]``; or where `PLANES` (`bestiary.nn.gguf.planes`) its
+quants, their upper bits and its scales, such pointers, then where the plane of factors begins, and how many are before
+its own, int64 ``[n, 1, 1]``. `there` says which rows are there; inputs are the `BLOCK_K` from `start`, a multiple of
+it, on, all of them there where `EVEN`. Addresses of words are multiples of `SIZE`: 4 in planes and where blocks are of
+whole words, otherwise 2. `zero` is as in `bits`. What comes back is fp32 ``[n, BLOCK_K / 32, 32]``. A product that fp32
+holds exactly is not rounded before a sum.
 """
 
 from __future__ import annotations
@@ -10,7 +15,10 @@ import triton
 import triton.language as tl
 
 from bestiary.api.ggml_types import GgmlType
-from bestiary.nn.gguf.codebooks import IQ4_VALUES
+
+from .bits import SIGNS, bytes_of, four_bytes, half, half_of, halves_of, lower_half, words
+from .gguf_super import k6, k45
+from .iq4 import iq4
 
 FORMATS = frozenset(
     {
@@ -20,84 +28,73 @@ FORMATS = frozenset(
 )  # fmt: skip
 """The types that `decoded` knows, by name."""
 
-_IQ4_LOW = tl.constexpr(sum((value & 255) << 8 * at for at, value in enumerate(IQ4_VALUES[:7])))
-_IQ4_HIGH = tl.constexpr(sum((value & 255) << 8 * at for at, value in enumerate(IQ4_VALUES[7:14])))
-_IQ4_LAST = tl.constexpr(sum((value & 255) << 8 * at for at, value in enumerate(IQ4_VALUES[14:])))
-"""Seven values to a word, so that its sign bit is free."""
 
-
-@triton.jit
-def _half(at, within):  # type: ignore[no-untyped-def]
-    return tl.load(at.to(tl.pointer_type(tl.float16), bitcast=True), mask=within, other=0).to(tl.float32)
-
-
-@triton.jit
-def _byte(at, within):  # type: ignore[no-untyped-def]
-    return tl.load(at, mask=within, other=0).to(tl.int32)
-
-
-@triton.jit
-def _signed(byte):  # type: ignore[no-untyped-def]
-    return (byte ^ 128) - 128
-
-
-@triton.jit
-def _iq4(code):  # type: ignore[no-untyped-def]
-    words = tl.where(code < 7, _IQ4_LOW, tl.where(code < 14, _IQ4_HIGH, _IQ4_LAST))
-    return _signed((words >> (8 * (code % 7)).to(tl.int64) & 255).to(tl.int32))
+@triton.jit  # type: ignore[untyped-decorator]
+def _fifth(bits, COUNT: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Bits ``[n, groups, 1]``, of which each byte of `COUNT` words has one, as the fifth of every byte."""
+    taken = (bits >> (SIZE * tl.arange(0, COUNT))[None, None, :]) & ((1 << SIZE) - 1)
+    return (taken * 0x02040810) & 0x10101010
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _small(rows, g, j, within, FORMAT: tl.constexpr):  # type: ignore[no-untyped-def]
+def _small(  # type: ignore[no-untyped-def]
+    rows, start, depth, there, zero, FORMAT: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr,
+    EVEN: tl.constexpr, PLANES: tl.constexpr,
+):  # fmt: skip
     """Blocks of 32 with a factor, those called _1 with an addend."""
     ADDEND: tl.constexpr = FORMAT == "Q4_1" or FORMAT == "Q5_1"
     FIVE: tl.constexpr = FORMAT == "Q5_0" or FORMAT == "Q5_1"
-    SIZE: tl.constexpr = 34 if FORMAT == "Q8_0" else 18 + 2 * ADDEND + 4 * FIVE
-    head: tl.constexpr = 4 if ADDEND else 2
-    block = rows + g * SIZE
-    factor = _half(block, within)
-    if FORMAT == "Q8_0":
-        return _signed(_byte(block + head + j, within)).to(tl.float32) * factor
-    quants = _byte(block + head + 4 * FIVE + j % 16, within) >> (4 * (j // 16)) & 15
-    if FIVE:
-        quants |= (_byte(block + head + j // 8, within) >> (j % 8) & 1) << 4
-    if ADDEND:
-        return quants.to(tl.float32) * factor + _half(block + 2, within)
-    if FORMAT == "IQ4_NL":
-        return _iq4(quants).to(tl.float32) * factor
-    return (quants - (16 if FIVE else 8)).to(tl.float32) * factor
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _k45(rows, g, j, within, FORMAT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Q4_K and Q5_K: 256 elements; two factors, and six bits of scale and minimum for each 32."""
-    FIVE: tl.constexpr = FORMAT == "Q5_K"
-    block, s = rows + (g // 8) * (176 if FIVE else 144), g % 8
-    first, second = _byte(block + 4 + s % 4, within), _byte(block + 8 + s % 4, within)
-    third = _byte(block + 12 + s % 4, within)
-    scale = tl.where(s < 4, first & 63, (third & 15) | (first >> 2 & 48)).to(tl.float32)
-    minimum = tl.where(s < 4, second & 63, (third >> 4) | (second >> 2 & 48)).to(tl.float32)
-    quants = _byte(block + (48 if FIVE else 16) + (s // 2) * 32 + j, within) >> (4 * (s % 2)) & 15
-    if FIVE:
-        quants |= (_byte(block + 16 + j, within) >> s & 1) << 4
-    return quants.to(tl.float32) * (_half(block, within) * scale) - _half(block + 2, within) * minimum
-
-
-@triton.jit
-def _k6(rows, g, j, within):  # type: ignore[no-untyped-def]
-    """Q6_K: 256 elements in two halves; low nibbles, upper two bits, a signed scale for each 16."""
-    block, s = rows + (g // 8) * 210, g % 8
-    low = _byte(block + (s // 4) * 64 + (s % 2) * 32 + j, within) >> (4 * (s % 4 // 2)) & 15
-    high = _byte(block + 128 + (s // 4) * 32 + j, within) >> (2 * (s % 4)) & 3
-    scale = _signed(_byte(block + 192 + s * 2 + j // 16, within)).to(tl.float32)
-    return ((low | high << 4) - 32).to(tl.float32) * (_half(block + 208, within) * scale)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def decoded(rows, g, j, within, FORMAT: tl.constexpr):  # type: ignore[no-untyped-def]
-    if FORMAT == "Q6_K":
-        return _k6(rows, g, j, within)
-    elif FORMAT == "Q4_K" or FORMAT == "Q5_K":
-        return _k45(rows, g, j, within, FORMAT)
+    QUANTS: tl.constexpr = 32 if FORMAT == "Q8_0" else 16
+    HEAD: tl.constexpr = 4 if ADDEND else 2
+    BYTES: tl.constexpr = QUANTS + HEAD + 4 * FIVE
+    COUNT: tl.constexpr = QUANTS // SIZE
+    g = tl.arange(0, BLOCK_K // 32)[None, :, None]
+    within = there if EVEN else there & (start + g * 32 < depth)
+    bits = None
+    addend = None
+    if PLANES:
+        quants = words(rows[0] + (start // 32 * QUANTS + g * QUANTS), within, COUNT, SIZE)
+        factor = half_of(rows[3], rows[4] + (start // 32 + g), within)
+        if FIVE:
+            bits = words(rows[1] + (start // 32 * 4 + g * 4), within, 1, 4)
     else:
-        return _small(rows, g, j, within, FORMAT)
+        block = rows[0] + (start // 32 * BYTES + g * BYTES)
+        quants = words(block + (BYTES - QUANTS), within, COUNT, SIZE)
+        if FIVE:
+            bits = four_bytes(block + HEAD, within, SIZE)
+        if ADDEND:
+            pair = four_bytes(block, within, SIZE)
+            factor, addend = lower_half(pair), lower_half(pair >> 16)
+        else:
+            factor = half(block, within)
+    return _numbers(quants, bits, zero, factor, addend, FORMAT, SIZE)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _numbers(quants, bits, zero, factor, addend, FORMAT: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    if FORMAT == "Q8_0":
+        return bytes_of(quants ^ SIGNS, zero, factor, 128, SIZE)
+    elif FORMAT == "IQ4_NL":
+        return iq4(quants, zero, factor, SIZE)
+    elif bits is not None:
+        high = ((quants >> 4) & 0x0F0F0F0F) | _fifth(bits >> 16, quants.shape[2], SIZE)
+        low = (quants & 0x0F0F0F0F) | _fifth(bits, quants.shape[2], SIZE)
+        return halves_of(low, high, zero, factor, addend, factor, addend, 0, 0, 5, 16 if addend is None else 0, SIZE)
+    else:
+        return halves_of(
+            quants, quants, zero, factor, addend, factor, addend, 0, 4, 4, 8 if addend is None else 0, SIZE
+        )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def decoded(  # type: ignore[no-untyped-def]
+    rows, start, depth, there, zero, FORMAT: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr,
+    EVEN: tl.constexpr, PLANES: tl.constexpr,
+):  # fmt: skip
+    """The numbers; `BLOCK_K` is a multiple of 32, for Q4_K and Q5_K of 64, for Q6_K of 128."""
+    if FORMAT == "Q6_K":
+        return k6(rows, start, depth, there, zero, BLOCK_K, SIZE, EVEN, PLANES)
+    elif FORMAT == "Q4_K" or FORMAT == "Q5_K":
+        return k45(rows[0], start, depth, there, zero, FORMAT, BLOCK_K, SIZE, EVEN)
+    else:
+        return _small(rows, start, depth, there, zero, FORMAT, BLOCK_K, SIZE, EVEN, PLANES)

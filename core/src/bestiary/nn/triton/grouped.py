@@ -16,9 +16,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .codes import e4m3_for, scales_of, strip
-from .dequant import GROUP_M, tile_for
-from .tiles import finish, tile_at
+from .codes import e4m3_for, scales_of, strip, word_size
+from .shapes import GROUP_M, Tile, tile_of
+from .sizes import cdiv
+from .tiles import (
+    finish,
+    first_inputs,
+    inputs_from,
+    multiplied,
+    no_sums,
+    of_outputs,
+    summed,
+    tile_at,
+)  # fmt: skip
 from .variants import Variant
 
 
@@ -26,32 +36,34 @@ from .variants import Variant
 def _linear_grouped(  # type: ignore[no-untyped-def]
     x, weight, scale, zero, codebook, group_of, bias, out,
     rows, width, depth, groups, group_size, x_stride, weight_stride,
-    CODES: tl.constexpr, SCALES: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    CODES: tl.constexpr, SCALES: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """A tile; `CODES` and `SCALES` as in `codes.strip`."""
+    """A tile; `CODES`, `SCALES`, `SIZE` and `EVEN` as in `codes.strip`."""
     row_tile, column_tile = tile_at(tl.program_id(0), rows, width, BLOCK_M, BLOCK_N, GROUP_M)
     m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    columns = tl.arange(0, BLOCK_K)
-    x_at = x + m.to(tl.int64)[:, None] * x_stride + columns[None, :]
-    outputs = n.to(tl.int64)[:, None, None]
-    acc = tl.full((BLOCK_M, BLOCK_N), 0, tl.float32)
+    k = inputs_from(0, BLOCK_K, PARTS)
+    x_at = x + m.to(tl.int64)[:, None] * x_stride + k
+    output, there, nothing = n.to(tl.int64), n < width, tl.minimum(rows, 0)
+    acc = no_sums(BLOCK_M, BLOCK_N, PARTS)
     for start in range(0, depth, BLOCK_K):
-        left = tl.load(x_at + start, mask=(m < rows)[:, None] & (columns < depth - start)[None, :], other=0)
+        within = (m < rows)[:, None] if EVEN else (m < rows)[:, None] & (k < depth - start)
+        left = tl.load(x_at + start, mask=within, other=0)
         numbers = strip(
-            weight, scale, zero, codebook, group_of, outputs, (n < width)[:, None, None], start, depth, groups,
-            group_size, weight_stride, CODES, SCALES, HAS_ZERO, BLOCK_K, x.dtype.element_ty,
+            weight, scale, zero, codebook, group_of, output[:, None, None], there[:, None, None], start, depth, groups,
+            group_size, weight_stride, nothing, CODES, SCALES, BLOCK_K, SIZE, EVEN,
         )  # fmt: skip
-        right = tl.trans(tl.reshape(numbers, (BLOCK_N, BLOCK_K)).to(left.dtype))
         if SCALES == "apart":
-            by = tl.load(scale + n.to(tl.int64) * groups + start // group_size, mask=n < width, other=0)
-            acc += tl.dot(left, right, input_precision="ieee") * by[None, :]
+            group = tl.minimum(first_inputs(start, BLOCK_K, PARTS) // group_size, groups - 1)
+            by = tl.load(scale + of_outputs(output, PARTS) * groups + group, mask=of_outputs(there, PARTS), other=0)
+            acc += multiplied(left, numbers, no_sums(BLOCK_M, BLOCK_N, PARTS), BLOCK_N, BLOCK_K, PARTS) * by
         else:
-            acc = tl.dot(left, right, acc, input_precision="ieee")
+            acc = multiplied(left, numbers, acc, BLOCK_N, BLOCK_K, PARTS)
+    sums = summed(acc, PARTS)
     if SCALES == "row":
-        acc *= tl.load(scale + n, mask=n < width, other=0)[None, :]
-    finish(acc, bias, out, m, n, rows, width, HAS_BIAS)
+        sums *= tl.load(scale + n, mask=there, other=0)[None, :]
+    finish(sums, bias, out, m, n, rows, width, HAS_BIAS)
 
 
 def _product(
@@ -61,19 +73,19 @@ def _product(
     width, depth = weight.shape[0], x.shape[-1]
     left = x.reshape(-1, depth)
     left = left if left.stride(1) == 1 else left.contiguous()
-    weight = weight.contiguous()
+    weight, zero = weight.contiguous(), None if zero is None else zero.contiguous()
     rows = left.shape[0]
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    tile = tile_for(rows, x.dtype, exact)
+    tile = tile_of(codes, scales, rows, x.dtype, exact)
     if rows and width:
-        grid = (triton.cdiv(rows, tile.block_m) * triton.cdiv(width, tile.block_n),)
+        grid = (cdiv(rows, tile.block_m) * cdiv(width, tile.block_n),)
         _linear_grouped[grid](
-            left, weight, scale.contiguous(), None if zero is None else zero.contiguous(), codebook,
-            group_of, bias, out,
+            left, weight, scale.contiguous(), zero, codebook, group_of, bias, out,
             rows, width, depth, scale.shape[-1], group_size, left.stride(0), weight.stride(0),
-            CODES=codes, SCALES=scales, HAS_ZERO=zero is not None, HAS_BIAS=bias is not None,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=GROUP_M,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
+            CODES=codes, SCALES=scales, HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+            BLOCK_K=tile.block_k, PARTS=tile.parts, SIZE=word_size(codes, weight, zero),
+            EVEN=depth % tile.block_k == 0, GROUP_M=GROUP_M, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            enable_fp_fusion=False,
         )  # fmt: skip
     return out.view(*x.shape[:-1], width)
 
@@ -127,25 +139,30 @@ def _size(x: Tensor, scale: Tensor, group_size: int) -> int:
 
 
 def variants() -> Iterator[Variant]:
-    """Each kind of code as checkpoints have it, in bf16 with both tiles; the rest of the code is the same for all."""
-    divisible = ("width", "depth", "x_stride", "weight_stride")
-    sizes = dict.fromkeys(("rows", *divisible, "groups", "group_size"), "i32")
+    """Each kind of code as checkpoints have it, in bf16 with both tiles, and where rows are few also with strips that
+    end early, of rows that are no whole words; the rest of the code is the same for all."""
     cases = [("int8", "row"), ("fp8", "row"), ("fp8", "even"), ("fp8", "apart"), ("e4m3", "row"), ("e4m3", "even")]
     cases += [("int4", "even"), ("int4", "apart"), ("int4", "any"), ("int4", "listed")]
     for codes, scales in [*cases, ("uint8", "even"), ("codebook", "even")]:
-        since, before = (89 if codes == "fp8" else 80), (89 if codes == "e4m3" else 1000)
-        for tile in (tile_for(1, torch.bfloat16), tile_for(64, torch.bfloat16)):
-            has_zero = codes in ("int4", "uint8")
-            constants: dict[str, object] = {
-                "CODES": codes, "SCALES": scales, "HAS_ZERO": has_zero, "HAS_BIAS": False, "bias": None,
-                "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP_M": GROUP_M,
-            }  # fmt: skip
-            constants |= {} if has_zero else {"zero": None}
-            constants |= {} if scales == "listed" else {"group_of": None}
-            constants |= {} if codes == "codebook" else {"codebook": None}
-            types = {"x": "*bf16", "weight": "*i8" if codes == "int8" else "*u8", "scale": "*fp32", "zero": "*u8"}
-            types |= {"codebook": "*fp32", "group_of": "*i32", "out": "*bf16"} | sizes
-            yield Variant(
-                _linear_grouped, types, constants, tile.num_warps, tile.num_stages, since, before,
-                options={"enable_fp_fusion": False}, divisible=divisible,
-            )  # fmt: skip
+        for rows, even in ((1, True), (1, False), (64, True)):
+            yield _variant(codes, scales, tile_of(codes, scales, rows, torch.bfloat16), even)
+
+
+def _variant(codes: str, scales: str, tile: Tile, even: bool) -> Variant:
+    divisible = ("width", "depth", "x_stride", "weight_stride")
+    constants: dict[str, object] = {
+        "CODES": codes, "SCALES": scales, "HAS_BIAS": False, "bias": None, "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "PARTS": tile.parts, "SIZE": 4 if even else 1,
+        "EVEN": even, "GROUP_M": GROUP_M,
+    }  # fmt: skip
+    constants |= {} if codes in ("int4", "uint8") else {"zero": None}
+    constants |= {} if scales == "listed" else {"group_of": None}
+    constants |= {} if codes == "codebook" else {"codebook": None}
+    types = {"x": "*bf16", "weight": "*i8" if codes == "int8" else "*u8", "scale": "*fp32", "zero": "*u8"}
+    types |= {"codebook": "*fp32", "group_of": "*i32", "out": "*bf16"}
+    types |= dict.fromkeys(("rows", *divisible, "groups", "group_size"), "i32")
+    return Variant(
+        _linear_grouped, types, constants, tile.num_warps, tile.num_stages, 89 if codes == "fp8" else 80,
+        89 if codes == "e4m3" else 1000, options={"enable_fp_fusion": False},
+        divisible=divisible if even else divisible[:3],
+    )  # fmt: skip

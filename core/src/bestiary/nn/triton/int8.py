@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dequant import GROUP_M, Tile
+from .shapes import GROUP_M, Tile
 from .sizes import cdiv
 from .tiles import finish, tile_at
 from .variants import Variant

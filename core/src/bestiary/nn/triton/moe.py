@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .activation import GELU, GELU_TANH, SILU, activated, gelu_and_mul, silu_and_mul
 from .sizes import cdiv
-from .sorting import sort_by_expert, tile_of, tiles_by_expert
+from .sorting import places_of, sort_by_expert, tiles_by_expert
 from .variants import Variant
 
 _KINDS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH}
@@ -36,7 +36,7 @@ def _gate_up(  # type: ignore[no-untyped-def]
     expert = tl.load(experts + tl.program_id(1))
     if (expert < 0) | (expert >= count):
         return
-    place, held, pair = tile_of(order, starts, firsts, expert, ROWS)
+    place, held, pair = places_of(order, starts, firsts, expert, ROWS)
     token = pair // top_k
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     within = column < width
@@ -67,7 +67,7 @@ def _down(  # type: ignore[no-untyped-def]
     expert = tl.load(experts + tl.program_id(1))
     if (expert < 0) | (expert >= count):
         return
-    place, held, pair = tile_of(order, starts, firsts, expert, ROWS)
+    place, held, pair = places_of(order, starts, firsts, expert, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     within = column < hidden
     weight = w2 + expert * hidden * width + column.to(tl.int64)[None, :] * width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -82,7 +83,8 @@ PLACE_ROWS = version("step", "place_rows")
 
 LINEAR_INT8_INT8 = version("int8", "linear_int8_int8")
 LINEAR_CODEBOOK = version("grouped", "linear_codebook", varying)
-LINEAR_GGUF = version("dequant", "linear_gguf", varying)
+LINEAR_GGUF = replace(version("dequant", "linear_gguf", varying), pack=later("planes", "pack_gguf"), reorders=True)
+EMBEDDING_GGUF = version("planes", "embedding_gguf")
 LINEAR_INT8 = version("grouped", "linear_int8", varying)
 LINEAR_FP8 = version("grouped", "linear_fp8", varying)
 LINEAR_INT4 = version("grouped", "linear_int4", varying)
@@ -92,7 +94,7 @@ EXACT_FUSED_EXPERTS = exact_version("moe", "fused_experts")
 EXACT_GROUPED_EXPERTS = exact_version("experts", "grouped_experts")
 EXACT_ADD_LORA = Implementation("triton_exact", later("lora", "add_lora"), exact, PRIORITY)
 EXACT_ADD_LORA_EMBEDDING = Implementation("triton_exact", later("lora", "add_lora_embedding"), exact, PRIORITY)
-EXACT_LINEAR_GGUF = exact_version("dequant", "linear_gguf")
+EXACT_LINEAR_GGUF = replace(exact_version("dequant", "linear_gguf"), pack=LINEAR_GGUF.pack, reorders=True)
 EXACT_LINEAR_INT8 = exact_version("grouped", "linear_int8")
 EXACT_LINEAR_FP8 = exact_version("grouped", "linear_fp8")
 EXACT_LINEAR_INT4 = exact_version("grouped", "linear_int4")

@@ -54,7 +54,7 @@ class Tiles(NamedTuple):
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def tile_of(order, starts, firsts, expert, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+def places_of(order, starts, firsts, expert, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
     """The places of this program's tile (axis 1 of the grid counts tiles), which of them are its `expert`'s, and their
     pairs; int64 ``[ROWS]``."""
     tile, row = tl.program_id(1), tl.arange(0, ROWS)

@@ -17,6 +17,66 @@ def tile_at(pid, rows, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROU
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def inputs_from(start, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A tile's inputs, ``[1, BLOCK_K]``, or ``[PARTS, 1, BLOCK_K / PARTS]``."""
+    if PARTS == 1:
+        return start + tl.arange(0, BLOCK_K)[None, :]
+    else:
+        part, k = tl.arange(0, PARTS)[:, None, None], tl.arange(0, BLOCK_K // PARTS)[None, None, :]
+        return start + part * (BLOCK_K // PARTS) + k
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def no_sums(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Sums of a tile before its first strip, as `multiplied` adds to them."""
+    if PARTS == 1:
+        return tl.full((BLOCK_M, BLOCK_N), 0, tl.float32)
+    else:
+        return tl.full((PARTS, BLOCK_N, BLOCK_M), 0, tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def multiplied(left, numbers, acc, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Sums with the products of a strip of inputs, `left`, and of weights, decoded as fp32 ``[BLOCK_N, …]``.
+
+    Where inputs have parts, each of as many warps multiplies its own, so that few rows keep all warps busy. Products
+    of weights that are decoded in the layout in which they were loaded take the fewest instructions; a sum of one
+    addend is what keeps the compiler from having them decoded in that of the tensor cores.
+    """
+    if PARTS == 1:
+        right = tl.reshape(numbers, (BLOCK_N, BLOCK_K)).to(left.dtype)
+        return tl.dot(left, tl.trans(right), acc, input_precision="ieee")
+    else:
+        alone = tl.sum(tl.reshape(numbers, (BLOCK_N, BLOCK_K, 1)), 2)
+        parts = tl.permute(tl.reshape(alone, (BLOCK_N, PARTS, BLOCK_K // PARTS)), (1, 0, 2))
+        return tl.dot(parts.to(left.dtype), tl.permute(left, (0, 2, 1)), acc, input_precision="ieee")
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def of_outputs(each, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``[BLOCK_N]`` as a dimension of the sums of `multiplied`."""
+    return each[None, :] if PARTS == 1 else each[None, :, None]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def of_rows(each, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``[BLOCK_M]`` as a dimension of the sums of `multiplied`."""
+    return each[:, None] if PARTS == 1 else each[None, None, :]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def first_inputs(start, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The first input of each part of a strip, as a dimension of the sums of `multiplied`."""
+    return start if PARTS == 1 else start + tl.arange(0, PARTS)[:, None, None] * (BLOCK_K // PARTS)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def summed(acc, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``[BLOCK_M, BLOCK_N]`` of the sums of `multiplied`."""
+    return acc if PARTS == 1 else tl.trans(tl.sum(acc, 0))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def finish(acc, bias, out, m, n, rows, width, HAS_BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Write sums `acc` ``[m, n]`` as the reference does: rounded, and again where a bias was added."""
     made = acc.to(out.dtype.element_ty)

@@ -1,0 +1,62 @@
+"""Codes of IQ4_NL looked up in registers: a GPU's byte permutation finds four of the sixteen numbers at once."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton import knobs
+from triton.language.extra.cuda import libdevice
+
+from bestiary.nn.gguf.codebooks import IQ4_VALUES
+
+from .bits import in_order, number
+
+
+def _four(at: int) -> int:
+    """Four numbers from one on, plus 128, as the bytes of an int32."""
+    return int.from_bytes(bytes(value + 128 for value in IQ4_VALUES[at : at + 4]), "little", signed=True)
+
+
+_TABLE = tl.constexpr(tuple(_four(at) for at in (0, 4, 8, 12)))
+_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+
+
+@triton.jit
+def _permuted(first, second, chosen):  # type: ignore[no-untyped-def]
+    """Four of the eight bytes of two words, as the lower three bits of the four lowest nibbles of `chosen` say. The
+    interpreter has no such instruction."""
+    if not _INTERPRETED:
+        return libdevice.byte_perm(first, second, chosen)
+    else:
+        made = chosen & 0
+        for at in tl.static_range(4):
+            which = (chosen >> (4 * at)) & 7
+            word = tl.where(which < 4, first, second)
+            made |= ((word >> ((which & 3) * 8)) & 255) << (8 * at)
+        return made
+
+
+@triton.jit
+def _looked_up(codes):  # type: ignore[no-untyped-def]
+    """The numbers, plus 128, of the four codes in the lower 16 bits of words, as bytes."""
+    none = codes & 0
+    low = _permuted(none + _TABLE[0], none + _TABLE[1], codes)
+    high = _permuted(none + _TABLE[2], none + _TABLE[3], codes)
+    return _permuted(low, high, ((codes & 0x8888) >> 1) | 0x3210)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def iq4(codes, zero, factor, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The numbers of the lower nibbles of all bytes of words, as in `bits`, then of the upper ones, times a factor."""
+    found = _looked_up(codes)
+    even, odd = _pair(found, zero, factor, 0), _pair(found >> 12, zero, factor, 4)
+    if SIZE == 4:
+        found = _looked_up(codes >> 16)
+        even = tl.join(even, _pair(found, zero, factor, 0))
+        odd = tl.join(odd, _pair(found >> 12, zero, factor, 4))
+    return in_order(tl.join(even, odd), SIZE)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _pair(found, zero, factor, AT: tl.constexpr):  # type: ignore[no-untyped-def]
+    return tl.join(number(found, zero, AT, 8, 128) * factor, number(found, zero, AT + 8, 8, 128) * factor)
