@@ -2,6 +2,7 @@
 
 The tests of tests/clients run in an environment of their own, by scripts/clients."""
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -18,6 +19,12 @@ collect_ignore = ["tests/clients"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("BESTIARY_KERNELS", "torch")  # core's own; those who test others ask for them
 os.environ.setdefault("BESTIARY_PACKED_CACHE", "0")  # tests keep nothing in the home of who runs them
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays, and fills the memory: looks for garbage leave it out, and are rarer."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")
