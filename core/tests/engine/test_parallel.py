@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bestiary.api.alias import Alias
 from bestiary.api.config import ParallelConfig
-from bestiary.api.discovery import Distribution
+from bestiary.api.distributions import Distribution
 from bestiary.api.entries import LazyRegisteredModel, RegisteredAlias, RegisteredModel, Resolution
 from bestiary.api.errors import EngineError, UsageError
 from bestiary.api.outputs import Logprob
