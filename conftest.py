@@ -2,6 +2,7 @@
 
 The tests of tests/clients run in an environment of their own, by scripts/clients."""
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -22,6 +23,12 @@ os.environ.setdefault("BESTIARY_PACKED_CACHE", "0")  # tests keep nothing in the
 # Machines are shared: how long an example takes says nothing.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays, and fills the memory: looks for garbage leave it out, and are rarer."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")

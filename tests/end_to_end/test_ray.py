@@ -19,7 +19,7 @@ import transformers
 from bestiary import LLM, SamplingParams
 from bestiary.api.config import ParallelConfig
 from bestiary.api.errors import EngineError, UsageError
-from bestiary.engine.parallel import ray_cluster, ray_workers
+from bestiary.engine.parallel import ray_cluster, ray_workers, workers
 from bestiary.engine.parallel.ray_actor import Whereabouts
 from bestiary.engine.parallel.seat import Seat, take_seat
 
@@ -55,6 +55,12 @@ def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("llama")
     transformers.LlamaForCausalLM(config).save_pretrained(made)
     return made
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """A rank that starts while other tests keep the machine busy is not taken for frozen."""
+    monkeypatch.setattr(workers, "FROZEN_SECONDS", 120.0)
 
 
 def load(folder, **options):

@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 from bestiary.api.errors import UsageError
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
-from bestiary.engine.build import EngineBuilder, target_of
+from bestiary.engine.binding import target_of
+from bestiary.engine.build import EngineBuilder
 from bestiary.engine.memory import num_kv_blocks
 from bestiary.engine.memory_plan import plan_memory
 from bestiary.engine.model_layers import kv_cache_specs

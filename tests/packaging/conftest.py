@@ -1,7 +1,9 @@
-"""Every package is built once a session."""
+"""Every package is built once a run, whichever of its processes asks first."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,16 +17,25 @@ from workshop import FOLDERS, NOT_SOURCE, Built, build, make_environment
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
     """Distribution name to what was built from its folder, outside the repository."""
-    out = tmp_path_factory.mktemp("built")
-    results = {}
-    for folder in FOLDERS:
-        copy, target = out / folder.name, out / f"{folder.name}-dist"
-        shutil.copytree(folder, copy, ignore=NOT_SOURCE)
-        build(copy, target)
-        (sdist,), (wheel,) = target.glob("*.tar.gz"), target.glob("*.whl")
-        one = Built(folder, sdist, wheel)
-        results[one.project["name"]] = one
-    return results
+    ours = tmp_path_factory.getbasetemp()
+    out = (ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours) / "built"
+    out.mkdir(exist_ok=True)
+    with (out / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = [built_from(folder, out) for folder in FOLDERS]
+    return {one.project["name"]: one for one in found}
+
+
+def built_from(folder: Path, out: Path) -> Built:
+    """What was built of `folder`, by another process or now."""
+    done = out / f"{folder.name}-dist"
+    if not done.exists():
+        copy, half = out / folder.name, out / f"{folder.name}-half"
+        shutil.copytree(folder, copy, ignore=NOT_SOURCE, dirs_exist_ok=True)
+        build(copy, half)
+        half.rename(done)
+    (sdist,), (wheel,) = done.glob("*.tar.gz"), done.glob("*.whl")
+    return Built(folder, sdist, wheel)
 
 
 @pytest.fixture

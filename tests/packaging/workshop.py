@@ -46,8 +46,9 @@ QUICKLY = {**os.environ, "SKBUILD_CMAKE_BUILD_TYPE": "Plain"}
 """Native code is compiled as fast as can be, by a build type without options: scripts/test installs another."""
 
 
-def build(folder: Path, target: Path, *options: str) -> None:
-    run(sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", target, folder, env=QUICKLY)
+def build(folder: Path, target: Path, *options: str, **environment: str) -> None:
+    command = (sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", target, folder)
+    run(*command, env=QUICKLY | environment)
 
 
 def third_party(target: Path) -> Path:

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bestiary.api import discovery
-from bestiary.api.discovery import MalformedMetadata, normalise, parse_entry_points, scan
+from bestiary.api import distributions
+from bestiary.api.discovery import scan
+from bestiary.api.distributions import normalise
+from bestiary.api.metadata import MalformedMetadata, parse_entry_points
 from bestiary.testing.fake_site import Site
 
 
@@ -26,7 +28,7 @@ def test_a_plugin_is_found_with_name_version_and_places(site: Site) -> None:
         "my-fancy-plugin", "1.2.3", str(info), str(site.root),
     )  # fmt: skip
     assert plugin.api_versions == ("1.0",)
-    assert [(entry.name, entry.value) for entry in plugin.group(discovery.MODELS)] == [("Fancy", "fancy:Fancy")]
+    assert [(entry.name, entry.value) for entry in plugin.group(distributions.MODELS)] == [("Fancy", "fancy:Fancy")]
     assert "fancy" not in sys.modules
 
 
@@ -133,13 +135,13 @@ def test_500_plugins_are_listed_without_importing_any(site: Site) -> None:
 def test_what_is_installed_here_equals_importlib_metadata() -> None:
     theirs = {
         (entry.group, entry.name, entry.value, normalise(entry.dist.name))
-        for group in discovery.GROUPS
+        for group in distributions.GROUPS
         for entry in importlib_metadata.entry_points(group=group)
     }
     found = scan()
     ours = {
         (entry.group, entry.name, entry.value, dist.name)
-        for group in discovery.GROUPS
+        for group in distributions.GROUPS
         for entry, dist in found.providers(group)
     }
     assert ours == theirs
@@ -186,7 +188,7 @@ def test_any_text_parses_like_importlib_metadata_or_is_called_malformed(text: st
         ours = parse_entry_points(text)
     except MalformedMetadata:
         return  # that nothing well-formed is refused, the next test shows
-    theirs = [entry for entry in _theirs(text) if entry[0] in discovery.GROUPS]
+    theirs = [entry for entry in _theirs(text) if entry[0] in distributions.GROUPS]
     assert [(entry.group, entry.name, entry.value) for entry in ours] == list(dict.fromkeys(theirs))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from bestiary import __version__
 from bestiary.api import certificates, discovery, record
-from bestiary.api.discovery import Distribution
+from bestiary.api.distributions import Distribution
 from bestiary.testing.fake_site import Site
 
 

@@ -206,7 +206,7 @@ def test_a_recorder_of_one_process_is_not_taken_for_one_of_several():
 )  # fmt: skip
 def test_why_nothing_is_recorded(checkpoint, options, why):
     from bestiary.engine.arguments import EngineArgs
-    from bestiary.engine.build import bind_attention
+    from bestiary.engine.binding import bind_attention
     from bestiary.engine.loader.load import build_model
 
     args = EngineArgs.make(str(checkpoint), {"kernels": "torch", "device": "cpu", "progress": False, **options})

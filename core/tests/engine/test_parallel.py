@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bestiary.api.alias import Alias
 from bestiary.api.config import ParallelConfig
-from bestiary.api.discovery import Distribution
+from bestiary.api.distributions import Distribution
 from bestiary.api.entries import LazyRegisteredModel, RegisteredAlias, RegisteredModel, Resolution
 from bestiary.api.errors import EngineError, UsageError
 from bestiary.api.outputs import Logprob
@@ -182,7 +182,7 @@ def test_children_that_misbehave_are_ended(monkeypatch, child, code, words):
     monkeypatch.setattr(module, "FROZEN_SECONDS", 0.5)
     left = []
     workers = LocalWorkers([(rank, Start({}, None, {}, ())) for rank in (1, 2)], threads=1)
-    workers.on_failure = lambda: left.append(True)
+    workers.on_failure(lambda: left.append(True))
     with pytest.raises(EngineError) as caught:
         workers.wait_ready()
     assert caught.value.error_code == code
@@ -194,6 +194,17 @@ def test_children_that_misbehave_are_ended(monkeypatch, child, code, words):
     assert not any(_runs(pid) for pid in workers.pids.values())
     assert left == [True]
     workers.close()
+
+
+def test_who_asks_after_a_team_is_lost_hears_it_at_once(monkeypatch):
+    monkeypatch.setattr(module, "_COMMAND", CHILDREN["ends"])
+    workers = LocalWorkers([(1, Start({}, None, {}, ()))], threads=1)
+    with pytest.raises(EngineError):
+        workers.wait_ready()
+    left = []
+    workers.on_failure(lambda: left.append(True))
+    workers.close()
+    assert left == [True]
 
 
 def _runs(pid):

@@ -10,7 +10,7 @@ from bestiary.api import ModelRegistry
 from bestiary.api.config import CacheConfig, SchedulerConfig
 from bestiary.api.errors import UsageError
 from bestiary.engine import recovery
-from bestiary.engine.build import fewest_rows
+from bestiary.engine.loaded_model import fewest_rows
 from bestiary.engine.memory import cache_room
 from bestiary.engine.plan import SampledToken, StepResult
 from bestiary.nn.attention.backend import KVCacheSpec

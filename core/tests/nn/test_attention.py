@@ -16,7 +16,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from bestiary.api.config import CacheConfig, ModelConfig, VllmConfig
 from bestiary.api.errors import ConfigError, EngineError, ModelError, UsageError
-from bestiary.engine.build import bind_attention
+from bestiary.engine.binding import bind_attention
 from bestiary.nn.attention.alibi import get_alibi_slopes
 from bestiary.nn.attention.backend import AttentionSpec, AttentionType, KVCacheSpec
 from bestiary.nn.attention.choice import BACKENDS

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from bestiary import __version__
 
 from . import record
-from .discovery import Distribution
+from .distributions import Distribution
 from .probe_cache import cache_directory
 
 logger = logging.getLogger("bestiary.cache")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .discovery import normalise
+from .distributions import normalise
 from .errors import UsageError
 
 ENVIRONMENT = "BESTIARY_PLUGINS"

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from . import choices, index
 from .alias import Alias
 from .conformance import require
-from .discovery import ALIASES, MODELS, Distribution, Installation
+from .distributions import ALIASES, MODELS, Distribution, Installation
 from .errors import BrokenPlugin, DuplicateArchitecture, IncompatiblePlugin, UsageError
 from .importing import load_object, location, split
 from .version import incompatibility

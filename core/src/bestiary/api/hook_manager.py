@@ -17,7 +17,7 @@ import pluggy
 
 from bestiary import __version__
 
-from . import choices, discovery
+from . import choices, discovery, distributions
 from .errors import BrokenPlugin, PluginError, UsageError
 from .hooks import KERNELS, KINDS, PROJECT, HookSpecs
 from .importing import isolated, load_object
@@ -84,7 +84,7 @@ class HookManager:
 
     def __init__(
         self,
-        installation: discovery.Installation | None = None,
+        installation: distributions.Installation | None = None,
         plugins: Iterable[str] | Mapping[str, str] = (),
         kernels: str | None = None,
     ) -> None:
@@ -106,11 +106,11 @@ class HookManager:
             )
         installation = discovery.scan() if self._installation is None else self._installation
         self._cache = ProbeCache(installation.versions)
-        for entry, distribution in installation.providers(discovery.HOOKS):
+        for entry, distribution in installation.providers(distributions.HOOKS):
             self.rows.append(self._load_foreign(entry, distribution))
         return self
 
-    def _load_foreign(self, entry: discovery.EntryPoint, distribution: discovery.Distribution) -> HookRow:
+    def _load_foreign(self, entry: distributions.EntryPoint, distribution: distributions.Distribution) -> HookRow:
         refused = incompatibility(distribution.name, distribution.version, distribution.api_versions)
         status: Literal["ok", "broken", "incompatible"] = "ok"
         why = ""
@@ -132,7 +132,7 @@ class HookManager:
             offers=offers,
         )
 
-    def _try_elsewhere(self, value: str, distribution: discovery.Distribution) -> None:
+    def _try_elsewhere(self, value: str, distribution: distributions.Distribution) -> None:
         """Import a module in a child process first, once an installation: one that hangs, or ends the process it is
         imported in, must not do so to us. What it merely raises is better seen here, with its traceback.
         """

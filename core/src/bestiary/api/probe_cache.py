@@ -21,7 +21,7 @@ from typing import Any
 from bestiary import __version__
 
 from . import record
-from .discovery import Distribution
+from .distributions import Distribution
 from .probe import ProbeResult
 from .version import API_VERSION
 

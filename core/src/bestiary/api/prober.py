@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from . import discovery
-from .discovery import Distribution, Installation
+from . import distributions
+from .distributions import Distribution, Installation
 from .entries import LazyEntry, LazyRegisteredAlias
 from .probe import ProbeResult, Question, import_timeout_s
 from .probe_cache import ProbeCache
@@ -30,7 +30,7 @@ class Prober:
 
     @cached_property
     def _helpers(self) -> list[tuple[Distribution, str]]:
-        offers = self._installation.providers(discovery.IMPORT_CONTEXTS)
+        offers = self._installation.providers(distributions.IMPORT_CONTEXTS)
         return [
             (owner, entry.value)
             for entry, owner in offers

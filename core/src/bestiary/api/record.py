@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 from typing import Literal
 
-from .discovery import Distribution
+from .distributions import Distribution
 
 _MAX_BYTES = 64 << 20
 _KEPT_METADATA = ("METADATA", "WHEEL", "entry_points.txt")

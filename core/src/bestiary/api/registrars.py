@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from . import discovery
-from .discovery import Distribution, Installation
+from . import distributions
+from .distributions import Distribution, Installation
 from .entries import LazyRegisteredModel
 from .errors import BrokenPlugin, PluginError
 from .probe import ProbeResult, Question, probe
@@ -73,9 +73,9 @@ def registrars_of(installation: Installation) -> list[Registrar]:
     """All of them. Those of the wheel that names the group are left out: it is others' that it speaks for."""
     return [
         Registrar(group.name, entry.name, entry.value, distribution, group.value)
-        for group, owner in installation.providers(discovery.REGISTRARS)
+        for group, owner in installation.providers(distributions.REGISTRARS)
         for entry, distribution in installation.providers(group.name)
-        if group.name not in discovery.GROUPS and distribution.name != owner.name
+        if group.name not in distributions.GROUPS and distribution.name != owner.name
     ]
 
 
@@ -133,7 +133,7 @@ class Registrars:
         found = {}
         for registrar in self.all:
             answer = self._answers.get(registrar)
-            named = {entry.name for entry in registrar.distribution.group(discovery.MODELS)}
+            named = {entry.name for entry in registrar.distribution.group(distributions.MODELS)}
             for architecture, value in () if answer is None else answer.registered:
                 if architecture not in named:
                     entry = LazyRegisteredModel(architecture, value, registrar.distribution, by_function=True)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from . import choices, discovery
 from .alias import Alias
 from .conformance import ModelInfo, capabilities, require
-from .discovery import Installation
+from .distributions import Installation
 from .entries import (
     AliasEntry,
     Entry,

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from . import certificates, discovery, index, record
+from . import certificates, distributions, index, record
 from .certificates import Standing
 from .conformance import ModelInfo, capabilities
-from .discovery import Distribution
+from .distributions import Distribution
 from .entries import (
     Entry,
     LazyEntry,
@@ -196,7 +196,7 @@ def _with_target(
     return replace(row, target=name, info=info)
 
 
-def _malformed_row(one: discovery.Malformed) -> PluginRow:
+def _malformed_row(one: distributions.Malformed) -> PluginRow:
     return PluginRow(
         architecture="",
         distribution=one.name,

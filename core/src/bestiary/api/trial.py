@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, NoReturn
 
-from .discovery import Distribution
+from .distributions import Distribution
 from .errors import BrokenPlugin
 from .probe import TIMEOUT_VARIABLE, ProbeResult, Question, answer, examine, limit_resources, outcome_of, probe
 from .probe_cache import ProbeCache

@@ -20,7 +20,8 @@ from bestiary.api.errors import EngineError
 from bestiary.api.sampling import SamplingParams
 from bestiary.engine.arguments import EngineArgs
 from bestiary.engine.batch import ForwardBatch
-from bestiary.engine.build import EngineBuilder, adapter_slots, bind_attention, target_of, vocab_size
+from bestiary.engine.binding import adapter_slots, bind_attention, target_of, vocab_size
+from bestiary.engine.build import EngineBuilder
 from bestiary.engine.loader.load import build_model, load_model
 from bestiary.engine.parallel.executor import run_stage
 from bestiary.engine.parallel.places import connected_groups, groups_of

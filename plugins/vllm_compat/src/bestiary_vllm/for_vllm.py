@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bestiary.api import discovery
+from bestiary.api import discovery, distributions
 from bestiary.api.errors import BadTarget
 from bestiary.api.importing import split
 
@@ -43,7 +43,7 @@ def register() -> None:
         return
     registry = importlib.import_module(table.ROOT).ModelRegistry
     known = set(registry.get_supported_archs())
-    for entry, distribution in discovery.scan().providers(discovery.MODELS):
+    for entry, distribution in discovery.scan().providers(distributions.MODELS):
         value, reasons = _value(entry.value)
         if entry.name in known:
             reasons = ["vLLM has one of this name"]

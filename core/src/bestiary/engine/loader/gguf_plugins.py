@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bestiary.api import discovery
+from bestiary.api import distributions
 from bestiary.api.errors import BrokenPlugin, UnknownArchitecture
 from bestiary.api.gguf import GgufArchitecture
 from bestiary.api.importing import load_object
@@ -12,7 +12,7 @@ from bestiary.api.index import gguf_packages
 from bestiary.api.registry import Registry
 from bestiary.api.version import incompatibility
 
-_AUTHOR = f"its author: an entry point in the group {discovery.GGUF}, and pip install again"
+_AUTHOR = f"its author: an entry point in the group {distributions.GGUF}, and pip install again"
 
 
 def gguf_declaration(registry: Registry, architecture: str, metadata: Mapping[str, object]) -> GgufArchitecture:
@@ -24,7 +24,7 @@ def gguf_declaration(registry: Registry, architecture: str, metadata: Mapping[st
     Raises:
         UnknownArchitecture: no package declares it. BrokenPlugin, IncompatiblePlugin: one does and cannot be used.
     """
-    offers = list(registry.installation.providers(discovery.GGUF))
+    offers = list(registry.installation.providers(distributions.GGUF))
     wanted = _kind(architecture, metadata, {entry.name for entry, _ in offers} | set(gguf_packages()))
     for entry, distribution in offers:
         if entry.name != wanted:

@@ -63,7 +63,7 @@ class Team:
         """Meet the other ranks; `workers` are those that this process started."""
         self.workers = workers
         if workers is not None:
-            workers.on_failure = self._lost
+            workers.on_failure(self._lost)
             workers.wait_ready()
         with self.blaming_peers():
             self._store = store = self.seat.store(self.parallel.world_size_across_dp)

@@ -67,11 +67,11 @@ class Worker:
 
 
 class Workers:
-    """Attributes: failure: why the team is lost, once it is. on_failure: called then, from the watching thread."""
+    """Attributes: failure: why the team is lost, once it is."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.failure: EngineError | None = None
-        self.on_failure: Callable[[], None] = lambda: None
+        self._on_failure: Callable[[], None] = lambda: None
         self._closing = False
         self._changed = threading.Condition()
         self._workers = list(workers)
@@ -82,6 +82,13 @@ class Workers:
     def pids(self) -> dict[int, int]:
         """Rank → process id."""
         return {worker.rank: worker.process.pid for worker in self._workers}
+
+    def on_failure(self, call: Callable[[], None]) -> None:
+        """`call` once, when the team is lost, from the watching thread; or now, where it is lost already."""
+        with self._changed:
+            self._on_failure, lost = call, self.failure is not None
+        if lost:
+            call()
 
     def wait_ready(self) -> None:
         """Until every worker has built its part. Raises the error of one that could not."""
@@ -204,11 +211,12 @@ class Workers:
             first = self.failure is None and not self._closing
             if first:
                 self.failure = error
+            call = self._on_failure
             self._changed.notify_all()
         if first:
             for worker in self._workers:
                 worker.process.kill()
-            self.on_failure()
+            call()
 
 
 class LocalWorkers(Workers):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from bestiary.api import discovery
+from bestiary.api import distributions
 from bestiary.api.errors import UsageError
 
 from .options import debug_option, json_option
@@ -35,8 +35,8 @@ def complete_target(ctx: click.Context, parameter: click.Parameter, incomplete: 
     from bestiary.api.registry import ModelRegistry
 
     plugins = ModelRegistry.installation.plugins
-    named = {one.name: one.version for one in plugins if one.group(discovery.MODELS)}
-    named |= {entry.name: one.name for one in plugins for entry in one.group(discovery.MODELS)}
+    named = {one.name: one.version for one in plugins if one.group(distributions.MODELS)}
+    named |= {entry.name: one.name for one in plugins for entry in one.group(distributions.MODELS)}
     found = [CompletionItem(name, help=words) for name, words in named.items() if name.startswith(incomplete)]
     return [CompletionItem(incomplete, type="file"), *found]
 
@@ -170,7 +170,7 @@ def _report(found: dict[str, Any]) -> None:
         print(f"unchecked: {name}: {why}, so nothing is known of its behaviour")
     if NO_CONTRACT in found["unchecked"].values():
         print("           a contract is a class of a few lines: bestiary.testing.ModelContract, declared in the entry")
-        print(f"           points {discovery.CONTRACTS}; `bestiary new` writes one to look at")
+        print(f"           points {distributions.CONTRACTS}; `bestiary new` writes one to look at")
     if found["readme"] is not None and found["readme"]["state"] == "written":
         print(f"readme: the table was written to {os.path.basename(found['readme']['path'])}")
     print(clean(_last_line(found)))

@@ -28,7 +28,8 @@ def examine(args: EngineArgs, memory_per_rank: int | None = None) -> dict[str, A
     Of a model divided among ranks, `config` and `weights` are the whole's, `kv_cache` is that of the rank with the
     least room, and `plan` is every rank's.
     """
-    from bestiary.engine.build import EngineBuilder, bind_attention, target_of
+    from bestiary.engine.binding import bind_attention, target_of
+    from bestiary.engine.build import EngineBuilder
     from bestiary.engine.loader.load import build_model
     from bestiary.engine.memory_plan import plan_memory
     from bestiary.nn.ops.registry import choose_ops
@@ -94,7 +95,7 @@ def _plugin(builder: EngineBuilder, config: VllmConfig, model_class: type) -> di
 
 def _config(builder: EngineBuilder, model: nn.Module, config: VllmConfig) -> dict[str, Any]:
     """Asked of the model's layers; only what no layer knows is read from the configuration."""
-    from bestiary.engine.build import vocab_size
+    from bestiary.engine.binding import vocab_size
     from bestiary.engine.model_layers import attention_layers
 
     specs = [layer.spec for layer in attention_layers(model).values()]
@@ -179,7 +180,7 @@ def _adapters(builder: EngineBuilder, model: nn.Module, config: VllmConfig) -> d
     """Slots for adapters, as they are or as the defaults would make them; None where the class has none."""
     from bestiary.api.config import LoRAConfig
     from bestiary.api.conformance import supports_lora
-    from bestiary.engine.build import adapter_slots, check_lora
+    from bestiary.engine.binding import adapter_slots, check_lora
     from bestiary.engine.loader.lora_config import read_adapter_config
     from bestiary.engine.loader.lora_files import adapter_directory
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import click
 
-from bestiary.api import discovery
-from bestiary.api.discovery import Distribution, EntryPoint
+from bestiary.api import distributions, metadata
+from bestiary.api.distributions import Distribution, EntryPoint
 from bestiary.api.errors import BrokenPlugin, UsageError
 from bestiary.api.importing import load_object
 from bestiary.api.registry import ModelRegistry
@@ -19,7 +19,7 @@ def foreign_commands() -> dict[str, str]:
     """Name → its line in `bestiary --help`: what the package says it is."""
     found: dict[str, str] = {}
     for entry, distribution in _offers():
-        found[entry.name] = f"{discovery.summary(distribution)} (package {distribution.name})".strip()
+        found[entry.name] = f"{metadata.summary(distribution)} (package {distribution.name})".strip()
     return found
 
 
@@ -50,4 +50,4 @@ def foreign_command(name: str) -> click.Command | None:
 
 
 def _offers() -> list[tuple[EntryPoint, Distribution]]:
-    return list(ModelRegistry.installation.providers(discovery.COMMANDS))
+    return list(ModelRegistry.installation.providers(distributions.COMMANDS))

@@ -13,7 +13,7 @@ import click
 
 from bestiary import __version__
 from bestiary.api import index, version
-from bestiary.api.discovery import normalise
+from bestiary.api.distributions import normalise
 from bestiary.api.errors import UsageError
 from bestiary.api.registry import ModelRegistry
 

@@ -11,8 +11,8 @@ from typing import Literal
 
 import importlib_metadata
 
-from bestiary.api import discovery
-from bestiary.api.discovery import Distribution
+from bestiary.api import distributions
+from bestiary.api.distributions import Distribution
 from bestiary.api.errors import BadTarget, BrokenPlugin, DuplicateArchitecture
 from bestiary.api.importing import split
 from bestiary.api.registry import ModelRegistry
@@ -42,7 +42,7 @@ class Subject:
     @property
     def registered(self) -> dict[str, str]:
         """All that the distribution registers: architecture → ``module:Class``, or an alias's ``module:OBJECT``."""
-        groups = (discovery.MODELS, discovery.ALIASES)
+        groups = (distributions.MODELS, distributions.ALIASES)
         return {entry.name: entry.value for group in groups for entry in self.distribution.group(group)}
 
     @property
@@ -54,7 +54,7 @@ class Subject:
     @property
     def contracts(self) -> dict[str, str]:
         """Architecture → ``module:TestClass``, as the distribution declares them."""
-        found = {entry.name: entry.value for entry in self.distribution.group(discovery.CONTRACTS)}
+        found = {entry.name: entry.value for entry in self.distribution.group(distributions.CONTRACTS)}
         if self.only is None:
             return found
         name = self.only if self.only in found else self.second_names(found).get(self.only)
@@ -116,12 +116,12 @@ def _overlay(workspace: Path) -> Path:
 
 def _installed(target: str) -> Subject:
     installation = ModelRegistry.installation
-    name = discovery.normalise(target)
+    name = distributions.normalise(target)
     for distribution in installation.plugins:
         if distribution.name == name:
             return Subject(target=target, kind="distribution", distribution=distribution)
     for skipped in installation.malformed:
-        if discovery.normalise(skipped.name).startswith(name):
+        if distributions.normalise(skipped.name).startswith(name):
             raise BrokenPlugin(f"the metadata of {skipped.name} are malformed: {skipped.reason}", value=skipped.path)
     claims = ModelRegistry.claims().get(target, ())
     claimants = [claim.distribution for claim in claims if claim.distribution is not None]
@@ -137,7 +137,7 @@ def _installed(target: str) -> Subject:
     raise _nothing_of_this_name(target, name, installation)
 
 
-def _nothing_of_this_name(target: str, name: str, installation: discovery.Installation) -> BadTarget:
+def _nothing_of_this_name(target: str, name: str, installation: distributions.Installation) -> BadTarget:
     if name in installation.versions:
         why = f"{name} {installation.versions[name]} is installed, and offers Bestiary nothing"
     elif os.path.isfile(target):
@@ -169,19 +169,19 @@ def _refuse_unfit(subject: Subject) -> None:
     if refused is not None:
         raise refused
     if not subject.architectures:
-        raise BadTarget(f"{distribution} registers no architecture", limit=f"entry points in {discovery.MODELS}")
+        raise BadTarget(f"{distribution} registers no architecture", limit=f"entry points in {distributions.MODELS}")
     strangers = sorted(set(subject.contracts) - set(subject.registered))
     if strangers:
         raise BrokenPlugin(
             f"{distribution} has contracts for architectures that it does not register: {', '.join(strangers)}",
-            field=discovery.CONTRACTS,
-            limit=f"names of {discovery.MODELS}: {', '.join(subject.registered)}",
+            field=distributions.CONTRACTS,
+            limit=f"names of {distributions.MODELS}: {', '.join(subject.registered)}",
         )
     malformed = {name: value for name, value in subject.contracts.items() if not (split(value) or ("", ""))[1]}
     if malformed:
         raise BrokenPlugin(
             f"{distribution} has contracts that are not module:Class",
-            field=discovery.CONTRACTS,
+            field=distributions.CONTRACTS,
             details=[f"{name} = {value}" for name, value in malformed.items()],
         )
     unmet = list(_unmet_requirements(Path(distribution.path)))
@@ -209,7 +209,7 @@ def _installed_version(name: str) -> str | None:
     """Core's own version is asked of core: it may run from its sources."""
     from bestiary import __version__
 
-    if discovery.normalise(name) == "bestiary":
+    if distributions.normalise(name) == "bestiary":
         return __version__
     try:
         return importlib_metadata.version(name)

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bestiary.api import discovery, record
-from bestiary.api.discovery import Distribution
+from bestiary.api import discovery, distributions, record
+from bestiary.api.distributions import Distribution
 from bestiary.api.errors import BadTarget
 
 MAX_FILES = 20_000
@@ -116,7 +116,7 @@ def unpack(wheel: Path, target: Path) -> Distribution:
         raise BadTarget(
             f"{name} offers nothing to Bestiary",
             value=str(wheel),
-            limit=f"entry points in the group {discovery.MODELS}",
+            limit=f"entry points in the group {distributions.MODELS}",
         )
     (distribution,) = found.plugins
     check = record.verify(distribution)
@@ -169,7 +169,7 @@ def _checked(archive: zipfile.ZipFile, wheel: Path, dist_info: str) -> list[zipf
         seen.add(str(path))
         if path.parts[0].endswith((".dist-info", ".egg-info")):
             infos.add(path.parts[0])
-    if {discovery.normalise(one) for one in infos} != {discovery.normalise(dist_info)}:
+    if {distributions.normalise(one) for one in infos} != {distributions.normalise(dist_info)}:
         raise BadTarget(
             "this wheel's metadata folder does not fit its name",
             field=wheel.name, value=", ".join(sorted(infos)) or "(none)", limit=dist_info,

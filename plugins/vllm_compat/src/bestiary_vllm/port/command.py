@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from bestiary.api.discovery import normalise
+from bestiary.api.distributions import normalise
 from bestiary.api.errors import BrokenPlugin
 
 _NEEDS_EXIT = 3

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bestiary.api.discovery import normalise
+from bestiary.api.distributions import normalise
 from bestiary.api.errors import UsageError
 from bestiary.api.version import API_VERSION, text
 from bestiary_vllm import table
