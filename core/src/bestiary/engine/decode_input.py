@@ -93,7 +93,8 @@ class DecodeInput:
         self._numbers = Mirrored((len(_NUMBERS) + _CHANGES, most), torch.int64, device, apart)
         self._seq_lens = torch.ones(most, dtype=torch.int32, device=device)
         self._tables = BlockTables(most, blocks, self._numbers.host[len(_NUMBERS) :], device, apart)
-        self._place, self._apart = place, apart
+        self._place = place
+        self._lens = None if apart else self._seq_lens.numpy()
         self.numbers = dict(zip(_NUMBERS, self._numbers.host, strict=False))
         self._on_device = dict(zip(_NUMBERS, self._numbers.device, strict=False))
         self.query_start = torch.arange(most + 1, dtype=torch.int32, device=device)
@@ -152,8 +153,8 @@ class DecodeInput:
 
     def _send(self, rows: int, unknown: Sequence[tuple[int, RequestState]]) -> None:
         """Let the first `rows` rows be the device's; of those that are `unknown`, it alone has the tokens."""
-        if not self._apart:
-            self._seq_lens.numpy()[:rows] = self.numbers["positions"][:rows] + 1
+        if self._lens is not None:
+            self._lens[:rows] = self.numbers["positions"][:rows] + 1
             fill_in(self._on_device["input_ids"], unknown)
             return
         pending = [(row, state.pending) for row, state in unknown if state.pending is not None]
