@@ -31,7 +31,12 @@ MODELS: dict[str, tuple[Any, dict[str, object]]] = {
     "mistral": (CONFIGS["mistral with a window"], {}),
     "qwen3": (transformers.Qwen3Config(**SIZES), {}),
     "qwen3_moe": (CONFIGS["qwen3_moe"], {}),
-    "qwen3_moe in int4": (CONFIGS["qwen3_moe"], {"quantization": "int4"}),
+    "qwen3_moe in int4": (
+        transformers.Qwen3MoeConfig(
+            **{**SIZES, "hidden_size": 64, "moe_intermediate_size": 64, "num_experts": 5, "num_experts_per_tok": 2}
+        ),
+        {"quantization": "int4"},
+    ),
     "bloom": (CONFIGS["bloom"], {}),
 }
 PROMPTS = [[5, 9, 3, 77, 40, 8], [61, 12, 12, 90, 33, 7, 50, 21, 4]]

@@ -128,7 +128,7 @@ IN_BLOCKS = {
 
 def compared(
     kind: str, tokens: int, dtype: torch.dtype, *, count: int = 3, top_k: int = 2, hidden: int = 70, width: int = 24,
-    has_bias: bool = False, gated: bool = True, device: str = "cpu",
+    has_bias: bool = False, gated: bool = True, device: str = "cpu", act: str = "silu",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     first_rows = width * (1 + gated)
     first = KINDS[kind](numbers(count, first_rows, hidden, seed=1) / hidden**0.5)
@@ -140,7 +140,7 @@ def compared(
     x = numbers(tokens, hidden + 3, seed=0)[:, :hidden].to(device, dtype)
     weights = numbers(tokens, top_k, seed=3).softmax(-1).to(device)
     slots = numbers(tokens, count + 1, seed=4).argsort(-1)[:, :top_k].to(device) - 1
-    given = x, first, second, weights, slots, silu_and_mul if gated else relu2
+    given = x, first, second, weights, slots, reference.ACTIVATIONS[act] if gated else relu2
     return experts.grouped_experts(*given), reference.grouped_experts.reference(*given)
 
 
@@ -203,6 +203,12 @@ def test_what_the_kernel_does_not_take_the_reference_computes() -> None:
     assert torch.equal(experts.grouped_experts(*given), reference.grouped_experts.reference(*given))
     assert stacked.why_not(fp8(numbers(2, 8, 128, seed=1), 32, input_group=32)) == "groups that are no multiple of 128"
     assert "IQ" not in str(stacked.why_not(blocks(numbers(2, 8, 64, seed=1))))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("act", ["gelu", "gelu_tanh"])
+def test_gates_of_other_kinds(act: str) -> None:
+    check("int8", *compared("int8", 20, torch.float32, act=act))
 
 
 @pytest.mark.gpu

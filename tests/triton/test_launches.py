@@ -9,7 +9,7 @@ ATTENTION = ["_norm", "linear", "_rotate", "attend_tile", "linear"]
 DENSE = [*ATTENTION, "_norm", "linear", "_activate", "linear"]
 EXPERTS = [*ATTENTION, "_norm", "linear", "_route", "_sort", "_gate_up", "_down", "_combine"]
 INT4 = ["_norm", "_linear_grouped", "_rotate", "attend_tile", "_linear_grouped", "_norm", "linear", "_route", "_sort",
-        "_experts", "_activate", "_experts", "_combine"]  # fmt: skip
+        "_experts", "_experts", "_combine"]  # fmt: skip
 BLOOM = ["_norm", "linear", "_write", "attend_tile", "linear", "add", "_norm", "linear", "_activate", "linear", "add"]
 ALONE = {"linear": "_product_of_one"}
 """What one row takes instead."""

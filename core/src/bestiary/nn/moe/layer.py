@@ -199,7 +199,7 @@ class FusedMoE(nn.Module):
             return fused_experts(x, first.weight, second.weight, weights, slots, str(self.activation))
         if first.product is None or second.product is None:
             return None
-        return grouped_experts(x, first.product, second.product, weights, slots, self._activate)
+        return grouped_experts(x, first.product, second.product, weights, slots, self._act)
 
     def route(self, hidden_states: torch.Tensor, router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(weights fp32, logical expert ids int64), both ``[tokens, top_k]``."""
@@ -251,16 +251,18 @@ class FusedMoE(nn.Module):
         if adapters is not None and self.adapter_slots is not None:
             rows = adapters.pick(tokens)
             gate_up = self.adapter_slots.gate_up.add_expert(slot, gate_up, x, rows)
-        inner = self._activate(gate_up)
+        inner = self._act(gate_up)
         output: torch.Tensor = self._w2.layers[slot](inner)[0]
         if rows is not None and self.adapter_slots is not None:
             output = self.adapter_slots.down.add_expert(slot, output, inner, rows)
         return output
 
-    def _activate(self, x: torch.Tensor) -> torch.Tensor:
+    @property
+    def _act(self) -> Activation:
+        """What stands between an expert's two products."""
         if isinstance(self.activation, str):
-            return (ACTIVATIONS if self.is_gated else UNGATED)[self.activation](x)
-        return self.activation(x)
+            return (ACTIVATIONS if self.is_gated else UNGATED)[self.activation]
+        return self.activation
 
     def place(self, quant_config: QuantizationConfig | None) -> None:
         gate, down, up = self.ckpt_names

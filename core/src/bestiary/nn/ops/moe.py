@@ -100,7 +100,8 @@ def grouped_experts(
 
     Args:
         first, second: what every expert does before and after `activation`, stacked (`product.stacked`).
-        activation: takes what `first` makes of any number of tokens, ``[pairs, first's outputs]``, row by row.
+        activation: takes what `first` makes of any number of tokens, ``[pairs, first's outputs]``, row by row. Versions
+            may know those of `ACTIVATIONS`, gates being the first half of `first`'s outputs.
     """
     count = len(first.tensors["weight"])
     return by_expert(x, weights, slots, count, lambda e, rows, _: second.at(e)(activation(first.at(e)(rows))))

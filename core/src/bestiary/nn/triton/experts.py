@@ -19,14 +19,63 @@ from bestiary.nn.ops import moe as reference
 from bestiary.nn.ops.moe import Activation
 from bestiary.nn.ops.product import Product
 
+from .activation import SILU, activated
 from .codes import numbers_of, strip, word_size
-from .moe import combine
+from .moe import combine, kind_of
 from .shapes import tile_for, tile_of
 from .sizes import cdiv
 from .sorting import Tiles, places_of, tiles_by_expert
 from .stacked import inputs_of, weights_of, why_not
 from .tiles import first_inputs, inputs_from, multiplied, no_sums, of_outputs, of_rows, summed
 from .variants import Variant
+
+_WIDE = 32
+"""Outputs of a tile of which gates and ups are half."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _added(  # type: ignore[no-untyped-def]
+    acc, left, steps, weight, scale, zero, codebook, group_of, source, held, output, within, start, depth,
+    step_groups, groups, group_size, weight_stride, nothing,
+    CODES: tl.constexpr, SCALES: tl.constexpr, X: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    STRIP: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Sums with the products of a strip of inputs, for the weights of `output`; "apart" scales by their groups and by
+    those of the activations."""
+    numbers = strip(
+        weight, scale, zero, codebook, group_of, output[:, None, None], within[:, None, None], start, depth, groups,
+        group_size, weight_stride, nothing, CODES, SCALES, STRIP, SIZE, EVEN,
+    )  # fmt: skip
+    if SCALES == "apart":
+        group = first_inputs(start, STRIP, PARTS) // group_size
+        by_at = of_outputs(output, PARTS) * groups + tl.minimum(group, groups - 1)
+        by = tl.load(scale + by_at, mask=of_outputs(within, PARTS), other=0)
+        part = multiplied(left, numbers, no_sums(ROWS, COLUMNS, PARTS), COLUMNS, STRIP, PARTS) * by
+        if X != "plain":
+            step_at = of_rows(source, PARTS) * step_groups + tl.minimum(group, step_groups - 1)
+            part *= tl.load(steps + step_at, mask=of_rows(held, PARTS), other=0)
+        acc += part
+    else:
+        acc = multiplied(left, numbers, acc, COLUMNS, STRIP, PARTS)
+    return acc
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _made(  # type: ignore[no-untyped-def]
+    acc, steps, scale, bias, source, held, output, within, kind: tl.constexpr,
+    SCALES: tl.constexpr, X: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Sums as the outputs that they are, rounded to `kind`."""
+    sums = summed(acc, PARTS)
+    if X != "plain" and SCALES != "apart":
+        sums *= tl.load(steps + source, mask=held, other=0)[:, None]
+    if SCALES == "row":
+        sums *= tl.load(scale + output, mask=within, other=0)[None, :]
+    made = sums.to(kind)
+    if bias is not None:
+        added = tl.load(bias + output, mask=within, other=0).to(tl.float32)
+        made = (made.to(tl.float32) + added[None, :]).to(kind)
+    return made
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -35,12 +84,13 @@ def _experts(  # type: ignore[no-untyped-def]
     count, width, depth, top_k, step_groups, groups, group_size, x_stride, weight_stride,
     CODES: tl.constexpr, SCALES: tl.constexpr, X: tl.constexpr, BY_TOKEN: tl.constexpr, TO_PAIRS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIP: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr,
-    EVEN: tl.constexpr,
+    EVEN: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """A tile of one expert's product. Inputs are rows of tokens or of places in `order`; outputs go to places or pairs.
 
     `X`: "plain", or the codes that activations are, "e4m3", "fp8" or "int8", with `steps` ``[rows, step_groups]`` and
-    maybe `shifts` ``[rows]``. `SCALES` as in `codes.strip`; "apart" scales sums of a strip by its groups on both sides.
+    maybe `shifts` ``[rows]``. `SCALES` as in `codes.strip`. `ACT`: None, or the kind of activation, and `width` is that
+    of gates and of ups, of which a weight has first the ones and then the others: ``act(gate) * up``.
     """
     expert = tl.load(experts + tl.program_id(1))
     if (expert < 0) | (expert >= count):
@@ -49,11 +99,12 @@ def _experts(  # type: ignore[no-untyped-def]
     source = pair // top_k if BY_TOKEN else place
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     within = column < width
-    output = expert * width + column.to(tl.int64)
-    kind = out.dtype.element_ty
+    output = expert * (width if ACT is None else 2 * width) + column.to(tl.int64)
+    kind: tl.constexpr = out.dtype.element_ty
     lookup = codebook if codebook is None else codebook + expert * 16
     inputs = group_of if group_of is None else group_of + expert * depth
     acc, nothing = no_sums(ROWS, COLUMNS, PARTS), tl.minimum(width, 0)
+    up = no_sums(ROWS, COLUMNS, PARTS)
     for start in range(0, depth, STRIP):
         k = inputs_from(start, STRIP, PARTS)
         there = held[:, None] & (k < depth)
@@ -64,30 +115,22 @@ def _experts(  # type: ignore[no-untyped-def]
             if shifts is not None:
                 number -= tl.load(shifts + source, mask=held, other=0).to(tl.float32)[:, None]
             left = number.to(kind)
-        numbers = strip(
-            weight, scale, zero, lookup, inputs, output[:, None, None], within[:, None, None], start, depth, groups,
-            group_size, weight_stride, nothing, CODES, SCALES, STRIP, SIZE, EVEN,
+        acc = _added(
+            acc, left, steps, weight, scale, zero, lookup, inputs, source, held, output, within, start, depth,
+            step_groups, groups, group_size, weight_stride, nothing,
+            CODES, SCALES, X, ROWS, COLUMNS, STRIP, PARTS, SIZE, EVEN,
         )  # fmt: skip
-        if SCALES == "apart":
-            group = first_inputs(start, STRIP, PARTS) // group_size
-            by_at = of_outputs(output, PARTS) * groups + tl.minimum(group, groups - 1)
-            by = tl.load(scale + by_at, mask=of_outputs(within, PARTS), other=0)
-            part = multiplied(left, numbers, no_sums(ROWS, COLUMNS, PARTS), COLUMNS, STRIP, PARTS) * by
-            if X != "plain":
-                step_at = of_rows(source, PARTS) * step_groups + tl.minimum(group, step_groups - 1)
-                part *= tl.load(steps + step_at, mask=of_rows(held, PARTS), other=0)
-            acc += part
-        else:
-            acc = multiplied(left, numbers, acc, COLUMNS, STRIP, PARTS)
-    sums = summed(acc, PARTS)
-    if X != "plain" and SCALES != "apart":
-        sums *= tl.load(steps + source, mask=held, other=0)[:, None]
-    if SCALES == "row":
-        sums *= tl.load(scale + output, mask=within, other=0)[None, :]
-    made = sums.to(kind)
-    if bias is not None:
-        added = tl.load(bias + output, mask=within, other=0).to(tl.float32)
-        made = (made.to(tl.float32) + added[None, :]).to(kind)
+        if ACT is not None:
+            up = _added(
+                up, left, steps, weight, scale, zero, lookup, inputs, source, held, output + width, within, start,
+                depth, step_groups, groups, group_size, weight_stride, nothing,
+                CODES, SCALES, X, ROWS, COLUMNS, STRIP, PARTS, SIZE, EVEN,
+            )  # fmt: skip
+    made = _made(acc, steps, scale, bias, source, held, output, within, kind, SCALES, X, PARTS)
+    if ACT is not None:
+        other = _made(up, steps, scale, bias, source, held, output + width, within, kind, SCALES, X, PARTS)
+        active = activated(made.to(tl.float32), ACT, kind).to(kind).to(tl.float32)
+        made = (active * other.to(tl.float32)).to(kind)
     row = pair if TO_PAIRS else place
     tl.store(out + row[:, None] * width + column[None, :], made, mask=held[:, None] & within[None, :])
 
@@ -105,30 +148,36 @@ def grouped_experts(
     slots, weights = slots.contiguous(), weights.contiguous()
     rows = 1 if slots.numel() <= 16 * count else 64
     found = tiles_by_expert(slots, count, tile_for(rows, x.dtype, exact).block_m)
-    inner = activation(_product(x, first, found, count, top_k, rows, exact))
-    return combine(_product(inner, second, found, count, None, rows, exact), weights, slots)
+    kind = kind_of(activation)
+    inner, active = _product(x, first, found, count, top_k, rows, exact, kind)
+    return combine(_product(inner if active else activation(inner), second, found, count, None, rows, exact)[0],
+                   weights, slots)  # fmt: skip
 
 
 def _product(
-    x: Tensor, product: Product, found: Tiles, count: int, top_k: int | None, rows: int, exact: bool
-) -> Tensor:
-    """Of tokens, for each place; or of places, for each pair. The tile is that for as many `rows`."""
+    x: Tensor, product: Product, found: Tiles, count: int, top_k: int | None, rows: int, exact: bool,
+    kind: int | None = None,
+) -> tuple[Tensor, bool]:  # fmt: skip
+    """Of tokens, for each place; or of places, for each pair. The tile is that for as many `rows`. And whether the
+    activation of that `kind` was applied: where tiles are wide enough for two of half as many outputs."""
     x = x if x.stride(1) == 1 else x.contiguous()
     given, by_token = inputs_of(x, product, found, top_k)
     held = weights_of(product, x.shape[1])
     tile = tile_of(held.codes, held.scales, rows, x.dtype, exact)
-    out = torch.empty(found.pairs, held.width, dtype=x.dtype, device=x.device)
+    kind, width = (kind, held.width // 2) if kind is not None and tile.block_n >= _WIDE else (None, held.width)
+    tile = tile if kind is None else tile._replace(block_n=tile.block_n // 2)
+    out = torch.empty(found.pairs, width, dtype=x.dtype, device=x.device)
     groups = 1 if given.steps is None or given.steps.dim() == 1 else given.steps.shape[1]
-    _experts[cdiv(held.width, tile.block_n), len(found.experts)](
+    _experts[cdiv(width, tile.block_n), len(found.experts)](
         given.x, given.steps, given.shifts, held.weight, held.scale, held.zero, held.codebook, held.group_of,
-        held.bias, out, *found, count, held.width, x.shape[1], top_k or 1, groups, held.groups, held.group_size,
+        held.bias, out, *found, count, width, x.shape[1], top_k or 1, groups, held.groups, held.group_size,
         given.x.stride(0), held.row_stride,
         CODES=held.codes, SCALES=held.scales, X=given.kind, BY_TOKEN=by_token, TO_PAIRS=top_k is None,
         ROWS=tile.block_m, COLUMNS=tile.block_n, STRIP=tile.block_k, PARTS=tile.parts,
         SIZE=word_size(held.codes, held.weight, held.zero), EVEN=x.shape[1] % tile.block_k == 0,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
+        ACT=kind, num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
-    return out
+    return out, kind is not None
 
 
 _KINDS = (
@@ -142,7 +191,8 @@ _KINDS = (
 
 
 def variants() -> Iterator[Variant]:
-    """Each kind of weight and activation in bf16: few tokens to places, many places to pairs."""
+    """Each kind of weight and activation in bf16: few tokens to places, gated where tiles are wide enough, and many
+    places to pairs."""
     sizes = ("width", "depth", "x_stride", "weight_stride")
     numbers = dict.fromkeys((*sizes, "count", "top_k", "step_groups", "groups", "group_size"), "i32")
     lists = dict.fromkeys(("order", "starts", "experts", "firsts"), "*i64")
@@ -151,11 +201,12 @@ def variants() -> Iterator[Variant]:
             (True, tile_of(codes, scales, 1, torch.bfloat16)),
             (False, tile_of(codes, scales, 64, torch.bfloat16)),
         ):
+            gated = first and tile.block_n >= _WIDE
             absent: dict[str, Any] = dict.fromkeys(_absent(codes, scales, kind), None)
             constants = absent | {
                 "CODES": codes, "SCALES": scales, "X": kind, "BY_TOKEN": first, "TO_PAIRS": not first,
-                "ROWS": tile.block_m, "COLUMNS": tile.block_n, "STRIP": tile.block_k,
-                "PARTS": tile.parts, "SIZE": _size(codes), "EVEN": True,
+                "ROWS": tile.block_m, "COLUMNS": tile.block_n // (2 if gated else 1), "STRIP": tile.block_k,
+                "PARTS": tile.parts, "SIZE": _size(codes), "EVEN": True, "ACT": SILU if gated else None,
             }  # fmt: skip
             types = {"x": {"plain": "*bf16", "int8": "*i8"}.get(kind, "*u8"), "steps": "*fp32", "shifts": "*i32"}
             types |= {"weight": {"plain": "*bf16", "int8": "*i8"}.get(codes, "*u8"), "scale": "*fp32", "zero": "*u8"}

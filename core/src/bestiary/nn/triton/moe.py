@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bestiary.nn.ops.moe import ACTIVATIONS, Activation
+
 from .activation import GELU, GELU_TANH, SILU, activated, gelu_and_mul, silu_and_mul
 from .sizes import cdiv
 from .sorting import places_of, sort_by_expert, tiles_by_expert
@@ -96,6 +98,11 @@ def _combine(pairs, weights, slots, out, hidden, top_k, BLOCK: tl.constexpr):  #
         share = tl.load(weights + pair)
         sums = tl.where(here, sums + answer * share, sums)
     tl.store(out + token * hidden + at, sums.to(out.dtype.element_ty), mask=within)
+
+
+def kind_of(activation: Activation) -> int | None:
+    """What kernels call an activation between two products; None where they do not know it."""
+    return next((kind for name, kind in _KINDS.items() if ACTIVATIONS[name] is activation), None)
 
 
 def why_not_grouped_mm(x: Tensor, w2: Tensor, pairs: int) -> str | None:
