@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from bestiary.nn.ops.sampling import draw_from_part, draw_tokens
+from bestiary.nn.sending import send
 
 from .request_state import RequestState
-from .transfer import send
 
 
 def on_device(logits: torch.Tensor) -> bool:

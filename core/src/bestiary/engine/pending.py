@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from bestiary.nn.sending import send
+
 from .batch import ForwardBatch
 from .device_draws import draw_together
 from .plan import SampledToken, StepPlan, StepResult
 from .sampler import drawn_on_device
-from .transfer import send
 
 _NUMERICAL = SampledToken(token_id=-1, error="numerical")
 

@@ -12,8 +12,6 @@ import torch
 
 from bestiary.nn.sending import send
 
-__all__ = ["fetch", "in_one_copy", "send", "send_together"]
-
 _ALIGNED = 16
 """Bytes: kernels read more at a time from such addresses."""
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from bestiary.nn.sending import send
+
 from .request_state import RequestState
-from .transfer import send
 
 
 def tokens_of(state: RequestState, start: int, count: int) -> list[int]:

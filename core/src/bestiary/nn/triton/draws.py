@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .sampling import best_of, noise, ordered, scaled
+from .sampling import ROUNDED, best_of, noise, ordered, scaled
 from .variants import Variant
 
 _BLOCK = 4096
@@ -203,7 +203,7 @@ def draw_tokens(
     if rows:
         _draw[rows,](
             logits, seeds, positions, temperature, top_k, top_p, min_p, near, out, width, logits.stride(0),
-            MANY=_MANY, BLOCK=_BLOCK, ROOM=_ROOM, DEPTH=_DEPTH, num_warps=16,
+            MANY=_MANY, BLOCK=_BLOCK, ROOM=_ROOM, DEPTH=_DEPTH, num_warps=16, **ROUNDED,
         )  # fmt: skip
     return out
 
@@ -213,4 +213,4 @@ def variants() -> Iterator[Variant]:
     types |= dict.fromkeys(("seeds", "positions", "out"), "*i64") | {"width": "i32", "stride": "i32"}
     constants = {"MANY": _MANY, "BLOCK": _BLOCK, "ROOM": _ROOM, "DEPTH": _DEPTH}
     for dtype in ("*fp32", "*bf16", "*fp16"):
-        yield Variant(_draw, {"logits": dtype} | types, constants, 16, divisible=("width", "stride"))
+        yield Variant(_draw, {"logits": dtype} | types, constants, 16, options=ROUNDED, divisible=("width", "stride"))

@@ -18,6 +18,8 @@ from .variants import Variant
 _SPLIT = 8192
 _DRAW_SPLIT = 2048
 _MANY = 1 << 31
+ROUNDED = {"enable_fp_fusion": False}
+"""How draws are launched: which kernel draws a row may depend on the others, so all must make the same noise."""
 
 
 @triton.jit
@@ -122,7 +124,7 @@ def draw_from_part(
     if rows:
         _draw_of_split[rows, splits](
             logits, seeds, positions, temperature, scores, ids, width, logits.stride(0), splits, first,
-            SPLIT=_DRAW_SPLIT, MANY=_MANY, num_warps=8,
+            SPLIT=_DRAW_SPLIT, MANY=_MANY, num_warps=8, **ROUNDED,
         )  # fmt: skip
     best, part = scores.max(1)
     return best, ids.gather(1, part.unsqueeze(1)).squeeze(1)
@@ -137,6 +139,6 @@ def variants() -> Iterator[Variant]:
         constants = {"SPLIT": _DRAW_SPLIT, "MANY": _MANY}
         of_split = {"logits": dtype, "seeds": "*i64", "positions": "*i64", "temperatures": "*fp32", "scores": "*fp32"}
         of_split |= {"ids": "*i64"} | sizes | {"splits": "i32", "first": "i32"}
-        yield Variant(_draw_of_split, of_split, constants, 8, divisible=("width", "stride"))
+        yield Variant(_draw_of_split, of_split, constants, 8, options=ROUNDED, divisible=("width", "stride"))
     of_row = dict.fromkeys(("keys", "ids", "out"), "*i64") | {"splits": "i32"}
     yield Variant(_best_of_row, of_row, {"SPLITS": 32, "MANY": _MANY}, 1)
