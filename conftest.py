@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -44,9 +43,8 @@ if threading.current_thread() is threading.main_thread() and signal.getsignal(si
     # so that programs which tests start hear it: workers of pytest-xdist ignore it, and children would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-if importlib.util.find_spec("triton") is not None and not Path("/dev/nvidiactl").exists():
-    # where there is no GPU, tests of kernels run them by the interpreter; Triton's own functions are interpreted if
-    # they were imported so, and other packages may import them first
+if importlib.util.find_spec("triton") is not None and os.environ.get("BESTIARY_TRITON") == "interpreted":
+    # Triton's own functions are interpreted if they were imported so, and other packages may import them first
     os.environ["TRITON_INTERPRET"] = "1"
     importlib.import_module("triton.language")
     del os.environ["TRITON_INTERPRET"]

@@ -1,4 +1,4 @@
-"""What one layer launches in a decode step, for test_launches.py: this program is started with TRITON_INTERPRET=1.
+"""What one layer launches in a decode step, for test_launches.py; kernels are emulated (`emulated.py`).
 
 Prints for each model, as JSON, the kernels and torch's ops in order; views and allocations launch nothing. An eager
 step pays for each on the host, a recorded one some microseconds on the device, which is what few rows are bound by.
@@ -12,10 +12,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import emulated
 import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from triton.runtime.interpreter import GridExecutor
+from triton.runtime.jit import JITFunction
 from whole_models import CONFIGS, SIZES
 
 from bestiary import LLM, SamplingParams
@@ -58,7 +59,7 @@ class Noting(TorchDispatchMode):
 
 def noting_kernels(run: Callable[..., Any]) -> Callable[..., Any]:
     def noted(self: Any, *args: Any, **options: Any) -> Any:
-        launched.append(self.fn.__name__)
+        launched.append(self.__name__)
         with _disable_current_modes():
             return run(self, *args, **options)
 
@@ -93,7 +94,8 @@ def of_a_layer(folder: str, rows: int, options: dict[str, object]) -> list[str]:
 
 
 def main() -> None:
-    GridExecutor.__call__ = noting_kernels(GridExecutor.__call__)  # type: ignore[method-assign]
+    emulated.start_program()
+    JITFunction.run = noting_kernels(JITFunction.run)
     found = {}
     for name, (config, options) in MODELS.items():
         folder = tempfile.mkdtemp()

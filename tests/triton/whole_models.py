@@ -1,4 +1,4 @@
-"""Tiny models by Triton kernels, for test_models.py: this program is started with TRITON_INTERPRET=1.
+"""Tiny models by Triton kernels, emulated or interpreted (`emulated.py`), for test_models.py.
 
 Prints for each model the greedy tokens by Triton's versions of ops and attention and by torch's, as JSON.
 """
@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import emulated
 import torch
 import transformers
 
@@ -59,6 +60,7 @@ RUNS: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
+    emulated.start_program()
     found = {}
     for name, options in RUNS.items():
         config = CONFIGS[name.removesuffix(" in int4").removesuffix(" with adapters")]

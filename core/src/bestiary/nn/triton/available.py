@@ -45,7 +45,7 @@ def capability_of(device: torch.device) -> int:
 
 def has_much_shared_memory(device: torch.device) -> bool:
     """Whether a block may have 160 KiB: on A100, Hopper, and Blackwell for servers; others have 99 KiB."""
-    return capability_of(device) in (80, 90, 100, 103) and device.type == "cuda"
+    return capability_of(device) in (80, 90, 100, 103)
 
 
 def why_not_fp8(device: str, dtype: torch.dtype | None) -> str | None:

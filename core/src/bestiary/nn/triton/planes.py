@@ -21,6 +21,8 @@ from bestiary.nn.ops.packed import PackedWeight
 _NONE: frozenset[BlockRows] = frozenset()
 _ALIGNMENT = 16
 """Of a run in planes, in bytes: as much is copied at once."""
+_WORD = 4
+"""Bytes that are read at once where the last factor lies, which may be half of them."""
 
 
 def planes_in(weight: Tensor) -> frozenset[BlockRows]:
@@ -43,7 +45,8 @@ def pack_gguf(weight: Tensor, runs: Sequence[BlockRows]) -> PackedWeight | None:
     if gguf.embedding_gguf.active is gguf.embedding_gguf.reference:
         return None
     bytes_of = weight.detach()
-    made = torch.empty_like(bytes_of).view(-1)
+    room = torch.empty(-(-bytes_of.numel() // _WORD) * _WORD, dtype=torch.uint8, device=bytes_of.device)
+    made = room[: bytes_of.numel()]
     for run in runs:
         blocks, end = run.of(bytes_of), run.start + run.rows * run.row_bytes
         made[run.start : end] = in_planes(blocks, run.type) if run in chosen else blocks.reshape(-1)

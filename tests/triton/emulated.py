@@ -1,0 +1,178 @@
+"""Kernels launched where there is no GPU: compiled as for one, and their PTX run on a CPU by the machine in `ptx/`.
+
+    BESTIARY_TRITON=sm_90             as an H100 would run them (the default)
+    BESTIARY_TRITON=sm_80             as an A100
+    BESTIARY_TRITON=sm_90-backwards   programs and warps in the opposite order, which must not matter
+    BESTIARY_TRITON=interpreted       not compiled: by Triton's interpreter
+
+`start` makes it so for a process. A launch that touches memory of no tensor it was given, or reads what somebody else
+may still write, is an error, or reads NaN; see `ptx/machine.h`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Mapping
+from ctypes import c_char_p, c_int, c_uint32, c_uint64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import SkipTest
+
+import torch
+from filelock import FileLock
+from triton.backends.compiler import GPUTarget
+from triton.compiler.errors import CompilationError
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+HOW = os.environ.get("BESTIARY_TRITON", "sm_90")
+SOURCES = Path(__file__).with_name("ptx")
+MULTIPROCESSORS = 132
+"""Of an H100."""
+COUNTED = ("instructions", "read", "written", "sectors_read", "sectors_written", "shared", "shared_least", "products")
+"""What `Counts` in `ptx/machine.h` has."""
+
+counted: dict[str, Counter[str]] = {}
+"""What the launches of each kernel came to, and how many there were."""
+_compiling: Callable[..., Any] = JITFunction.run
+_programs: dict[str, int] = {}
+
+
+def interpreted() -> bool:
+    return HOW == "interpreted"
+
+
+def why_not() -> str | None:
+    """Why this machine cannot emulate one."""
+    return None if _compiler() else "NO C++ COMPILER HERE: kernels cannot be run without a GPU"
+
+
+def start() -> None:
+    """From now on, launches are emulated, as of the device that `HOW` names; not where kernels are interpreted."""
+    if interpreted():
+        return
+    name, _, order = HOW.removeprefix("sm_").partition("-")
+    if name not in ("80", "90") or order not in ("", "backwards"):
+        raise ValueError(f"BESTIARY_TRITON={HOW}: choose sm_80, sm_90, sm_80-backwards, sm_90-backwards or interpreted")
+    from bestiary.nn.triton import attend, available  # kernels, which may have to be imported interpreted
+
+    driver.set_active(Device(int(name)))
+    JITFunction.run = _launch
+    available.capability_of = lambda device: int(name)
+    attend._multiprocessors = lambda device: MULTIPROCESSORS
+
+
+def start_program() -> None:
+    """The same in a process in which engines choose kernels on a CPU."""
+    from bestiary.nn.triton import available
+
+    start()
+    available.interpreted = lambda: True
+
+
+class Device:
+    """What Triton asks of a driver when it compiles."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def _launch(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+    try:
+        made = _compiling(self, *args, grid=grid, warmup=True, **options)
+    except CompilationError as error:
+        if "fp8e4nv not supported" in str(error):
+            raise SkipTest("this GPU knows no fp8 (e4m3)") from error
+        raise
+    if warmup:
+        return made
+    values = {each.name: each.default for each in self.params if each.has_default}
+    values |= dict(zip(self.arg_names, args, strict=False)) | {n: v for n, v in options.items() if n in self.arg_names}
+    sizes = (*(grid(values) if callable(grid) else grid), 1, 1)[:3]
+    found = emulate(made, values, sizes)
+    counted.setdefault(self.__name__, Counter()).update(found, launches=1)
+    return made
+
+
+def emulate(made: Any, values: Mapping[str, Any], grid: tuple[int, ...]) -> dict[str, int]:
+    """Run a compiled kernel on its arguments by name; what it came to."""
+    kinds = made.src.signature
+    given = [_bits(kind, values[name]) for name, kind in kinds.items() if kind != "constexpr"] + [0, 0]
+    return run(made.asm["ptx"], grid, made.metadata.num_warps, made.metadata.shared, given, values.values())
+
+
+def run(
+    ptx: str, grid: tuple[int, ...], warps: int, shared: int, given: list[int], tensors: Any = ()
+) -> dict[str, int]:  # fmt: skip
+    """Run a program with parameters `given`, which may touch the memory of those `tensors` that are tensors."""
+    machine, said = _machine(), ctypes.create_string_buffer(4000)
+    if ptx not in _programs:
+        loaded = machine.ptx_load(ptx.encode(), said, len(said))
+        if not loaded:
+            raise RuntimeError(said.value.decode())
+        _programs[ptx] = loaded
+    storages = [each.untyped_storage() for each in tensors if isinstance(each, torch.Tensor)]
+    ranges = [at for each in storages if each.nbytes() for at in (each.data_ptr(), each.data_ptr() + each.nbytes())]
+    counts = (c_uint64 * len(COUNTED))()
+    failed = machine.ptx_run(
+        _programs[ptx], (c_uint32 * 3)(*grid), warps, shared, HOW.endswith("backwards"),
+        (c_uint64 * len(given))(*given), len(given), (c_uint64 * len(ranges))(*ranges), len(ranges) // 2, counts,
+        said, len(said),
+    )  # fmt: skip
+    if failed:
+        raise RuntimeError(said.value.decode())
+    return dict(zip(COUNTED, counts, strict=True))
+
+
+def _bits(kind: str, value: Any) -> int:
+    """A parameter as a register has it."""
+    if kind.startswith("*"):
+        return int(value.data_ptr())
+    if kind == "fp32":
+        return int(struct.unpack("<I", struct.pack("<f", value))[0])
+    if kind[0] in "iu":
+        return int(value) & (1 << 64) - 1
+    raise ValueError(f"a parameter of type {kind} is not known")
+
+
+def _compiler() -> str | None:
+    return next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
+
+
+@cache
+def _machine() -> Any:
+    """The machine, compiled when its source has changed."""
+    sources = sorted(SOURCES.glob("*.cpp"))
+    text = b"".join(each.read_bytes() for each in sorted(SOURCES.glob("*.h")) + sources)
+    built = SOURCES / f"machine-{hashlib.sha256(text).hexdigest()[:16]}.so"
+    with FileLock(SOURCES / ".lock"):
+        if not built.exists():
+            for old in SOURCES.glob("machine-*.so"):
+                old.unlink()
+            options = ["-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-shared"]
+            unfinished = built.with_suffix(".new")
+            command = [str(_compiler()), *options, *map(str, sources), "-o", str(unfinished)]
+            subprocess.run(command, check=True)
+            unfinished.rename(built)
+    machine = ctypes.CDLL(str(built))
+    machine.ptx_load.restype, machine.ptx_load.argtypes = c_void_p, [c_char_p, c_char_p, c_int]
+    machine.ptx_run.argtypes = [
+        c_void_p, c_void_p, c_uint32, c_uint32, c_int, c_void_p, c_int, c_void_p, c_int, c_void_p, c_char_p, c_int,
+    ]  # fmt: skip
+    return machine
