@@ -1,17 +1,18 @@
 """What kernels come to on shapes of an 8B model, counted where there is no GPU (`emulated.py`).
 
-    python tests/triton/counted.py [WORD ...] [--json]
+    python tests/triton/counted.py [WORD ...] [--json] [--lines]
 
 Of calls whose names have one of the words. For each kernel: how often it is launched; the instructions of a thread for
 each byte that is read; which part of the sectors of 32 bytes that a warp touches it asks for, reading and writing (more
 than all where lanes ask for the same); passes through shared memory for each that there must be; instructions of tensor
-cores. An H100 has time for some 10 instructions a byte while it reads (docs/kernels.md).
+cores. With --lines also the instructions that touch sectors or pass shared memory more often than need be. An H100 has time for some 10 instructions a byte while it reads (docs/kernels.md).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -100,10 +101,9 @@ def products() -> Iterator[tuple[str, Callable[[], object]]]:
             size = HIDDEN // kind.block_size * kind.type_size
             run = [BlockRows(GgmlType(kind), 0, width, size)]
             blocks = torch.zeros(width, size, dtype=torch.uint8)
-            yield (
-                f"{kind.name} of {count}",
-                lambda x=x, b=blocks, r=run: dequant.linear_gguf(x, planes.pack_gguf(b, r) or b, r),
-            )
+            packed = planes.pack_gguf(blocks, run)
+            weight = blocks if packed is None else packed
+            yield f"{kind.name} of {count}", lambda x=x, w=weight, r=run: dequant.linear_gguf(x, w, r)
 
 
 def experts() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -131,19 +131,42 @@ def tokens() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def main() -> None:
+    from bestiary.nn.ops import gguf
+    from bestiary.nn.triton import planes
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("word", nargs="*", help="of the names of calls; all unless given")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--lines", action="store_true", help="name the instructions that waste most")
     args = parser.parse_args()
     emulated.start_program()
+    gguf.embedding_gguf.active = (
+        planes.embedding_gguf
+    )  # as on a GPU: weights in planes are for who can look up rows there
     for part in (rows, attention, products, experts, tokens):
         for name, call in part():
             if args.word and not any(word in name for word in args.word):
                 continue
             emulated.counted.clear()
+            emulated.each_counted.clear()
             call()
             for kernel, found in emulated.counted.items():
                 print(json.dumps({"call": name, "kernel": kernel, **found}) if args.json else line(name, kernel, found))
+                for wasted in wasteful(kernel) if args.lines else ():
+                    print(f"    {wasted}")
+
+
+def wasteful(kernel: str) -> Iterator[str]:
+    """Where sectors are touched of which little is asked for, and where lanes meet in banks of shared memory."""
+    for of, least in (("sectors_read", "read"), ("sectors_written", "written"), ("shared", "shared_least")):
+        sums: Counter[str] = Counter()
+        wanted: Counter[str] = Counter()
+        for (text, where), found in emulated.each_counted[kernel].items():
+            known = f"{text.removeprefix('@').split('[')[0].split('{')[0].split('%')[0].strip() or text[:60]}  {where}"
+            sums[known] += found[of]
+            wanted[known] += found[least] if of == "shared" else -(-found[least] // 32)
+        for known, _ in (sums - wanted).most_common(4):
+            yield f"{of}: {sums[known]} for {wanted[known]}: {known}"
 
 
 def line(name: str, kernel: str, found: dict[str, int]) -> str:

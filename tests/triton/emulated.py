@@ -18,7 +18,7 @@ import shutil
 import struct
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ctypes import c_char_p, c_int, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -41,6 +41,8 @@ COUNTED = ("instructions", "read", "written", "sectors_read", "sectors_written",
 
 counted: dict[str, Counter[str]] = {}
 """What the launches of each kernel came to, and how many there were."""
+each_counted: dict[str, dict[tuple[str, str], Counter[str]]] = {}
+"""The same of each of a kernel's instructions, by its text and the line of source it comes from."""
 _compiling: Callable[..., Any] = JITFunction.run
 _programs: dict[str, int] = {}
 
@@ -105,39 +107,53 @@ def _launch(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> A
     values = {each.name: each.default for each in self.params if each.has_default}
     values |= dict(zip(self.arg_names, args, strict=False)) | {n: v for n, v in options.items() if n in self.arg_names}
     sizes = (*(grid(values) if callable(grid) else grid), 1, 1)[:3]
-    found = emulate(made, values, sizes)
-    counted.setdefault(self.__name__, Counter()).update(found, launches=1)
+    emulate(made, values, sizes)
+    here = each_counted.setdefault(self.__name__, {})
+    for instruction, found in counts_of(made.asm["ptx"]):
+        here.setdefault(instruction, Counter()).update(found)
+        counted.setdefault(self.__name__, Counter()).update(found)
+    counted[self.__name__]["launches"] += 1
     return made
 
 
-def emulate(made: Any, values: Mapping[str, Any], grid: tuple[int, ...]) -> dict[str, int]:
-    """Run a compiled kernel on its arguments by name; what it came to."""
+def emulate(made: Any, values: Mapping[str, Any], grid: tuple[int, ...]) -> None:
+    """Run a compiled kernel on its arguments by name."""
     kinds = made.src.signature
     given = [_bits(kind, values[name]) for name, kind in kinds.items() if kind != "constexpr"] + [0, 0]
-    return run(made.asm["ptx"], grid, made.metadata.num_warps, made.metadata.shared, given, values.values())
+    run(made.asm["ptx"], grid, made.metadata.num_warps, made.metadata.shared, given, values.values())
 
 
-def run(
-    ptx: str, grid: tuple[int, ...], warps: int, shared: int, given: list[int], tensors: Any = ()
-) -> dict[str, int]:  # fmt: skip
+def run(ptx: str, grid: tuple[int, ...], warps: int, shared: int, given: list[int], tensors: Iterable[Any]) -> None:
     """Run a program with parameters `given`, which may touch the memory of those `tensors` that are tensors."""
-    machine, said = _machine(), ctypes.create_string_buffer(4000)
-    if ptx not in _programs:
-        loaded = machine.ptx_load(ptx.encode(), said, len(said))
-        if not loaded:
-            raise RuntimeError(said.value.decode())
-        _programs[ptx] = loaded
+    program, said = _loaded(ptx), ctypes.create_string_buffer(4000)
     storages = [each.untyped_storage() for each in tensors if isinstance(each, torch.Tensor)]
     ranges = [at for each in storages if each.nbytes() for at in (each.data_ptr(), each.data_ptr() + each.nbytes())]
-    counts = (c_uint64 * len(COUNTED))()
-    failed = machine.ptx_run(
-        _programs[ptx], (c_uint32 * 3)(*grid), warps, shared, HOW.endswith("backwards"),
-        (c_uint64 * len(given))(*given), len(given), (c_uint64 * len(ranges))(*ranges), len(ranges) // 2, counts,
-        said, len(said),
+    failed = _machine().ptx_run(
+        program, (c_uint32 * 3)(*grid), warps, shared, HOW.endswith("backwards"), (c_uint64 * len(given))(*given),
+        len(given), (c_uint64 * len(ranges))(*ranges), len(ranges) // 2, said, len(said),
     )  # fmt: skip
     if failed:
         raise RuntimeError(said.value.decode())
-    return dict(zip(COUNTED, counts, strict=True))
+
+
+def counts_of(ptx: str) -> Iterator[tuple[tuple[str, str], dict[str, int]]]:
+    """What each instruction came to when a program was last run."""
+    machine, program = _machine(), _loaded(ptx)
+    counts = (c_uint64 * (len(COUNTED) * machine.ptx_size(program)))()
+    machine.ptx_counts(program, counts)
+    for at in range(machine.ptx_size(program)):
+        text, where = (machine.ptx_text(program, at, which).decode() for which in (0, 1))
+        yield (text, where), dict(zip(COUNTED, counts[at * len(COUNTED) :], strict=False))
+
+
+def _loaded(ptx: str) -> int:
+    if ptx not in _programs:
+        said = ctypes.create_string_buffer(4000)
+        loaded = _machine().ptx_load(ptx.encode(), said, len(said))
+        if not loaded:
+            raise RuntimeError(said.value.decode())
+        _programs[ptx] = loaded
+    return _programs[ptx]
 
 
 def _bits(kind: str, value: Any) -> int:
@@ -173,6 +189,9 @@ def _machine() -> Any:
     machine = ctypes.CDLL(str(built))
     machine.ptx_load.restype, machine.ptx_load.argtypes = c_void_p, [c_char_p, c_char_p, c_int]
     machine.ptx_run.argtypes = [
-        c_void_p, c_void_p, c_uint32, c_uint32, c_int, c_void_p, c_int, c_void_p, c_int, c_void_p, c_char_p, c_int,
+        c_void_p, c_void_p, c_uint32, c_uint32, c_int, c_void_p, c_int, c_void_p, c_int, c_char_p, c_int,
     ]  # fmt: skip
+    machine.ptx_counts.argtypes, machine.ptx_counts.restype = [c_void_p, c_void_p], None
+    machine.ptx_text.argtypes, machine.ptx_text.restype = [c_void_p, c_int, c_int], c_char_p
+    machine.ptx_size.argtypes = [c_void_p]
     return machine

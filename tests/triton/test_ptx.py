@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import emulated
@@ -15,14 +16,15 @@ needs_the_machine = pytest.mark.skipif(emulated.interpreted(), reason="kernels a
 pytestmark = needs_the_machine
 
 
-def run(body: str, *tensors: Tensor, warps: int = 1, grid: int = 1, shared: int = 4096) -> dict[str, int]:
+def run(body: str, *tensors: Tensor, warps: int = 1, grid: int = 1, shared: int = 4096) -> Counter[str]:
     """Run instructions that find each tensor's address in %a0, %a1 …, their thread in %t, and four times that in %o."""
     lines = [f"ld.param.b64 %a{at}, [k_param_{at}];" for at in range(len(tensors))]
     lines += ["mov.u32 %t, %tid.x;", "mul.wide.u32 %o, %t, 4;", "cvt.u32.u64 %s, %o;", "add.s32 %s, %s, global_smem;"]
     lines += [f"add.s64 %p{at}, %a{at}, %o;" for at in range(len(tensors))]
     lines += [line.strip() for line in body.strip().splitlines()]
     text = "\n".join([".visible .entry k()", "{", *lines, "ret;", "}"])
-    return emulated.run(text, (grid, 1, 1), warps, shared, [each.data_ptr() for each in tensors], tensors)
+    emulated.run(text, (grid, 1, 1), warps, shared, [each.data_ptr() for each in tensors], tensors)
+    return sum((Counter(found) for _, found in emulated.counts_of(text)), Counter())
 
 
 def numbers(count: int = 64) -> Tensor:

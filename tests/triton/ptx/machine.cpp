@@ -58,7 +58,8 @@ void Warp::run() {
       counters[lane] = at + 1;
       if (one.guard >= 0 && (registers[one.guard][lane] != 0) == one.unless) active &= ~(1u << lane);
     }
-    block.counts.instructions++;
+    counts = &block.program.counts[at];
+    counts->instructions++;
     if (active) one.run(*this, one);
     if (++block.steps > kMostSteps) throw Error(block.program.name + " does not end");
   }
@@ -108,17 +109,17 @@ void* ptx_load(const char* source, char* error, int room) {
 
 // Runs a grid of programs of so many warps and bytes of shared memory, which may touch some ranges of memory. Others
 // must not depend on the order of programs and warps: it can be turned. 0, or 1 where `error` says what went wrong.
-int ptx_run(const void* program, const uint32_t* grid, uint32_t warps, uint32_t shared, int backwards,
-            const uint64_t* params, int given, const ptx::Range* ranges, int pieces, ptx::Counts* counts, char* error,
-            int room) {
+int ptx_run(void* loaded, const uint32_t* grid, uint32_t warps, uint32_t shared, int backwards,
+            const uint64_t* params, int given, const ptx::Range* ranges, int pieces, char* error, int room) {
+  auto& program = *static_cast<ptx::Program*>(loaded);
   try {
+    program.counts.assign(program.instructions.size(), {});
     ptx::Memory memory(ranges, pieces);
     const uint32_t all = grid[0] * grid[1] * grid[2];
     for (uint32_t i = 0; i < all; ++i) {
       const uint32_t at = backwards ? all - 1 - i : i;
-      ptx::Block block{*static_cast<const ptx::Program*>(program),
+      ptx::Block block{program,
                        memory,
-                       *counts,
                        {params, params + given},
                        {at % grid[0], at / grid[0] % grid[1], at / grid[0] / grid[1]},
                        {grid[0], grid[1], grid[2]},
@@ -133,5 +134,21 @@ int ptx_run(const void* program, const uint32_t* grid, uint32_t warps, uint32_t 
     std::snprintf(error, static_cast<size_t>(room), "%s", why.what());
     return 1;
   }
+}
+
+// What each instruction came to in the last launch.
+void ptx_counts(const void* loaded, ptx::Counts* counts) {
+  const auto& program = *static_cast<const ptx::Program*>(loaded);
+  std::copy(program.counts.begin(), program.counts.end(), counts);
+}
+
+// An instruction as it stands in the text; or where it comes from.
+const char* ptx_text(const void* loaded, int at, int where) {
+  const auto& one = static_cast<const ptx::Program*>(loaded)->instructions[at];
+  return (where ? one.where : one.text).c_str();
+}
+
+int ptx_size(const void* loaded) {
+  return static_cast<int>(static_cast<const ptx::Program*>(loaded)->instructions.size());
 }
 }

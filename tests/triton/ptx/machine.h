@@ -44,28 +44,29 @@ struct Instruction {
   std::vector<std::vector<Operand>> operands;  // those in braces, or joined by a bar, are one
   std::array<int64_t, 2> offsets{};            // of addresses
   int target = -1;                             // of a jump
-  std::string text;
+  std::string text, where;                     // as it stands there, and of what source it was made
+};
+
+// What a launch came to.
+struct Counts {
+  uint64_t instructions = 0;                       // of warps
+  uint64_t read = 0, written = 0;                  // bytes of global memory that lanes asked for
+  uint64_t sectors_read = 0, sectors_written = 0;  // pieces of 32 bytes that an instruction of a warp touches
+  uint64_t shared = 0, shared_least = 0;           // passes through shared memory, and as few as there could be
+  uint64_t products = 0;                           // instructions of tensor cores, of warps
 };
 
 struct Program {
   std::string name;
   std::vector<Instruction> instructions;
   uint32_t registers = 0;
+  std::vector<Counts> counts;  // of each instruction, since the last launch began
 };
 
 // Registers that are known before a program begins; they come first.
 extern const std::array<const char*, 11> kKnown;
 
 Program parse(const std::string& source);
-
-// What a launch came to, of all its programs.
-struct Counts {
-  uint64_t instructions = 0;     // of warps
-  uint64_t read = 0, written = 0;  // bytes of global memory that lanes asked for
-  uint64_t sectors_read = 0, sectors_written = 0;  // pieces of 32 bytes that each instruction of a warp touches
-  uint64_t shared = 0, shared_least = 0;  // passes through shared memory, and as few as there could be
-  uint64_t products = 0;         // instructions of tensor cores, by warps
-};
 
 struct Range {
   uint64_t begin, end;
@@ -104,9 +105,8 @@ class Memory {
 };
 
 struct Block {
-  const Program& program;
+  Program& program;
   Memory& memory;
-  Counts& counts;
   std::vector<uint64_t> params;
   std::array<uint32_t, 3> id, grid;
   uint32_t warps, number;
@@ -129,6 +129,7 @@ struct Copy {
 struct Warp {
   Block& block;
   uint32_t number;
+  Counts* counts = nullptr;  // of the instruction that it is at
   std::vector<Lanes> registers{};
   uint32_t live = kAll, active = 0;
   std::array<uint32_t, kLanes> counters{};

@@ -115,7 +115,7 @@ std::vector<uint64_t> addresses_of(const Warp& warp, const Instruction& at, size
 }
 
 void count_global(Warp& warp, std::vector<uint64_t> addresses, uint32_t size, bool write) {
-  Counts& counts = warp.block.counts;
+  Counts& counts = *warp.counts;
   (write ? counts.written : counts.read) += addresses.size() * size;
   for (uint64_t& each : addresses) each /= 32;  // a piece holds all of an aligned access
   std::sort(addresses.begin(), addresses.end());
@@ -125,8 +125,8 @@ void count_global(Warp& warp, std::vector<uint64_t> addresses, uint32_t size, bo
 
 void count_shared(Warp& warp, const std::vector<uint64_t>& addresses, uint32_t size) {
   const std::vector<uint32_t> places(addresses.begin(), addresses.end());
-  warp.block.counts.shared += passes(places, size);
-  warp.block.counts.shared_least += (places.size() * size + 127) / 128;
+  warp.counts->shared += passes(places, size);
+  warp.counts->shared_least += (places.size() * size + 127) / 128;
 }
 
 template <int SIZE, int COUNT, bool SHARED>

@@ -30,6 +30,7 @@ class Parser {
     int depth = 0;
     bool ended = false;
     for (std::string line; !ended && std::getline(lines, line);) {
+      if (line.find(".loc\t") != std::string::npos) where_ = trimmed(line.substr(line.find("//") + 2));
       line = trimmed(line.substr(0, line.find("//")));
       const size_t entry = line.find(".entry ");
       if (entry != std::string::npos) program_.name = line.substr(entry + 7, line.find('(') - entry - 7);
@@ -51,6 +52,7 @@ class Parser {
   std::unordered_map<std::string, uint32_t> registers_;
   std::unordered_map<std::string, int> labels_;
   std::vector<std::pair<size_t, std::string>> jumps_;
+  std::string where_;  // in the source of the kernel
   std::set<std::string> names_;  // of registers without the usual sign, as some that are declared in braces; less digits
 
   void name_registers(const std::string& line) {
@@ -69,7 +71,7 @@ class Parser {
       return;
     }
     Instruction made;
-    made.text = line;
+    made.text = line, made.where = where_;
     if (line.back() != ';') throw Error("no instruction: " + line);
     line.pop_back();
     if (line[0] == '@') {

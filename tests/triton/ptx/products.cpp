@@ -47,7 +47,7 @@ template <class T, class C>
 void product(Warp& warp, const Instruction& at) {
   constexpr int per = 4 / T::kSize, depth = 8 * per;
   if (warp.active != kAll) fail(warp, at, "not by all lanes");
-  warp.block.counts.products++;
+  warp.counts->products++;
   double a[16][depth], b[depth][8];
   read_rows<T>(warp, at.operands[1], a);
   for (int lane = 0; lane < kLanes; ++lane)
@@ -88,7 +88,7 @@ template <class T, class C, int COLUMNS>
 void group_product(Warp& warp, const Instruction& at) {
   constexpr int depth = 32 / T::kSize;
   if (warp.active != kAll) fail(warp, at, "not by all lanes");
-  warp.block.counts.products++;
+  warp.counts->products++;
   const size_t count = at.operands.size();
   const auto number = [&](size_t which) { return warp.get(at.operands[which][0])[0]; };
   const bool in_registers = at.operands[1].size() == 4, keeps = number(3), can_turn = T::kSize == 2;
