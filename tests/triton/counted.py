@@ -5,7 +5,8 @@
 Of calls whose names have one of the words. For each kernel: how often it is launched; the instructions of a thread for
 each byte that is read; which part of the sectors of 32 bytes that a warp touches it asks for, reading and writing (more
 than all where lanes ask for the same); passes through shared memory for each that there must be; instructions of tensor
-cores. With --lines also the instructions that touch sectors or pass shared memory more often than need be. An H100 has time for some 10 instructions a byte while it reads (docs/kernels.md).
+cores. With --lines also the instructions that touch sectors or pass shared memory more often than need be. An H100 has
+time for some 10 instructions a byte while it reads (docs/kernels.md).
 """
 
 from __future__ import annotations

@@ -126,8 +126,8 @@ ENGINES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-LENGTHS = ([1], [5, 1300, 17, 1], [3] * 18)
-"""Of prompts that come together: few and many rows, long ones and short ones."""
+LENGTHS = ([1], [5, 1300, 17, 1], [4] * 12, [3] * 18)
+"""Of prompts that come together: few rows, some, and many; long ones and short ones."""
 OTHERS = ([2], [16] * 16, [640, 1, 1, 1, 1], [64, 7], [33])
 """The same in other numbers, for which no kernel may have to be compiled again: a request would wait for it."""
 

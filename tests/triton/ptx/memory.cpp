@@ -129,7 +129,8 @@ void count_shared(Warp& warp, const std::vector<uint64_t>& addresses, uint32_t s
   warp.counts->shared_least += (places.size() * size + 127) / 128;
 }
 
-template <int SIZE, int COUNT, bool SHARED>
+// SIGNED: the numbers are extended to the register.
+template <int SIZE, int COUNT, bool SHARED, bool SIGNED = false>
 void load(Warp& warp, const Instruction& at) {
   constexpr uint32_t size = SIZE * COUNT;
   const std::vector<uint64_t> addresses = addresses_of(warp, at, 1);
@@ -145,6 +146,7 @@ void load(Warp& warp, const Instruction& at) {
     for (int i = 0; i < COUNT; ++i) {
       uint64_t value = 0;
       std::memcpy(&value, found + i * SIZE, SIZE);
+      if (SIGNED && value >> (8 * SIZE - 1) & 1) value |= ~0ull << (8 * SIZE);
       if (at.operands[0][i].kind == Operand::kRegister) warp.set(at.operands[0][i])[lane] = value;
     }
   }
@@ -273,6 +275,11 @@ void add_matrices(Handlers& to) {
 
 void add_memory(Handlers& to) {
   add_widths<1>(to, ".b8"), add_widths<2>(to, ".b16"), add_widths<4>(to, ".b32"), add_widths<8>(to, ".b64");
+  to["ld.shared.s8"] = load<1, 1, true, true>, to["ld.shared.s16"] = load<2, 1, true, true>;
+  to["ld.global.s8"] = load<1, 1, false, true>, to["ld.global.s16"] = load<2, 1, false, true>;
+  for (const std::string space : {"shared", "global"})
+    for (const auto& [type, bits] : {std::pair{".u8", ".b8"}, {".u16", ".b16"}, {".u32", ".b32"}})
+      to["ld." + space + type] = to["ld." + space + bits];
   add_matrices<1>(to), add_matrices<2>(to), add_matrices<4>(to);
   to["ld.param.b8"] = to["ld.param.u8"] = load_param<uint8_t>, to["ld.param.b16"] = load_param<uint16_t>;
   to["ld.param.b32"] = to["ld.param.u32"] = to["ld.param.f32"] = load_param<uint32_t>;

@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .codes import e4m3_for, scales_of, strip, word_size
-from .shapes import GROUP_M, Tile, tile_of
+from .codes import e4m3_for, scales_of, strip, strips, word_size
+from .lanes import inputs_by_lanes, lanes_of
+from .shapes import GROUP_M, Tile, lanes_tile_of
 from .sizes import cdiv
 from .tiles import (
     finish,
@@ -37,9 +38,10 @@ def _linear_grouped(  # type: ignore[no-untyped-def]
     x, weight, scale, zero, codebook, group_of, bias, out,
     rows, width, depth, groups, group_size, x_stride, weight_stride,
     CODES: tl.constexpr, SCALES: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr, GROUP_M: tl.constexpr,
+    BLOCK_K: tl.constexpr, PARTS: tl.constexpr, APART: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """A tile; `CODES`, `SCALES`, `SIZE` and `EVEN` as in `codes.strip`."""
+    """A tile; `CODES`, `SCALES`, `SIZE` and `EVEN` as in `codes.strip`, `APART` as in `lanes`."""
     row_tile, column_tile = tile_at(tl.program_id(0), rows, width, BLOCK_M, BLOCK_N, GROUP_M)
     m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -47,19 +49,30 @@ def _linear_grouped(  # type: ignore[no-untyped-def]
     x_at = x + m.to(tl.int64)[:, None] * x_stride + k
     output, there, nothing = n.to(tl.int64), n < width, tl.minimum(rows, 0)
     acc = no_sums(BLOCK_M, BLOCK_N, PARTS)
+    each, part = lanes_of(PARTS)
     for start in range(0, depth, BLOCK_K):
-        within = (m < rows)[:, None] if EVEN else (m < rows)[:, None] & (k < depth - start)
-        left = tl.load(x_at + start, mask=within, other=0)
-        numbers = strip(
-            weight, scale, zero, codebook, group_of, output[:, None, None], there[:, None, None], start, depth, groups,
-            group_size, weight_stride, nothing, CODES, SCALES, BLOCK_K, SIZE, EVEN,
-        )  # fmt: skip
+        if APART:
+            left = inputs_by_lanes(
+                x, row_tile * BLOCK_M + each, part, start, rows, depth, x_stride, BLOCK_M, BLOCK_K, PARTS, APART, EVEN
+            )
+            numbers = strips(
+                weight, scale, zero, codebook, group_of, (column_tile * BLOCK_N + each).to(tl.int64), width,
+                start + part * (BLOCK_K // PARTS), depth, groups, group_size, weight_stride, nothing,
+                CODES, SCALES, BLOCK_N, BLOCK_K // PARTS, SIZE, EVEN,
+            )  # fmt: skip
+        else:
+            within = (m < rows)[:, None] if EVEN else (m < rows)[:, None] & (k < depth - start)
+            left = tl.load(x_at + start, mask=within, other=0)
+            numbers = strip(
+                weight, scale, zero, codebook, group_of, output[:, None, None], there[:, None, None], start, depth,
+                groups, group_size, weight_stride, nothing, CODES, SCALES, BLOCK_K, SIZE, EVEN,
+            )  # fmt: skip
         if SCALES == "apart":
             group = tl.minimum(first_inputs(start, BLOCK_K, PARTS) // group_size, groups - 1)
             by = tl.load(scale + of_outputs(output, PARTS) * groups + group, mask=of_outputs(there, PARTS), other=0)
-            acc += multiplied(left, numbers, no_sums(BLOCK_M, BLOCK_N, PARTS), BLOCK_N, BLOCK_K, PARTS) * by
+            acc += multiplied(left, numbers, no_sums(BLOCK_M, BLOCK_N, PARTS), BLOCK_N, BLOCK_K, PARTS, APART) * by
         else:
-            acc = multiplied(left, numbers, acc, BLOCK_N, BLOCK_K, PARTS)
+            acc = multiplied(left, numbers, acc, BLOCK_N, BLOCK_K, PARTS, APART)
     sums = summed(acc, PARTS)
     if SCALES == "row":
         sums *= tl.load(scale + n, mask=there, other=0)[None, :]
@@ -76,14 +89,14 @@ def _product(
     weight, zero = weight.contiguous(), None if zero is None else zero.contiguous()
     rows = left.shape[0]
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    tile = tile_of(codes, scales, rows, x.dtype, exact)
+    tile = lanes_tile_of(codes, scales, rows, x.dtype, exact)
     if rows and width:
         grid = (cdiv(rows, tile.block_m) * cdiv(width, tile.block_n),)
         _linear_grouped[grid](
             left, weight, scale.contiguous(), zero, codebook, group_of, bias, out,
             rows, width, depth, scale.shape[-1], group_size, left.stride(0), weight.stride(0),
             CODES=codes, SCALES=scales, HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k, PARTS=tile.parts, SIZE=word_size(codes, weight, zero),
+            BLOCK_K=tile.block_k, PARTS=tile.parts, APART=tile.apart, SIZE=word_size(codes, weight, zero),
             EVEN=depth % tile.block_k == 0, GROUP_M=GROUP_M, num_warps=tile.num_warps, num_stages=tile.num_stages,
             enable_fp_fusion=False,
         )  # fmt: skip
@@ -145,15 +158,15 @@ def variants() -> Iterator[Variant]:
     cases += [("int4", "even"), ("int4", "apart"), ("int4", "any"), ("int4", "listed")]
     for codes, scales in [*cases, ("uint8", "even"), ("codebook", "even")]:
         for rows, even in ((1, True), (1, False), (64, True)):
-            yield _variant(codes, scales, tile_of(codes, scales, rows, torch.bfloat16), even)
+            yield _variant(codes, scales, lanes_tile_of(codes, scales, rows, torch.bfloat16), even)
 
 
 def _variant(codes: str, scales: str, tile: Tile, even: bool) -> Variant:
     divisible = ("width", "depth", "x_stride", "weight_stride")
     constants: dict[str, object] = {
         "CODES": codes, "SCALES": scales, "HAS_BIAS": False, "bias": None, "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "PARTS": tile.parts, "SIZE": 4 if even else 1,
-        "EVEN": even, "GROUP_M": GROUP_M,
+        "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "PARTS": tile.parts, "APART": tile.apart,
+        "SIZE": 4 if even else 1, "EVEN": even, "GROUP_M": GROUP_M,
     }  # fmt: skip
     constants |= {} if codes in ("int4", "uint8") else {"zero": None}
     constants |= {} if scales == "listed" else {"group_of": None}

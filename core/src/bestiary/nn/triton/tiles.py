@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .lanes import products_by_lanes
+
 
 @triton.jit  # type: ignore[untyped-decorator]
 def tile_at(pid, rows, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -36,14 +38,18 @@ def no_sums(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr): 
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def multiplied(left, numbers, acc, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+def multiplied(  # type: ignore[no-untyped-def]
+    left, numbers, acc, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, APART: tl.constexpr = 0
+):  # fmt: skip
     """Sums with the products of a strip of inputs, `left`, and of weights, decoded as fp32 ``[BLOCK_N, …]``.
 
     Where inputs have parts, each of as many warps multiplies its own, so that few rows keep all warps busy. Products
     of weights that are decoded in the layout in which they were loaded take the fewest instructions; a sum of one
     addend is what keeps the compiler from having them decoded in that of the tensor cores.
     """
-    if PARTS == 1:
+    if APART:
+        return products_by_lanes(numbers, left, acc, BLOCK_N, BLOCK_K, PARTS, APART)
+    elif PARTS == 1:
         right = tl.reshape(numbers, (BLOCK_N, BLOCK_K)).to(left.dtype)
         return tl.dot(left, tl.trans(right), acc, input_precision="ieee")
     else:
