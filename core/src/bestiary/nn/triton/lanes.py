@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def lanes_of(PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Of every eight lanes that read different rows, by warps: which row, and which part, ``[PARTS * 8, 1, 1]``."""
     at = tl.arange(0, PARTS * 8)[:, None, None]
