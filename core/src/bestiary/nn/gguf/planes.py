@@ -1,8 +1,8 @@
 """Rows of blocks laid out in planes: all quants, then all upper bits, then scales, then factors; the same bytes.
 
-The blocks of these types are no multiples of four bytes, so that nothing in them can be read in words of four or
-sixteen, nor be copied while something else is computed. In planes quants can. Every plane has all rows, one after
-another, each with all its blocks' bytes.
+The blocks of these types are no multiples of sixteen bytes, most of them not even of four, so that little in them can
+be read in words of so many, or be copied while something else is computed. In planes quants can. Every plane has all
+rows, one after another, each with all its blocks' bytes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from bestiary.api.ggml_types import GgmlType
 PLANES: Mapping[GgmlType, tuple[tuple[int, int], ...]] = MappingProxyType(
     {
         GgmlType.Q4_0: ((2, 16), (0, 2)),
+        GgmlType.Q4_1: ((4, 16), (0, 4)),
         GgmlType.IQ4_NL: ((2, 16), (0, 2)),
         GgmlType.Q5_0: ((6, 16), (2, 4), (0, 2)),
+        GgmlType.Q5_1: ((8, 16), (4, 4), (0, 4)),
         GgmlType.Q8_0: ((2, 32), (0, 2)),
         GgmlType.Q6_K: ((0, 128), (128, 64), (192, 16), (208, 2)),
     }

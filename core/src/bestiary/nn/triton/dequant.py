@@ -103,7 +103,7 @@ def _rows(blocks, n, width, depth, row_bytes, FORMAT: tl.constexpr, PLANES: tl.c
     if PLANES:
         SIX: tl.constexpr = FORMAT == "Q6_K"
         QUANTS: tl.constexpr = 128 if SIX else 32 if FORMAT == "Q8_0" else 16
-        BITS: tl.constexpr = 64 if SIX else 4 if FORMAT == "Q5_0" else 0
+        BITS: tl.constexpr = 64 if SIX else 4 if FORMAT == "Q5_0" or FORMAT == "Q5_1" else 0
         SCALES: tl.constexpr = 16 if SIX else 0
         count = depth // (256 if SIX else 32)
         before, whole = n * count, tl.cast(width, tl.int64) * count

@@ -54,7 +54,12 @@ def _small(  # type: ignore[no-untyped-def]
     addend = None
     if PLANES:
         quants = words(rows[0] + (start // 32 * QUANTS + g * QUANTS), within, COUNT, SIZE)
-        factor = half_of(rows[3], rows[4] + (start // 32 + g), within)
+        at = rows[4] + (start // 32 + g)
+        if ADDEND:
+            pair = words(rows[3] + at * 4, within, 1, 4)
+            factor, addend = lower_half(pair), lower_half(pair >> 16)
+        else:
+            factor = half_of(rows[3], at, within)
         if FIVE:
             bits = words(rows[1] + (start // 32 * 4 + g * 4), within, 1, 4)
     else:
