@@ -15,7 +15,7 @@ QUICK = {
     "interpreted": ["activation", "cache", "fp8", "grouped", "int8", "linear", "lora", "moe", "norm", "rotary", "step"],
     "sm_80": ["fp8", "grouped", "linear", "ptx", "rotary"],
 }
-ONCE = {"ahead", "dry", "elsewhere", "on_a_gpu"}
+ONCE = {"ahead", "dry", "elsewhere", "launches", "on_a_gpu"}
 """What is the same everywhere, or nothing without a GPU."""
 EVERY = sorted({each.stem.removeprefix("test_") for each in FOLDER.glob("test_*.py")} - ONCE)
 
