@@ -157,7 +157,7 @@ def variants() -> Iterator[Variant]:
     cases += [("*fp32", torch.float32, GgmlType.Q6_K)]
     for name, dtype, kind in cases:
         for planes in (False, True) if kind in PLANES else (False,):
-            for rows, even in ((1, True), (1, False), (64, True)):
+            for rows, even in ((1, True), (1, False), (16, True), (64, True)):
                 yield _variant(name, kind, lanes_tile_of(kind.name, "blocks", rows, dtype), planes, even)
 
 

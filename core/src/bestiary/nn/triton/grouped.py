@@ -157,7 +157,7 @@ def variants() -> Iterator[Variant]:
     cases = [("int8", "row"), ("fp8", "row"), ("fp8", "even"), ("fp8", "apart"), ("e4m3", "row"), ("e4m3", "even")]
     cases += [("int4", "even"), ("int4", "apart"), ("int4", "any"), ("int4", "listed")]
     for codes, scales in [*cases, ("uint8", "even"), ("codebook", "even")]:
-        for rows, even in ((1, True), (1, False), (64, True)):
+        for rows, even in ((1, True), (1, False), (16, True), (64, True)):
             yield _variant(codes, scales, lanes_tile_of(codes, scales, rows, torch.bfloat16), even)
 
 

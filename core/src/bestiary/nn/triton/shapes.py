@@ -64,4 +64,5 @@ def lanes_tile_of(codes: str, scales: str, rows: int, dtype: torch.dtype, exact:
         return tile
     apart = _APART.get(codes, 1)
     part = 256 if codes == "Q6_K" else 64 if codes in _BYTES else 128
-    return tile._replace(block_m=8 if rows <= 8 else 16, block_k=4 * part, parts=4, num_stages=4, apart=apart)
+    stages = 3 if rows > 8 or codes == "Q6_K" else 4  # more do not fit the 99 KiB that many GPUs have
+    return tile._replace(block_m=8 if rows <= 8 else 16, block_k=4 * part, parts=4, num_stages=stages, apart=apart)
