@@ -141,9 +141,8 @@ def main() -> None:
     parser.add_argument("--lines", action="store_true", help="name the instructions that waste most")
     args = parser.parse_args()
     emulated.start_program()
-    gguf.embedding_gguf.active = (
-        planes.embedding_gguf
-    )  # as on a GPU: weights in planes are for who can look up rows there
+    emulated.counting = True
+    gguf.embedding_gguf.active = planes.embedding_gguf  # as on a GPU, where weights lie in planes
     for part in (rows, attention, products, experts, tokens):
         for name, call in part():
             if args.word and not any(word in name for word in args.word):

@@ -39,6 +39,8 @@ MULTIPROCESSORS = 132
 COUNTED = ("instructions", "read", "written", "sectors_read", "sectors_written", "shared", "shared_least", "products")
 """What `Counts` in `ptx/machine.h` has."""
 
+counting = False
+"""Whether launches are counted, which takes longer than many of them."""
 counted: dict[str, Counter[str]] = {}
 """What the launches of each kernel came to, and how many there were."""
 each_counted: dict[str, dict[tuple[str, str], Counter[str]]] = {}
@@ -108,12 +110,17 @@ def _launch(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> A
     values |= dict(zip(self.arg_names, args, strict=False)) | {n: v for n, v in options.items() if n in self.arg_names}
     sizes = (*(grid(values) if callable(grid) else grid), 1, 1)[:3]
     emulate(made, values, sizes)
-    here = each_counted.setdefault(self.__name__, {})
-    for instruction, found in counts_of(made.asm["ptx"]):
-        here.setdefault(instruction, Counter()).update(found)
-        counted.setdefault(self.__name__, Counter()).update(found)
-    counted[self.__name__]["launches"] += 1
+    if counting:
+        _count(self.__name__, made.asm["ptx"])
     return made
+
+
+def _count(kernel: str, ptx: str) -> None:
+    here, all_of = each_counted.setdefault(kernel, {}), counted.setdefault(kernel, Counter())
+    for instruction, found in counts_of(ptx):
+        here.setdefault(instruction, Counter()).update(found)
+        all_of.update(found)
+    all_of["launches"] += 1
 
 
 def emulate(made: Any, values: Mapping[str, Any], grid: tuple[int, ...]) -> None:

@@ -12,9 +12,12 @@ import pytest
 
 FOLDER = Path(__file__).parent
 QUICK = {
-    "interpreted": ["activation", "cache", "fp8", "grouped", "int8", "linear", "lora", "moe", "norm", "rotary", "step"],
+    "interpreted": [
+        "activation", "cache", "dequant", "fp8", "grouped", "int8", "linear", "lora", "moe", "norm", "rotary", "routing",
+        "sampling", "sorting", "step", "vector",
+    ],
     "sm_80": ["fp8", "grouped", "linear", "ptx", "rotary"],
-}
+}  # fmt: skip
 ONCE = {"ahead", "dry", "elsewhere", "launches", "on_a_gpu"}
 """What is the same everywhere, or nothing without a GPU."""
 EVERY = sorted({each.stem.removeprefix("test_") for each in FOLDER.glob("test_*.py")} - ONCE)
@@ -23,14 +26,8 @@ EVERY = sorted({each.stem.removeprefix("test_") for each in FOLDER.glob("test_*.
 def require(how: str, files: list[str]) -> None:
     dropped = ("PYTEST_", "TRITON_INTERPRET")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        *(str(FOLDER / f"test_{name}.py") for name in files),
-    ]
+    paths = (str(FOLDER / f"test_{name}.py") for name in files)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *paths]
     done = subprocess.run(
         command, env={**environment, "BESTIARY_TRITON": how}, capture_output=True, text=True, timeout=3000, check=False
     )  # fmt: skip

@@ -107,8 +107,8 @@ void* ptx_load(const char* source, char* error, int room) {
   }
 }
 
-// Runs a grid of programs of so many warps and bytes of shared memory, which may touch some ranges of memory. Others
-// must not depend on the order of programs and warps: it can be turned. 0, or 1 where `error` says what went wrong.
+// Runs a grid of programs of so many warps and bytes of shared memory, which may touch some ranges of memory.
+// What comes out must not depend on the order of programs and warps: it can be turned. 0, or 1 where `error` says what went wrong.
 int ptx_run(void* loaded, const uint32_t* grid, uint32_t warps, uint32_t shared, int backwards,
             const uint64_t* params, int given, const ptx::Range* ranges, int pieces, char* error, int room) {
   auto& program = *static_cast<ptx::Program*>(loaded);

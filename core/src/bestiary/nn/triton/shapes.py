@@ -57,8 +57,8 @@ _BYTES = frozenset({"int8", "uint8", "fp8", "e4m3", "Q8_0"})
 
 def lanes_tile_of(codes: str, scales: str, rows: int, dtype: torch.dtype, exact: bool = False) -> Tile:
     """As `tile_of`, for one weight. Few rows, 8 or 16, are multiplied as `lanes` has it: a lane takes 16 bytes of codes
-    of each output that it has, which are 16 or 32 inputs, or 64 of Q6_K. Scales for single inputs
-    and tables take too many registers for that."""
+    of each output that it has, which are 16 or 32 inputs, or 64 of Q6_K. Scales for single inputs and tables take too
+    many registers for that."""
     tile = tile_of(codes, scales, rows, dtype, exact)
     if tile.block_m > 16 or dtype is torch.float32 or scales in ("any", "listed") or codes == "codebook":
         return tile
