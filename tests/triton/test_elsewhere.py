@@ -13,8 +13,8 @@ import pytest
 FOLDER = Path(__file__).parent
 QUICK = {
     "interpreted": [
-        "activation", "cache", "dequant", "fp8", "grouped", "int8", "linear", "lora", "moe", "norm", "rotary", "routing",
-        "sampling", "sorting", "step", "vector",
+        "activation", "cache", "dequant", "fp8", "grouped", "int8", "linear", "lora", "moe", "norm", "rotary",
+        "routing", "sampling", "sorting", "step", "vector",
     ],
     "sm_80": ["fp8", "grouped", "linear", "ptx", "rotary"],
 }  # fmt: skip
