@@ -109,6 +109,8 @@ def products() -> Iterator[tuple[str, Callable[[], object]]]:
 
 def experts() -> Iterator[tuple[str, Callable[[], object]]]:
     """16 of Qwen3-30B-A3B's."""
+    from bestiary.nn.ops.activation import silu_and_mul
+    from bestiary.nn.triton import experts as coded
     from bestiary.nn.triton import moe, routing
 
     for count in (1, 64):
@@ -118,6 +120,32 @@ def experts() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"experts of {count}", lambda x=x, w=weights, i=ids: moe.fused_experts(
             x, some(16, 2 * 768, 2048), some(16, 2048, 768), w, i, "silu"
         )  # fmt: skip
+        for name in ("int8", "fp8", "int4", "Q4_0", "Q8_0", "Q4_K", "Q6_K"):
+            first, second = _stacked(name, 2 * 768, 2048), _stacked(name, 2048, 768)
+            yield f"{name} experts of {count}", lambda x=x, a=first, b=second, w=weights, i=ids: coded.grouped_experts(
+                x, a, b, w, i, silu_and_mul
+            )  # fmt: skip
+
+
+def _stacked(name: str, width: int, depth: int) -> Any:
+    from bestiary.api.ggml_types import GgmlType
+    from bestiary.nn.ops import gguf, quant
+    from bestiary.nn.ops.gguf import BlockRows
+    from bestiary.nn.ops.product import Product
+
+    ones, codes = torch.ones(16, width, depth // 128), torch.zeros(16, width, depth, dtype=torch.int8)
+    if name == "int8":
+        return Product(quant.linear_int8, {"weight": codes, "scale": ones[:, :, 0].contiguous()})
+    if name == "fp8":
+        tensors = {"weight": codes.view(torch.float8_e4m3fn), "scale": ones}
+        return Product(quant.linear_fp8, tensors, {"group_size": 128})
+    if name == "int4":
+        halves = torch.zeros(16, width, depth // 2, dtype=torch.uint8)
+        return Product(quant.linear_int4, {"weight": halves, "scale": ones, "zero": ones.byte()}, {"group_size": 128})
+    kind = GgmlType[name]
+    size = depth // kind.block_size * kind.type_size
+    run = BlockRows(kind, 0, width, size)
+    return Product(gguf.linear_gguf, {"weight": torch.zeros(16, width, size, dtype=torch.uint8)}, {"runs": [run]})
 
 
 def tokens() -> Iterator[tuple[str, Callable[[], object]]]:

@@ -91,7 +91,7 @@ def test_an_exact_row_has_its_own_bits(name: str) -> None:
 
 def test_exact_tiles_are_one() -> None:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        assert len({grouped.lanes_tile_of("int4", "even", rows, dtype, True) for rows in (1, 16, 17, 64, 5000)}) == 1
+        assert len({grouped.tile_of("int4", "even", rows, dtype, True) for rows in (1, 16, 17, 64, 5000)}) == 1
 
 
 def test_every_e4m3_number_is_read() -> None:

@@ -107,46 +107,6 @@ def strip(  # type: ignore[no-untyped-def]
     return numbers
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _two(  # type: ignore[no-untyped-def]
-    weight, scale, zero, codebook, group_of, output, width, start, depth, groups, group_size, weight_stride, nothing,
-    BY: tl.constexpr, CODES: tl.constexpr, SCALES: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr,
-    EVEN: tl.constexpr,
-):  # fmt: skip
-    one = strip(
-        weight, scale, zero, codebook, group_of, output, output < width, start, depth, groups, group_size,
-        weight_stride, nothing, CODES, SCALES, BLOCK_K, SIZE, EVEN,
-    )  # fmt: skip
-    other = strip(
-        weight, scale, zero, codebook, group_of, output + BY, output + BY < width, start, depth, groups, group_size,
-        weight_stride, nothing, CODES, SCALES, BLOCK_K, SIZE, EVEN,
-    )  # fmt: skip
-    return tl.join(one, other)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def strips(  # type: ignore[no-untyped-def]
-    weight, scale, zero, codebook, group_of, output, width, start, depth, groups, group_size, weight_stride, nothing,
-    CODES: tl.constexpr, SCALES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr,
-    EVEN: tl.constexpr,
-):  # fmt: skip
-    """As `strip`, of `output`, int64 ``[n, 1, 1]``, and of every eighth after it, of `BLOCK_N` = 16 or 32 together,
-    those below `width`; each from its own `start`: ``[n, BLOCK_K / 32, 32, …]``."""
-    EVERY: tl.constexpr = BLOCK_N // 2
-    first = _two(
-        weight, scale, zero, codebook, group_of, output, width, start, depth, groups, group_size, weight_stride,
-        nothing, EVERY, CODES, SCALES, BLOCK_K, SIZE, EVEN,
-    )  # fmt: skip
-    if BLOCK_N == 16:
-        return first
-    else:
-        second = _two(
-            weight, scale, zero, codebook, group_of, output + 8, width, start, depth, groups, group_size,
-            weight_stride, nothing, EVERY, CODES, SCALES, BLOCK_K, SIZE, EVEN,
-        )  # fmt: skip
-        return tl.join(first, second)
-
-
 def e4m3_for(device: torch.device) -> str:
     """The `CODES` of e4m3 numbers on a device: GPUs have instructions for them from capability 8.9 on."""
     return "fp8" if available.capability_of(device) >= 89 else "e4m3"

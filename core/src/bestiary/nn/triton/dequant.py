@@ -21,11 +21,11 @@ from bestiary.nn.ops.gguf import BlockRows
 
 from .codes import word_size
 from .gguf_blocks import FORMATS, decoded
-from .lanes import inputs_by_lanes, lanes_of
+from .lanes import arranged, inputs_read, outputs_read, rows_read, strips_from
 from .planes import plain, planes_in
-from .shapes import GROUP_M, Tile, lanes_tile_of
+from .shapes import GROUP_M, Tile, tile_of
 from .sizes import cdiv
-from .tiles import finish, inputs_from, multiplied, no_sums, summed, tile_at
+from .tiles import finish, multiplied, no_sums, summed, tile_at
 from .variants import Variant
 
 
@@ -33,68 +33,26 @@ from .variants import Variant
 def _linear_gguf(  # type: ignore[no-untyped-def]
     x, blocks, out, bias, rows, width, depth, x_stride, row_bytes,
     FORMAT: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PARTS: tl.constexpr, APART: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr, PLANES: tl.constexpr,
+    PARTS: tl.constexpr, UNIT: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr, PLANES: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """A tile. `SIZE` and `PLANES` as in `gguf_blocks`, `APART` as in `lanes`; `EVEN`: whether `depth` is a multiple of
+    """A tile. `SIZE` and `PLANES` as in `gguf_blocks`, `UNIT` as in `lanes`; `EVEN`: whether `depth` is a multiple of
     `BLOCK_K`."""
     row_tile, column_tile = tile_at(tl.program_id(0), rows, width, BLOCK_M, BLOCK_N, GROUP_M)
-    m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = inputs_from(0, BLOCK_K, PARTS)
-    x_at = x + m.to(tl.int64)[:, None] * x_stride + k
-    output, there, zero = n.to(tl.int64)[:, None, None], (n < width)[:, None, None], tl.minimum(rows, 0)
+    m = row_tile * BLOCK_M + rows_read(BLOCK_M, BLOCK_K, PARTS, UNIT)
+    n = (column_tile * BLOCK_N + outputs_read(BLOCK_N, BLOCK_K, PARTS, UNIT)).to(tl.int64)
+    x_at, zero = x + m.to(tl.int64) * x_stride, tl.minimum(rows, 0)
     acc = no_sums(BLOCK_M, BLOCK_N, PARTS)
-    each, part = lanes_of(PARTS)
     for start in range(0, depth, BLOCK_K):
-        if APART:
-            left = inputs_by_lanes(
-                x, row_tile * BLOCK_M + each, part, start, rows, depth, x_stride, BLOCK_M, BLOCK_K, PARTS, APART, EVEN
-            )
-            numbers = _several(
-                blocks, (column_tile * BLOCK_N + each).to(tl.int64), start + part * (BLOCK_K // PARTS), width, depth,
-                row_bytes, zero, FORMAT, BLOCK_N, BLOCK_K // PARTS, SIZE, EVEN, PLANES,
-            )  # fmt: skip
-        else:
-            within = (m < rows)[:, None] if EVEN else (m < rows)[:, None] & (k < depth - start)
-            left = tl.load(x_at + start, mask=within, other=0)
-            at = _rows(blocks, output, width, depth, row_bytes, FORMAT, PLANES)
-            numbers = decoded(at, start, depth, there, zero, FORMAT, BLOCK_K, SIZE, EVEN, PLANES)
-        acc = multiplied(left, numbers, acc, BLOCK_N, BLOCK_K, PARTS, APART)
-    finish(summed(acc, PARTS), bias, out, m, n, rows, width, HAS_BIAS)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _two(  # type: ignore[no-untyped-def]
-    blocks, n, start, width, depth, row_bytes, zero, BY: tl.constexpr, FORMAT: tl.constexpr, BLOCK_K: tl.constexpr,
-    SIZE: tl.constexpr, EVEN: tl.constexpr, PLANES: tl.constexpr,
-):  # fmt: skip
-    one = _rows(blocks, n, width, depth, row_bytes, FORMAT, PLANES)
-    two = _rows(blocks, n + BY, width, depth, row_bytes, FORMAT, PLANES)
-    return tl.join(
-        decoded(one, start, depth, n < width, zero, FORMAT, BLOCK_K, SIZE, EVEN, PLANES),
-        decoded(two, start, depth, n + BY < width, zero, FORMAT, BLOCK_K, SIZE, EVEN, PLANES),
-    )
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _several(  # type: ignore[no-untyped-def]
-    blocks, n, start, width, depth, row_bytes, zero, FORMAT: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr, PLANES: tl.constexpr,
-):  # fmt: skip
-    """Numbers of rows `n`, int64 ``[n, 1, 1]``, and of every eighth after them, `BLOCK_N` = 16 or 32 together, each
-    from its own `start`: ``[n, BLOCK_K / 32, 32, …]``."""
-    EVERY: tl.constexpr = BLOCK_N // 2
-    first = _two(
-        blocks, n, start, width, depth, row_bytes, zero, EVERY, FORMAT, BLOCK_K, SIZE, EVEN, PLANES
-    )  # fmt: skip
-    if BLOCK_N == 16:
-        return first
-    else:
-        second = _two(
-            blocks, n + 8, start, width, depth, row_bytes, zero, EVERY, FORMAT, BLOCK_K, SIZE, EVEN, PLANES
-        )  # fmt: skip
-        return tl.join(first, second)
+        k = inputs_read(start, BLOCK_M, BLOCK_K, PARTS, UNIT)
+        there = m < rows if EVEN else (m < rows) & (k < depth)
+        left = arranged(tl.load(x_at + k, mask=there, other=0), BLOCK_M, BLOCK_K, PARTS, UNIT)
+        at = _rows(blocks, n, width, depth, row_bytes, FORMAT, PLANES)
+        first = strips_from(start, BLOCK_N, BLOCK_K, PARTS, UNIT)
+        numbers = decoded(at, first, depth, n < width, zero, FORMAT, UNIT if UNIT else BLOCK_K, SIZE, EVEN, PLANES)
+        acc = multiplied(left, numbers, acc, BLOCK_N, BLOCK_K, PARTS, UNIT)
+    row, column = row_tile * BLOCK_M + tl.arange(0, BLOCK_M), column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    finish(summed(acc, PARTS), bias, out, row, column, rows, width, HAS_BIAS)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -135,14 +93,14 @@ def _product(x: Tensor, weight: Tensor, run: BlockRows, bias: Tensor | None, exa
     left = left if left.stride(1) == 1 else left.contiguous()
     rows, depth = left.shape
     out = torch.empty(rows, run.rows, dtype=x.dtype, device=x.device)
-    tile = lanes_tile_of(run.type.name, "blocks", rows, x.dtype, exact)
+    tile = tile_of(run.type.name, "blocks", rows, x.dtype, exact)
     blocks = run.of(plain(weight))
     if rows and run.rows:
         grid = (cdiv(rows, tile.block_m) * cdiv(run.rows, tile.block_n),)
         _linear_gguf[grid](
             left, blocks, out, bias, rows, run.rows, depth, left.stride(0), run.row_bytes,
             FORMAT=run.type.name, HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k, PARTS=tile.parts, APART=tile.apart,
+            BLOCK_K=tile.block_k, PARTS=tile.parts, UNIT=tile.unit,
             SIZE=4 if planes else word_size(run.type.name, blocks), EVEN=depth % tile.block_k == 0, PLANES=planes,
             GROUP_M=GROUP_M, num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
         )  # fmt: skip
@@ -158,14 +116,14 @@ def variants() -> Iterator[Variant]:
     for name, dtype, kind in cases:
         for planes in (False, True) if kind in PLANES else (False,):
             for rows, even in ((1, True), (1, False), (16, True), (64, True)):
-                yield _variant(name, kind, lanes_tile_of(kind.name, "blocks", rows, dtype), planes, even)
+                yield _variant(name, kind, tile_of(kind.name, "blocks", rows, dtype), planes, even)
 
 
 def _variant(name: str, kind: GgmlType, tile: Tile, planes: bool, even: bool) -> Variant:
     divisible = ("width", "depth", "x_stride", "row_bytes")
     constants: dict[str, object] = {
         "FORMAT": kind.name, "HAS_BIAS": False, "bias": None, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
-        "BLOCK_K": tile.block_k, "PARTS": tile.parts, "APART": tile.apart,
+        "BLOCK_K": tile.block_k, "PARTS": tile.parts, "UNIT": tile.unit,
         "SIZE": 4 if planes or kind.type_size % 4 == 0 else 2,
         "EVEN": even, "PLANES": planes, "GROUP_M": GROUP_M,
     }  # fmt: skip

@@ -21,12 +21,13 @@ from bestiary.nn.ops.product import Product
 
 from .activation import SILU, activated
 from .codes import numbers_of, strip, word_size
+from .lanes import arranged, inputs_read, outputs_read, rows_read, strips_from
 from .moe import combine, kind_of
-from .shapes import tile_for, tile_of
+from .shapes import Tile, tile_of
 from .sizes import cdiv
 from .sorting import Tiles, places_of, tiles_by_expert
 from .stacked import inputs_of, weights_of, why_not
-from .tiles import first_inputs, inputs_from, multiplied, no_sums, of_outputs, of_rows, summed
+from .tiles import first_inputs, multiplied, no_sums, of_outputs, of_rows, summed
 from .variants import Variant
 
 _WIDE = 32
@@ -35,29 +36,47 @@ _WIDE = 32
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _added(  # type: ignore[no-untyped-def]
-    acc, left, steps, weight, scale, zero, codebook, group_of, source, held, output, within, start, depth,
+    acc, left, steps, weight, scale, zero, codebook, group_of, source, held, first_output, tile, width, start, depth,
     step_groups, groups, group_size, weight_stride, nothing,
     CODES: tl.constexpr, SCALES: tl.constexpr, X: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    STRIP: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
+    STRIP: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Sums with the products of a strip of inputs, for the weights of `output`; "apart" scales by their groups and by
-    those of the activations."""
+    """Sums with the products of a strip of inputs, for a tile of the `width` outputs from `first_output` on; "apart"
+    scales by their groups and by those of the activations."""
+    read = tile * COLUMNS + outputs_read(COLUMNS, STRIP, PARTS, UNIT)
     numbers = strip(
-        weight, scale, zero, codebook, group_of, output[:, None, None], within[:, None, None], start, depth, groups,
-        group_size, weight_stride, nothing, CODES, SCALES, STRIP, SIZE, EVEN,
+        weight, scale, zero, codebook, group_of, first_output + read.to(tl.int64), read < width,
+        strips_from(start, COLUMNS, STRIP, PARTS, UNIT), depth, groups, group_size, weight_stride, nothing,
+        CODES, SCALES, UNIT if UNIT else STRIP, SIZE, EVEN,
     )  # fmt: skip
     if SCALES == "apart":
+        column = tile * COLUMNS + tl.arange(0, COLUMNS)
         group = first_inputs(start, STRIP, PARTS) // group_size
-        by_at = of_outputs(output, PARTS) * groups + tl.minimum(group, groups - 1)
-        by = tl.load(scale + by_at, mask=of_outputs(within, PARTS), other=0)
-        part = multiplied(left, numbers, no_sums(ROWS, COLUMNS, PARTS), COLUMNS, STRIP, PARTS) * by
+        by_at = of_outputs(first_output + column.to(tl.int64), PARTS) * groups + tl.minimum(group, groups - 1)
+        by = tl.load(scale + by_at, mask=of_outputs(column < width, PARTS), other=0)
+        part = multiplied(left, numbers, no_sums(ROWS, COLUMNS, PARTS), COLUMNS, STRIP, PARTS, UNIT) * by
         if X != "plain":
             step_at = of_rows(source, PARTS) * step_groups + tl.minimum(group, step_groups - 1)
             part *= tl.load(steps + step_at, mask=of_rows(held, PARTS), other=0)
         acc += part
     else:
-        acc = multiplied(left, numbers, acc, COLUMNS, STRIP, PARTS)
+        acc = multiplied(left, numbers, acc, COLUMNS, STRIP, PARTS, UNIT)
     return acc
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _activations(  # type: ignore[no-untyped-def]
+    x_at, shifts_at, k, held, depth, kind: tl.constexpr, X: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    """Inputs `k` of rows that begin at `x_at`, where they are `held`, as numbers of that `kind`."""
+    there = held if EVEN else held & (k < depth)
+    if X == "plain":
+        return tl.load(x_at + k, mask=there, other=0)
+    else:
+        number = numbers_of(x_at, k, there, X)
+        if shifts_at is not None:
+            number -= tl.load(shifts_at, mask=held, other=0).to(tl.float32)
+        return number.to(kind)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -83,48 +102,45 @@ def _experts(  # type: ignore[no-untyped-def]
     x, steps, shifts, weight, scale, zero, codebook, group_of, bias, out, order, starts, experts, firsts,
     count, width, depth, top_k, step_groups, groups, group_size, x_stride, weight_stride,
     CODES: tl.constexpr, SCALES: tl.constexpr, X: tl.constexpr, BY_TOKEN: tl.constexpr, TO_PAIRS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIP: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr,
-    EVEN: tl.constexpr, ACT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIP: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr,
+    SIZE: tl.constexpr, EVEN: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """A tile of one expert's product. Inputs are rows of tokens or of places in `order`; outputs go to places or pairs.
 
     `X`: "plain", or the codes that activations are, "e4m3", "fp8" or "int8", with `steps` ``[rows, step_groups]`` and
-    maybe `shifts` ``[rows]``. `SCALES` as in `codes.strip`. `ACT`: None, or the kind of activation, and `width` is that
-    of gates and of ups, of which a weight has first the ones and then the others: ``act(gate) * up``.
+    maybe `shifts` ``[rows]``. `SCALES` as in `codes.strip`, `UNIT` as in `lanes`. `ACT`: None, or the kind of
+    activation, and `width` is that of gates and of ups, of which a weight has first the ones and then the others:
+    ``act(gate) * up``.
     """
     expert = tl.load(experts + tl.program_id(1))
     if (expert < 0) | (expert >= count):
         return
-    place, held, pair = places_of(order, starts, firsts, expert, ROWS)
+    place, held, pair = places_of(order, starts, firsts, expert, tl.arange(0, ROWS))
     source = pair // top_k if BY_TOKEN else place
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    within = column < width
-    output = expert * (width if ACT is None else 2 * width) + column.to(tl.int64)
+    read_place, read, read_pair = places_of(order, starts, firsts, expert, rows_read(ROWS, STRIP, PARTS, UNIT))
+    read_source = read_pair // top_k if BY_TOKEN else read_place
+    x_at, shifts_at = x + read_source * x_stride, shifts if shifts is None else shifts + read_source
+    tile, column = tl.program_id(0), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    first_output, within = expert * (width if ACT is None else 2 * width), column < width
+    output = first_output + column.to(tl.int64)
     kind: tl.constexpr = out.dtype.element_ty
     lookup = codebook if codebook is None else codebook + expert * 16
     inputs = group_of if group_of is None else group_of + expert * depth
     acc, nothing = no_sums(ROWS, COLUMNS, PARTS), tl.minimum(width, 0)
     up = no_sums(ROWS, COLUMNS, PARTS)
     for start in range(0, depth, STRIP):
-        k = inputs_from(start, STRIP, PARTS)
-        there = held[:, None] & (k < depth)
-        if X == "plain":
-            left = tl.load(x + source[:, None] * x_stride + k, mask=there, other=0)
-        else:
-            number = numbers_of(x + source[:, None] * x_stride, k, there, X)
-            if shifts is not None:
-                number -= tl.load(shifts + source, mask=held, other=0).to(tl.float32)[:, None]
-            left = number.to(kind)
+        k = inputs_read(start, ROWS, STRIP, PARTS, UNIT)
+        left = arranged(_activations(x_at, shifts_at, k, read, depth, kind, X, EVEN), ROWS, STRIP, PARTS, UNIT)
         acc = _added(
-            acc, left, steps, weight, scale, zero, lookup, inputs, source, held, output, within, start, depth,
-            step_groups, groups, group_size, weight_stride, nothing,
-            CODES, SCALES, X, ROWS, COLUMNS, STRIP, PARTS, SIZE, EVEN,
+            acc, left, steps, weight, scale, zero, lookup, inputs, source, held, first_output, tile, width, start,
+            depth, step_groups, groups, group_size, weight_stride, nothing,
+            CODES, SCALES, X, ROWS, COLUMNS, STRIP, PARTS, UNIT, SIZE, EVEN,
         )  # fmt: skip
         if ACT is not None:
             up = _added(
-                up, left, steps, weight, scale, zero, lookup, inputs, source, held, output + width, within, start,
-                depth, step_groups, groups, group_size, weight_stride, nothing,
-                CODES, SCALES, X, ROWS, COLUMNS, STRIP, PARTS, SIZE, EVEN,
+                up, left, steps, weight, scale, zero, lookup, inputs, source, held, first_output + width, tile, width,
+                start, depth, step_groups, groups, group_size, weight_stride, nothing,
+                CODES, SCALES, X, ROWS, COLUMNS, STRIP, PARTS, UNIT, SIZE, EVEN,
             )  # fmt: skip
     made = _made(acc, steps, scale, bias, source, held, output, within, kind, SCALES, X, PARTS)
     if ACT is not None:
@@ -146,24 +162,34 @@ def grouped_experts(
     if not x.numel():
         return torch.empty_like(x)
     slots, weights = slots.contiguous(), weights.contiguous()
-    rows = 1 if slots.numel() <= 16 * count else 64
-    found = tiles_by_expert(slots, count, tile_for(rows, x.dtype, exact).block_m)
-    kind = kind_of(activation)
-    inner, active = _product(x, first, found, count, top_k, rows, exact, kind)
-    return combine(_product(inner if active else activation(inner), second, found, count, None, rows, exact)[0],
-                   weights, slots)  # fmt: skip
+    one, two = _tiles(first, second, x, -(-slots.numel() // count), exact)
+    found = tiles_by_expert(slots, count, one.block_m)
+    inner, active = _product(x, first, found, count, top_k, one, kind_of(activation))
+    answers, _ = _product(inner if active else activation(inner), second, found, count, None, two)
+    return combine(answers, weights, slots)
+
+
+def _tiles(first: Product, second: Product, x: Tensor, pairs: int, exact: bool) -> tuple[Tile, Tile]:
+    """Of two products, as high as each other, where experts have as many `pairs` on average: tiles of eight rows only
+    where they are half empty all the same, since what is in two tiles is decoded twice."""
+    for rows in (8 if pairs <= 4 else 16 if pairs <= 16 else 64, 16):
+        one, two = (
+            tile_of(each.codes, each.scales, rows, x.dtype, exact)
+            for each in (weights_of(first, x.shape[1]), weights_of(second, x.shape[1]))
+        )  # fmt: skip
+        if one.block_m == two.block_m:
+            break
+    return one, two
 
 
 def _product(
-    x: Tensor, product: Product, found: Tiles, count: int, top_k: int | None, rows: int, exact: bool,
-    kind: int | None = None,
+    x: Tensor, product: Product, found: Tiles, count: int, top_k: int | None, tile: Tile, kind: int | None = None
 ) -> tuple[Tensor, bool]:  # fmt: skip
-    """Of tokens, for each place; or of places, for each pair. The tile is that for as many `rows`. And whether the
-    activation of that `kind` was applied: where tiles are wide enough for two of half as many outputs."""
+    """Of tokens, for each place; or of places, for each pair. And whether the activation of that `kind` was applied:
+    where tiles are wide enough for two of half as many outputs."""
     x = x if x.stride(1) == 1 else x.contiguous()
     given, by_token = inputs_of(x, product, found, top_k)
     held = weights_of(product, x.shape[1])
-    tile = tile_of(held.codes, held.scales, rows, x.dtype, exact)
     kind, width = (kind, held.width // 2) if kind is not None and tile.block_n >= _WIDE else (None, held.width)
     tile = tile if kind is None else tile._replace(block_n=tile.block_n // 2)
     out = torch.empty(found.pairs, width, dtype=x.dtype, device=x.device)
@@ -173,7 +199,7 @@ def _product(
         held.bias, out, *found, count, width, x.shape[1], top_k or 1, groups, held.groups, held.group_size,
         given.x.stride(0), held.row_stride,
         CODES=held.codes, SCALES=held.scales, X=given.kind, BY_TOKEN=by_token, TO_PAIRS=top_k is None,
-        ROWS=tile.block_m, COLUMNS=tile.block_n, STRIP=tile.block_k, PARTS=tile.parts,
+        ROWS=tile.block_m, COLUMNS=tile.block_n, STRIP=tile.block_k, PARTS=tile.parts, UNIT=tile.unit,
         SIZE=word_size(held.codes, held.weight, held.zero), EVEN=x.shape[1] % tile.block_k == 0,
         ACT=kind, num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
@@ -206,7 +232,8 @@ def variants() -> Iterator[Variant]:
             constants = absent | {
                 "CODES": codes, "SCALES": scales, "X": kind, "BY_TOKEN": first, "TO_PAIRS": not first,
                 "ROWS": tile.block_m, "COLUMNS": tile.block_n // (2 if gated else 1), "STRIP": tile.block_k,
-                "PARTS": tile.parts, "SIZE": _size(codes), "EVEN": True, "ACT": SILU if gated else None,
+                "PARTS": tile.parts, "UNIT": tile.unit, "SIZE": _size(codes), "EVEN": True,
+                "ACT": SILU if gated else None,
             }  # fmt: skip
             types = {"x": {"plain": "*bf16", "int8": "*i8"}.get(kind, "*u8"), "steps": "*fp32", "shifts": "*i32"}
             types |= {"weight": {"plain": "*bf16", "int8": "*i8"}.get(codes, "*u8"), "scale": "*fp32", "zero": "*u8"}

@@ -16,20 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .codes import e4m3_for, scales_of, strip, strips, word_size
-from .lanes import inputs_by_lanes, lanes_of
-from .shapes import GROUP_M, Tile, lanes_tile_of
+from .codes import e4m3_for, scales_of, strip, word_size
+from .lanes import arranged, inputs_read, outputs_read, rows_read, strips_from
+from .shapes import GROUP_M, Tile, tile_of
 from .sizes import cdiv
-from .tiles import (
-    finish,
-    first_inputs,
-    inputs_from,
-    multiplied,
-    no_sums,
-    of_outputs,
-    summed,
-    tile_at,
-)  # fmt: skip
+from .tiles import finish, first_inputs, multiplied, no_sums, of_outputs, summed, tile_at
 from .variants import Variant
 
 
@@ -38,45 +29,35 @@ def _linear_grouped(  # type: ignore[no-untyped-def]
     x, weight, scale, zero, codebook, group_of, bias, out,
     rows, width, depth, groups, group_size, x_stride, weight_stride,
     CODES: tl.constexpr, SCALES: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, PARTS: tl.constexpr, APART: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_K: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """A tile; `CODES`, `SCALES`, `SIZE` and `EVEN` as in `codes.strip`, `APART` as in `lanes`."""
+    """A tile; `CODES`, `SCALES`, `SIZE` and `EVEN` as in `codes.strip`, `UNIT` as in `lanes`."""
     row_tile, column_tile = tile_at(tl.program_id(0), rows, width, BLOCK_M, BLOCK_N, GROUP_M)
-    m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = inputs_from(0, BLOCK_K, PARTS)
-    x_at = x + m.to(tl.int64)[:, None] * x_stride + k
-    output, there, nothing = n.to(tl.int64), n < width, tl.minimum(rows, 0)
+    m = row_tile * BLOCK_M + rows_read(BLOCK_M, BLOCK_K, PARTS, UNIT)
+    n = (column_tile * BLOCK_N + outputs_read(BLOCK_N, BLOCK_K, PARTS, UNIT)).to(tl.int64)
+    row, column = row_tile * BLOCK_M + tl.arange(0, BLOCK_M), column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    output, there = column.to(tl.int64), column < width
+    x_at, nothing = x + m.to(tl.int64) * x_stride, tl.minimum(rows, 0)
     acc = no_sums(BLOCK_M, BLOCK_N, PARTS)
-    each, part = lanes_of(PARTS)
     for start in range(0, depth, BLOCK_K):
-        if APART:
-            left = inputs_by_lanes(
-                x, row_tile * BLOCK_M + each, part, start, rows, depth, x_stride, BLOCK_M, BLOCK_K, PARTS, APART, EVEN
-            )
-            numbers = strips(
-                weight, scale, zero, codebook, group_of, (column_tile * BLOCK_N + each).to(tl.int64), width,
-                start + part * (BLOCK_K // PARTS), depth, groups, group_size, weight_stride, nothing,
-                CODES, SCALES, BLOCK_N, BLOCK_K // PARTS, SIZE, EVEN,
-            )  # fmt: skip
-        else:
-            within = (m < rows)[:, None] if EVEN else (m < rows)[:, None] & (k < depth - start)
-            left = tl.load(x_at + start, mask=within, other=0)
-            numbers = strip(
-                weight, scale, zero, codebook, group_of, output[:, None, None], there[:, None, None], start, depth,
-                groups, group_size, weight_stride, nothing, CODES, SCALES, BLOCK_K, SIZE, EVEN,
-            )  # fmt: skip
+        k = inputs_read(start, BLOCK_M, BLOCK_K, PARTS, UNIT)
+        within = m < rows if EVEN else (m < rows) & (k < depth)
+        left = arranged(tl.load(x_at + k, mask=within, other=0), BLOCK_M, BLOCK_K, PARTS, UNIT)
+        numbers = strip(
+            weight, scale, zero, codebook, group_of, n, n < width, strips_from(start, BLOCK_N, BLOCK_K, PARTS, UNIT),
+            depth, groups, group_size, weight_stride, nothing, CODES, SCALES, UNIT if UNIT else BLOCK_K, SIZE, EVEN,
+        )  # fmt: skip
         if SCALES == "apart":
             group = tl.minimum(first_inputs(start, BLOCK_K, PARTS) // group_size, groups - 1)
             by = tl.load(scale + of_outputs(output, PARTS) * groups + group, mask=of_outputs(there, PARTS), other=0)
-            acc += multiplied(left, numbers, no_sums(BLOCK_M, BLOCK_N, PARTS), BLOCK_N, BLOCK_K, PARTS, APART) * by
+            acc += multiplied(left, numbers, no_sums(BLOCK_M, BLOCK_N, PARTS), BLOCK_N, BLOCK_K, PARTS, UNIT) * by
         else:
-            acc = multiplied(left, numbers, acc, BLOCK_N, BLOCK_K, PARTS, APART)
+            acc = multiplied(left, numbers, acc, BLOCK_N, BLOCK_K, PARTS, UNIT)
     sums = summed(acc, PARTS)
     if SCALES == "row":
-        sums *= tl.load(scale + n, mask=there, other=0)[None, :]
-    finish(sums, bias, out, m, n, rows, width, HAS_BIAS)
+        sums *= tl.load(scale + column, mask=there, other=0)[None, :]
+    finish(sums, bias, out, row, column, rows, width, HAS_BIAS)
 
 
 def _product(
@@ -89,14 +70,14 @@ def _product(
     weight, zero = weight.contiguous(), None if zero is None else zero.contiguous()
     rows = left.shape[0]
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    tile = lanes_tile_of(codes, scales, rows, x.dtype, exact)
+    tile = tile_of(codes, scales, rows, x.dtype, exact)
     if rows and width:
         grid = (cdiv(rows, tile.block_m) * cdiv(width, tile.block_n),)
         _linear_grouped[grid](
             left, weight, scale.contiguous(), zero, codebook, group_of, bias, out,
             rows, width, depth, scale.shape[-1], group_size, left.stride(0), weight.stride(0),
             CODES=codes, SCALES=scales, HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k, PARTS=tile.parts, APART=tile.apart, SIZE=word_size(codes, weight, zero),
+            BLOCK_K=tile.block_k, PARTS=tile.parts, UNIT=tile.unit, SIZE=word_size(codes, weight, zero),
             EVEN=depth % tile.block_k == 0, GROUP_M=GROUP_M, num_warps=tile.num_warps, num_stages=tile.num_stages,
             enable_fp_fusion=False,
         )  # fmt: skip
@@ -158,14 +139,14 @@ def variants() -> Iterator[Variant]:
     cases += [("int4", "even"), ("int4", "apart"), ("int4", "any"), ("int4", "listed")]
     for codes, scales in [*cases, ("uint8", "even"), ("codebook", "even")]:
         for rows, even in ((1, True), (1, False), (16, True), (64, True)):
-            yield _variant(codes, scales, lanes_tile_of(codes, scales, rows, torch.bfloat16), even)
+            yield _variant(codes, scales, tile_of(codes, scales, rows, torch.bfloat16), even)
 
 
 def _variant(codes: str, scales: str, tile: Tile, even: bool) -> Variant:
     divisible = ("width", "depth", "x_stride", "weight_stride")
     constants: dict[str, object] = {
         "CODES": codes, "SCALES": scales, "HAS_BIAS": False, "bias": None, "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "PARTS": tile.parts, "APART": tile.apart,
+        "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "PARTS": tile.parts, "UNIT": tile.unit,
         "SIZE": 4 if even else 1, "EVEN": even, "GROUP_M": GROUP_M,
     }  # fmt: skip
     constants |= {} if codes in ("int4", "uint8") else {"zero": None}

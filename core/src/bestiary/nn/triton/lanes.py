@@ -1,13 +1,16 @@
-"""Few rows times weights that are decoded where they are multiplied: no number goes to another thread.
+"""What a tile reads of both factors, and which thread gets it.
 
-A tensor core wants of each lane certain inputs of certain outputs. Which inputs those are does not matter, so long as
-both factors have the same: so each lane reads 16 bytes of codes side by side, and what they say are its inputs. Four
-lanes read 64 bytes of one output, eight outputs are read at once, and each warp has a part of the inputs. Decoded
-numbers, several times as many bytes as their codes, do not pass through shared memory; nor do lanes meet there in one
-bank, since each thing that is copied ahead is no wider than what all lanes read at once.
+Where rows are few, weights are decoded where they are multiplied: no number goes to another thread. A tensor core wants
+of each lane certain inputs of certain outputs. Which inputs those are does not matter, so long as both factors have the
+same: so each lane reads 16 bytes of codes side by side, and what they say are its inputs. Four lanes read 64 bytes of
+one output, eight outputs are read at once, and each warp has a part of the inputs. Decoded numbers, several times as
+many bytes as their codes, do not pass through shared memory; nor do lanes meet there in one bank, since what they read
+at once lies side by side, in the order in which they read it.
 
-`PARTS` warps have ``BLOCK_K / PARTS`` inputs each, a part: 16 bytes of codes for each of four lanes. `APART`: into how
-many pieces of a row that falls what a lane's bytes say: one, or several of 16, as GGUF's blocks of 256 have them.
+`PARTS` warps have ``BLOCK_K / PARTS`` inputs each, a part: 16 bytes of codes for each of four lanes. `UNIT`: how many
+inputs are decoded at once. Of 32, a lane's are side by side; of 64 or 128, as GGUF's blocks of 256 have them, they are
+two or four pieces of 16, and two lanes have a unit. 0, where numbers are brought to the lanes that want them: a tile
+reads its rows and outputs in their order.
 """
 
 from __future__ import annotations
@@ -17,86 +20,79 @@ import triton.language as tl
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def lanes_of(PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of every eight lanes that read different rows, by warps: which row, and which part, ``[PARTS * 8, 1, 1]``."""
-    at = tl.arange(0, PARTS * 8)[:, None, None]
-    return at & 7, at >> 3
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _piece(x_at, k, there, depth, AT: tl.constexpr, LENGTH: tl.constexpr, APART: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The `AT`-th eight inputs that a lane has in a part, ``[PARTS * 8, 4, 8]``."""
-    TURNS: tl.constexpr = 1 if APART == 1 else 2
-    PIECE: tl.constexpr = LENGTH // (4 * APART)
-    EIGHTS: tl.constexpr = PIECE // 8
-    lane, i = tl.arange(0, 4)[None, :, None], tl.arange(0, 8)[None, None, :]
-    before = lane // TURNS * (APART * TURNS * PIECE) + lane % TURNS * PIECE
-    at = before + (AT // EIGHTS * (TURNS * PIECE) + AT % EIGHTS * 8) + i
-    within = there if EVEN else there & (k + at < depth)
-    return tl.load(x_at + at, mask=within, other=0)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _four(  # type: ignore[no-untyped-def]
-    x_at, k, there, depth, AT: tl.constexpr, BY: tl.constexpr, LENGTH: tl.constexpr, APART: tl.constexpr,
-    EVEN: tl.constexpr,
-):  # fmt: skip
-    """Every `BY`-th of a lane's eights, from one on: ``[PARTS * 8, 4, 8, 2, 2]``."""
-    even = tl.join(
-        _piece(x_at, k, there, depth, AT, LENGTH, APART, EVEN),
-        _piece(x_at, k, there, depth, AT + 2 * BY, LENGTH, APART, EVEN),
-    )
-    odd = tl.join(
-        _piece(x_at, k, there, depth, AT + BY, LENGTH, APART, EVEN),
-        _piece(x_at, k, there, depth, AT + 3 * BY, LENGTH, APART, EVEN),
-    )
-    return tl.join(even, odd)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _eights(x_at, k, there, depth, LENGTH: tl.constexpr, APART: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
-    """All of a lane's eights of a part, 2, 4 or 8, in their order: ``[PARTS * 8, 4, 8, …]``."""
-    if LENGTH == 64:
-        return tl.join(
-            _piece(x_at, k, there, depth, 0, LENGTH, APART, EVEN), _piece(x_at, k, there, depth, 1, LENGTH, APART, EVEN)
-        )
-    elif LENGTH == 128:
-        return _four(x_at, k, there, depth, 0, 1, LENGTH, APART, EVEN)
+def rows_read(BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Which of a tile's rows is read at each of ``[…, 1]``."""
+    if UNIT == 0:
+        return tl.arange(0, BLOCK_M)[:, None]
     else:
-        return tl.join(
-            _four(x_at, k, there, depth, 0, 2, LENGTH, APART, EVEN),
-            _four(x_at, k, there, depth, 1, 2, LENGTH, APART, EVEN),
-        )
+        at = tl.arange(0, BLOCK_K // 8 * BLOCK_M)[:, None]
+        return at // (32 * PARTS) % (BLOCK_M // 8) * 8 + at // 4 % 8
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def inputs_by_lanes(  # type: ignore[no-untyped-def]
-    x, row, part, start, rows, depth, x_stride,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, APART: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
-    """Inputs from `start` on of `BLOCK_M` rows, 8 or 16, `row` being the first eight of them:
-    ``[PARTS, BLOCK_K / PARTS, BLOCK_M]``."""
+def inputs_read(start, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Which inputs of those rows are read: ``[1, BLOCK_K]``, ``[PARTS, 1, BLOCK_K / PARTS]``, or where there are units
+    in eights, side by side those of four lanes, then of rows and warps, and last the next of each lane."""
     LENGTH: tl.constexpr = BLOCK_K // PARTS
-    k = start + part * LENGTH
-    at = x + row.to(tl.int64) * x_stride + k
-    found = _eights(at, k, row < rows, depth, LENGTH, APART, EVEN)
-    if BLOCK_M == 16:
-        more = _eights(at + 8 * x_stride, k, row + 8 < rows, depth, LENGTH, APART, EVEN)
-        found = tl.join(found, more)
-    split = tl.reshape(found, (PARTS, 8, 4, 2, 4, LENGTH // 32, BLOCK_M // 8))
-    return tl.reshape(tl.permute(split, (0, 5, 3, 2, 4, 6, 1)), (PARTS, LENGTH, BLOCK_M))
+    if UNIT == 0 and PARTS == 1:
+        return start + tl.arange(0, BLOCK_K)[None, :]
+    elif UNIT == 0:
+        return start + tl.arange(0, PARTS)[:, None, None] * LENGTH + tl.arange(0, LENGTH)[None, None, :]
+    else:
+        PIECES: tl.constexpr = UNIT // 32
+        PIECE: tl.constexpr = LENGTH // (4 * PIECES)
+        LANES: tl.constexpr = 1 if UNIT == 32 else 2
+        at, i = tl.arange(0, BLOCK_K // 8 * BLOCK_M)[:, None], tl.arange(0, 8)[None, :]
+        lane, eight = at % 4, at // (4 * PARTS * BLOCK_M)
+        before = lane // LANES * (PIECES * LANES * PIECE) + lane % LANES * PIECE
+        before += eight // (PIECE // 8) * (LANES * PIECE) + eight % (PIECE // 8) * 8
+        return start + at // 32 % PARTS * LENGTH + before + i
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def arranged(read, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What was read as `multiplied` wants it; of units, ``[PARTS, BLOCK_K / PARTS, BLOCK_M]``."""
+    if UNIT == 0:
+        return read
+    else:
+        split = tl.reshape(read, (BLOCK_K // PARTS // 32, BLOCK_M // 8, PARTS, 8, 4, 2, 4))
+        return tl.reshape(tl.permute(split, (2, 0, 5, 4, 6, 1, 3)), (PARTS, BLOCK_K // PARTS, BLOCK_M))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def outputs_read(BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of which of a tile's outputs a strip is read at each of ``[…, 1, 1]``: units' are by eights of outputs, then by
+    warps, outputs and units."""
+    if UNIT == 0:
+        return tl.arange(0, BLOCK_N)[:, None, None]
+    else:
+        UNITS: tl.constexpr = BLOCK_K // PARTS // UNIT
+        at = tl.arange(0, BLOCK_N * PARTS * UNITS)[:, None, None]
+        return at // (8 * UNITS * PARTS) * 8 + at // UNITS % 8
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def strips_from(start, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The first input of each of those strips, which are of `UNIT` inputs, or of `BLOCK_K`."""
+    if UNIT == 0:
+        return start
+    else:
+        UNITS: tl.constexpr = BLOCK_K // PARTS // UNIT
+        at = tl.arange(0, BLOCK_N * PARTS * UNITS)[:, None, None]
+        return start + (at // (8 * UNITS) % PARTS * UNITS + at % UNITS) * UNIT
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def products_by_lanes(  # type: ignore[no-untyped-def]
     numbers, left, acc,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, APART: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Sums ``[PARTS, BLOCK_N, BLOCK_M]`` with the products of inputs, and of weights decoded as fp32
-    ``[PARTS * 8, …, BLOCK_N / 8]``, inputs in their order between."""
+    """Sums ``[PARTS, BLOCK_N, BLOCK_M]`` with the products of what is `arranged` and of weights decoded as fp32, those
+    of `outputs_read`."""
     LENGTH: tl.constexpr = BLOCK_K // PARTS
-    TURNS: tl.constexpr = 1 if APART == 1 else 2
-    PIECE: tl.constexpr = LENGTH // (4 * APART)
-    split = tl.reshape(numbers, (PARTS, 8, 4 // TURNS, APART, TURNS, PIECE // 4, 4, BLOCK_N // 8))
-    right = tl.reshape(tl.permute(split, (0, 7, 1, 3, 5, 2, 4, 6)), (PARTS, BLOCK_N, LENGTH))
+    PIECES: tl.constexpr = UNIT // 32
+    LANES: tl.constexpr = 1 if UNIT == 32 else 2
+    PIECE: tl.constexpr = LENGTH // (4 * PIECES)
+    split = tl.reshape(numbers, (BLOCK_N // 8, PARTS, 8, 4 // LANES, PIECES, LANES, PIECE // 4, 4))
+    right = tl.reshape(tl.permute(split, (1, 0, 2, 4, 6, 3, 5, 7)), (PARTS, BLOCK_N, LENGTH))
     return tl.dot(right.to(left.dtype), left, acc)

@@ -38,7 +38,7 @@ def _gate_up(  # type: ignore[no-untyped-def]
     expert = tl.load(experts + tl.program_id(1))
     if (expert < 0) | (expert >= count):
         return
-    place, held, pair = places_of(order, starts, firsts, expert, ROWS)
+    place, held, pair = places_of(order, starts, firsts, expert, tl.arange(0, ROWS))
     token = pair // top_k
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     within = column < width
@@ -69,7 +69,7 @@ def _down(  # type: ignore[no-untyped-def]
     expert = tl.load(experts + tl.program_id(1))
     if (expert < 0) | (expert >= count):
         return
-    place, held, pair = places_of(order, starts, firsts, expert, ROWS)
+    place, held, pair = places_of(order, starts, firsts, expert, tl.arange(0, ROWS))
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     within = column < hidden
     weight = w2 + expert * hidden * width + column.to(tl.int64)[None, :] * width

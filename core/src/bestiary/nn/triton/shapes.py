@@ -10,8 +10,8 @@ GROUP_M = 8
 
 
 class Tile(NamedTuple):
-    """Rows, outputs and inputs of a step, how it is run, in how many parts its inputs are (`tiles.multiplied`), and for
-    `lanes` into how many pieces the inputs of a lane fall; 0 where numbers are brought to the lanes that want them."""
+    """Rows, outputs and inputs of a step, how it is run, in how many parts its inputs are (`tiles.multiplied`), and how
+    many of them are decoded at once (`lanes`)."""
 
     block_m: int
     block_n: int
@@ -19,7 +19,7 @@ class Tile(NamedTuple):
     num_warps: int
     num_stages: int
     parts: int = 1
-    apart: int = 0
+    unit: int = 0
 
 
 def tile_for(rows: int, dtype: torch.dtype, exact: bool = False) -> Tile:
@@ -36,9 +36,12 @@ def tile_for(rows: int, dtype: torch.dtype, exact: bool = False) -> Tile:
 
 
 def tile_of(codes: str, scales: str, rows: int, dtype: torch.dtype, exact: bool = False) -> Tile:
-    """As `tile_for`, of the layouts of `codes.strip`: as many rows, and deeper, so that what a step costs is for many
-    codes. Those of a GGUF type may be in bytes with others that are far away, all of which a strip has, so that a byte
-    is read once. Scales for single inputs, and tables, take registers."""
+    """As `tile_for`, of the layouts of `codes.strip`. Inputs of a GGUF type may be in bytes with others that are far
+    away, all of which a strip has, so that a byte is read once.
+
+    Few rows, 8 or 16, are multiplied as `lanes` has it: a lane takes 16 bytes of codes of each output that it has,
+    which are 16 or 32 inputs, or 64 of Q6_K. Scales for single inputs and tables take too many registers for that.
+    """
     tile = tile_for(rows, dtype, exact)
     if dtype is torch.float32:
         return Tile(tile.block_m, 16, 128, 4, 2, 4) if codes.endswith("_K") else tile
@@ -47,22 +50,14 @@ def tile_of(codes: str, scales: str, rows: int, dtype: torch.dtype, exact: bool 
         return tile._replace(block_k=128) if scales == "blocks" or (codes == "int4" and not each) else tile
     if each:
         return Tile(16, 16, 256, 4, 3, 4)
-    return Tile(16, 16, 512, 4, 3, 4) if codes == "Q6_K" else Tile(16, 32, 256, 4, 3, 4)
-
-
-_APART = {"Q4_K": 2, "Q5_K": 2, "Q6_K": 4}
-"""Lower and upper nibbles of the same bytes are inputs far from each other."""
-_BYTES = frozenset({"int8", "uint8", "fp8", "e4m3", "Q8_0"})
-
-
-def lanes_tile_of(codes: str, scales: str, rows: int, dtype: torch.dtype, exact: bool = False) -> Tile:
-    """As `tile_of`, for one weight. Few rows, 8 or 16, are multiplied as `lanes` has it: a lane takes 16 bytes of codes
-    of each output that it has, which are 16 or 32 inputs, or 64 of Q6_K. Scales for single inputs and tables take too
-    many registers for that."""
-    tile = tile_of(codes, scales, rows, dtype, exact)
-    if tile.block_m > 16 or dtype is torch.float32 or scales in ("any", "listed") or codes == "codebook":
-        return tile
-    apart = _APART.get(codes, 1)
+    if codes == "plain":
+        return Tile(16, 32, 256, 4, 3, 4)
     part = 256 if codes == "Q6_K" else 64 if codes in _BYTES else 128
     stages = 3 if rows > 8 or codes == "Q6_K" else 4  # more do not fit the 99 KiB that many GPUs have
-    return tile._replace(block_m=8 if rows <= 8 else 16, block_k=4 * part, parts=4, num_stages=stages, apart=apart)
+    width = 16 if codes == "Q6_K" else 32
+    return Tile(8 if rows <= 8 else 16, width, 4 * part, 4, stages, 4, _UNITS.get(codes, 32))
+
+
+_UNITS = {"Q4_K": 64, "Q5_K": 64, "Q6_K": 128}
+"""Lower and upper nibbles of the same bytes are inputs far from each other."""
+_BYTES = frozenset({"int8", "uint8", "fp8", "e4m3", "Q8_0"})

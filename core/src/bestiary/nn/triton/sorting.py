@@ -54,10 +54,10 @@ class Tiles(NamedTuple):
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def places_of(order, starts, firsts, expert, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The places of this program's tile (axis 1 of the grid counts tiles), which of them are its `expert`'s, and their
-    pairs; int64 ``[ROWS]``."""
-    tile, row = tl.program_id(1), tl.arange(0, ROWS)
+def places_of(order, starts, firsts, expert, row):  # type: ignore[no-untyped-def]
+    """Where the rows `row` of this program's tile (axis 1 of the grid counts tiles) are, which of them are its
+    `expert`'s, and their pairs: as `row` is, int64."""
+    tile = tl.program_id(1)
     if order is None:
         place = tile.to(tl.int64) + row
         return place, row == 0, place

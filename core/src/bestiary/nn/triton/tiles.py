@@ -19,16 +19,6 @@ def tile_at(pid, rows, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROU
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def inputs_from(start, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A tile's inputs, ``[1, BLOCK_K]``, or ``[PARTS, 1, BLOCK_K / PARTS]``."""
-    if PARTS == 1:
-        return start + tl.arange(0, BLOCK_K)[None, :]
-    else:
-        part, k = tl.arange(0, PARTS)[:, None, None], tl.arange(0, BLOCK_K // PARTS)[None, None, :]
-        return start + part * (BLOCK_K // PARTS) + k
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def no_sums(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Sums of a tile before its first strip, as `multiplied` adds to them."""
     if PARTS == 1:
@@ -39,7 +29,7 @@ def no_sums(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr): 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def multiplied(  # type: ignore[no-untyped-def]
-    left, numbers, acc, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, APART: tl.constexpr = 0
+    left, numbers, acc, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr
 ):  # fmt: skip
     """Sums with the products of a strip of inputs, `left`, and of weights, decoded as fp32 ``[BLOCK_N, …]``.
 
@@ -47,8 +37,8 @@ def multiplied(  # type: ignore[no-untyped-def]
     of weights that are decoded in the layout in which they were loaded take the fewest instructions; a sum of one
     addend is what keeps the compiler from having them decoded in that of the tensor cores.
     """
-    if APART:
-        return products_by_lanes(numbers, left, acc, BLOCK_N, BLOCK_K, PARTS, APART)
+    if UNIT:
+        return products_by_lanes(numbers, left, acc, BLOCK_N, BLOCK_K, PARTS, UNIT)
     elif PARTS == 1:
         right = tl.reshape(numbers, (BLOCK_N, BLOCK_K)).to(left.dtype)
         return tl.dot(left, tl.trans(right), acc, input_precision="ieee")
