@@ -12,6 +12,7 @@ from bestiary.api.ggml_types import GgmlType
 from . import available
 from .bits import nibbles_of, words
 from .gguf_blocks import decoded
+from .tables import looked_up
 
 DEEPEST = 128
 """The deepest strip of a tile: groups of as many are scaled after they are multiplied."""
@@ -33,25 +34,19 @@ def numbers_of(weight, k, within, CODES: tl.constexpr):  # type: ignore[no-untyp
         return tl.load(weight + k, mask=within, other=0).to(tl.float32)
 
 
-@triton.jit
-def _nibbles(weight, first, there, row_bytes):  # type: ignore[no-untyped-def]
-    """Two codes a byte: bytes are read once and side by side, then taken apart. `first` ``[1, groups, 1]``, inputs."""
-    i = tl.arange(0, 16)[None, None, :]
-    byte = tl.load(weight + (first // 2 + i), mask=there & (first // 2 + i < row_bytes), other=0).to(tl.int32)
-    pair = tl.join(byte & 15, byte >> 4)
-    return tl.reshape(pair, (pair.shape[0], pair.shape[1], 32))
-
-
 @triton.jit  # type: ignore[untyped-decorator]
-def _int4(weight, first, there, row_bytes, nothing, less, SIZE: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Codes of four bits less whole numbers ``[n, groups, 1]``, as fp32."""
+def _pairs(weight, first, there, row_bytes, SIZE: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Two codes a byte: those of the 32 inputs from each `first` on, as words ``[n, groups, 4]``."""
+    i = tl.arange(0, 4)[None, None, :] * 4
+    at = first // 2 + i
     if SIZE == 4:
-        at = weight + first // 2
-        i = tl.arange(0, 4)[None, None, :] * 4
-        within = there if EVEN else there & (first // 2 + i < row_bytes)
-        return nibbles_of(words(at, within, 4, 4), nothing, less)
+        return words(weight + first // 2, there if EVEN else there & (at < row_bytes), 4, 4)
     else:
-        return _nibbles(weight, first, there, row_bytes).to(tl.float32) - less
+        made = tl.load(weight + at, mask=there & (at < row_bytes), other=0).to(tl.int32)
+        for byte in tl.static_range(1, 4):
+            within = there & (at + byte < row_bytes)
+            made |= tl.load(weight + at + byte, mask=within, other=0).to(tl.int32) << (8 * byte)
+        return made
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -66,7 +61,7 @@ def _zeros(zero, at, within, SIZE: tl.constexpr):  # type: ignore[no-untyped-def
 
 @triton.jit  # type: ignore[untyped-decorator]
 def strip(  # type: ignore[no-untyped-def]
-    weight, scale, zero, codebook, group_of, outputs, there, start, depth, groups, group_size, weight_stride, nothing,
+    weight, scale, zero, table, group_of, outputs, there, start, depth, groups, group_size, weight_stride, nothing,
     CODES: tl.constexpr, SCALES: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """The weights of `outputs` (int64 ``[n, 1, 1]``, where `there`) at `BLOCK_K` inputs from `start`, as fp32
@@ -93,11 +88,12 @@ def strip(  # type: ignore[no-untyped-def]
     if zero is not None:
         less = _zeros(zero, outputs * groups + group, within, 1 if EACH else SIZE)
     if CODES == "int4":
-        numbers = _int4(rows, start + first, there, weight_stride, nothing, 0.0 if EACH else less, SIZE, EVEN)
+        pairs = _pairs(rows, start + first, there, weight_stride, SIZE, EVEN)
+        numbers = nibbles_of(pairs, nothing, 0.0 if EACH else less)
         if EACH:
             numbers -= less
     elif CODES == "codebook":
-        numbers = tl.load(codebook + _nibbles(rows, start + first, there, weight_stride))
+        numbers = looked_up(table, _pairs(rows, start + first, there, weight_stride, SIZE, EVEN))
     else:
         numbers = numbers_of(rows, k, there if EVEN else there & (k < depth), CODES)
         if zero is not None:
@@ -126,6 +122,8 @@ def scales_of(group_size: int, groups: int, group_of: Tensor | None = None, *, w
     """The `SCALES` of codes in groups; `whole`: codes less their zeros are numbers that every dtype holds."""
     if group_of is not None:
         return "listed"
-    if whole and groups > 1 and group_size % DEEPEST == 0:
-        return "apart"
-    return "even" if group_size % 32 == 0 and groups > 1 else "any"
+    if whole and groups == 1:
+        return "row"
+    if group_size % 32 and groups > 1:
+        return "any"
+    return "apart" if whole and group_size % DEEPEST == 0 else "even"

@@ -27,6 +27,7 @@ from .shapes import Tile, tile_of
 from .sizes import cdiv
 from .sorting import Tiles, places_of, tiles_by_expert
 from .stacked import inputs_of, weights_of, why_not
+from .tables import table_of
 from .tiles import first_inputs, multiplied, no_sums, of_outputs, of_rows, summed
 from .variants import Variant
 
@@ -36,7 +37,7 @@ _WIDE = 32
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _added(  # type: ignore[no-untyped-def]
-    acc, left, steps, weight, scale, zero, codebook, group_of, source, held, first_output, tile, width, start, depth,
+    acc, left, steps, weight, scale, zero, table, group_of, source, held, first_output, tile, width, start, depth,
     step_groups, groups, group_size, weight_stride, nothing,
     CODES: tl.constexpr, SCALES: tl.constexpr, X: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     STRIP: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
@@ -45,7 +46,7 @@ def _added(  # type: ignore[no-untyped-def]
     scales by their groups and by those of the activations."""
     read = tile * COLUMNS + outputs_read(COLUMNS, STRIP, PARTS, UNIT)
     numbers = strip(
-        weight, scale, zero, codebook, group_of, first_output + read.to(tl.int64), read < width,
+        weight, scale, zero, table, group_of, first_output + read.to(tl.int64), read < width,
         strips_from(start, COLUMNS, STRIP, PARTS, UNIT), depth, groups, group_size, weight_stride, nothing,
         CODES, SCALES, UNIT if UNIT else STRIP, SIZE, EVEN,
     )  # fmt: skip
@@ -124,7 +125,7 @@ def _experts(  # type: ignore[no-untyped-def]
     first_output, within = expert * (width if ACT is None else 2 * width), column < width
     output = first_output + column.to(tl.int64)
     kind: tl.constexpr = out.dtype.element_ty
-    lookup = codebook if codebook is None else codebook + expert * 16
+    table = table_of(codebook if codebook is None else codebook + expert * 16)
     inputs = group_of if group_of is None else group_of + expert * depth
     acc, nothing = no_sums(ROWS, COLUMNS, PARTS), tl.minimum(width, 0)
     up = no_sums(ROWS, COLUMNS, PARTS)
@@ -132,13 +133,13 @@ def _experts(  # type: ignore[no-untyped-def]
         k = inputs_read(start, ROWS, STRIP, PARTS, UNIT)
         left = arranged(_activations(x_at, shifts_at, k, read, depth, kind, X, EVEN), ROWS, STRIP, PARTS, UNIT)
         acc = _added(
-            acc, left, steps, weight, scale, zero, lookup, inputs, source, held, first_output, tile, width, start,
+            acc, left, steps, weight, scale, zero, table, inputs, source, held, first_output, tile, width, start,
             depth, step_groups, groups, group_size, weight_stride, nothing,
             CODES, SCALES, X, ROWS, COLUMNS, STRIP, PARTS, UNIT, SIZE, EVEN,
         )  # fmt: skip
         if ACT is not None:
             up = _added(
-                up, left, steps, weight, scale, zero, lookup, inputs, source, held, first_output + width, tile, width,
+                up, left, steps, weight, scale, zero, table, inputs, source, held, first_output + width, tile, width,
                 start, depth, step_groups, groups, group_size, weight_stride, nothing,
                 CODES, SCALES, X, ROWS, COLUMNS, STRIP, PARTS, UNIT, SIZE, EVEN,
             )  # fmt: skip

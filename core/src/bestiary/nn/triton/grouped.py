@@ -20,6 +20,7 @@ from .codes import e4m3_for, scales_of, strip, word_size
 from .lanes import arranged, inputs_read, outputs_read, rows_read, strips_from
 from .shapes import GROUP_M, Tile, tile_of
 from .sizes import cdiv
+from .tables import table_of
 from .tiles import finish, first_inputs, multiplied, no_sums, of_outputs, summed, tile_at
 from .variants import Variant
 
@@ -39,13 +40,13 @@ def _linear_grouped(  # type: ignore[no-untyped-def]
     row, column = row_tile * BLOCK_M + tl.arange(0, BLOCK_M), column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     output, there = column.to(tl.int64), column < width
     x_at, nothing = x + m.to(tl.int64) * x_stride, tl.minimum(rows, 0)
-    acc = no_sums(BLOCK_M, BLOCK_N, PARTS)
+    acc, table = no_sums(BLOCK_M, BLOCK_N, PARTS), table_of(codebook)
     for start in range(0, depth, BLOCK_K):
         k = inputs_read(start, BLOCK_M, BLOCK_K, PARTS, UNIT)
         within = m < rows if EVEN else (m < rows) & (k < depth)
         left = arranged(tl.load(x_at + k, mask=within, other=0), BLOCK_M, BLOCK_K, PARTS, UNIT)
         numbers = strip(
-            weight, scale, zero, codebook, group_of, n, n < width, strips_from(start, BLOCK_N, BLOCK_K, PARTS, UNIT),
+            weight, scale, zero, table, group_of, n, n < width, strips_from(start, BLOCK_N, BLOCK_K, PARTS, UNIT),
             depth, groups, group_size, weight_stride, nothing, CODES, SCALES, UNIT if UNIT else BLOCK_K, SIZE, EVEN,
         )  # fmt: skip
         if SCALES == "apart":
@@ -122,8 +123,7 @@ def linear_codebook(
     exact: bool = False,
 ) -> Tensor:  # fmt: skip
     """As `bestiary.nn.ops.quant.linear_codebook`."""
-    scales = scales_of(group_size, scale.shape[1], whole=False)
-    size = _size(x, scale, group_size)
+    scales, size = scales_of(group_size, scale.shape[1], whole=False), _size(x, scale, group_size)
     return _product(x, weight, "codebook", scales, scale, None, size, None, bias, exact, codebook.contiguous())
 
 

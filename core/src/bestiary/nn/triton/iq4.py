@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton import knobs
-from triton.language.extra.cuda import libdevice
 
 from bestiary.nn.gguf.codebooks import IQ4_VALUES
 
 from .bits import in_order, number
+from .tables import CHOICE, permuted
 
 
 def _four(at: int) -> int:
@@ -18,31 +17,15 @@ def _four(at: int) -> int:
 
 
 _TABLE = tl.constexpr(tuple(_four(at) for at in (0, 4, 8, 12)))
-_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
-
-
-@triton.jit
-def _permuted(first, second, chosen):  # type: ignore[no-untyped-def]
-    """Four of the eight bytes of two words, as the lower three bits of the four lowest nibbles of `chosen` say. The
-    interpreter has no such instruction."""
-    if not _INTERPRETED:
-        return libdevice.byte_perm(first, second, chosen)
-    else:
-        made = chosen & 0
-        for at in tl.static_range(4):
-            which = (chosen >> (4 * at)) & 7
-            word = tl.where(which < 4, first, second)
-            made |= ((word >> ((which & 3) * 8)) & 255) << (8 * at)
-        return made
 
 
 @triton.jit
 def _looked_up(codes):  # type: ignore[no-untyped-def]
     """The numbers, plus 128, of the four codes in the lower 16 bits of words, as bytes."""
     none = codes & 0
-    low = _permuted(none + _TABLE[0], none + _TABLE[1], codes)
-    high = _permuted(none + _TABLE[2], none + _TABLE[3], codes)
-    return _permuted(low, high, ((codes & 0x8888) >> 1) | 0x3210)
+    low = permuted(none + _TABLE[0], none + _TABLE[1], codes)
+    high = permuted(none + _TABLE[2], none + _TABLE[3], codes)
+    return permuted(low, high, ((codes & 0x8888) >> 1) | CHOICE)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

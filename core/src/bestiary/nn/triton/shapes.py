@@ -40,12 +40,12 @@ def tile_of(codes: str, scales: str, rows: int, dtype: torch.dtype, exact: bool 
     away, all of which a strip has, so that a byte is read once.
 
     Few rows, 8 or 16, are multiplied as `lanes` has it: a lane takes 16 bytes of codes of each output that it has,
-    which are 16 or 32 inputs, or 64 of Q6_K. Scales for single inputs and tables take too many registers for that.
+    which are 16 or 32 inputs, or 64 of Q6_K. Scales for single inputs take too many registers for that.
     """
     tile = tile_for(rows, dtype, exact)
     if dtype is torch.float32:
         return Tile(tile.block_m, 16, 128, 4, 2, 4) if codes.endswith("_K") else tile
-    each = scales in ("any", "listed") or codes == "codebook"
+    each = scales in ("any", "listed")
     if tile.block_m > 16:
         return tile._replace(block_k=128) if scales == "blocks" or (codes == "int4" and not each) else tile
     if each:

@@ -53,7 +53,7 @@ class Tiles(NamedTuple):
         return torch.zeros_like(self.experts) if self.order is None else self.order // top_k
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def places_of(order, starts, firsts, expert, row):  # type: ignore[no-untyped-def]
     """Where the rows `row` of this program's tile (axis 1 of the grid counts tiles) are, which of them are its
     `expert`'s, and their pairs: as `row` is, int64."""
