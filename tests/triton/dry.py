@@ -244,7 +244,7 @@ def _kinds(depth: int) -> Iterator[Product]:
         }
         yield Product(ops["linear_int4"], {"weight": half, **scales}, {"group_size": size})
         yield Product(ops["linear_uint8"], {"weight": codes, **scales}, {"group_size": size})
-    listed = {"weight": half, "scale": by_group, "zero": zero, "group_of": torch.zeros(3, depth, dtype=torch.int32)}
+    listed = {"weight": half, "scale": by_group, "zero": zero, "order": torch.zeros(3, depth, dtype=torch.int32)}
     yield Product(ops["linear_int4"], listed, {"group_size": 32})
     table = {"weight": half, "scale": by_group, "codebook": torch.ones(3, 16)}
     yield Product(ops["linear_codebook"], table, {"group_size": 32})

@@ -68,9 +68,9 @@ def int4(weight: Tensor, ordered: bool = False, group: int = 32) -> Product:
     parts = together([int4_groups(each, group) for each in weight])
     tensors = {"weight": parts["weight"], "scale": parts["weight_scale"], "zero": parts["weight_zero"]}
     if ordered:
-        groups = tensors["scale"].shape[-1]
         drawn = torch.Generator().manual_seed(4)
-        tensors["group_of"] = torch.randint(groups, weight.shape[::2], generator=drawn, dtype=torch.int32)
+        orders = [torch.randperm(weight.shape[2], generator=drawn) for _ in weight]
+        tensors["order"] = torch.stack(orders).to(torch.int32)
     return Product(quant.linear_int4, tensors, {"group_size": group})
 
 

@@ -22,16 +22,14 @@ def products():
     torch.manual_seed(1)
     weight = torch.randn(ROWS, WIDTH)
     eight, narrow = quantized_rows(weight), fp8_rows(weight)
-    four, order = int4_groups(weight, GROUP), torch.randperm(WIDTH) // GROUP
+    four, order = int4_groups(weight, GROUP), torch.randperm(WIDTH).int()
     codes, book = torch.randint(0, 16, (ROWS, WIDTH), dtype=torch.uint8), torch.randn(16)
     groups = [four["weight"], four["weight_scale"], four["weight_zero"], GROUP]
     bytes_ = [unpacked(four["weight"], WIDTH), *groups[1:]]
     scale = torch.rand(ROWS, WIDTH // GROUP)
 
-    def meant(order=None):
-        scales, zeros = four["weight_scale"], four["weight_zero"].float()
-        spread_out = [each[:, order] if order is not None else spread(each, GROUP, WIDTH) for each in (scales, zeros)]
-        return (bytes_[0].float() - spread_out[1]) * spread_out[0]
+    scales, zeros = (spread(four[name].float(), GROUP, WIDTH) for name in ("weight_scale", "weight_zero"))
+    meant = (bytes_[0].float() - zeros) * scales
 
     int8, fp8 = [eight["weight"], eight["weight_scale"]], [narrow["weight"], narrow["weight_scale"], WIDTH]
     whole = eight["weight"].float() * eight["weight_scale"][:, None]
@@ -43,9 +41,9 @@ def products():
         "fp8": (lambda x: quant.linear_fp8(x, *fp8), narrow["weight"].float() * narrow["weight_scale"]),
         "fp8 in groups": (lambda x: quant.linear_fp8(x, narrow["weight"], scale, GROUP), blocks),
         "fp8 by fp8": (lambda x: quant.linear_fp8_fp8(x, narrow["weight"], scale, GROUP, None, GROUP), blocks),
-        "int4": (lambda x: quant.linear_int4(x, *groups), meant()),
-        "int4 in an order": (lambda x: quant.linear_int4(x, *groups, order), meant(order)),
-        "uint8": (lambda x: quant.linear_uint8(x, *bytes_), meant()),
+        "int4": (lambda x: quant.linear_int4(x, *groups), meant),
+        "int4 in an order": (lambda x: quant.linear_int4(x, *groups, order), meant[:, order.argsort()]),
+        "uint8": (lambda x: quant.linear_uint8(x, *bytes_), meant),
         "codebook": (
             lambda x: quant.linear_codebook(x, packed(codes), scale, book, GROUP),
             book[codes.int()] * spread(scale, GROUP, WIDTH),

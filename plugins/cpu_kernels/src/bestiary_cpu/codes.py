@@ -33,9 +33,10 @@ def pack_int8(weight: Tensor, scale: Tensor) -> PackedWeight | None:
     )
 
 
-def pack_int4(weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, group_of: Tensor | None) -> Any:
-    """Two codes a byte ``[out, in / 2]``: ``(code - zero) * scale``, for each group of inputs."""
-    if isinstance(weight, PackedWeight) or group_of is not None or group_size % _BLOCK:
+def pack_int4(weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, order: Tensor | None) -> Any:
+    """Two codes a byte ``[out, in / 2]``: ``(code - zero) * scale``, for each group of columns, whatever inputs they
+    are of."""
+    if isinstance(weight, PackedWeight) or group_size % _BLOCK:
         return None
     times = group_size // _BLOCK if scale.shape[1] > 1 else weight.shape[1] * 2 // _BLOCK
     d = scale.repeat_interleave(times, 1)
@@ -43,9 +44,9 @@ def pack_int4(weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, grou
     return _packed(GgmlType.Q4_1, weight, [d, m], lambda: _halves(unpacked(weight, weight.shape[1] * 2)))
 
 
-def pack_uint8(weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, group_of: Tensor | None) -> Any:
+def pack_uint8(weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, order: Tensor | None) -> Any:
     """One code a byte, where every zero point is 128: the same codes with a sign."""
-    if isinstance(weight, PackedWeight) or group_of is not None or group_size % _BLOCK:
+    if isinstance(weight, PackedWeight) or group_size % _BLOCK:
         return None
     if not weight.is_meta and not bool((zero == 128).all()):
         return None
@@ -91,18 +92,18 @@ def int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -
 
 
 def int4(
-    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, group_of: Tensor | None = None,
+    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, order: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     if isinstance(weight, PackedWeight):
-        return product(x, weight.contents, bias)
-    return linear_int4.reference(x, weight, scale, zero, group_size, group_of, bias)
+        return product(x if order is None else x.index_select(-1, order), weight.contents, bias)
+    return linear_int4.reference(x, weight, scale, zero, group_size, order, bias)
 
 
 def uint8(
-    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, group_of: Tensor | None = None,
+    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, order: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     if isinstance(weight, PackedWeight):
-        return product(x, weight.contents, bias)
-    return linear_uint8.reference(x, weight, scale, zero, group_size, group_of, bias)
+        return product(x if order is None else x.index_select(-1, order), weight.contents, bias)
+    return linear_uint8.reference(x, weight, scale, zero, group_size, order, bias)

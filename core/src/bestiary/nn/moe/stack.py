@@ -102,8 +102,11 @@ class ExpertStack:
         self._bound = True
 
     def _stack_again(self) -> None:
-        """What methods made of the loaded tensors, or put beside them, is stacked as these are."""
+        """What methods made of the loaded tensors, or put beside them, is stacked as these are; what they took away
+        goes."""
         found = [_tensors(layer) for layer in self.layers]
+        for name in self._registered - found[0].keys():
+            self.owner._parameters.pop(f"{self.name}_{name}", None)
         for name in found[0]:
             tensors = [each for of_layer in found if (each := of_layer.get(name)) is not None]
             alike = len({(each.shape, each.dtype) for each in tensors}) == 1
@@ -139,6 +142,7 @@ class ExpertStack:
         return param
 
     def _register(self) -> None:
+        self._registered = {name for name, param in self.layers[0]._parameters.items() if param is not None}
         for name, param in self.layers[0]._parameters.items():
             if param is not None:
                 shape = (len(self.layers), *param.shape)

@@ -84,14 +84,15 @@ def linear_int4(
     scale: Tensor,
     zero: Tensor,
     group_size: int,
-    group_of: Tensor | None = None,
+    order: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
     """Packed codes 0…15, a number being ``code - zero``; `zero` uint8 ``[out, groups]``.
 
-    `group_of` int32 ``[in]`` is the group of each input, where groups do not follow one another (GPTQ's act order).
+    `order` int32 says which input each column of the weight multiplies, where groups are not of inputs that follow one
+    another (GPTQ's act order).
     """
-    return _grouped(x, weight, scale, zero, group_size, group_of, bias, packed=True)
+    return _grouped(x, weight, scale, zero, group_size, order, bias, packed=True)
 
 
 @op
@@ -101,11 +102,11 @@ def linear_uint8(
     scale: Tensor,
     zero: Tensor,
     group_size: int,
-    group_of: Tensor | None = None,
+    order: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
     """As `linear_int4`, with codes 0…255, one a byte."""
-    return _grouped(x, weight, scale, zero, group_size, group_of, bias, packed=False)
+    return _grouped(x, weight, scale, zero, group_size, order, bias, packed=False)
 
 
 @op
@@ -219,17 +220,16 @@ def _scaled_product(x: Tensor, weight: Tensor, scale: Tensor, group_size: int) -
 
 
 def _grouped(
-    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, group_of: Tensor | None,
+    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, order: Tensor | None,
     bias: Tensor | None, *, packed: bool,
 ) -> Tensor:  # fmt: skip
-    wide = x.to(_computed_in(x.dtype))
-    width = x.shape[-1]
+    dtype = x.dtype
+    x = x if order is None else x.index_select(-1, order)
+    wide, width = x.to(_computed_in(dtype)), x.shape[-1]
 
     def decode(rows: slice) -> Tensor:
         codes = unpacked(weight[rows], width) if packed else weight[rows]
-        if group_of is None:
-            return scaled(codes, scale[rows], group_size, zero[rows]).to(wide.dtype)
-        return ((codes.float() - zero[rows].float()[:, group_of]) * scale[rows][:, group_of]).to(wide.dtype)
+        return scaled(codes, scale[rows], group_size, zero[rows]).to(wide.dtype)
 
     return _finished(_by_strips(wide, weight.shape[0], decode), bias, x.dtype)
 

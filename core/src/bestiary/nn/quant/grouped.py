@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from bestiary.api.errors import WeightsMismatch
 from bestiary.nn.ops.packed import PackedWeight
 from bestiary.nn.ops.product import Product
 from bestiary.nn.ops.quant import linear_int4, linear_uint8, packed
 
+from .act_order import Columns, by_group, most_added
 from .at_load import is_left_plain, quantizing_loader
 from .base import QuantizationConfig, QuantizeMethodBase, keep_packed, packed_bytes
-from .params import add_parameter, refuse_cut_groups
+from .params import add_parameter, refuse_cut_groups, replace_parameter
 
 AT_LOAD_GROUP = 32
 """Inputs of a group that int4 makes while loading; the same however many ranks there are."""
@@ -29,7 +29,7 @@ class GroupedLinearMethod(QuantizeMethodBase):
 
     `weight` uint8, codes of 4 bits packed two in a byte, ``[out, ceil(in / 2)]``, or of 8 bits one a byte,
     ``[out, in]``; `weight_scale` float32 and `weight_zero` uint8 ``[out, groups]``; where `ordered`, `group_of` int32
-    ``[in]``.
+    ``[in]``, in whose place `order` is left once columns are sorted (`act_order`).
     Checkpoints' own layouts are changed to this one on the way in (`CheckpointConfig.converted`).
 
     Args:
@@ -80,11 +80,28 @@ class GroupedLinearMethod(QuantizeMethodBase):
         add_parameter(layer, "weight", (rows, codes), torch.uint8, attrs, input_dim=1, num_weights=rows * width)
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        if self.ordered:
-            _refuse_unknown_groups(layer.group_of, layer.weight_scale.shape[1])
         if self.symmetric:
             layer.weight_zero = torch.full_like(layer.weight_scale.data, 2 ** (self.bits - 1), dtype=torch.uint8)
+        if self.ordered:
+            self._sort(layer)
         keep_packed(layer, self.packed(layer))
+
+    def _sort(self, layer: Any) -> None:
+        found = Columns(
+            layer.weight.data, layer.weight_scale.data, layer.weight_zero.data, self._group(layer), self.bits
+        )
+        made, layer.order = by_group(found, layer.group_of.data)
+        del layer.group_of
+        if made.scale is found.scale:  # in place, where experts' layers have views of one tensor
+            layer.weight.data.copy_(made.codes)
+            return
+        layer.group_size = made.group_size
+        replace_parameter(layer, "weight", made.codes)
+        replace_parameter(layer, "weight_scale", made.scale)
+        if self.symmetric:
+            layer.weight_zero = made.zero
+        else:
+            replace_parameter(layer, "weight_zero", made.zero)
 
     def packed(self, layer: Any) -> PackedWeight | None:
         zero = layer.weight_scale if self.symmetric and layer.weight.is_meta else layer.weight_zero
@@ -92,6 +109,9 @@ class GroupedLinearMethod(QuantizeMethodBase):
 
     def bytes_added(self, layer: Any) -> int:
         added = int(layer.weight_scale.numel()) if self.symmetric else 0
+        if self.ordered and layer.input_size_per_partition < layer.input_size:
+            rows, groups = layer.weight_scale.shape
+            added += most_added(rows, groups, layer.input_size_per_partition, self.bits)
         return added + packed_bytes(layer, self.packed(layer))
 
     @property
@@ -99,14 +119,15 @@ class GroupedLinearMethod(QuantizeMethodBase):
         return linear_int4 if self.bits == 4 else linear_uint8
 
     def _pack(self, layer: Any, zero: torch.Tensor) -> PackedWeight | None:
-        group_of = layer.group_of if self.ordered else None
+        order = None if not self.ordered else layer.group_of if layer.weight.is_meta else layer.order
         packed: PackedWeight | None = self._product.pack(
-            layer.weight, layer.weight_scale, zero, self._group(layer), group_of
+            layer.weight, layer.weight_scale, zero, self._group(layer), order
         )
         return packed
 
     def _group(self, layer: Any) -> int:
-        return self.group_size or int(layer.input_size_per_partition)
+        size: int = getattr(layer, "group_size", None) or self.group_size or layer.input_size_per_partition
+        return size
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return self.product(layer)(x, bias)
@@ -114,16 +135,8 @@ class GroupedLinearMethod(QuantizeMethodBase):
     def product(self, layer: Any) -> Product:
         tensors = {"weight": layer.weight, "scale": layer.weight_scale, "zero": layer.weight_zero}
         if self.ordered:
-            tensors["group_of"] = layer.group_of
+            tensors["order"] = layer.order
         return Product(self._product, tensors, {"group_size": self._group(layer)})
-
-
-def _refuse_unknown_groups(group_of: torch.Tensor, groups: int) -> None:
-    if group_of.numel() and not 0 <= int(group_of.min()) <= int(group_of.max()) < groups:
-        raise WeightsMismatch(
-            "an input belongs to a group that is not there",
-            limit=f"0…{groups - 1}", value=[int(group_of.min()), int(group_of.max())],
-        )  # fmt: skip
 
 
 def int4_groups(weight: torch.Tensor, group: int) -> dict[str, torch.Tensor]:

@@ -61,7 +61,7 @@ def _zeros(zero, at, within, SIZE: tl.constexpr):  # type: ignore[no-untyped-def
 
 @triton.jit  # type: ignore[untyped-decorator]
 def strip(  # type: ignore[no-untyped-def]
-    weight, scale, zero, table, group_of, outputs, there, start, depth, groups, group_size, weight_stride, nothing,
+    weight, scale, zero, table, outputs, there, start, depth, groups, group_size, weight_stride, nothing,
     CODES: tl.constexpr, SCALES: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """The weights of `outputs` (int64 ``[n, 1, 1]``, where `there`) at `BLOCK_K` inputs from `start`, as fp32
@@ -69,21 +69,21 @@ def strip(  # type: ignore[no-untyped-def]
 
     `CODES`: "int4", "uint8", "int8", "e4m3", "fp8", "codebook", "plain" numbers, or a GGUF type. `SCALES`: "row" or
     "apart" (groups of whole strips of 64), which whoever multiplies applies, codes being less their zeros; "even"
-    groups of whole 32 inputs; "any" groups; "listed" as `group_of` says; "blocks" of GGUF, `weight_stride` bytes a row;
+    groups of whole 32 inputs; "any" groups; "blocks" of GGUF, `weight_stride` bytes a row;
     "none". `SIZE`, `EVEN` and `nothing`, a 0, are as in `gguf_blocks`; `SIZE` is 1 where rows, or all zeros together,
     are of no whole words.
     """
     first, j = tl.arange(0, BLOCK_K // 32)[None, :, None] * 32, tl.arange(0, 32)[None, None, :]
     k = start + first + j
     rows = weight + outputs * weight_stride
-    EACH: tl.constexpr = SCALES == "any" or SCALES == "listed"
+    EACH: tl.constexpr = SCALES == "any"
     if SCALES == "blocks":
         return decoded((rows,), start, depth, there, nothing, CODES, BLOCK_K, SIZE, EVEN, False)
     group = (start + first) // group_size
     within = there if EVEN else there & (start + first < depth)
     if EACH:
         within = there & (k < depth)
-        group = tl.load(group_of + k, mask=k < depth, other=0) if SCALES == "listed" else k // group_size
+        group = k // group_size
     less = 0.0
     if zero is not None:
         less = _zeros(zero, outputs * groups + group, within, 1 if EACH else SIZE)
@@ -118,10 +118,8 @@ def word_size(codes: str, weight: Tensor, zero: Tensor | None = None) -> int:
     return 4 if whole else 1 if kind is None else 2
 
 
-def scales_of(group_size: int, groups: int, group_of: Tensor | None = None, *, whole: bool = True) -> str:
+def scales_of(group_size: int, groups: int, *, whole: bool = True) -> str:
     """The `SCALES` of codes in groups; `whole`: codes less their zeros are numbers that every dtype holds."""
-    if group_of is not None:
-        return "listed"
     if whole and groups == 1:
         return "row"
     if group_size % 32 and groups > 1:

@@ -37,7 +37,7 @@ _WIDE = 32
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _added(  # type: ignore[no-untyped-def]
-    acc, left, steps, weight, scale, zero, table, group_of, source, held, first_output, tile, width, start, depth,
+    acc, left, steps, weight, scale, zero, table, source, held, first_output, tile, width, start, depth,
     step_groups, groups, group_size, weight_stride, nothing,
     CODES: tl.constexpr, SCALES: tl.constexpr, X: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     STRIP: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
@@ -46,7 +46,7 @@ def _added(  # type: ignore[no-untyped-def]
     scales by their groups and by those of the activations."""
     read = tile * COLUMNS + outputs_read(COLUMNS, STRIP, PARTS, UNIT)
     numbers = strip(
-        weight, scale, zero, table, group_of, first_output + read.to(tl.int64), read < width,
+        weight, scale, zero, table, first_output + read.to(tl.int64), read < width,
         strips_from(start, COLUMNS, STRIP, PARTS, UNIT), depth, groups, group_size, weight_stride, nothing,
         CODES, SCALES, UNIT if UNIT else STRIP, SIZE, EVEN,
     )  # fmt: skip
@@ -67,10 +67,13 @@ def _added(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _activations(  # type: ignore[no-untyped-def]
-    x_at, shifts_at, k, held, depth, kind: tl.constexpr, X: tl.constexpr, EVEN: tl.constexpr
+    x_at, shifts_at, inputs_at, k, held, depth, kind: tl.constexpr, X: tl.constexpr, EVEN: tl.constexpr
 ):  # fmt: skip
-    """Inputs `k` of rows that begin at `x_at`, where they are `held`, as numbers of that `kind`."""
+    """What columns `k` of weights are multiplied by, of rows that begin at `x_at`, where they are `held`, as numbers of
+    that `kind`."""
     there = held if EVEN else held & (k < depth)
+    if inputs_at is not None:
+        k = tl.load(inputs_at + k, mask=k < depth, other=0)
     if X == "plain":
         return tl.load(x_at + k, mask=there, other=0)
     else:
@@ -100,7 +103,7 @@ def _made(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _experts(  # type: ignore[no-untyped-def]
-    x, steps, shifts, weight, scale, zero, codebook, group_of, bias, out, order, starts, experts, firsts,
+    x, steps, shifts, weight, scale, zero, codebook, inputs, bias, out, order, starts, experts, firsts,
     count, width, depth, top_k, step_groups, groups, group_size, x_stride, weight_stride,
     CODES: tl.constexpr, SCALES: tl.constexpr, X: tl.constexpr, BY_TOKEN: tl.constexpr, TO_PAIRS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIP: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr,
@@ -111,7 +114,7 @@ def _experts(  # type: ignore[no-untyped-def]
     `X`: "plain", or the codes that activations are, "e4m3", "fp8" or "int8", with `steps` ``[rows, step_groups]`` and
     maybe `shifts` ``[rows]``. `SCALES` as in `codes.strip`, `UNIT` as in `lanes`. `ACT`: None, or the kind of
     activation, and `width` is that of gates and of ups, of which a weight has first the ones and then the others:
-    ``act(gate) * up``.
+    ``act(gate) * up``. `inputs`: None, or ``[experts, depth]``, which input each column of a weight multiplies.
     """
     expert = tl.load(experts + tl.program_id(1))
     if (expert < 0) | (expert >= count):
@@ -126,20 +129,22 @@ def _experts(  # type: ignore[no-untyped-def]
     output = first_output + column.to(tl.int64)
     kind: tl.constexpr = out.dtype.element_ty
     table = table_of(codebook if codebook is None else codebook + expert * 16)
-    inputs = group_of if group_of is None else group_of + expert * depth
+    inputs_at = inputs if inputs is None else inputs + expert * depth
     acc, nothing = no_sums(ROWS, COLUMNS, PARTS), tl.minimum(width, 0)
     up = no_sums(ROWS, COLUMNS, PARTS)
     for start in range(0, depth, STRIP):
         k = inputs_read(start, ROWS, STRIP, PARTS, UNIT)
-        left = arranged(_activations(x_at, shifts_at, k, read, depth, kind, X, EVEN), ROWS, STRIP, PARTS, UNIT)
+        left = arranged(
+            _activations(x_at, shifts_at, inputs_at, k, read, depth, kind, X, EVEN), ROWS, STRIP, PARTS, UNIT
+        )
         acc = _added(
-            acc, left, steps, weight, scale, zero, table, inputs, source, held, first_output, tile, width, start,
+            acc, left, steps, weight, scale, zero, table, source, held, first_output, tile, width, start,
             depth, step_groups, groups, group_size, weight_stride, nothing,
             CODES, SCALES, X, ROWS, COLUMNS, STRIP, PARTS, UNIT, SIZE, EVEN,
         )  # fmt: skip
         if ACT is not None:
             up = _added(
-                up, left, steps, weight, scale, zero, table, inputs, source, held, first_output + width, tile, width,
+                up, left, steps, weight, scale, zero, table, source, held, first_output + width, tile, width,
                 start, depth, step_groups, groups, group_size, weight_stride, nothing,
                 CODES, SCALES, X, ROWS, COLUMNS, STRIP, PARTS, UNIT, SIZE, EVEN,
             )  # fmt: skip
@@ -195,13 +200,14 @@ def _product(
     tile = tile if kind is None else tile._replace(block_n=tile.block_n // 2)
     out = torch.empty(found.pairs, width, dtype=x.dtype, device=x.device)
     groups = 1 if given.steps is None or given.steps.dim() == 1 else given.steps.shape[1]
+    depth = x.shape[1] if held.order is None else held.order.shape[1]
     _experts[cdiv(width, tile.block_n), len(found.experts)](
-        given.x, given.steps, given.shifts, held.weight, held.scale, held.zero, held.codebook, held.group_of,
-        held.bias, out, *found, count, width, x.shape[1], top_k or 1, groups, held.groups, held.group_size,
+        given.x, given.steps, given.shifts, held.weight, held.scale, held.zero, held.codebook, held.order,
+        held.bias, out, *found, count, width, depth, top_k or 1, groups, held.groups, held.group_size,
         given.x.stride(0), held.row_stride,
         CODES=held.codes, SCALES=held.scales, X=given.kind, BY_TOKEN=by_token, TO_PAIRS=top_k is None,
         ROWS=tile.block_m, COLUMNS=tile.block_n, STRIP=tile.block_k, PARTS=tile.parts, UNIT=tile.unit,
-        SIZE=word_size(held.codes, held.weight, held.zero), EVEN=x.shape[1] % tile.block_k == 0,
+        SIZE=word_size(held.codes, held.weight, held.zero), EVEN=depth % tile.block_k == 0,
         ACT=kind, num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
     return out, kind is not None
@@ -211,7 +217,7 @@ _KINDS = (
     ("plain", "none", "plain"), ("int8", "row", "plain"), ("int8", "row", "int8"), ("e4m3", "row", "plain"),
     ("e4m3", "even", "plain"), ("e4m3", "row", "e4m3"), ("e4m3", "apart", "e4m3"), ("fp8", "row", "plain"),
     ("fp8", "row", "fp8"), ("fp8", "apart", "fp8"), ("fp8", "apart", "plain"),
-    ("int4", "even", "plain"), ("int4", "apart", "plain"), ("int4", "listed", "plain"),
+    ("int4", "even", "plain"), ("int4", "apart", "plain"), ("int4", "even", "ordered"),
     ("uint8", "even", "plain"), ("codebook", "even", "plain"), ("Q4_0", "blocks", "plain"),
     ("Q8_0", "blocks", "plain"), ("Q4_K", "blocks", "plain"), ("Q6_K", "blocks", "plain"),
 )  # fmt: skip
@@ -231,14 +237,19 @@ def variants() -> Iterator[Variant]:
             gated = first and tile.block_n >= _WIDE
             absent: dict[str, Any] = dict.fromkeys(_absent(codes, scales, kind), None)
             constants = absent | {
-                "CODES": codes, "SCALES": scales, "X": kind, "BY_TOKEN": first, "TO_PAIRS": not first,
+                "CODES": codes, "SCALES": scales, "X": "plain" if kind == "ordered" else kind, "BY_TOKEN": first,
+                "TO_PAIRS": not first,
                 "ROWS": tile.block_m, "COLUMNS": tile.block_n // (2 if gated else 1), "STRIP": tile.block_k,
                 "PARTS": tile.parts, "UNIT": tile.unit, "SIZE": _size(codes), "EVEN": True,
                 "ACT": SILU if gated else None,
             }  # fmt: skip
-            types = {"x": {"plain": "*bf16", "int8": "*i8"}.get(kind, "*u8"), "steps": "*fp32", "shifts": "*i32"}
+            types = {
+                "x": {"fp8": "*u8", "e4m3": "*u8", "int8": "*i8"}.get(kind, "*bf16"),
+                "steps": "*fp32",
+                "shifts": "*i32",
+            }
             types |= {"weight": {"plain": "*bf16", "int8": "*i8"}.get(codes, "*u8"), "scale": "*fp32", "zero": "*u8"}
-            types |= {"codebook": "*fp32", "group_of": "*i32", "bias": "*bf16", "out": "*bf16"} | lists | numbers
+            types |= {"codebook": "*fp32", "inputs": "*i32", "bias": "*bf16", "out": "*bf16"} | lists | numbers
             yield Variant(
                 _experts, types, constants, tile.num_warps, tile.num_stages,
                 89 if codes == "fp8" else 80, 89 if codes == "e4m3" else 1000,
@@ -261,9 +272,9 @@ def _absent(codes: str, scales: str, kind: str) -> Iterator[str]:
         yield "zero"
     if codes != "codebook":
         yield "codebook"
-    if scales != "listed":
-        yield "group_of"
-    if kind == "plain":
+    if kind != "ordered":
+        yield "inputs"
+    if kind in ("plain", "ordered"):
         yield "steps"
     if kind != "int8":
         yield "shifts"

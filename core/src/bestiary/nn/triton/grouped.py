@@ -27,7 +27,7 @@ from .variants import Variant
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
 def _linear_grouped(  # type: ignore[no-untyped-def]
-    x, weight, scale, zero, codebook, group_of, bias, out,
+    x, weight, scale, zero, codebook, bias, out,
     rows, width, depth, groups, group_size, x_stride, weight_stride,
     CODES: tl.constexpr, SCALES: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
@@ -46,7 +46,7 @@ def _linear_grouped(  # type: ignore[no-untyped-def]
         within = m < rows if EVEN else (m < rows) & (k < depth)
         left = arranged(tl.load(x_at + k, mask=within, other=0), BLOCK_M, BLOCK_K, PARTS, UNIT)
         numbers = strip(
-            weight, scale, zero, table, group_of, n, n < width, strips_from(start, BLOCK_N, BLOCK_K, PARTS, UNIT),
+            weight, scale, zero, table, n, n < width, strips_from(start, BLOCK_N, BLOCK_K, PARTS, UNIT),
             depth, groups, group_size, weight_stride, nothing, CODES, SCALES, UNIT if UNIT else BLOCK_K, SIZE, EVEN,
         )  # fmt: skip
         if SCALES == "apart":
@@ -63,11 +63,11 @@ def _linear_grouped(  # type: ignore[no-untyped-def]
 
 def _product(
     x: Tensor, weight: Tensor, codes: str, scales: str, scale: Tensor, zero: Tensor | None, group_size: int,
-    group_of: Tensor | None, bias: Tensor | None, exact: bool, codebook: Tensor | None = None,
+    order: Tensor | None, bias: Tensor | None, exact: bool, codebook: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    width, depth = weight.shape[0], x.shape[-1]
-    left = x.reshape(-1, depth)
-    left = left if left.stride(1) == 1 else left.contiguous()
+    left = x.reshape(-1, x.shape[-1])
+    left = left.index_select(1, order) if order is not None else left if left.stride(1) == 1 else left.contiguous()
+    width, depth = weight.shape[0], left.shape[1]
     weight, zero = weight.contiguous(), None if zero is None else zero.contiguous()
     rows = left.shape[0]
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
@@ -75,7 +75,7 @@ def _product(
     if rows and width:
         grid = (cdiv(rows, tile.block_m) * cdiv(width, tile.block_n),)
         _linear_grouped[grid](
-            left, weight, scale.contiguous(), zero, codebook, group_of, bias, out,
+            left, weight, scale.contiguous(), zero, codebook, bias, out,
             rows, width, depth, scale.shape[-1], group_size, left.stride(0), weight.stride(0),
             CODES=codes, SCALES=scales, HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k, PARTS=tile.parts, UNIT=tile.unit, SIZE=word_size(codes, weight, zero),
@@ -101,21 +101,21 @@ def linear_fp8(
 
 
 def linear_int4(
-    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, group_of: Tensor | None = None,
+    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, order: Tensor | None = None,
     bias: Tensor | None = None, *, exact: bool = False,
 ) -> Tensor:  # fmt: skip
     """As `bestiary.nn.ops.quant.linear_int4`."""
-    scales = scales_of(group_size, scale.shape[1], group_of)
-    return _product(x, weight, "int4", scales, scale, zero, _size(x, scale, group_size), group_of, bias, exact)
+    scales = scales_of(group_size, scale.shape[1])
+    return _product(x, weight, "int4", scales, scale, zero, _size(x, scale, group_size), order, bias, exact)
 
 
 def linear_uint8(
-    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, group_of: Tensor | None = None,
+    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, order: Tensor | None = None,
     bias: Tensor | None = None, *, exact: bool = False,
 ) -> Tensor:  # fmt: skip
     """As `bestiary.nn.ops.quant.linear_uint8`."""
-    scales = scales_of(group_size, scale.shape[1], group_of)
-    return _product(x, weight, "uint8", scales, scale, zero, _size(x, scale, group_size), group_of, bias, exact)
+    scales = scales_of(group_size, scale.shape[1])
+    return _product(x, weight, "uint8", scales, scale, zero, _size(x, scale, group_size), order, bias, exact)
 
 
 def linear_codebook(
@@ -136,7 +136,7 @@ def variants() -> Iterator[Variant]:
     """Each kind of code as checkpoints have it, in bf16 with both tiles, and where rows are few also with strips that
     end early, of rows that are no whole words; the rest of the code is the same for all."""
     cases = [("int8", "row"), ("fp8", "row"), ("fp8", "even"), ("fp8", "apart"), ("e4m3", "row"), ("e4m3", "even")]
-    cases += [("int4", "even"), ("int4", "apart"), ("int4", "any"), ("int4", "listed")]
+    cases += [("int4", "even"), ("int4", "apart"), ("int4", "any")]
     for codes, scales in [*cases, ("uint8", "even"), ("codebook", "even")]:
         for rows, even in ((1, True), (1, False), (16, True), (64, True)):
             yield _variant(codes, scales, tile_of(codes, scales, rows, torch.bfloat16), even)
@@ -150,10 +150,9 @@ def _variant(codes: str, scales: str, tile: Tile, even: bool) -> Variant:
         "SIZE": 4 if even else 1, "EVEN": even, "GROUP_M": GROUP_M,
     }  # fmt: skip
     constants |= {} if codes in ("int4", "uint8") else {"zero": None}
-    constants |= {} if scales == "listed" else {"group_of": None}
     constants |= {} if codes == "codebook" else {"codebook": None}
     types = {"x": "*bf16", "weight": "*i8" if codes == "int8" else "*u8", "scale": "*fp32", "zero": "*u8"}
-    types |= {"codebook": "*fp32", "group_of": "*i32", "out": "*bf16"}
+    types |= {"codebook": "*fp32", "out": "*bf16"}
     types |= dict.fromkeys(("rows", *divisible, "groups", "group_size"), "i32")
     return Variant(
         _linear_grouped, types, constants, tile.num_warps, tile.num_stages, 89 if codes == "fp8" else 80,

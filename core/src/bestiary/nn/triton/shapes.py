@@ -45,10 +45,9 @@ def tile_of(codes: str, scales: str, rows: int, dtype: torch.dtype, exact: bool 
     tile = tile_for(rows, dtype, exact)
     if dtype is torch.float32:
         return Tile(tile.block_m, 16, 128, 4, 2, 4) if codes.endswith("_K") else tile
-    each = scales in ("any", "listed")
     if tile.block_m > 16:
-        return tile._replace(block_k=128) if scales == "blocks" or (codes == "int4" and not each) else tile
-    if each:
+        return tile._replace(block_k=128) if scales == "blocks" or (codes == "int4" and scales != "any") else tile
+    if scales == "any":
         return Tile(16, 16, 256, 4, 3, 4)
     if codes == "plain":
         return Tile(16, 32, 256, 4, 3, 4)

@@ -28,7 +28,7 @@ class Weights(NamedTuple):
     scale: Tensor | None = None
     zero: Tensor | None = None
     codebook: Tensor | None = None
-    group_of: Tensor | None = None
+    order: Tensor | None = None
     bias: Tensor | None = None
     group_size: int = 1
 
@@ -92,8 +92,8 @@ def weights_of(product: Product, depth: int) -> Weights:
     elif codes in ("int8", "e4m3", "fp8"):
         scales = "row"
     else:
-        scales = scales_of(size, groups, tensors.get("group_of"), whole=codes != "codebook")
-    given = {each: tensors.get(each) for each in ("zero", "codebook", "group_of")}
+        scales = scales_of(size, groups, whole=codes != "codebook")
+    given = {each: tensors.get(each) for each in ("zero", "codebook", "order")}
     return Weights(codes, scales, width, weight, scale, bias=bias, group_size=size, **given)
 
 
