@@ -18,7 +18,7 @@ QUICK = {
     ],
     "sm_80": ["fp8", "grouped", "linear", "ptx", "rotary"],
 }  # fmt: skip
-ONCE = {"ahead", "dry", "elsewhere", "launches", "on_a_gpu"}
+ONCE = {"ahead", "dry", "elsewhere", "lanes", "launches", "on_a_gpu"}
 """What is the same everywhere, or nothing without a GPU."""
 EVERY = sorted({each.stem.removeprefix("test_") for each in FOLDER.glob("test_*.py")} - ONCE)
 

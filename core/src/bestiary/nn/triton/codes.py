@@ -37,15 +37,14 @@ def numbers_of(weight, k, within, CODES: tl.constexpr):  # type: ignore[no-untyp
 @triton.jit  # type: ignore[untyped-decorator]
 def _pairs(weight, first, there, row_bytes, SIZE: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
     """Two codes a byte: those of the 32 inputs from each `first` on, as words ``[n, groups, 4]``."""
-    i = tl.arange(0, 4)[None, None, :] * 4
-    at = first // 2 + i
+    word = first // 8 + tl.arange(0, 4)[None, None, :]
     if SIZE == 4:
-        return words(weight + first // 2, there if EVEN else there & (at < row_bytes), 4, 4)
+        return words(weight + first // 2, there if EVEN else there & (word < row_bytes // 4), 4, 4)
     else:
-        made = tl.load(weight + at, mask=there & (at < row_bytes), other=0).to(tl.int32)
-        for byte in tl.static_range(1, 4):
-            within = there & (at + byte < row_bytes)
-            made |= tl.load(weight + at + byte, mask=within, other=0).to(tl.int32) << (8 * byte)
+        made = word & 0
+        for byte in tl.static_range(4):
+            at = word * 4 + byte
+            made |= tl.load(weight + at, mask=there & (at < row_bytes), other=0).to(tl.int32) << (8 * byte)
         return made
 
 
@@ -60,25 +59,16 @@ def _zeros(zero, at, within, SIZE: tl.constexpr):  # type: ignore[no-untyped-def
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def strip(  # type: ignore[no-untyped-def]
+def _numbers(  # type: ignore[no-untyped-def]
     weight, scale, zero, table, outputs, there, start, depth, groups, group_size, weight_stride, nothing,
     CODES: tl.constexpr, SCALES: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The weights of `outputs` (int64 ``[n, 1, 1]``, where `there`) at `BLOCK_K` inputs from `start`, as fp32
-    ``[n, BLOCK_K / 32, 32]``.
-
-    `CODES`: "int4", "uint8", "int8", "e4m3", "fp8", "codebook", "plain" numbers, or a GGUF type. `SCALES`: "row" or
-    "apart" (groups of whole strips of 64), which whoever multiplies applies, codes being less their zeros; "even"
-    groups of whole 32 inputs; "any" groups; "blocks" of GGUF, `weight_stride` bytes a row;
-    "none". `SIZE`, `EVEN` and `nothing`, a 0, are as in `gguf_blocks`; `SIZE` is 1 where rows, or all zeros together,
-    are of no whole words.
-    """
-    first, j = tl.arange(0, BLOCK_K // 32)[None, :, None] * 32, tl.arange(0, 32)[None, None, :]
+    """As `strip`, of what is not in blocks."""
+    GROUP: tl.constexpr = 32 if BLOCK_K >= 32 else BLOCK_K
+    first, j = tl.arange(0, BLOCK_K // GROUP)[None, :, None] * GROUP, tl.arange(0, GROUP)[None, None, :]
     k = start + first + j
     rows = weight + outputs * weight_stride
     EACH: tl.constexpr = SCALES == "any"
-    if SCALES == "blocks":
-        return decoded((rows,), start, depth, there, nothing, CODES, BLOCK_K, SIZE, EVEN, False)
     group = (start + first) // group_size
     within = there if EVEN else there & (start + first < depth)
     if EACH:
@@ -101,6 +91,30 @@ def strip(  # type: ignore[no-untyped-def]
     if SCALES == "even" or EACH:
         numbers *= tl.load(scale + outputs * groups + group, mask=within, other=0)
     return numbers
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def strip(  # type: ignore[no-untyped-def]
+    weight, scale, zero, table, outputs, there, start, side, depth, groups, group_size, weight_stride, nothing,
+    CODES: tl.constexpr, SCALES: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """The weights of `outputs` (int64 ``[n, 1, 1]``, where `there`) at `BLOCK_K` inputs from `start`, as fp32
+    ``[n, …]``, in the order of the inputs.
+
+    `CODES`: "int4", "uint8", "int8", "e4m3", "fp8", "codebook", "plain" numbers, or a GGUF type. `SCALES`: "row" or
+    "apart" (groups of whole strips of 64), which whoever multiplies applies, codes being less their zeros; "even"
+    groups of whole 32 inputs; "any" groups; "blocks" of GGUF, `weight_stride` bytes a row; "none". `SIZE`, `EVEN`,
+    `side` and `nothing`, a 0, are as in `gguf_blocks`; `SIZE` is 1 where rows, or all zeros together, are of no whole
+    words.
+    """
+    if SCALES == "blocks":
+        rows = (weight + outputs * weight_stride,)
+        return decoded(rows, start, side, depth, there, nothing, CODES, BLOCK_K, SIZE, EVEN, False)
+    else:
+        return _numbers(
+            weight, scale, zero, table, outputs, there, start, depth, groups, group_size, weight_stride, nothing,
+            CODES, SCALES, BLOCK_K, SIZE, EVEN,
+        )  # fmt: skip
 
 
 def e4m3_for(device: torch.device) -> str:

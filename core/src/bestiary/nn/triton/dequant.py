@@ -40,7 +40,7 @@ def _linear_gguf(  # type: ignore[no-untyped-def]
     `BLOCK_K`."""
     row_tile, column_tile = tile_at(tl.program_id(0), rows, width, BLOCK_M, BLOCK_N, GROUP_M)
     m = row_tile * BLOCK_M + rows_read(BLOCK_M, BLOCK_K, PARTS, UNIT)
-    n = (column_tile * BLOCK_N + outputs_read(BLOCK_N, BLOCK_K, PARTS, UNIT)).to(tl.int64)
+    n = (column_tile * BLOCK_N + outputs_read(BLOCK_N, PARTS, UNIT)).to(tl.int64)
     x_at, zero = x + m.to(tl.int64) * x_stride, tl.minimum(rows, 0)
     acc = no_sums(BLOCK_M, BLOCK_N, PARTS)
     for start in range(0, depth, BLOCK_K):
@@ -48,8 +48,9 @@ def _linear_gguf(  # type: ignore[no-untyped-def]
         there = m < rows if EVEN else (m < rows) & (k < depth)
         left = arranged(tl.load(x_at + k, mask=there, other=0), BLOCK_M, BLOCK_K, PARTS, UNIT)
         at = _rows(blocks, n, width, depth, row_bytes, FORMAT, PLANES)
-        first = strips_from(start, BLOCK_N, BLOCK_K, PARTS, UNIT)
-        numbers = decoded(at, first, depth, n < width, zero, FORMAT, UNIT if UNIT else BLOCK_K, SIZE, EVEN, PLANES)
+        first, side = strips_from(start, BLOCK_N, BLOCK_K, PARTS, UNIT)
+        strip: tl.constexpr = UNIT if UNIT else BLOCK_K
+        numbers = decoded(at, first, side, depth, n < width, zero, FORMAT, strip, SIZE, EVEN, PLANES)
         acc = multiplied(left, numbers, acc, BLOCK_N, BLOCK_K, PARTS, UNIT)
     row, column = row_tile * BLOCK_M + tl.arange(0, BLOCK_M), column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     finish(summed(acc, PARTS), bias, out, row, column, rows, width, HAS_BIAS)

@@ -44,11 +44,11 @@ def _added(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Sums with the products of a strip of inputs, for a tile of the `width` outputs from `first_output` on; "apart"
     scales by their groups and by those of the activations."""
-    read = tile * COLUMNS + outputs_read(COLUMNS, STRIP, PARTS, UNIT)
+    read = tile * COLUMNS + outputs_read(COLUMNS, PARTS, UNIT)
+    first, side = strips_from(start, COLUMNS, STRIP, PARTS, UNIT)
     numbers = strip(
-        weight, scale, zero, table, first_output + read.to(tl.int64), read < width,
-        strips_from(start, COLUMNS, STRIP, PARTS, UNIT), depth, groups, group_size, weight_stride, nothing,
-        CODES, SCALES, UNIT if UNIT else STRIP, SIZE, EVEN,
+        weight, scale, zero, table, first_output + read.to(tl.int64), read < width, first, side, depth, groups,
+        group_size, weight_stride, nothing, CODES, SCALES, UNIT if UNIT else STRIP, SIZE, EVEN,
     )  # fmt: skip
     if SCALES == "apart":
         column = tile * COLUMNS + tl.arange(0, COLUMNS)

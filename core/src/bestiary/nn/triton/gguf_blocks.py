@@ -4,9 +4,10 @@ Every byte is read once, in words of `SIZE` bytes, and what a group has for all 
 `rows` say where each row begins: its blocks, a pointer ``[n, 1, 1]``; or where `PLANES` (`bestiary.nn.gguf.planes`) its
 quants, their upper bits and its scales, such pointers, then where the plane of factors begins, and how many are before
 its own, int64 ``[n, 1, 1]``. `there` says which rows are there; inputs are the `BLOCK_K` from `start`, a multiple of
-it, on, all of them there where `EVEN`. Addresses of words are multiples of `SIZE`: 4 in planes and where blocks are of
-whole words, otherwise 2. `zero` is as in `bits`. What comes back is fp32 ``[n, BLOCK_K / 32, 32]``. A product that fp32
-holds exactly is not rounded before a sum.
+it, on, all of them there where `EVEN`. `side`: None, or which half of every 32 bytes of a block of 256 a row has,
+``[n, 1, 1]``, where `BLOCK_K` is 64, or 128 of Q6_K. Addresses of words are multiples of `SIZE`: 4 in planes and where
+blocks are of whole words, otherwise 2. `zero` is as in `bits`. What comes back is fp32 ``[n, …]``, in the order of the
+inputs. A product that fp32 holds exactly is not rounded before a sum.
 """
 
 from __future__ import annotations
@@ -47,13 +48,15 @@ def _small(  # type: ignore[no-untyped-def]
     QUANTS: tl.constexpr = 32 if FORMAT == "Q8_0" else 16
     HEAD: tl.constexpr = 4 if ADDEND else 2
     BYTES: tl.constexpr = QUANTS + HEAD + 4 * FIVE
-    COUNT: tl.constexpr = QUANTS // SIZE
-    g = tl.arange(0, BLOCK_K // 32)[None, :, None]
+    HALF: tl.constexpr = BLOCK_K == 16
+    COUNT: tl.constexpr = (QUANTS // 2 if HALF else QUANTS) // SIZE
+    g = tl.arange(0, 1 if HALF else BLOCK_K // 32)[None, :, None]
     within = there if EVEN else there & (start + g * 32 < depth)
     bits = None
     addend = None
     if PLANES:
-        quants = words(rows[0] + (start // 32 * QUANTS + g * QUANTS), within, COUNT, SIZE)
+        first = rows[0] + (start if HALF else start // 32 * QUANTS + g * QUANTS)
+        quants = words(first, within, COUNT, SIZE)
         at = rows[4] + (start // 32 + g)
         if ADDEND:
             pair = words(rows[3] + at * 4, within, 1, 4)
@@ -64,7 +67,7 @@ def _small(  # type: ignore[no-untyped-def]
             bits = words(rows[1] + (start // 32 * 4 + g * 4), within, 1, 4)
     else:
         block = rows[0] + (start // 32 * BYTES + g * BYTES)
-        quants = words(block + (BYTES - QUANTS), within, COUNT, SIZE)
+        quants = words(block + (BYTES - QUANTS) + (start & 16 if HALF else 0), within, COUNT, SIZE)
         if FIVE:
             bits = four_bytes(block + HEAD, within, SIZE)
         if ADDEND:
@@ -93,13 +96,13 @@ def _numbers(quants, bits, zero, factor, addend, FORMAT: tl.constexpr, SIZE: tl.
 
 @triton.jit  # type: ignore[untyped-decorator]
 def decoded(  # type: ignore[no-untyped-def]
-    rows, start, depth, there, zero, FORMAT: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr,
+    rows, start, side, depth, there, zero, FORMAT: tl.constexpr, BLOCK_K: tl.constexpr, SIZE: tl.constexpr,
     EVEN: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
-    """The numbers; `BLOCK_K` is a multiple of 32, for Q4_K and Q5_K of 64, for Q6_K of 128."""
+    """The numbers; `BLOCK_K` is a multiple of 32, or 16 of Q8_0; for Q4_K and Q5_K of 64, for Q6_K of 128."""
     if FORMAT == "Q6_K":
-        return k6(rows, start, depth, there, zero, BLOCK_K, SIZE, EVEN, PLANES)
+        return k6(rows, start, side, depth, there, zero, BLOCK_K, SIZE, EVEN, PLANES)
     elif FORMAT == "Q4_K" or FORMAT == "Q5_K":
-        return k45(rows[0], start, depth, there, zero, FORMAT, BLOCK_K, SIZE, EVEN)
+        return k45(rows[0], start, side, depth, there, zero, FORMAT, BLOCK_K, SIZE, EVEN)
     else:
         return _small(rows, start, depth, there, zero, FORMAT, BLOCK_K, SIZE, EVEN, PLANES)

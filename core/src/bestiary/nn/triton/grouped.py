@@ -36,7 +36,7 @@ def _linear_grouped(  # type: ignore[no-untyped-def]
     """A tile; `CODES`, `SCALES`, `SIZE` and `EVEN` as in `codes.strip`, `UNIT` as in `lanes`."""
     row_tile, column_tile = tile_at(tl.program_id(0), rows, width, BLOCK_M, BLOCK_N, GROUP_M)
     m = row_tile * BLOCK_M + rows_read(BLOCK_M, BLOCK_K, PARTS, UNIT)
-    n = (column_tile * BLOCK_N + outputs_read(BLOCK_N, BLOCK_K, PARTS, UNIT)).to(tl.int64)
+    n = (column_tile * BLOCK_N + outputs_read(BLOCK_N, PARTS, UNIT)).to(tl.int64)
     row, column = row_tile * BLOCK_M + tl.arange(0, BLOCK_M), column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     output, there = column.to(tl.int64), column < width
     x_at, nothing = x + m.to(tl.int64) * x_stride, tl.minimum(rows, 0)
@@ -45,9 +45,10 @@ def _linear_grouped(  # type: ignore[no-untyped-def]
         k = inputs_read(start, BLOCK_M, BLOCK_K, PARTS, UNIT)
         within = m < rows if EVEN else (m < rows) & (k < depth)
         left = arranged(tl.load(x_at + k, mask=within, other=0), BLOCK_M, BLOCK_K, PARTS, UNIT)
+        first, side = strips_from(start, BLOCK_N, BLOCK_K, PARTS, UNIT)
         numbers = strip(
-            weight, scale, zero, table, n, n < width, strips_from(start, BLOCK_N, BLOCK_K, PARTS, UNIT),
-            depth, groups, group_size, weight_stride, nothing, CODES, SCALES, UNIT if UNIT else BLOCK_K, SIZE, EVEN,
+            weight, scale, zero, table, n, n < width, first, side, depth, groups, group_size, weight_stride, nothing,
+            CODES, SCALES, UNIT if UNIT else BLOCK_K, SIZE, EVEN,
         )  # fmt: skip
         if SCALES == "apart":
             group = tl.minimum(first_inputs(start, BLOCK_K, PARTS) // group_size, groups - 1)

@@ -8,9 +8,9 @@ many bytes as their codes, do not pass through shared memory; nor do lanes meet 
 at once lies side by side, in the order in which they read it.
 
 `PARTS` warps have ``BLOCK_K / PARTS`` inputs each, a part: 16 bytes of codes for each of four lanes. `UNIT`: how many
-inputs are decoded at once. Of 32, a lane's are side by side; of 64 or 128, as GGUF's blocks of 256 have them, they are
-two or four pieces of 16, and two lanes have a unit. 0, where numbers are brought to the lanes that want them: a tile
-reads its rows and outputs in their order.
+inputs those bytes are of, 16 or 32 side by side; or 64 or 128 as GGUF's blocks of 256 have them, of which two lanes
+have two or four pieces of 16 each. 0, where numbers are brought to the lanes that want them: a tile reads its rows and
+outputs in their order.
 """
 
 from __future__ import annotations
@@ -39,12 +39,11 @@ def inputs_read(start, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.c
     elif UNIT == 0:
         return start + tl.arange(0, PARTS)[:, None, None] * LENGTH + tl.arange(0, LENGTH)[None, None, :]
     else:
-        PIECES: tl.constexpr = UNIT // 32
-        PIECE: tl.constexpr = LENGTH // (4 * PIECES)
-        LANES: tl.constexpr = 1 if UNIT == 32 else 2
+        LANES: tl.constexpr = 2 if UNIT > 32 else 1
+        PIECE: tl.constexpr = UNIT if UNIT < 64 else 16
         at, i = tl.arange(0, BLOCK_K // 8 * BLOCK_M)[:, None], tl.arange(0, 8)[None, :]
         lane, eight = at % 4, at // (4 * PARTS * BLOCK_M)
-        before = lane // LANES * (PIECES * LANES * PIECE) + lane % LANES * PIECE
+        before = lane // LANES * UNIT + lane % LANES * PIECE
         before += eight // (PIECE // 8) * (LANES * PIECE) + eight % (PIECE // 8) * 8
         return start + at // 32 % PARTS * LENGTH + before + i
 
@@ -60,26 +59,29 @@ def arranged(read, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.const
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def outputs_read(BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of which of a tile's outputs a strip is read at each of ``[…, 1, 1]``: units' are by eights of outputs, then by
-    warps, outputs and units."""
+def outputs_read(BLOCK_N: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of which of a tile's outputs a strip is read at each of ``[…, 1, 1]``: those of four lanes are side by side, then
+    come rows, warps, and the next output of each lane."""
     if UNIT == 0:
         return tl.arange(0, BLOCK_N)[:, None, None]
     else:
-        UNITS: tl.constexpr = BLOCK_K // PARTS // UNIT
-        at = tl.arange(0, BLOCK_N * PARTS * UNITS)[:, None, None]
-        return at // (8 * UNITS * PARTS) * 8 + at // UNITS % 8
+        at = tl.arange(0, BLOCK_N * PARTS * 4)[:, None, None]
+        return at // (32 * PARTS) * 8 + at // 4 % 8
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def strips_from(start, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The first input of each of those strips, which are of `UNIT` inputs, or of `BLOCK_K`."""
+    """The first input of each of those strips, which are of `UNIT` inputs, or of `BLOCK_K`; and which half of its bytes
+    a lane has, None where it has all."""
     if UNIT == 0:
-        return start
+        return start, None
     else:
-        UNITS: tl.constexpr = BLOCK_K // PARTS // UNIT
-        at = tl.arange(0, BLOCK_N * PARTS * UNITS)[:, None, None]
-        return start + (at // (8 * UNITS) % PARTS * UNITS + at % UNITS) * UNIT
+        at = tl.arange(0, BLOCK_N * PARTS * 4)[:, None, None]
+        first, lane = start + at // 32 % PARTS * (BLOCK_K // PARTS), at % 4
+        if UNIT > 32:
+            return first + lane // 2 * UNIT, lane % 2
+        else:
+            return first + lane * UNIT, None
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -90,9 +92,6 @@ def products_by_lanes(  # type: ignore[no-untyped-def]
     """Sums ``[PARTS, BLOCK_N, BLOCK_M]`` with the products of what is `arranged` and of weights decoded as fp32, those
     of `outputs_read`."""
     LENGTH: tl.constexpr = BLOCK_K // PARTS
-    PIECES: tl.constexpr = UNIT // 32
-    LANES: tl.constexpr = 1 if UNIT == 32 else 2
-    PIECE: tl.constexpr = LENGTH // (4 * PIECES)
-    split = tl.reshape(numbers, (BLOCK_N // 8, PARTS, 8, 4 // LANES, PIECES, LANES, PIECE // 4, 4))
-    right = tl.reshape(tl.permute(split, (1, 0, 2, 4, 6, 3, 5, 7)), (PARTS, BLOCK_N, LENGTH))
+    split = tl.reshape(numbers, (BLOCK_N // 8, PARTS, 8, 4, LENGTH // 16, 4))
+    right = tl.reshape(tl.permute(split, (1, 0, 2, 4, 3, 5)), (PARTS, BLOCK_N, LENGTH))
     return tl.dot(right.to(left.dtype), left, acc)

@@ -51,10 +51,10 @@ def tile_of(codes: str, scales: str, rows: int, dtype: torch.dtype, exact: bool 
         return Tile(16, 16, 256, 4, 3, 4)
     if codes == "plain":
         return Tile(16, 32, 256, 4, 3, 4)
-    part = 256 if codes == "Q6_K" else 64 if codes in _BYTES else 128
+    unit = 16 if codes in _BYTES else _UNITS.get(codes, 32)
     stages = 3 if rows > 8 or codes == "Q6_K" else 4  # more do not fit the 99 KiB that many GPUs have
-    width = 16 if codes == "Q6_K" else 32
-    return Tile(8 if rows <= 8 else 16, width, 4 * part, 4, stages, 4, _UNITS.get(codes, 32))
+    width, depth = 16 if codes == "Q6_K" else 32, 16 * unit if unit <= 32 else 8 * unit
+    return Tile(8 if rows <= 8 else 16, width, depth, 4, stages, 4, unit)
 
 
 _UNITS = {"Q4_K": 64, "Q5_K": 64, "Q6_K": 128}
