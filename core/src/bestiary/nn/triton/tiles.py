@@ -69,7 +69,13 @@ def first_inputs(start, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):  # type: ig
 @triton.jit  # type: ignore[untyped-decorator]
 def summed(acc, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
     """``[BLOCK_M, BLOCK_N]`` of the sums of `multiplied`."""
-    return acc if PARTS == 1 else tl.trans(tl.sum(acc, 0))
+    if PARTS == 1:
+        return acc
+    else:  # four parts, brought to one thread: lanes of a sum over warps would meet in banks of shared memory
+        both = tl.reshape(tl.permute(acc, (2, 1, 0)), (acc.shape[2], acc.shape[1], 2, 2))
+        even, odd = tl.split(both)
+        one, other = tl.split(even + odd)
+        return one + other
 
 
 @triton.jit  # type: ignore[untyped-decorator]
