@@ -46,10 +46,13 @@ def by_group(found: Columns, group_of: Tensor) -> tuple[Columns, Tensor]:
 
 
 def most_added(rows: int, groups: int, width: int, bits: int) -> int:
-    """The most bytes that columns of zeros, and scales and zeros of more groups, come to."""
+    """The most bytes that columns of zeros, and scales and zeros of more groups, come to.
+
+    Once packed, a column may take a bit more than its code.
+    """
     more = (PADDED - 1) * groups
     scales = (width + more) // PADDED - groups
-    return rows * (more * bits // 8 + max(scales, 0) * 5)
+    return rows * (more * (bits + 1) // 8 + max(scales, 0) * 5)
 
 
 def _padded(

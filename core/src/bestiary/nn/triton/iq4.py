@@ -8,7 +8,7 @@ import triton.language as tl
 from bestiary.nn.gguf.codebooks import IQ4_VALUES
 
 from .bits import in_order, number
-from .tables import CHOICE, permuted
+from .tables import bytes_found
 
 
 def _four(at: int) -> int:
@@ -17,24 +17,16 @@ def _four(at: int) -> int:
 
 
 _TABLE = tl.constexpr(tuple(_four(at) for at in (0, 4, 8, 12)))
-
-
-@triton.jit
-def _looked_up(codes):  # type: ignore[no-untyped-def]
-    """The numbers, plus 128, of the four codes in the lower 16 bits of words, as bytes."""
-    none = codes & 0
-    low = permuted(none + _TABLE[0], none + _TABLE[1], codes)
-    high = permuted(none + _TABLE[2], none + _TABLE[3], codes)
-    return permuted(low, high, ((codes & 0x8888) >> 1) | CHOICE)
+"""The numbers, plus 128."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def iq4(codes, zero, factor, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The numbers of the lower nibbles of all bytes of words, as in `bits`, then of the upper ones, times a factor."""
-    found = _looked_up(codes)
+    found = bytes_found(_TABLE, codes)
     even, odd = _pair(found, zero, factor, 0), _pair(found >> 12, zero, factor, 4)
     if SIZE == 4:
-        found = _looked_up(codes >> 16)
+        found = bytes_found(_TABLE, codes >> 16)
         even = tl.join(even, _pair(found, zero, factor, 0))
         odd = tl.join(odd, _pair(found >> 12, zero, factor, 4))
     return in_order(tl.join(even, odd), SIZE)

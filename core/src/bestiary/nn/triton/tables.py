@@ -11,13 +11,11 @@ import triton.language as tl
 from triton import knobs
 from triton.language.extra.cuda import libdevice
 
-CHOICE = tl.constexpr(0x3210)
-"""Of two words, the bytes of the first in their order; with 4 added to a nibble, that of the second."""
 _INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
 @triton.jit
-def permuted(first, second, chosen):  # type: ignore[no-untyped-def]
+def _permuted(first, second, chosen):  # type: ignore[no-untyped-def]
     """Four of the eight bytes of two words, as the lower three bits of the four lowest nibbles of `chosen` say. The
     interpreter has no such instruction."""
     if not _INTERPRETED:
@@ -56,22 +54,23 @@ def table_of(numbers):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _bytes(words, codes):  # type: ignore[no-untyped-def]
+def bytes_found(words, codes):  # type: ignore[no-untyped-def]
+    """Of sixteen bytes in four words, those that the four nibbles in the lower 16 bits of `codes` say."""
     none = codes & 0
-    low = permuted(none + words[0], none + words[1], codes)
-    high = permuted(none + words[2], none + words[3], codes)
-    return permuted(low, high, ((codes & 0x8888) >> 1) | CHOICE)
+    low = _permuted(none + words[0], none + words[1], codes)
+    high = _permuted(none + words[2], none + words[3], codes)
+    return _permuted(low, high, ((codes & 0x8888) >> 1) | 0x3210)
 
 
 @triton.jit
 def _four(table, codes):  # type: ignore[no-untyped-def]
     """The numbers of the four codes in the lower 16 bits of words, as int32."""
-    first, second = _bytes(table[0], codes), _bytes(table[1], codes)
-    third, last = _bytes(table[2], codes), _bytes(table[3], codes)
-    lower, upper = permuted(first, second, 0x5140), permuted(third, last, 0x5140)
-    more_lower, more_upper = permuted(first, second, 0x7362), permuted(third, last, 0x7362)
-    zero, one = permuted(lower, upper, 0x5410), permuted(lower, upper, 0x7632)
-    return zero, one, permuted(more_lower, more_upper, 0x5410), permuted(more_lower, more_upper, 0x7632)
+    first, second = bytes_found(table[0], codes), bytes_found(table[1], codes)
+    third, last = bytes_found(table[2], codes), bytes_found(table[3], codes)
+    lower, upper = _permuted(first, second, 0x5140), _permuted(third, last, 0x5140)
+    more_lower, more_upper = _permuted(first, second, 0x7362), _permuted(third, last, 0x7362)
+    zero, one = _permuted(lower, upper, 0x5410), _permuted(lower, upper, 0x7632)
+    return zero, one, _permuted(more_lower, more_upper, 0x5410), _permuted(more_lower, more_upper, 0x7632)
 
 
 @triton.jit
