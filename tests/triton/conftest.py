@@ -16,13 +16,14 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+import torch
 from triton import knobs
 
 import bestiary.nn.triton
 from bestiary.nn.triton import available
 
 FOLDER = Path(__file__).parent
-GPU = Path("/dev/nvidiactl").exists()
+GPU = torch.cuda.is_available()
 
 sys.path.insert(0, str(FOLDER))  # as for the programs of this folder
 emulated = import_module("emulated")

@@ -40,6 +40,8 @@ MULTIPROCESSORS = 132
 COUNTED = ("instructions", "read", "written", "sectors_read", "sectors_written", "shared", "shared_least", "products")
 """What `Counts` in `ptx/machine.h` has."""
 
+programs_meet = False
+"""Whether programs of a launch may write the same memory: rows that nobody asked for all write the same places."""
 counting = False
 """Whether launches are counted, which takes longer than many of them."""
 counted: dict[str, Counter[str]] = {}
@@ -147,8 +149,9 @@ def run(ptx: str, grid: tuple[int, ...], warps: int, shared: int, given: list[in
     storages = [each.untyped_storage() for each in tensors if isinstance(each, torch.Tensor)]
     ranges = [at for each in storages if each.nbytes() for at in (each.data_ptr(), each.data_ptr() + each.nbytes())]
     failed = _machine().ptx_run(
-        program, (c_uint32 * 3)(*grid), warps, shared, HOW.endswith("backwards"), (c_uint64 * len(given))(*given),
-        len(given), (c_uint64 * len(ranges))(*ranges), len(ranges) // 2, said, len(said),
+        program, (c_uint32 * 3)(*grid), warps, shared, HOW.endswith("backwards"), programs_meet,
+        (c_uint64 * len(given))(*given), len(given), (c_uint64 * len(ranges))(*ranges), len(ranges) // 2, said,
+        len(said),
     )  # fmt: skip
     if failed:
         raise RuntimeError(said.value.decode())
@@ -207,7 +210,7 @@ def _machine() -> Any:
     machine = ctypes.CDLL(str(built))
     machine.ptx_load.restype, machine.ptx_load.argtypes = c_void_p, [c_char_p, c_char_p, c_int]
     machine.ptx_run.argtypes = [
-        c_void_p, c_void_p, c_uint32, c_uint32, c_int, c_void_p, c_int, c_void_p, c_int, c_char_p, c_int,
+        c_void_p, c_void_p, c_uint32, c_uint32, c_int, c_int, c_void_p, c_int, c_void_p, c_int, c_char_p, c_int,
     ]  # fmt: skip
     machine.ptx_counts.argtypes, machine.ptx_counts.restype = [c_void_p, c_void_p], None
     machine.ptx_text.argtypes, machine.ptx_text.restype = [c_void_p, c_int, c_int], c_char_p

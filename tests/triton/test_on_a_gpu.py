@@ -80,6 +80,23 @@ def test_tokens_are_the_cpus(name: str) -> None:
     assert tokens(found) == tokens(wanted)
 
 
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 0.8, "seed": 3, "top_k": 20}], ids=str)
+def test_steps_wait_for_nothing(params: dict[str, Any]) -> None:
+    """But for an event, where the tokens of the step before are wanted."""
+    _, llm = answers("mistral with a window", PROMPTS[:3], dtype="bfloat16")
+    sampling = SamplingParams(max_tokens=20, ignore_eos=True, **params)
+    for number, prompt in enumerate(PROMPTS[:3]):
+        llm.engine.add_request(str(number), prompt, sampling)
+    for _ in range(4):  # prompts, and the step that is captured
+        llm.engine.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        made = [update for _ in range(6) for update in llm.engine.step()]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([each for each in made if each.token_id is not None]) == 18
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_graphs_change_nothing(name: str) -> None:
     found, llm = answers(name, dtype="bfloat16")

@@ -36,6 +36,14 @@ def test_a_row(name: str) -> None:
             assert figure.fraction == pytest.approx(reached)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [name for name in rows.ROWS if name not in ("G8", "T3")])
+def test_a_row_on_a_gpu(name: str) -> None:
+    """With tiny shapes; T3 takes matrices that no cache has, also of tiny ones."""
+    machine = rows.Machine("cuda", MACHINE.hardware, small=True)
+    assert all(math.isfinite(figure.value) for figure in rows.ROWS[name](machine))
+
+
 def test_limits_are_those_of_the_shape() -> None:
     """A step of one row reads every weight once, in two bytes each: the published size of the 8B model."""
     shape = SHAPES["llama-3-8b"]

@@ -18,7 +18,7 @@ from bestiary.api.errors import ConfigError, EngineError
 from bestiary.nn.attention.metadata import AttentionMetadata
 from bestiary.nn.context import ForwardContext, forward_context
 from bestiary.nn.prompt import PromptDependent
-from bestiary.nn.rotary import RotaryEmbedding, get_rope
+from bestiary.nn.rotary import RotaryEmbedding, embedding, get_rope
 from bestiary.nn.rotary import factory as rope_factory
 from bestiary.nn.scope import build_scope
 
@@ -328,3 +328,23 @@ def test_multi_axis_positions_are_refused() -> None:
     rope = get_rope(HEAD, max_position=LENGTH, mrope_positions_factor=4, rope_parameters={"mrope_section": [4, 6, 6]})
     with pytest.raises(EngineError, match="one position a token"):
         rope(torch.zeros(3, 2, dtype=torch.long), randn(2, HEAD))
+
+
+def test_heads_of_their_own_are_rotated_as_flat_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions of the op are given flat rows, whatever the layer was given; each comes back as it was."""
+    given: list[int] = []
+    rotate = embedding.rotary_embedding
+
+    def noted(query: torch.Tensor, key: torch.Tensor | None, *more: Any) -> Any:
+        given.extend(each.dim() for each in (query, key) if each is not None)
+        return rotate(query, key, *more)
+
+    monkeypatch.setattr(embedding, "rotary_embedding", noted)
+    rope, positions = get_rope(HEAD, max_position=LENGTH), torch.arange(9)
+    wide = randn(9, 4, HEAD + 8)
+    query, key = wide[..., 8:], wide[:, :1, 8:]
+    turned, turned_key = rope(positions, query, key)
+    flat, flat_key = rope(positions, query.flatten(1), key.flatten(1))
+    assert torch.equal(turned.flatten(1), flat) and torch.equal(turned_key.flatten(1), flat_key)
+    assert (turned.shape, turned_key.shape, set(given)) == (query.shape, key.shape, {2})
+    assert torch.equal(rope(positions, query)[0], turned)

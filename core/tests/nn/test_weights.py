@@ -219,6 +219,18 @@ def test_numbers_too_large_for_the_model_s_type_are_an_error():
         fill(other, other.data, torch.tensor([1.0, 7e4, 0.0]))
 
 
+@pytest.mark.gpu
+def test_checkpoints_of_the_host_are_compared_with_a_gpu_s_parameters():
+    param = nn.Parameter(torch.zeros(3, dtype=torch.float16, device="cuda"), requires_grad=False)
+    for _ in range(2):
+        fill(param, param.data, torch.tensor([1.0, -6e4, float("inf")]))
+    with pytest.raises(WeightsMismatch, match="loaded already"):
+        fill(param, param.data, torch.zeros(3))
+    other = nn.Parameter(torch.zeros(3, dtype=torch.float16, device="cuda"), requires_grad=False)
+    with pytest.raises(WeightsMismatch, match="too large for float16"):
+        fill(other, other.data, torch.tensor([1.0, 7e4, 0.0]))
+
+
 class Claiming(Model):
     def load_weights(self, weights):
         next(iter(weights))

@@ -58,6 +58,16 @@ def test_a_quantized_llama(kind, tmp_path):
     assert tiny.off(tiny.ours(path), tiny.theirs(model)) < bound
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", list(FORMATS))
+def test_a_quantized_llama_on_a_gpu(kind, tmp_path):
+    declared, write, bound = FORMATS[kind]
+    model = tiny.llama()
+    with torch.no_grad():
+        path = tiny.save(tmp_path, model.config, quantized(model, write), declared)
+    assert tiny.off(tiny.ours(path, device="cuda"), tiny.theirs(model)) < bound
+
+
 def test_a_quantized_bloom(tmp_path):
     """Its fused projection goes head by head, and checkpoints of the bare model lack a prefix."""
     model = tiny.bloom().eval()

@@ -39,6 +39,12 @@ def test_latent_attention(tmp_path, architecture, config):
     assert footprint(llm.engine.executor.runner.model, llm.engine.vllm_config).kv_bytes_per_token == 3 * 4 * (16 + 8)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_latent_attention_on_a_gpu(tmp_path, deterministic):
+    check_equal(tmp_path, "DeepseekV3ForCausalLM", "deepseek_now", V3, device="cuda", deterministic=deterministic)
+
+
 def test_latent_attention_over_stretched_positions(tmp_path):
     check_equal(tmp_path, "DeepseekV2ForCausalLM", "deepseek_now", {**V2, "q_lora_rank": 24, "rope_parameters": YARN})
 

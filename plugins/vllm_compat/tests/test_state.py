@@ -71,6 +71,12 @@ def test_equals_transformers(tmp_path, name, caplog):
     assert set(cls.get_mamba_state_dtype_from_config(config)) == {torch.float32}
 
 
+@pytest.mark.gpu
+@every_model
+def test_equals_transformers_on_a_gpu(tmp_path, name):
+    checked(tmp_path, name, device="cuda")
+
+
 @every_model
 def test_prompts_in_pieces_and_sequences_that_give_way(tmp_path, name):
     """Little room, so that prompts come in pieces and sequences are put back and begin again: the same answers."""

@@ -109,12 +109,12 @@ void* ptx_load(const char* source, char* error, int room) {
 
 // Runs a grid of programs of so many warps and bytes of shared memory, which may touch some ranges of memory.
 // What comes out must not depend on the order of programs and warps: it can be turned. 0, or 1 where `error` says what went wrong.
-int ptx_run(void* loaded, const uint32_t* grid, uint32_t warps, uint32_t shared, int backwards,
+int ptx_run(void* loaded, const uint32_t* grid, uint32_t warps, uint32_t shared, int backwards, int meet,
             const uint64_t* params, int given, const ptx::Range* ranges, int pieces, char* error, int room) {
   auto& program = *static_cast<ptx::Program*>(loaded);
   try {
     program.counts.assign(program.instructions.size(), {});
-    ptx::Memory memory(ranges, pieces);
+    ptx::Memory memory(ranges, pieces, meet);
     const uint32_t all = grid[0] * grid[1] * grid[2];
     for (uint32_t i = 0; i < all; ++i) {
       const uint32_t at = backwards ? all - 1 - i : i;

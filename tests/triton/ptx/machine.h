@@ -86,10 +86,10 @@ struct Access {
   const uint8_t* values;
 };
 
-// The global memory that a launch may touch.
+// The global memory that a launch may touch; `meet`: several programs may write the same, in any order.
 class Memory {
  public:
-  Memory(const Range* ranges, int count);
+  Memory(const Range* ranges, int count, bool meet);
   ~Memory();
   Memory(const Memory&) = delete;
   // Whether what is read may be anything, since somebody else writes it.
@@ -101,6 +101,7 @@ class Memory {
     Shadow* shadows;
   };
   std::vector<Piece> pieces_;
+  bool meet_;
   size_t last_ = 0;
 };
 

@@ -12,8 +12,9 @@ namespace {
 
 // Whether what is read may be anything, since somebody else wrote it and no barrier lies between. In global memory that
 // is no fault by itself: threads that only repeat what others do read as well, and use nothing of it. In shared memory it
-// is one. To write what is there already does no harm: threads that hold the same numbers often all write them.
-bool mark(Shadow& shadow, const Warp& warp, const Instruction& at, bool write, bool same, bool shared) {
+// is one. To write what is there already does no harm: threads that hold the same numbers often all write them; nor does
+// any writing of global memory where programs may `meet`.
+bool mark(Shadow& shadow, const Warp& warp, const Instruction& at, bool write, bool same, bool shared, bool meet) {
   const uint32_t block = warp.block.number + 1, epoch = warp.block.epoch;
   const auto race = [&](const std::string& what) {
     fail(warp, at, what + ", with no barrier between, in " + (shared ? "shared" : "global") + " memory");
@@ -28,8 +29,8 @@ bool mark(Shadow& shadow, const Warp& warp, const Instruction& at, bool write, b
     shadow.reader_block = block, shadow.reader_epoch = epoch, shadow.reader_warp = static_cast<uint8_t>(warp.number);
     return other_block || other_warp;
   }
-  if (other_block) race("another program writes what is written");
-  if (other_warp && !same) race("another warp writes what is written");
+  if (other_block && !meet) race("another program writes what is written");
+  if (other_warp && !same && !meet) race("another warp writes what is written");
   if (shared && read_now && (shadow.reader_many || shadow.reader_warp != warp.number))
     race("another warp reads what is written");
   shadow.writer_block = block, shadow.writer_epoch = epoch, shadow.writer_warp = static_cast<uint8_t>(warp.number);
@@ -38,7 +39,7 @@ bool mark(Shadow& shadow, const Warp& warp, const Instruction& at, bool write, b
 
 }  // namespace
 
-Memory::Memory(const Range* ranges, int count) {
+Memory::Memory(const Range* ranges, int count, bool meet) : meet_(meet) {
   std::vector<Range> sorted(ranges, ranges + count);
   std::sort(sorted.begin(), sorted.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
   for (const Range& range : sorted) {
@@ -66,7 +67,7 @@ bool Memory::touch(Warp& warp, const Instruction& at, const Access& access) {
     bool anything = false;
     for (uint32_t i = 0; i < size; ++i) {
       const bool same = values && values[i] == reinterpret_cast<const uint8_t*>(address)[i];
-      anything |= mark(shadows[address - range.begin + i], warp, at, values, same, false);
+      anything |= mark(shadows[address - range.begin + i], warp, at, values, same, false, meet_);
     }
     return anything;
   }
@@ -82,7 +83,7 @@ uint8_t* Block::touch(Warp& warp, const Instruction& at, const Access& access) {
     fail(warp, at, "outside of shared memory, byte " + std::to_string(static_cast<int32_t>(place)));
   if (address % std::bit_ceil(access.size)) fail(warp, at, "byte " + std::to_string(place) + " is not aligned");
   for (uint32_t i = 0; i < access.size; ++i)
-    mark(shadows[place + i], warp, at, access.values, access.values && access.values[i] == shared[place + i], true);
+    mark(shadows[place + i], warp, at, access.values, access.values && access.values[i] == shared[place + i], true, false);
   return shared.data() + place;
 }
 

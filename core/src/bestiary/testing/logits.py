@@ -20,7 +20,7 @@ _ID = "bestiary.testing.prompt_logits"
 def prompt_logits(
     llm: LLM, token_ids: Sequence[int], chunk: int | None = None, lora_id: str | None = None
 ) -> torch.Tensor:
-    """Logits ``[len(token_ids), vocabulary]`` of every position, computed in chunks of `chunk` tokens.
+    """Logits ``[len(token_ids), vocabulary]`` of every position, computed in chunks of `chunk` tokens; on the host.
 
     Uses KV-cache blocks and rows of states from the start, so nothing else may be running. `lora_id`: the id of an
     adapter that is in a slot.
@@ -39,7 +39,7 @@ def prompt_logits(
         item = ScheduledItem(_ID, start, count, blocks, start + count == total, *state_rows(step))
         rows.append(runner.logits(StepPlan(0, (item,), (new,) if start == 0 else ())))
     runner.execute(StepPlan(0, (), finished=(_ID,)))
-    return torch.cat(rows)
+    return torch.cat(rows).cpu()
 
 
 def state_rows(step: int) -> tuple[int, int]:

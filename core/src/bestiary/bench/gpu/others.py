@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bestiary.api.errors import EngineError
 from bestiary.bench.against_transformers import TransformersSubject
 from bestiary.bench.hardware import wait
 from bestiary.bench.workload import Workload
@@ -59,4 +60,6 @@ def queue_seconds(model: Any, count: int, length: int, output: int, device: str)
     found = model.generate_batch(inputs=inputs, generation_config=config)
     seconds = time.perf_counter() - before
     made = sum(len(each.generated_tokens) for each in found.values())
-    return seconds * count * output / max(made, 1)
+    if made != count * output:
+        raise EngineError(f"transformers made {made} of {count * output} tokens", value=made, limit=count * output)
+    return seconds

@@ -47,9 +47,14 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("cos_sin_cache", table, persistent=False)
 
     def forward(self, positions: Tensor, query: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Rotate flat ``[tokens, heads * head_size]`` tensors; `positions` is int64 ``[tokens]``."""
+        """Rotate ``[tokens, heads * head_size]`` or ``[tokens, heads, head_size]``, each to its own shape; `positions`
+        is int64 ``[tokens]``."""
         cos, sin = self.rows(positions, self.dtype or query.dtype)
-        return rotary_embedding(query, key, cos, sin, self.head_size, self.is_neox_style)
+        flat_key = None if key is None else key.flatten(1)
+        turned, turned_key = rotary_embedding(query.flatten(1), flat_key, cos, sin, self.head_size, self.is_neox_style)
+        if key is not None and turned_key is not None:
+            turned_key = turned_key.view(key.shape)
+        return turned.view(query.shape), turned_key
 
     def rows(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines of `positions`, each ``[tokens, 1, rotary_dim]``, as the rotary op takes them."""

@@ -51,16 +51,22 @@ def fill(param: torch.Tensor, target: torch.Tensor, loaded: torch.Tensor) -> Non
             )
         loaded = loaded.reshape(target.shape)
     if _part(target) in _filled_parts(param):
-        if torch.equal(target, loaded.to(target.dtype)):
+        if torch.equal(target, loaded.to(target)):
             return
         raise WeightsMismatch("loaded already (tied layers?), and this tensor has other values")
     target.copy_(loaded)
-    if _narrows(loaded.dtype, target.dtype) and bool(((target.isinf()) & ~loaded.isinf()).any()):
+    if _narrows(loaded.dtype, target.dtype) and _overflowed(target, loaded):
         raise WeightsMismatch(
             f"values too large for {str(target.dtype).removeprefix('torch.')}",
             limit=torch.finfo(target.dtype).max, value=float(loaded.abs().max()),
         )  # fmt: skip
     count_filled(param, target)
+
+
+def _overflowed(target: torch.Tensor, loaded: torch.Tensor) -> bool:
+    """Whether a number became infinite on its way to `target`, which may be on another device."""
+    infinite = target.isinf()
+    return bool(infinite.any()) and bool((infinite.to(loaded.device) & ~loaded.isinf()).any())
 
 
 def count_filled(param: torch.Tensor, part: torch.Tensor) -> None:
