@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from queue_of_work import WORK, Graph
+from queue_of_work import WORK, Graph, Waits
 
 GIB = 1 << 30
 GPUS = int(os.environ.get("BESTIARY_PRETENDED") or 1)
@@ -71,11 +71,13 @@ class CUDAGraph:
 def capture(
     cuda_graph: CUDAGraph, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"
 ) -> Iterator[None]:
-    """`torch.cuda.graph`."""
+    """`torch.cuda.graph`. A step that waited has spoilt its capture, whose end is an error then."""
     WORK.wait("the beginning of a capture")
     WORK.graph = cuda_graph.captured
     try:
         yield
+    except Waits as error:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture") from error
     finally:
         WORK.graph = None
         cuda_graph.captured.end()

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from bestiary import LLM, LoRARequest, SamplingParams
+from bestiary.engine.loaded_model import kernels_in_words
 from bestiary.testing.adapters import random_adapter, write_adapter
 
 pytestmark = pytest.mark.gpu
@@ -102,6 +103,7 @@ def test_graphs_change_nothing(name: str) -> None:
     found, llm = answers(name, dtype="bfloat16")
     assert llm.engine.executor.runner.graphs.steps
     assert not llm.engine.executor.runner.graphs.refused
+    assert kernels_in_words(llm.engine.executor.runner.stage.ops, None) == "torch, triton"
     eager, llm = answers(name, dtype="bfloat16", enforce_eager=True)
     assert llm.engine.executor.runner.graphs is None
     assert tokens(found) == tokens(eager)
