@@ -100,7 +100,8 @@ class Stage:
     @contextmanager
     def _in_force(self) -> Iterator[None]:
         """While it lasts, what the model computes with: its groups, its ops, its order of summation."""
-        elementwise = by_value() if self._deterministic else nullcontext()  # type: ignore[no-untyped-call]
+        needed = self._deterministic and self._device.type == "cpu"  # a GPU's ops do not look at where a number lies
+        elementwise = by_value() if needed else nullcontext()  # type: ignore[no-untyped-call]
         with use_groups(self.groups), self.ops.active(), elementwise:
             yield
 

@@ -18,7 +18,8 @@ class CudaGraphs:
     """Captures steps into graphs that share one pool of memory: they run one at a time.
 
     A graph has the addresses of its first run and a fixed number of rows, so steps are padded to few sizes (`padded`).
-    A step is run once before it is captured: kernels are compiled, and libraries take their workspaces, outside.
+    A step is run once before it is captured, on the stream of the capture: kernels are compiled, and libraries take
+    their workspaces, outside. There is one such stream, since cuBLAS keeps a workspace for each that it was called on.
     """
 
     name = "cuda_graphs"
@@ -29,6 +30,7 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._aside: Any = None
 
     @staticmethod
     def padded(rows: int) -> int:
@@ -49,12 +51,13 @@ class CudaGraphs:
     ) -> tuple[Results, Callable[[], Results]]:
         """As `Together.record_together`. NCCL's collectives are captured with the rest; its communicators are made in
         the run before, since they cannot be while a graph is captured."""
+        if self._aside is None:
+            self._pool, self._aside = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         before = torch.cuda.current_stream()
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(before)
-        with torch.cuda.stream(aside):
+        self._aside.wait_stream(before)
+        with torch.cuda.stream(self._aside):
             step()
-        before.wait_stream(aside)
+        before.wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
         results, why = self._captured(graph, step)
         if not agreed(why is None):
@@ -68,10 +71,8 @@ class CudaGraphs:
 
     def _captured(self, graph: Any, step: Callable[[], Results]) -> tuple[Results, str | None]:
         """What replays of `graph` will fill; and why there is nothing, where the step waits for the device."""
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, self._aside, capture_error_mode="thread_local"):
                 return step(), None
         except NotRecordable as error:
             return (), error.message
