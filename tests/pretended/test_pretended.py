@@ -12,7 +12,13 @@ import torch
 
 HERE = Path(__file__).parent
 ON_ONE = "tests/triton/test_on_a_gpu.py"
-ENGINES = ["bench/test_gpu", "engine/test_ahead_model", "engine/test_graphs_of_ranks", "engine/test_sampler"]
+ENGINES = [
+    "bench/test_gpu",
+    "engine/test_ahead_model",
+    "engine/test_device_edits",
+    "engine/test_graphs_of_ranks",
+    "engine/test_sampler",
+]
 MODELS = ["core/tests/nn/test_weights.py", "core/tests/quant/test_models.py", "plugins/vllm_compat/tests"]
 
 

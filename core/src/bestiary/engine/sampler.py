@@ -2,8 +2,8 @@
 
 Log-probabilities are those of the model's own distribution, before anything a request asks for changes it. A draw is
 a function of the request's seed and the token's position, so it does not depend on the batch: one uniform number
-selects a token from the cumulative distribution. On a GPU, rows that only temperature and truncation change are drawn
-there (`device_draws.py`), by numbers of their own.
+selects a token from the cumulative distribution. On a GPU, rows are changed and drawn there, together
+(`device_edits.py`, `device_draws.py`), by numbers of their own.
 
 Order: what the grammar allows, allowed and banned ids, bias, penalties, temperature, min-p, top-k, top-p.
 
@@ -16,13 +16,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bestiary.api.outputs import Logprob, TokenLogprobs
 
 from . import device_draws
+from .device_edits import edited
 from .plan import SampledToken
 from .request_state import RequestState
 from .transfer import fetch
@@ -49,27 +52,43 @@ def sample(
         best: each row's largest logit and its id, where they are known already.
     """
     peaks, best_ids = best or logits.max(dim=-1)
-    together: list[int] = []
-    if device_draws.on_device(logits):
-        free = [row for row in range(len(states)) if grammars is None or grammars[row] is None]
-        together = [row for row in free if not states[row].sampling.greedy and not _reshapes(states[row])]
-    found = fetch(peaks, best_ids, device_draws.draw_together(logits, states, together))
-    tokens = {row: int(token) for row, token in enumerate(found[1])}
-    tokens |= {row: int(token) for row, token in zip(together, found[2], strict=True)}
+    allowed = grammars or [None] * len(states)
+    there, ids = _drawn_there(logits, states, allowed) if device_draws.on_device(logits) else ([], [])
+    found = fetch(peaks, best_ids, *ids)
+    best_of = dict(enumerate(found[1]))
+    known = {row: best_of[row] for row in best_of if allowed[row] is None and _plain_greedy(states[row])}
+    known |= dict(zip(there, chain.from_iterable(found[2:]), strict=True))
     drawn: list[SampledToken] = []
-    for row, (state, peak) in enumerate(zip(states, found[0], strict=True)):
-        grammar = None if grammars is None else grammars[row]
+    for row, (state, peak, grammar) in enumerate(zip(states, found[0], allowed, strict=True)):
         if not math.isfinite(peak):
             drawn.append(_NUMERICAL)
         elif isinstance(grammar, SampledToken):
             drawn.append(grammar)
-        elif grammar is not None:
-            drawn.append(_constrained(logits[row], state, grammar))
         else:
-            known = row in together or _plain_greedy(state)
-            token = tokens[row] if known else _choose(logits[row], state)
-            drawn.append(SampledToken(token) if token >= 0 else _NUMERICAL)
+            token = int(known[row]) if row in known else _choose(_as_allowed(logits[row], state, grammar), state)
+            drawn.append(SampledToken(token) if token >= 0 else _no_token(state, grammar, logits.shape[-1]))
     return _with_logprobs(drawn, logits, states)
+
+
+def _drawn_there(
+    logits: torch.Tensor, states: Sequence[RequestState], allowed: Sequence[bytes | SampledToken | None]
+) -> tuple[list[int], list[torch.Tensor]]:
+    """The rows that are drawn where the logits are, all but the plain greedy ones; and their tokens, -1 where there is
+    none: of rows that only temperature and truncation change, then of those that something else does."""
+    plain: list[int] = []
+    changed: dict[int, bytes | None] = {}
+    for row, (state, grammar) in enumerate(zip(states, allowed, strict=True)):
+        if isinstance(grammar, SampledToken):
+            continue
+        if grammar is not None or _reshapes(state):
+            changed[row] = grammar
+        elif not state.sampling.greedy:
+            plain.append(row)
+    ids = [device_draws.draw_together(logits, states, plain)] if plain else []
+    if changed:
+        rows = edited(logits, states, [*changed], [*changed.values()])
+        ids.append(device_draws.draw_together(rows, [states[row] for row in changed], range(len(changed))))
+    return [*plain, *changed], ids
 
 
 def takes_the_best(state: RequestState, device_draws_it: bool = False) -> bool:
@@ -106,19 +125,27 @@ def _wants_logprobs(state: RequestState) -> bool:
     return state.sampling.logprobs is not None
 
 
-def _constrained(logits: torch.Tensor, state: RequestState, grammar: bytes) -> SampledToken:
-    """Draw from one row what its grammar allows."""
-    bits = np.unpackbits(np.frombuffer(grammar, np.uint8), count=logits.shape[-1], bitorder="little").astype(bool)
-    allowed = torch.from_numpy(bits)
-    row = logits.float().masked_fill(~allowed.to(logits.device), -math.inf)
-    ends = _ids(state.eos_token_ids, allowed)
+def _as_allowed(logits: torch.Tensor, state: RequestState, grammar: bytes | None) -> torch.Tensor:
+    """One row with what its grammar allows."""
+    if grammar is None:
+        return logits
+    row = logits.float().masked_fill(~torch.from_numpy(_bits(grammar, logits.shape[-1])), -math.inf)
     if state.sampling.ignore_eos:
-        row[ends.to(row.device)] = -math.inf
-    token = _choose(row, state)
-    if token >= 0:
-        return SampledToken(token)
-    allowed[ends] = False
-    return _NOTHING_LEFT if bool(allowed.any()) else _END
+        row[_ids(state.eos_token_ids, row)] = -math.inf
+    return row
+
+
+def _no_token(state: RequestState, grammar: bytes | None, width: int) -> SampledToken:
+    """What stands in for a token where there is none to draw."""
+    if grammar is None:
+        return _NUMERICAL
+    allowed = _bits(grammar, width)
+    allowed[[*state.eos_token_ids]] = False
+    return _NOTHING_LEFT if allowed.any() else _END
+
+
+def _bits(grammar: bytes, width: int) -> NDArray[np.bool_]:
+    return np.unpackbits(np.frombuffer(grammar, np.uint8), count=width, bitorder="little").astype(bool)
 
 
 def logprobs_of(asked: Sequence[tuple[torch.Tensor, int, int]]) -> list[TokenLogprobs]:
@@ -200,7 +227,7 @@ def _reshaped(row: torch.Tensor, state: RequestState) -> torch.Tensor:
         at = _ids(list(p.logit_bias), row)
         row[at] += torch.tensor(list(p.logit_bias.values()), device=row.device)
     if p.repetition_penalty != 1.0:
-        at = _ids(list(set(state.tokens)), row)
+        at = torch.from_numpy(state.seen_ids())
         seen = row[at]
         row[at] = torch.where(seen > 0, seen / p.repetition_penalty, seen * p.repetition_penalty)
     if state.output_counts and (p.presence_penalty or p.frequency_penalty):
