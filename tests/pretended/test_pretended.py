@@ -66,7 +66,12 @@ def test_two_gpus_and_benchmarks() -> None:
 
 
 def test_checkpoints_and_files_for_vllm() -> None:
-    require("-m", "gpu", *MODELS)
+    require("-m", "gpu and not full", *MODELS)
+
+
+@pytest.mark.full
+def test_latent_attention_bit_by_bit() -> None:
+    require("-m", "gpu and full", MODELS[-1])
 
 
 @pytest.mark.full

@@ -284,7 +284,7 @@ CALLS = (draws, adapters, products, rounded_products, steps)
 """What engines on a CPU do not come to."""
 
 
-FEW = ("llama {}", "odd sizes {}", "qwen3_moe {'quantization': 'int4'}", "draws", "adapters", "rounded_products")
+FEW = ("odd sizes {}", "qwen3_moe {'quantization': 'int4'}", "draws", "adapters", "rounded_products")
 
 
 def main() -> int:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 
+
+@pytest.mark.full
 def test_tokens_are_those_of_torch(said_by: Callable[[str], Any]) -> None:
     found = said_by("whole_models.py")
     assert len(found) == 5

@@ -40,7 +40,7 @@ def test_latent_attention(tmp_path, architecture, config):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("deterministic", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_latent_attention_on_a_gpu(tmp_path, deterministic):
     check_equal(tmp_path, "DeepseekV3ForCausalLM", "deepseek_now", V3, device="cuda", deterministic=deterministic)
 
