@@ -110,6 +110,8 @@ class ExpertStack:
         for name in found[0]:
             tensors = [each for of_layer in found if (each := of_layer.get(name)) is not None]
             alike = len({(each.shape, each.dtype) for each in tensors}) == 1
+            if not alike:  # each has its own from now on, and nobody what they were loaded into
+                self.owner._parameters.pop(f"{self.name}_{name}", None)
             if len(tensors) < len(self.layers) or not alike or whole(tensors) is not None:
                 continue
             made = nn.Parameter(torch.stack([each.detach() for each in tensors]), requires_grad=False)
