@@ -49,23 +49,14 @@ def projections(name, tensor):
             yield f"{stem}.{expert}.{leaf}", part
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("kind", list(FORMATS))
-def test_a_quantized_llama(kind, tmp_path):
+def test_a_quantized_llama(kind, device, tmp_path):
     declared, write, bound = FORMATS[kind]
     model = tiny.llama()
     with torch.no_grad():
         path = tiny.save(tmp_path, model.config, quantized(model, write), declared)
-    assert tiny.off(tiny.ours(path), tiny.theirs(model)) < bound
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("kind", list(FORMATS))
-def test_a_quantized_llama_on_a_gpu(kind, tmp_path):
-    declared, write, bound = FORMATS[kind]
-    model = tiny.llama()
-    with torch.no_grad():
-        path = tiny.save(tmp_path, model.config, quantized(model, write), declared)
-    assert tiny.off(tiny.ours(path, device="cuda"), tiny.theirs(model)) < bound
+    assert tiny.off(tiny.ours(path, device=device), tiny.theirs(model)) < bound
 
 
 def test_a_quantized_bloom(tmp_path):
