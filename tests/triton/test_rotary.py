@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import emulated
 import pytest
 import torch
 from hypothesis import given, settings
@@ -58,6 +59,16 @@ def test_rotary(
     assert (found[1] is None) == (wanted[1] is None)
     if found[1] is not None:
         torch.testing.assert_close(found[1], wanted[1], rtol=loose, atol=loose)
+
+
+@pytest.mark.skipif(emulated.interpreted(), reason="the interpreter rounds to bf16 in its own way")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_bits_are_the_reference_s(dtype: torch.dtype) -> None:
+    """A product and the sum after it are not rounded as one."""
+    rows = torch.randn(5, 4 * 128, generator=torch.Generator().manual_seed(0)).to(dtype)
+    turns = *angles(5, 128, True, dtype), 128, True
+    wanted, _ = reference.rotary_embedding.reference(rows, None, *turns)
+    assert torch.equal(rotary.rotary_embedding(rows, None, *turns)[0], wanted)
 
 
 SAME = [(each, each) for each in (torch.float32, torch.bfloat16)]
@@ -183,5 +194,5 @@ def test_norm_rotary_and_cache_on_a_gpu(kind: str, dtype: torch.dtype) -> None:
     turns = cos, sin, True, norm_of(kind, 128, torch.bfloat16, "cuda"), 0.5, 0.25
     turned = rotary.qk_norm_rope_cache(query, key, value, found, slots, *turns)
     expected = heads.qk_norm_rope_cache.reference(query, key, value, wanted, slots, *turns)
-    torch.testing.assert_close(turned, expected)
+    torch.testing.assert_close(turned, expected, rtol=0.016, atol=0.01)
     torch.testing.assert_close(found.float(), wanted.float(), rtol=0.13 if dtype.itemsize == 1 else 0.016, atol=0.01)

@@ -19,6 +19,8 @@ from .sizes import cdiv, power_of_2
 from .variants import Variant
 
 _NO_NORM, _RMS, _OFFSET = 0, 1, 2
+_ROUNDED = {"enable_fp_fusion": False}
+"""Else a product and the sum after it are rounded once, in bf16 and fp16 too, where the reference rounds twice."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -161,6 +163,7 @@ def _launch(
         *tensors, cos.contiguous(), sin.contiguous(), *weights, *strides, *cache_strides,
         0.0 if norm is None else norm.eps, *scales,
         **constants, ROTARY=cos.shape[-1], NORM=_kind(norm), ROWS=rows, PADDED=padded, num_warps=1,
+        **_ROUNDED,
     )  # fmt: skip
 
 
@@ -201,4 +204,5 @@ def variants() -> Iterator[Variant]:
             "HEADS": 32, "KV_HEADS": 8, "HEAD": head, "ROTARY": rotary, "NEOX": neox, "NORM": norm, "BLOCK_SIZE": 16,
             "SATURATE": most, "ROWS": many, "PADDED": padded, **dict.fromkeys(absent),
         }  # fmt: skip
-        yield Variant(_rotate, signature, constants, 1, since=89 if most else 80, divisible=_STRIDES)
+        since = 89 if most else 80
+        yield Variant(_rotate, signature, constants, 1, since=since, options=_ROUNDED, divisible=_STRIDES)
