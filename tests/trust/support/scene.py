@@ -77,14 +77,16 @@ class Scene:
 
     async def in_a_prompt(self) -> tuple[Generation, list[int]]:
         """Until the engine is in the middle of a long prompt that no cache has, in `SMALL_STEPS` beside canaries; the
-        request, and the prompt."""
-        prompt = [40 + next(_NUMBERS) % 400, *LONG]
-        before = self.llm.stats().tokens
-        long = self.llm.submit("long", prompt, HARMLESS)
-        while self.llm.stats().tokens < before + len(LONG) // 4:
-            await asyncio.sleep(0.001)
-        assert long.output.outputs[0].token_ids == []
-        return long, prompt
+        request, and the prompt. Where this process was away for so long that the prompt is over, another is tried."""
+        while True:
+            prompt = [40 + next(_NUMBERS) % 400, *LONG]
+            before = self.llm.stats().tokens
+            long = self.llm.submit("long", prompt, HARMLESS)
+            while self.llm.stats().tokens < before + len(LONG) // 4:
+                await asyncio.sleep(0.001)
+            if not long.output.outputs[0].token_ids:
+                return long, prompt
+            await long.wait()
 
     async def provoke(self, what: str, when: str) -> tuple[RequestOutput, str]:
         """Send a request that provokes; its output, and the code of the error it ended with."""
