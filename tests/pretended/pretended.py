@@ -11,9 +11,6 @@ torch as on a CPU. It says nothing of time, and nothing of what torch's own CUDA
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import shutil
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,6 @@ import emulated
 import torch
 from collectives import NCCL
 from cuda_calls import FUNCTIONS
-from filelock import FileLock
 from queue_of_work import WORK
 from tensors import OnDevice, Pretended, held, make_subclass
 from torch.utils._python_dispatch import _disable_current_modes
@@ -80,20 +76,10 @@ def _emulate_kernels() -> None:
 
 
 def _load_guard() -> None:
-    """Load what answers for a CUDA device, compiled when it has changed."""
-    source, torchs = HERE / "guard.cpp", Path(torch.__file__).parent
-    version = hashlib.sha256(source.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
-    built = HERE / f"guard-{version}.so"
-    with FileLock(HERE / ".lock"):
-        if not built.exists():
-            for old in HERE.glob("guard-*.so"):
-                old.unlink()
-            compiler = next((found for each in ("c++", "g++", "clang++") if (found := shutil.which(each))), "c++")
-            options = ["-std=c++20", "-fPIC", "-shared", f"-I{torchs}/include", f"-L{torchs}/lib", "-lc10"]
-            unfinished = built.with_suffix(".new")
-            subprocess.run([compiler, str(source), *options, "-o", str(unfinished)], check=True)
-            unfinished.rename(built)
-    ctypes.CDLL(str(built))
+    """Load what answers for a CUDA device."""
+    torchs = Path(torch.__file__).parent
+    options = (f"-DTORCH={torch.__version__}", f"-I{torchs}/include", f"-L{torchs}/lib", "-lc10")
+    ctypes.CDLL(str(emulated.compiled("guard", HERE, *options)))
 
 
 start()

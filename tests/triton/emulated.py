@@ -192,22 +192,26 @@ def _compiler() -> str | None:
     return next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
 
 
+def compiled(name: str, folder: Path, *options: str) -> Path:
+    """The library of a folder's C++, compiled when that or the options have changed."""
+    sources = sorted(folder.glob("*.cpp"))
+    text = b"".join(each.read_bytes() for each in sorted(folder.glob("*.h")) + sources) + repr(options).encode()
+    built = folder / f"{name}-{hashlib.sha256(text).hexdigest()[:16]}.so"
+    with FileLock(folder / ".lock"):
+        if not built.exists():
+            for old in folder.glob(f"{name}-*.so"):
+                old.unlink()
+            unfinished = built.with_suffix(".new")
+            command = [str(_compiler()), "-std=c++20", "-fPIC", "-shared", *map(str, sources), *options]
+            subprocess.run([*command, "-o", str(unfinished)], check=True)
+            unfinished.rename(built)
+    return built
+
+
 @cache
 def _machine() -> Any:
     """The machine, compiled when its source has changed."""
-    sources = sorted(SOURCES.glob("*.cpp"))
-    text = b"".join(each.read_bytes() for each in sorted(SOURCES.glob("*.h")) + sources)
-    built = SOURCES / f"machine-{hashlib.sha256(text).hexdigest()[:16]}.so"
-    with FileLock(SOURCES / ".lock"):
-        if not built.exists():
-            for old in SOURCES.glob("machine-*.so"):
-                old.unlink()
-            options = ["-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-shared"]
-            unfinished = built.with_suffix(".new")
-            command = [str(_compiler()), *options, *map(str, sources), "-o", str(unfinished)]
-            subprocess.run(command, check=True)
-            unfinished.rename(built)
-    machine = ctypes.CDLL(str(built))
+    machine = ctypes.CDLL(str(compiled("machine", SOURCES, "-O2", "-ffp-contract=off")))
     machine.ptx_load.restype, machine.ptx_load.argtypes = c_void_p, [c_char_p, c_char_p, c_int]
     machine.ptx_run.argtypes = [
         c_void_p, c_void_p, c_uint32, c_uint32, c_int, c_int, c_void_p, c_int, c_void_p, c_int, c_char_p, c_int,

@@ -125,7 +125,7 @@ def kernels_in_words(ops: ChosenOps, recorder: StepRecorder | None) -> str:
     """Whose kernels multiply, and what they say of themselves: "native (bestiary-cpu 0.1.0, avx512, 2 threads)". On a
     GPU these are torch's and core's own in Triton."""
     ours = {"triton"} if any(each.name.startswith("triton") for each in ops.versions.values()) else set()
-    names = sorted({ops.versions[name].name for name in ops.packing} or {"torch"} | ours)
+    names = sorted({ops.versions[name].name for name in ops.packing} or ({"torch"} | ours))
     facts: Mapping[str, str | int] = recorder.describe() if isinstance(recorder, Described) else {}
     known = [str(facts[name]) for name in ("library", "instruction_set") if name in facts]
     known += [f"{facts['threads']} threads"] if "threads" in facts else []

@@ -55,8 +55,7 @@ def sample(
     allowed = grammars or [None] * len(states)
     there, ids = _drawn_there(logits, states, allowed) if device_draws.on_device(logits) else ([], [])
     found = fetch(peaks, best_ids, *ids)
-    best_of = dict(enumerate(found[1]))
-    known = {row: best_of[row] for row in best_of if allowed[row] is None and _plain_greedy(states[row])}
+    known = {at: token for at, token in enumerate(found[1]) if allowed[at] is None and _plain_greedy(states[at])}
     known |= dict(zip(there, chain.from_iterable(found[2:]), strict=True))
     drawn: list[SampledToken] = []
     for row, (state, peak, grammar) in enumerate(zip(states, found[0], allowed, strict=True)):

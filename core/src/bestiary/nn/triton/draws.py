@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .sampling import ROUNDED, best_of, noise, ordered, scaled
-from .variants import Variant
+from .sampling import best_of, noise, ordered, scaled
+from .variants import ROUNDED, Variant
 
 _BLOCK = 4096
 _ROOM = 4096

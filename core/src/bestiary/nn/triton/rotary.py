@@ -16,11 +16,9 @@ from bestiary.nn.ops.heads import qk_norm_rope_cache as by_parts
 from .available import why_not_fp8
 from .cache import rounded, saturate
 from .sizes import cdiv, power_of_2
-from .variants import Variant
+from .variants import ROUNDED, Variant
 
 _NO_NORM, _RMS, _OFFSET = 0, 1, 2
-_ROUNDED = {"enable_fp_fusion": False}
-"""Else a product and the sum after it are rounded once, in bf16 and fp16 too, where the reference rounds twice."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -163,7 +161,7 @@ def _launch(
         *tensors, cos.contiguous(), sin.contiguous(), *weights, *strides, *cache_strides,
         0.0 if norm is None else norm.eps, *scales,
         **constants, ROTARY=cos.shape[-1], NORM=_kind(norm), ROWS=rows, PADDED=padded, num_warps=1,
-        **_ROUNDED,
+        **ROUNDED,
     )  # fmt: skip
 
 
@@ -205,4 +203,4 @@ def variants() -> Iterator[Variant]:
             "SATURATE": most, "ROWS": many, "PADDED": padded, **dict.fromkeys(absent),
         }  # fmt: skip
         since = 89 if most else 80
-        yield Variant(_rotate, signature, constants, 1, since=since, options=_ROUNDED, divisible=_STRIDES)
+        yield Variant(_rotate, signature, constants, 1, since=since, options=ROUNDED, divisible=_STRIDES)

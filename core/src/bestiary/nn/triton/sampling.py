@@ -13,13 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .sizes import cdiv, power_of_2
-from .variants import Variant
+from .variants import ROUNDED, Variant
 
 _SPLIT = 8192
 _DRAW_SPLIT = 2048
 _MANY = 1 << 31
-ROUNDED = {"enable_fp_fusion": False}
-"""How draws are launched: which kernel draws a row may depend on the others, so all must make the same noise."""
 
 
 @triton.jit
@@ -124,7 +122,7 @@ def draw_from_part(
     if rows:
         _draw_of_split[rows, splits](
             logits, seeds, positions, temperature, scores, ids, width, logits.stride(0), splits, first,
-            SPLIT=_DRAW_SPLIT, MANY=_MANY, num_warps=8, **ROUNDED,
+            SPLIT=_DRAW_SPLIT, MANY=_MANY, num_warps=8, **ROUNDED,  # whichever kernel draws a row makes the same noise
         )  # fmt: skip
     best, part = scores.max(1)
     return best, ids.gather(1, part.unsqueeze(1)).squeeze(1)

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+ROUNDED = {"enable_fp_fusion": False}
+"""How a kernel is launched whose products are rounded before they are added, as the source has it. Otherwise both are
+one instruction, rounded once, in bf16 and fp16 too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
