@@ -18,6 +18,7 @@ ENGINES = [
     "engine/test_device_edits",
     "engine/test_graphs_of_ranks",
     "engine/test_sampler",
+    "structured/test_ahead",
 ]
 MODELS = ["core/tests/nn/test_weights.py", "core/tests/quant/test_models.py", "plugins/vllm_compat/tests"]
 

@@ -81,7 +81,15 @@ def test_tokens_are_the_cpus(name: str) -> None:
     assert tokens(found) == tokens(wanted)
 
 
-@pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 0.8, "seed": 3, "top_k": 20}], ids=str)
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0},
+        {"temperature": 0.8, "seed": 3, "top_k": 20},
+        {"temperature": 0.8, "seed": 3, "repetition_penalty": 1.3, "logit_bias": {4: 2.0}, "logprobs": 2},
+    ],
+    ids=str,
+)
 def test_steps_wait_for_nothing(params: dict[str, Any]) -> None:
     """But for an event, where the tokens of the step before are wanted."""
     _, llm = answers("mistral with a window", PROMPTS[:3], dtype="bfloat16")

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestiary.api.sampling import SamplingParams
-from bestiary.engine import device_draws, transfer
+from bestiary.engine import transfer
 from bestiary.engine.device_edits import edited
+from bestiary.engine.device_sampler import sample_there
 from bestiary.engine.plan import NewRequest, SampledToken
 from bestiary.engine.request_state import RequestState
 from bestiary.engine.sampler import _as_allowed, _reshaped, sample
@@ -69,7 +70,7 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_tokens_and_ends_are_the_host_s(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+def test_tokens_and_ends_are_the_host_s(temperature: float) -> None:
     """Drawn ones are drawn by other numbers, but from the same; what is drawn alone is drawn in a batch."""
     states = [state([11, 12], temperature=temperature, seed=at, **params) for at, (params, _) in enumerate(REQUESTS)]
     grammars = [None if grammar is None else bits(grammar) for _, grammar in REQUESTS]
@@ -78,8 +79,7 @@ def test_tokens_and_ends_are_the_host_s(monkeypatch: pytest.MonkeyPatch, tempera
     x[-1, 3] = math.nan
     all_states, all_grammars = [*states, state(), state()], [*grammars, other, None]
     here = sample(x, all_states, all_grammars)
-    monkeypatch.setattr(device_draws, "on_device", lambda logits: True)
-    there = sample(x, all_states, all_grammars)
+    there = sample_there(x, all_states, all_grammars)
     assert [(each.error, each.instead, each.token_id < 0) for each in here] == [
         (each.error, each.instead, each.token_id < 0) for each in there
     ]
@@ -90,7 +90,7 @@ def test_tokens_and_ends_are_the_host_s(monkeypatch: pytest.MonkeyPatch, tempera
     if temperature == 0.0:
         assert here == there
     for at, (each, grammar) in enumerate(zip(states, grammars, strict=True)):
-        assert sample(x[at : at + 1], [each], [grammar]) == [there[at]]
+        assert sample_there(x[at : at + 1], [each], [grammar]) == [there[at]]
 
 
 def test_numbers_go_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestiary.api.sampling import SamplingParams
-from bestiary.engine import device_draws
+from bestiary.engine import device_draws, device_sampler
+from bestiary.engine.device_sampler import sample_there
+from bestiary.engine.logprobs import logprobs_of
 from bestiary.engine.plan import NewRequest
 from bestiary.engine.request_state import RequestState
-from bestiary.engine.sampler import _candidates, logprobs_of, sample, uniform
+from bestiary.engine.sampler import _candidates, sample, uniform
 
 VOCAB = 50
 
@@ -185,23 +187,22 @@ def waits(monkeypatch):
     for name in ("tolist", "item", "cpu", "numpy", "__float__", "__int__", "__bool__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, counting(name))
     plain = device_draws.send
-    monkeypatch.setattr(device_draws, "send", lambda *given: (counted.append("send"), plain(*given))[1])
-    monkeypatch.setattr(device_draws, "on_device", lambda logits: True)
+    for module in (device_draws, device_sampler):
+        monkeypatch.setattr(module, "send", lambda *given: (counted.append("send"), plain(*given))[1])
     return counted
 
 
 def test_a_step_waits_for_the_device_once(waits):
-    """Seven times before that: three tensors and an index sent, three looks."""
     logits = torch.stack([row(at) for at in range(4)])
     requests = [state(0, temperature=0), *(state(at, temperature=0.8, top_k=5) for at in (1, 2, 3))]
     waits.clear()
-    sample(logits, requests)
-    assert waits == ["send", "tolist"]  # what is sent, is not waited for
+    sample_there(logits, requests)
+    assert waits == ["send", "send", "tolist"]  # what is sent, is not waited for
     for request in requests:
         request.sampling = replace(request.sampling, logprobs=2)
     waits.clear()
-    sample(logits, requests)
-    assert waits == ["send", "tolist", "tolist"]
+    sample_there(logits, requests)
+    assert waits == ["send", "send", "send", "tolist", "tolist"]  # the second look is at what is on the host
     waits.clear()
     logprobs_of([(each, 3, 2) for each in logits])
     assert waits == ["tolist"]
@@ -217,7 +218,7 @@ def test_sending_does_not_wait_for_the_gpu():
         drawn = device_draws.draw_together(logits, requests, [0, 2, 3])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert [each.token_id for each in sample(logits, requests)][2:] == drawn.tolist()[1:]
+    assert [each.token_id for each in sample_there(logits, requests)][2:] == drawn.tolist()[1:]
 
 
 def test_rows_drawn_from_everything_are_drawn_as_others_are():
@@ -231,7 +232,7 @@ def test_rows_drawn_from_everything_are_drawn_as_others_are():
     assert alone[2] == -1
 
 
-def test_rows_drawn_where_the_logits_are(monkeypatch):
+def test_rows_drawn_where_the_logits_are():
     """As on a GPU: plain rows together, by seed and position alone; greedy and reshaped ones as ever."""
     requests = [
         state(7, temperature=0.8, top_k=5),
@@ -242,14 +243,13 @@ def test_rows_drawn_where_the_logits_are(monkeypatch):
     ]
     logits = torch.stack([row(1), row(2), row(3), row(1), row(4)])
     here = [each.token_id for each in sample(logits, requests)]
-    monkeypatch.setattr(device_draws, "on_device", lambda logits: True)
-    there = sample(logits, requests)
+    there = sample_there(logits, requests)
     ids = [each.token_id for each in there]
     assert ids[1:3] == here[1:3] == [int(row(2).argmax()), 4]
     assert ids[0] == ids[3]
     assert ids[0] in row(1).topk(5).indices.tolist()
     assert len(there[4].logprobs) >= 2 and ids[4] in there[4].logprobs
     for at, request in enumerate(requests):
-        assert sample(logits[at : at + 1], [request])[0].token_id == ids[at]
+        assert sample_there(logits[at : at + 1], [request])[0].token_id == ids[at]
     logits[0, 3] = math.nan
-    assert [each.error for each in sample(logits, requests)] == ["numerical", None, None, None, None]
+    assert [each.error for each in sample_there(logits, requests)] == ["numerical", None, None, None, None]

@@ -118,6 +118,18 @@ def test_tokens_do_not_depend_on_the_schedule(engine, alone, options):
     assert (usage.kv_cache.prefix_hits > 0) == pieces, "only where prompts come in pieces has a prompt a state to keep"
 
 
+@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 21, "max_num_seqs": 3}, {"block_size": 4}], ids=str)
+def test_steps_planned_ahead_read_what_those_before_them_wrote(engine, alone, options):
+    llm = engine(async_scheduling=True, **options)
+    llm.engine.executor.runner.defers = True
+    launch, launched = llm.engine.lanes.lanes[0].launch_ahead, []
+    llm.engine.lanes.lanes[0].launch_ahead = lambda executor: launched.append(launch(executor))
+    for _ in range(2):
+        assert tokens_of(llm, PROMPTS) == alone
+    assert sum(map(bool, launched)) > 20
+    assert free_rows(llm) == rows_of(llm).num_rows
+
+
 def test_a_prompt_that_came_before_begins_at_its_last_full_block(engine, alone):
     llm = engine()
     tokens_of(llm, PROMPTS[:1])

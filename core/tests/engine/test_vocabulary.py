@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from bestiary.api.sampling import SamplingParams
-from bestiary.engine import device_draws, vocabulary
+from bestiary.engine import drawing, vocabulary
 from bestiary.engine.plan import NewRequest, ScheduledItem, StepPlan
 from bestiary.engine.vocabulary import joined
 from bestiary.nn import LogitsProcessor, ParallelLMHead
@@ -79,8 +79,8 @@ FREE = SamplingParams(temperature=0.9, max_tokens=4, ignore_eos=True)
 
 def test_draws_from_everything_are_those_of_one_process(checkpoint, gathered, monkeypatch):
     """As on a GPU, where a draw is the largest of scores that each rank has for its own columns."""
-    monkeypatch.setattr(device_draws, "on_device", lambda tensor: True)
-    monkeypatch.setattr(vocabulary, "on_device", lambda tensor: True)
+    for module in (drawing, vocabulary):
+        monkeypatch.setattr(module, "on_device", lambda tensor: True)
     with Ranks(checkpoint) as alone:
         wanted, likeliest = tokens(alone, FREE), tokens(alone, GREEDY)
     with Ranks(checkpoint, tensor_parallel_size=2) as ranks:

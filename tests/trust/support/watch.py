@@ -63,8 +63,14 @@ class Watch:
             samples.take(stop)
         await self.server.until_quiet()
         complaints = await self._until_baseline(samples)
-        grown = self._grown(before, requests)
-        return {"warm_up": warm, **_figures(samples)}, complaints + grown + _memory(samples, requests)
+        grown, asked = self._grown(before, requests), warm + requests
+        if grown:  # by requests, or by something that was done for the first time?
+            before = self._census()
+            await self._ask(asking, asked, asked + requests)
+            await self.server.until_quiet()
+            complaints += await self._until_baseline(samples)
+            grown, asked = self._grown(before, requests), asked + requests
+        return {"warm_up": warm, "asked": asked, **_figures(samples)}, complaints + grown + _memory(samples, requests)
 
     async def _ask(self, asking: Asking, start: int, stop: int) -> None:
         numbers = iter(range(start, stop))

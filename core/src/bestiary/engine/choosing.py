@@ -39,6 +39,9 @@ class StepChoice:
     Args:
         share: the most sequences it may be about.
         left_out: ids of those that it must not be about.
+
+    Attributes:
+        lacking: the waiting sequence for which there are too few blocks.
     """
 
     def __init__(self, roster: Roster, config: SchedulerConfig, share: int, left_out: Set[str]) -> None:
@@ -47,6 +50,7 @@ class StepChoice:
         self._config = config
         self._share = share
         self._left_out = left_out
+        self.lacking: Sequence | None = None
 
     def make(self) -> list[Sequence]:
         """The sequences in order of rank, each with its `num_scheduled` tokens and blocks for them."""
@@ -163,13 +167,14 @@ class StepChoice:
                 self._kv.free(sequence)
                 if too_long:
                     return 0
+                self.lacking = sequence
             worst = running[-1] if running else None
             if worst is None or worst.priority <= sequence.priority or worst.num_scheduled:
                 return 0
             self._roster.preempt(worst)
         if sequence.preemptions == 0:
             self._kv.count_admission(sequence)
-        sequence.leader = None
+        sequence.leader, self.lacking = None, None
         count = self._piece(sequence, min(count, budget))
         self._kv.allocate(sequence, sequence.num_computed + count)
         self._roster.run(sequence)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 
 from bestiary.api.outputs import TokenLogprobs
 from bestiary.nn.ops.registry import ChosenOps
 
 from .batch import ForwardBatch
-from .plan import StepPlan, StepResult
+from .device_draws import on_device
+from .device_sampler import sample_there
+from .logprobs import prompt_logprobs
+from .plan import SampledToken, StepPlan, StepResult
 from .pooler import pooled
-from .sampler import logprobs_of, sample, sample_best
+from .sampler import sample, sample_best
 from .stage import Made
 from .structured.follower import Grammars
 from .vocabulary import BestTokens, sampled_rows
@@ -37,8 +38,12 @@ def draw(plan: StepPlan, batch: ForwardBatch, logits: Made, grammars: Grammars |
     if len(rows) != logits.shape[0]:
         logits = logits[rows]
     allowed = None if grammars is None else grammars.allowed(states)
-    with ops.active() if logits.is_cuda else nullcontext():
-        drawn = sample(logits, states, allowed, best) if states else []
+    drawn: list[SampledToken] = []
+    if states and on_device(logits):
+        with ops.active():
+            drawn = sample_there(logits, states, allowed, best)
+    elif states:
+        drawn = sample(logits, states, allowed, best)
     return StepResult(plan.step, dict(zip((state.request_id for state in states), drawn, strict=True)), prompts)
 
 
@@ -46,6 +51,6 @@ def _prompt_logprobs(batch: ForwardBatch, logits: torch.Tensor) -> dict[str, lis
     found = {}
     for state, rows, first in batch.prompt_rows:
         count = state.sampling.prompt_logprobs or 0
-        asked = [(logits[row], state.tokens[first + index], count) for index, row in enumerate(rows)]
-        found[state.request_id] = logprobs_of(asked)
+        tokens = state.tokens[first : first + len(rows)]
+        found[state.request_id] = prompt_logprobs(logits[rows.start : rows.stop], tokens, count)
     return found

@@ -51,7 +51,12 @@ class UniprocExecutor:
 
     def launch(self, plan: StepPlan, copy: int = 0) -> None:
         runner = live(self.runner)
-        self._begun.append(runner.begin(plan) if self.ahead else Begun(plan, None, runner.execute(plan)))
+        if not self.ahead:
+            self._begun.append(Begun(plan, None, runner.execute(plan)))
+        elif self._begun and self._begun[-1].error is not None:  # nothing can be begun upon what failed
+            self._begun.append(Begun(plan, None, error=self._begun[-1].error))
+        else:
+            self._begun.append(runner.begin(plan))
 
     def collect(self, plan: StepPlan, copy: int = 0) -> StepResult:
         try:
@@ -62,7 +67,16 @@ class UniprocExecutor:
             self._begun.clear()  # what was begun upon a step that failed is nothing
             raise
         self._begun.popleft()
+        for begun in self._begun:
+            self._draw(begun)
         return result
+
+    def _draw(self, begun: Begun) -> None:
+        """Draw what was begun upon tokens that are known now. What is raised is that step's, not this one's."""
+        try:
+            live(self.runner).draw_begun(begun)
+        except BaseException as cause:
+            begun.error = cause
 
     def add_adapter(self, name: str, path: str) -> LoRAInfo:
         return live(self.runner).add_adapter(name, path)

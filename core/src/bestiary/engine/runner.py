@@ -16,7 +16,6 @@ from bestiary.api.structured import StructuredOutputBackend
 from bestiary.nn.graphs import Padding, StepRecorder
 from bestiary.nn.lora import AdapterSlots
 from bestiary.nn.ops.registry import ChosenOps, turn
-from bestiary.nn.ops.sampling import best_tokens
 from bestiary.nn.ops.step import place_rows
 from bestiary.nn.parallel import Groups, use_groups
 from bestiary.nn.pooling import Pooler
@@ -28,7 +27,7 @@ from .graphs import StepGraphs
 from .layer_states import make_states
 from .loaded_adapters import LoadedAdapters
 from .model_layers import make_kv_caches
-from .pending import Begun, begin, can_wait
+from .pending import Begun, can_draw, can_wait, draw_begun
 from .plan import StepPlan, StepResult
 from .request_state import RequestState
 from .stage import Made, Stage
@@ -107,18 +106,26 @@ class ModelRunner:
 
     @torch.inference_mode()
     def begin(self, plan: StepPlan) -> Begun:
-        """As `execute`, but tokens stay on the device until `finish` where `defers` says so and all draws can wait."""
+        """As `execute`, but tokens stay on the device until `finish` where `defers` says so and all of them can. Those
+        that are drawn by more than what is known now are left to `draw_begun`."""
         batch = self.prepare(plan)
         if batch is None:
             return Begun(plan, None, StepResult(plan.step, {}))
         made = self.made_of(batch, plan)
-        if self.defers and can_wait(batch) and isinstance(made, tuple | torch.Tensor):
-            with self.stage.ops.active():
-                logits, *best = made if isinstance(made, tuple) else (made, *best_tokens(made))
-                return begin(plan, batch, logits, best)
-        result = self.draw(plan, batch, made)
-        self.record(batch, result)
-        return Begun(plan, batch, result)
+        if not (self.defers and can_wait(batch) and isinstance(made, tuple | torch.Tensor)):
+            result = self.draw(plan, batch, made)
+            self.record(batch, result)
+            return Begun(plan, batch, result)
+        begun = Begun(plan, batch, logits=made if isinstance(made, tuple) else (made,))
+        if can_draw(batch):
+            self.draw_begun(begun)
+        return begun
+
+    @torch.inference_mode()
+    def draw_begun(self, begun: Begun) -> None:
+        """Draw the tokens of a step that was begun, unless that was done before: those of the one before are known."""
+        with self.stage.ops.active():
+            draw_begun(begun, self.grammars)
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> torch.Tensor:

@@ -2,8 +2,7 @@
 
 Log-probabilities are those of the model's own distribution, before anything a request asks for changes it. A draw is
 a function of the request's seed and the token's position, so it does not depend on the batch: one uniform number
-selects a token from the cumulative distribution. On a GPU, rows are changed and drawn there, together
-(`device_edits.py`, `device_draws.py`), by numbers of their own.
+selects a token from the cumulative distribution. On a GPU, `device_sampler.py` does the same for all rows together.
 
 Order: what the grammar allows, allowed and banned ids, bias, penalties, temperature, min-p, top-k, top-p.
 
@@ -15,23 +14,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bestiary.api.outputs import Logprob, TokenLogprobs
-
 from . import device_draws
-from .device_edits import edited
+from .logprobs import logprobs_of
 from .plan import SampledToken
 from .request_state import RequestState
 from .transfer import fetch
 
 _CANDIDATES = 1024
-_NUMERICAL = SampledToken(token_id=-1, error="numerical")
+NUMERICAL = SampledToken(token_id=-1, error="numerical")
 _NOTHING_LEFT = SampledToken(-1, None, "NOTHING_TO_DRAW: the parameters forbid all that the answer's form allows")
 _END = SampledToken(-1, instead="end")
 
@@ -51,76 +47,55 @@ def sample(
             yielded instead of a draw; None where it has no grammar.
         best: each row's largest logit and its id, where they are known already.
     """
-    peaks, best_ids = best or logits.max(dim=-1)
+    peaks, ids = fetch(*(best or logits.max(dim=-1)))
     allowed = grammars or [None] * len(states)
-    there, ids = _drawn_there(logits, states, allowed) if device_draws.on_device(logits) else ([], [])
-    found = fetch(peaks, best_ids, *ids)
-    known = {at: token for at, token in enumerate(found[1]) if allowed[at] is None and _plain_greedy(states[at])}
-    known |= dict(zip(there, chain.from_iterable(found[2:]), strict=True))
     drawn: list[SampledToken] = []
-    for row, (state, peak, grammar) in enumerate(zip(states, found[0], allowed, strict=True)):
+    for row, (state, peak, grammar) in enumerate(zip(states, peaks, allowed, strict=True)):
         if not math.isfinite(peak):
-            drawn.append(_NUMERICAL)
+            drawn.append(NUMERICAL)
         elif isinstance(grammar, SampledToken):
             drawn.append(grammar)
         else:
-            token = int(known[row]) if row in known else _choose(_as_allowed(logits[row], state, grammar), state)
-            drawn.append(SampledToken(token) if token >= 0 else _no_token(state, grammar, logits.shape[-1]))
+            known = grammar is None and state.sampling.greedy and not reshapes(state)
+            token = int(ids[row]) if known else _choose(_as_allowed(logits[row], state, grammar), state)
+            drawn.append(SampledToken(token) if token >= 0 else no_token(state, grammar, logits.shape[-1]))
     return _with_logprobs(drawn, logits, states)
-
-
-def _drawn_there(
-    logits: torch.Tensor, states: Sequence[RequestState], allowed: Sequence[bytes | SampledToken | None]
-) -> tuple[list[int], list[torch.Tensor]]:
-    """The rows that are drawn where the logits are, all but the plain greedy ones; and their tokens, -1 where there is
-    none: of rows that only temperature and truncation change, then of those that something else does."""
-    plain: list[int] = []
-    changed: dict[int, bytes | None] = {}
-    for row, (state, grammar) in enumerate(zip(states, allowed, strict=True)):
-        if isinstance(grammar, SampledToken):
-            continue
-        if grammar is not None or _reshapes(state):
-            changed[row] = grammar
-        elif not state.sampling.greedy:
-            plain.append(row)
-    ids = [device_draws.draw_together(logits, states, plain)] if plain else []
-    if changed:
-        rows = edited(logits, states, [*changed], [*changed.values()])
-        ids.append(device_draws.draw_together(rows, [states[row] for row in changed], range(len(changed))))
-    return [*plain, *changed], ids
 
 
 def takes_the_best(state: RequestState, device_draws_it: bool = False) -> bool:
     """Whether the largest of a row's logits and its id are all that its token needs; where the device draws, the
     largest of its scores (`device_draws.draw_parts`)."""
-    if _reshapes(state) or _wants_logprobs(state) or state.sampling.structured_outputs is not None:
+    if reshapes(state) or wants_logprobs(state) or state.sampling.structured_outputs is not None:
         return False
     return state.sampling.greedy or (device_draws_it and device_draws.draws_from_all(state))
 
 
-def drawn_on_device(state: RequestState) -> bool:
-    """Whether a row's token needs nothing that only the host has."""
-    return not (_reshapes(state) or _wants_logprobs(state) or state.sampling.structured_outputs is not None)
+def needs_history(state: RequestState) -> bool:
+    """Whether what a row's token is drawn from depends on the tokens before it by more than the model."""
+    p = state.sampling
+    early = state.banned_until_min and state.num_outputs < p.min_tokens
+    penalized = p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty
+    return bool(p.structured_outputs is not None or penalized or early)
 
 
 def sample_best(peaks: torch.Tensor, ids: torch.Tensor) -> list[SampledToken]:
     """Tokens of rows that take the best, as `sample` would draw them; the peaks are their logits."""
     drawn = zip(*fetch(peaks, ids), strict=True)
-    return [SampledToken(int(token)) if math.isfinite(peak) else _NUMERICAL for peak, token in drawn]
+    return [SampledToken(int(token)) if math.isfinite(peak) else NUMERICAL for peak, token in drawn]
 
 
 def _with_logprobs(
     drawn: list[SampledToken], logits: torch.Tensor, states: Sequence[RequestState]
 ) -> list[SampledToken]:
     """The same tokens, with log-probabilities where these were asked for."""
-    rows = [row for row, token in enumerate(drawn) if token.token_id >= 0 and _wants_logprobs(states[row])]
+    rows = [row for row, token in enumerate(drawn) if token.token_id >= 0 and wants_logprobs(states[row])]
     asked = [(logits[row], drawn[row].token_id, states[row].sampling.logprobs or 0) for row in rows]
     for row, found in zip(rows, logprobs_of(asked), strict=True):
         drawn[row] = drawn[row]._replace(logprobs=found)
     return drawn
 
 
-def _wants_logprobs(state: RequestState) -> bool:
+def wants_logprobs(state: RequestState) -> bool:
     return state.sampling.logprobs is not None
 
 
@@ -134,10 +109,10 @@ def _as_allowed(logits: torch.Tensor, state: RequestState, grammar: bytes | None
     return row
 
 
-def _no_token(state: RequestState, grammar: bytes | None, width: int) -> SampledToken:
+def no_token(state: RequestState, grammar: bytes | None, width: int) -> SampledToken:
     """What stands in for a token where there is none to draw."""
     if grammar is None:
-        return _NUMERICAL
+        return NUMERICAL
     allowed = _bits(grammar, width)
     allowed[[*state.eos_token_ids]] = False
     return _NOTHING_LEFT if allowed.any() else _END
@@ -147,45 +122,13 @@ def _bits(grammar: bytes, width: int) -> NDArray[np.bool_]:
     return np.unpackbits(np.frombuffer(grammar, np.uint8), count=width, bitorder="little").astype(bool)
 
 
-def logprobs_of(asked: Sequence[tuple[torch.Tensor, int, int]]) -> list[TokenLogprobs]:
-    """Of rows of raw logits ``[vocabulary]``: each one's token's log-probability, and the so many likeliest. Each is
-    computed by itself; the device is waited for once."""
-    if not asked:
-        return []
-    return [_read(token, *each) for (_, token, _), each in zip(asked, _in_threes(asked), strict=True)]
-
-
-def _in_threes(asked: Sequence[tuple[torch.Tensor, int, int]]) -> Iterator[list[list[float]]]:
-    """For each: the token's log-probability and how many are larger; those of the likeliest ones; their ids."""
-    vectors: list[torch.Tensor] = []
-    for logits, token, count in asked:
-        logprobs = torch.log_softmax(logits.float(), dim=-1)
-        own = logprobs[token]
-        top = torch.topk(logprobs, min(count, logprobs.shape[-1]))
-        vectors += [torch.stack((own.double(), (logprobs > own).sum().double())), top.values, top.indices]
-    found = fetch(*vectors)
-    for at in range(0, len(found), 3):
-        yield found[at : at + 3]
-
-
-def _read(token: int, own: list[float], values: list[float], ids: list[float]) -> TokenLogprobs:
-    found = {token: Logprob(own[0], int(own[1]) + 1)}
-    for rank, (value, each) in enumerate(zip(values, ids, strict=True), 1):
-        found.setdefault(int(each), Logprob(value, rank))
-    return found
-
-
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) with 53 random bits, a pure function of its arguments (BLAKE2b)."""
     key = seed.to_bytes(8, "little") + position.to_bytes(8, "little")
     return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 11) * 2.0**-53
 
 
-def _plain_greedy(state: RequestState) -> bool:
-    return state.sampling.greedy and not _reshapes(state)
-
-
-def _reshapes(state: RequestState) -> bool:
+def reshapes(state: RequestState) -> bool:
     """Whether anything but temperature and truncation changes this row."""
     p = state.sampling
     return bool(
@@ -200,7 +143,7 @@ def _reshapes(state: RequestState) -> bool:
 
 
 def _choose(logits: torch.Tensor, state: RequestState) -> int:
-    row = _reshaped(logits.float(), state) if _reshapes(state) else logits.float()
+    row = _reshaped(logits.float(), state) if reshapes(state) else logits.float()
     if state.sampling.greedy:
         return _finite_argmax(row)
     return _draw(row, state)

@@ -46,10 +46,14 @@ class SchedulerStats:
 
 
 class _Flight(NamedTuple):
-    """A plan that was given out, and its sequences in the order of its items."""
+    """A plan that was given out, and its sequences with their items, in order."""
 
     plan: StepPlan
-    scheduled: list[Sequence]
+    parts: list[tuple[Sequence, ScheduledItem]]
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [sequence for sequence, _ in self.parts]
 
 
 class Scheduler:
@@ -85,6 +89,7 @@ class Scheduler:
             max_prompt=None if scheduler_config.enable_chunked_prefill else scheduler_config.max_num_batched_tokens,
         )
         self._steps = 0
+        self._lacking: tuple[Sequence | None, int] = (None, 0)  # who found too few blocks free, and how many
         self._flights: deque[_Flight] = deque()  # oldest first
 
     # --- requests -------------------------------------------------------------------------------------------------
@@ -179,7 +184,9 @@ class Scheduler:
         if self.is_full:
             raise EngineError(f"step {self._flights[-1].plan.step} is still in flight")
         left_out = frozenset() if only is None else self.roster.live.keys() - only
-        scheduled = StepChoice(self.roster, self._config, self._share(), left_out).make()
+        choice = StepChoice(self.roster, self._config, self._share(), left_out)
+        scheduled = choice.make()
+        self._lacking = choice.lacking, self.roster.kv.pool.num_free
         if self._flights and not scheduled:
             return None
         items = tuple(
@@ -188,7 +195,7 @@ class Scheduler:
         if self.roster.kv.states is not None:
             items = tuple(map(self._with_rows, items, scheduled))
         new = tuple([_introduce(sequence) for sequence in scheduled if not sequence.sent])
-        return self._give_out(items, scheduled, new)
+        return self._give_out(list(zip(scheduled, items, strict=True)), new)
 
     def schedule_ahead(self) -> StepPlan | None:
         """The step after the only one in flight, whose tokens are not known yet; None where that is not known either.
@@ -202,19 +209,21 @@ class Scheduler:
         room = len(running) < self._config.max_num_seqs
         others = any(not each.num_scheduled for each in running)
         urgent = waiting and running and waiting[0].priority < running[-1].priority
-        if others or urgent or (room and waiting):
+        if others or urgent or (room and waiting and not self._lacks_blocks(waiting[0])):
             return None
-        found = continued(flight.plan.items, flight.scheduled, self.roster.kv)
-        if found is None:
-            return None
-        return self._give_out(tuple([item for _, item in found]), [sequence for sequence, _ in found], ())
+        found = continued(flight.parts, self.roster.kv)
+        return None if found is None else self._give_out(found, ())
 
-    def _give_out(
-        self, items: tuple[ScheduledItem, ...], scheduled: list[Sequence], new: tuple[NewRequest, ...]
-    ) -> StepPlan:
+    def _lacks_blocks(self, sequence: Sequence) -> bool:
+        """Whether a waiting sequence was found to lack blocks, and there are no more than there were then."""
+        lacking, free = self._lacking
+        return sequence is lacking and self.roster.kv.pool.num_free <= free
+
+    def _give_out(self, parts: list[tuple[Sequence, ScheduledItem]], new: tuple[NewRequest, ...]) -> StepPlan:
         finished = self.roster.take_unreported()
+        items = tuple([item for _, item in parts])
         plan = StepPlan(self._steps, items, new, finished, self.roster.slots.take_loads())
-        self._flights.append(_Flight(plan, scheduled))
+        self._flights.append(_Flight(plan, parts))
         self._steps += 1
         return plan
 
@@ -222,16 +231,24 @@ class Scheduler:
         """Record what `plan`, the oldest in flight, computed and drew; returns every token and end, in batch order."""
         if not self._flights or plan is not self._flights[0].plan or result.step != plan.step:
             raise EngineError(f"plan {plan.step} and result {result.step} are not the step in flight")
-        updates = record(self.roster, self._flights.popleft().scheduled, result)
+        updates = record(self.roster, self._flights.popleft().sequences, result)
         if self._flights:
             self._take_up(self._flights[0])
         return updates
 
     def _take_up(self, flight: _Flight) -> None:
-        """The requests of a plan that was made ahead are in flight with it alone now."""
-        for sequence, item in zip(flight.scheduled, flight.plan.items, strict=True):
-            if sequence.status is Status.RUNNING:
+        """The requests of a plan that was made ahead are in flight with it alone now. One whose token did not come
+        has no part in it."""
+        for part in tuple(flight.parts):
+            sequence, item = part
+            if sequence.status is not Status.RUNNING:
+                continue
+            if sequence.num_computed == item.start:
                 sequence.num_scheduled = item[2]
+                continue
+            flight.parts.remove(part)
+            if self.roster.kv.states is not None:
+                self.roster.kv.states.drop_ahead(sequence)
 
     def abandon(self, plan: StepPlan) -> None:
         """`plan`, the newest, failed as a whole: nothing of it was computed, and the next will say all of it again.
@@ -241,9 +258,13 @@ class Scheduler:
         if not self._flights or plan is not self._flights[-1].plan:
             raise EngineError(f"plan {plan.step} is not the step in flight")
         new = [request.request_id for request in plan.new]
-        for sequence in self._flights.pop().scheduled:
+        abandoned = self._flights.pop().sequences
+        flying = {sequence for flight in self._flights for sequence in flight.sequences}
+        for sequence in abandoned:
             sequence.sent = sequence.sent and sequence.request_id not in new
-            if not any(sequence in flight.scheduled for flight in self._flights):
+            if self.roster.kv.states is not None:
+                self.roster.kv.states.drop_ahead(sequence)
+            if sequence not in flying:
                 sequence.num_scheduled = 0
         self.roster.report_again([*plan.finished, *new])
         self.roster.slots.give_back(plan.lora_loads)

@@ -74,11 +74,12 @@ class Sequence:
         block_table, block_ids, capacity, digests, num_registered: written by `KVCacheManager` alone: the blocks, the
             same as a tuple, the tokens they hold, digests of the full blocks of `token_ids`, and how many of the
             table's blocks are known to the prefix cache.
-        state_row, next_row, checkpoint: written by `StateRows` alone: where layers keep its state, where its next step
-            puts it, and the digest of the answer's newest checkpoint.
+        state_row, next_row, ahead_row, checkpoint: written by `StateRows` alone: where layers keep its state, where its
+            next step puts it, and the one upon that; and the digest of the answer's newest checkpoint.
     """
 
     __slots__ = (
+        "ahead_row",
         "block_ids",
         "block_table",
         "cache_salt",
@@ -156,7 +157,7 @@ class Sequence:
         self.capacity = 0
         self.digests: list[bytes] = []
         self.num_registered = 0
-        self.state_row = self.next_row = -1
+        self.state_row = self.next_row = self.ahead_row = -1
         self.checkpoint: bytes | None = None
 
     @property

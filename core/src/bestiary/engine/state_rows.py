@@ -6,7 +6,8 @@ can be computed again, and the row that is read may be one that others read as w
 
 A running sequence thus holds at most two rows: the one with its state, and the one that its next step writes. With at
 least ``2 * running`` rows there is always one to be had, for of those that no sequence holds each is free or a
-checkpoint, and checkpoints give way, the least recently used first.
+checkpoint, and checkpoints give way, the least recently used first. A step that is planned upon one in flight reads
+what that writes, and writes a third row, where there are enough; which is the sequence's second when that is computed.
 
 A checkpoint is the state at the end of a full block, known by that block's digest (`kv_cache.py`), from which any
 sequence with the same beginning can go on. It costs no copy: the row just written is kept, and the sequence goes on in
@@ -18,6 +19,7 @@ blocks are gone is right again when they come back.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence as SequenceOf
 
 from bestiary.api.errors import EngineError
 
@@ -26,11 +28,12 @@ from .sequence import Sequence
 NONE = -1
 """No row: a sequence that begins has no state yet, and zeros are read in its place."""
 WORKING_ROWS = 2
-"""What a running sequence holds at most."""
+"""What a running sequence holds at most, while no step is planned upon one in flight."""
 
 
 class StateRows:
-    """Hands out the rows of one engine; the only writer of sequences' `state_row`, `next_row` and `checkpoint`."""
+    """Hands out the rows of one engine; the only writer of sequences' `state_row`, `next_row`, `ahead_row` and
+    `checkpoint`."""
 
     __slots__ = ("_checkpoints", "_free", "_held", "num_rows")
 
@@ -61,10 +64,26 @@ class StateRows:
             sequence.next_row = self._take()
         return sequence.state_row, sequence.next_row
 
+    def schedule_ahead(self, sequences: SequenceOf[Sequence]) -> list[tuple[int, int]] | None:
+        """The rows that sequences' steps upon those in flight read and write; None where there are too few."""
+        idle = sum(self._held[row] == 1 for row in self._checkpoints.values())
+        if len(self._free) + idle < len(sequences):
+            return None
+        for sequence in sequences:
+            sequence.ahead_row = self._take()
+        return [(sequence.next_row, sequence.ahead_row) for sequence in sequences]
+
+    def drop_ahead(self, sequence: Sequence) -> None:
+        """What was planned upon a step in flight comes to nothing."""
+        if sequence.ahead_row != NONE:
+            self._release(sequence.ahead_row)
+        sequence.ahead_row = NONE
+
     def advance(self, sequence: Sequence, digest: bytes | None) -> None:
         """A step was computed: what it wrote is the sequence's state now; at the end of the block with this `digest`,
         if there is one, which is kept."""
-        read, sequence.state_row, sequence.next_row = sequence.state_row, sequence.next_row, NONE
+        read, sequence.state_row = sequence.state_row, sequence.next_row
+        sequence.next_row, sequence.ahead_row = sequence.ahead_row, NONE
         if digest is not None and digest not in self._checkpoints:
             self._checkpoints[digest] = sequence.state_row
             self._held[sequence.state_row] += 1
@@ -77,6 +96,7 @@ class StateRows:
 
     def end(self, sequence: Sequence) -> None:
         """Take a sequence's rows back."""
+        self.drop_ahead(sequence)
         for row in (sequence.state_row, sequence.next_row):
             if row != NONE:
                 self._release(row)
