@@ -212,6 +212,19 @@ def test_one_that_waits_for_blocks_keeps_nobody_waiting() -> None:
     assert executor.launched == []
 
 
+def test_ranks_of_which_one_follows_forms_wait_for_these() -> None:
+    for form, most in (({"regex": "a*"}, 1), (None, 2)):
+        config = SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=16)
+        lanes, executor = (
+            Lanes([Scheduler(config, CacheConfig(block_size=BLOCK), 64, 16, shared=True)], True),
+            LateExecutor(),
+        )
+        lanes.add(sequence("a", [1, 2], 8, structured_outputs=form), sequence("b", [1, 2], 8))
+        while lanes.has_unfinished():
+            list(lanes.step(executor))
+        assert executor.most == most
+
+
 def test_prompts_that_are_to_be_explained_are_not_planned_upon() -> None:
     lanes, executor = engine_of(True, 2, 16, 16, True)
     lanes.add(sequence("a", [1, 2], 8, prompt_logprobs=1))
@@ -269,7 +282,7 @@ def test_a_step_that_fails_when_collected_leaves_no_unknown_token() -> None:
 
     class Runner:
         def begin(self, plan):
-            begun = Begun(plan, SimpleNamespace(sampled=((state, 0),)), logits=(torch.zeros(1, 4),))
+            begun = Begun(plan, SimpleNamespace(sampled=((state, 0),)), made=torch.zeros(1, 4))
             draw_begun(begun, None)
             begun.queued = replace(begun.queued, ready=Failing())
             return begun

@@ -260,3 +260,41 @@ def test_a_model_on_two_gpus_records_its_steps(checkpoint):
             assert (graphs is None) == eager
             assert eager or graphs.steps
     assert found[0] == found[1]
+
+
+ASKED = [
+    {"temperature": 0.0},
+    {"temperature": 0.9, "seed": 3, "top_k": 9},
+    {"temperature": 0.0, "repetition_penalty": 1.3, "logprobs": 2},
+    {"temperature": 0.8, "seed": 4, "min_tokens": 5, "stop_token_ids": [*range(0, 211, 2)]},
+    {"temperature": 0.0, "prompt_logprobs": 1},
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("only", [ASKED[:1], ASKED], ids=["greedy", "all kinds"])
+def test_two_gpus_are_given_the_next_step_before_they_have_told_their_tokens(checkpoint, only):
+    from bestiary import LLM
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("for two GPUs")
+    asked = [SamplingParams(**{"max_tokens": 12, **each}) for each in only]
+    found = []
+    for ahead in (False, True):
+        with LLM(
+            str(checkpoint), tensor_parallel_size=2, device="cuda", skip_tokenizer_init=True, progress=False,
+            dtype="float32", num_gpu_blocks_override=64, async_scheduling=None if ahead else False,
+        ) as llm:  # fmt: skip
+            lane, launched = llm.engine.lanes.lanes[0], []
+            launch = lane.launch_ahead
+            lane.launch_ahead = lambda executor, launch=launch, launched=launched: launched.append(launch(executor))
+            prompts = [{"prompt_token_ids": PROMPTS[at % len(PROMPTS)]} for at in range(len(asked))]
+            outputs = llm.generate(prompts, asked, use_tqdm=False)
+            found.append([(each.outputs[0].token_ids, each.outputs[0].finish_reason) for each in outputs])
+            ranks = [
+                each.logprobs and [[one.rank for one in step.values()] for step in each.logprobs]
+                for each in (output.outputs[0] for output in outputs)
+            ]
+            found[-1].append(ranks)
+            assert (sum(map(bool, launched)) > len(launched) / 2) == ahead
+    assert found[0] == found[1]

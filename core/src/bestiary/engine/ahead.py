@@ -19,14 +19,20 @@ from .sequence import Sequence, Status
 
 
 def continued(
-    parts: SequenceOf[tuple[Sequence, ScheduledItem]], kv: KVCacheManager
+    parts: SequenceOf[tuple[Sequence, ScheduledItem]], kv: KVCacheManager, forms: bool = True
 ) -> list[tuple[Sequence, ScheduledItem]] | None:
-    """What comes after a step in flight: one token of every request that goes on; None where that is not known."""
+    """What comes after a step in flight: one token of every request that goes on; None where that is not known.
+
+    Args:
+        forms: whether whoever computes steps knows what forms allow.
+    """
     found = []
     for sequence, item in parts:
         if sequence.status is not Status.RUNNING:
             continue
         if not item.samples or sequence.prompt_logprobs is not None or sequence.pooling is not None:
+            return None
+        if sequence.sampling.structured_outputs is not None and not forms:
             return None
         end = item.start + item.count
         if end + 1 >= sequence.max_total:  # the token that is being drawn is its last

@@ -75,6 +75,12 @@ def queue(
     return Queued(states, allowed, logits.shape[-1], usable, explained, count, numbers, ready)
 
 
+def queue_best(peaks: torch.Tensor, ids: torch.Tensor, states: Sequence[RequestState]) -> Queued:
+    """The same of rows whose tokens are known on the device: `ids`, int64 ``[rows]``, unless a peak is not finite."""
+    numbers, ready = _to_host(torch.cat((peaks.double(), ids.double())))
+    return Queued(states, [None] * len(states), 0, ids.clamp_min(0), (), 0, numbers, ready)
+
+
 def read(queued: Queued) -> list[SampledToken]:
     """The tokens, once they are there."""
     if queued.ready is not None:

@@ -10,7 +10,7 @@ from bestiary.api.errors import EngineError
 from bestiary.api.lora import LoRAInfo
 from bestiary.api.structured import StructuredOutputBackend
 
-from .pending import Begun, drop, finish
+from .pending import Begun, drop, settle, told
 from .plan import StepPlan, StepResult
 from .runner import ModelRunner
 
@@ -56,11 +56,13 @@ class UniprocExecutor:
         elif self._begun and self._begun[-1].error is not None:  # nothing can be begun upon what failed
             self._begun.append(Begun(plan, None, error=self._begun[-1].error))
         else:
-            self._begun.append(runner.begin(plan))
+            self._begun.append(begun := runner.begin(plan))
+            if begun.batch is not None and begun.result is not None:
+                runner.record(begun.batch, begun.result)
 
     def collect(self, plan: StepPlan, copy: int = 0) -> StepResult:
         try:
-            result = finish(self._begun[0])
+            result = settle(self._begun[0], told(self._begun[0]))
         except BaseException:
             for begun in self._begun:
                 drop(begun)

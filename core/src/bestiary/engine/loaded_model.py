@@ -65,7 +65,7 @@ class LoadedModel:
             self._schedulers(config, num_blocks, num_rows, adapters),
             UniprocExecutor(runner, config.scheduler_config.async_scheduling)
             if team is None
-            else RankExecutor(runner, team),
+            else RankExecutor(runner, team, config.scheduler_config.async_scheduling),
             team=team,
             adapters=adapters,
             vocab_size=width,
@@ -116,6 +116,7 @@ class LoadedModel:
                 parallel.pipeline_parallel_size,
                 adapters,
                 num_rows or None,
+                shared=self.team is not None,
             )
             for _ in range(parallel.data_parallel_size)
         ]

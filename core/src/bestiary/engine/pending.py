@@ -8,18 +8,19 @@ when these are there, which is while the device computes the step itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from bestiary.nn.graphs import Results
 from bestiary.nn.ops.sampling import best_tokens
 
 from .batch import ForwardBatch
-from .device_sampler import Queued, queue, read
+from .device_sampler import Queued, queue, queue_best, read
 from .plan import StepPlan, StepResult
 from .sampler import needs_history
 from .structured.follower import Grammars
+from .vocabulary import BestTokens, sampled_rows
 
 
 @dataclass(slots=True)
@@ -27,15 +28,14 @@ class Begun:
     """A step that was begun: its result, or what its result will be made of.
 
     Attributes:
-        logits: ``[sampled, vocabulary]`` on the device, alone or with each row's largest and its id, until draws are
-            `queued`.
+        made: what it is drawn from, until draws are `queued`.
         error: what was raised when they should have been.
     """
 
     plan: StepPlan
     batch: ForwardBatch | None
     result: StepResult | None = None
-    logits: Sequence[torch.Tensor] = ()
+    made: torch.Tensor | Results | BestTokens | None = None
     queued: Queued | None = None
     error: BaseException | None = None
 
@@ -52,15 +52,19 @@ def can_draw(batch: ForwardBatch) -> bool:
 
 def draw_begun(begun: Begun, grammars: Grammars | None) -> None:
     """Queue the draws of a step, and wait for nothing but its grammars."""
-    if begun.batch is None or not begun.logits:
+    if begun.batch is None or begun.made is None:
         return
-    states = [state for state, _ in begun.batch.sampled]
-    logits, *best = begun.logits
-    if grammars is not None:
-        grammars.begin(states)
-    allowed = None if grammars is None else grammars.allowed(states)
-    begun.queued = queue(logits, states, allowed, best or best_tokens(logits))
-    begun.logits = ()
+    states, made = [state for state, _ in begun.batch.sampled], begun.made
+    if isinstance(made, BestTokens):
+        best_of = sampled_rows(made, begun.batch.sampled)
+        begun.queued = queue_best(best_of.logits, best_of.ids, states)
+    else:
+        logits, *best = made if isinstance(made, tuple) else (made,)
+        if grammars is not None:
+            grammars.begin(states)
+        allowed = None if grammars is None else grammars.allowed(states)
+        begun.queued = queue(logits, states, allowed, best or best_tokens(logits))
+    begun.made = None
     for row, state in enumerate(states):
         state.pending = begun.queued.ids, row
 
@@ -72,20 +76,26 @@ def drop(begun: Begun) -> None:
             state.pending = None
 
 
-def finish(begun: Begun) -> StepResult:
-    """The tokens of a step that was begun, once they are there; its requests are told. A token that was drawn upon one
-    that never came to be is nobody's."""
+def told(begun: Begun) -> StepResult:
+    """The tokens of a step that was begun, once they are there."""
     if begun.error is not None:
         raise begun.error
     if begun.result is not None or begun.batch is None or begun.queued is None:
         return begun.result or StepResult(begun.plan.step, {})
-    tokens = read(begun.queued)
+    names = (state.request_id for state, _ in begun.batch.sampled)
+    return StepResult(begun.plan.step, dict(zip(names, read(begun.queued), strict=True)))
+
+
+def settle(begun: Begun, result: StepResult) -> StepResult:
+    """Tell a step's requests their tokens; which these are. One that was drawn upon one that never came to be is
+    nobody's."""
+    if begun.queued is None or begun.batch is None:
+        return result
     drop(begun)
     ends, sampled = {item.request_id: item.start + item.count for item in begun.plan.items}, {}
-    for (state, _), token in zip(begun.batch.sampled, tokens, strict=True):
-        if ends[state.request_id] != len(state.tokens):
-            continue
-        sampled[state.request_id] = token
-        if token.token_id >= 0:
-            state.append(token.token_id)
+    for state, _ in begun.batch.sampled:
+        if ends[state.request_id] == len(state.tokens):
+            token = sampled[state.request_id] = result.sampled[state.request_id]
+            if token.token_id >= 0:
+                state.append(token.token_id)
     return StepResult(begun.plan.step, sampled)

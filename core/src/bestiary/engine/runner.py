@@ -32,6 +32,7 @@ from .plan import StepPlan, StepResult
 from .request_state import RequestState
 from .stage import Made, Stage
 from .structured.follower import Grammars
+from .vocabulary import BestTokens
 
 
 class ModelRunner:
@@ -106,20 +107,19 @@ class ModelRunner:
 
     @torch.inference_mode()
     def begin(self, plan: StepPlan) -> Begun:
-        """As `execute`, but tokens stay on the device until `finish` where `defers` says so and all of them can. Those
-        that are drawn by more than what is known now are left to `draw_begun`."""
+        """As `execute`, but tokens stay on the device where `defers` says so and all of them can; they are read by
+        `told`, and its requests hear of them by `settle`. Those that are drawn by more than what is known now are left
+        to `draw_begun`. Other results are not recorded; a rank that does not draw has none."""
         batch = self.prepare(plan)
         if batch is None:
             return Begun(plan, None, StepResult(plan.step, {}))
         made = self.made_of(batch, plan)
-        if not (self.defers and can_wait(batch) and isinstance(made, tuple | torch.Tensor)):
-            result = self.draw(plan, batch, made)
-            self.record(batch, result)
-            return Begun(plan, batch, result)
-        begun = Begun(plan, batch, logits=made if isinstance(made, tuple) else (made,))
-        if can_draw(batch):
-            self.draw_begun(begun)
-        return begun
+        if self.defers and can_wait(batch) and isinstance(made, tuple | torch.Tensor | BestTokens):
+            begun = Begun(plan, batch, made=made)
+            if can_draw(batch):
+                self.draw_begun(begun)
+            return begun
+        return Begun(plan, batch, self.draw(plan, batch, made) if self.draws else None)
 
     @torch.inference_mode()
     def draw_begun(self, begun: Begun) -> None:

@@ -69,11 +69,13 @@ class Scheduler:
         depth: int = 1,
         adapters: Adapters | None = None,
         num_state_rows: int | None = None,
+        shared: bool = False,
     ) -> None:
         """`prompt_salt` is asked, for each length of a prompt, among which others its cached blocks may be shared.
         Without `adapters`, requests may name any, and none has to be in a slot. `num_state_rows`: of models with
-        states, at least two for each of `max_num_seqs`; None for others."""
-        self._depth = depth
+        states, at least two for each of `max_num_seqs`; None for others. `shared`: several ranks plan the same, and one
+        of them follows forms."""
+        self._depth, self._shared = depth, shared
         self._config = scheduler_config
         self._prompt_salt = prompt_salt
         adapters = adapters or Adapters()
@@ -211,7 +213,7 @@ class Scheduler:
         urgent = waiting and running and waiting[0].priority < running[-1].priority
         if others or urgent or (room and waiting and not self._lacks_blocks(waiting[0])):
             return None
-        found = continued(flight.parts, self.roster.kv)
+        found = continued(flight.parts, self.roster.kv, forms=not self._shared)
         return None if found is None else self._give_out(found, ())
 
     def _lacks_blocks(self, sequence: Sequence) -> bool:

@@ -94,18 +94,20 @@ def make_vllm_config(
 
 
 def _async_scheduling(args: EngineArgs, device: str) -> bool:
-    """Where nobody says, on a GPU that computes the whole model; elsewhere a step is over when its launch is.
+    """Where nobody says, on a GPU, also where ranks share each layer; elsewhere a step is over when its launch is.
 
     Raises:
-        UsageError: it was asked for, and ranks divide the model.
+        UsageError: it was asked for in a pipeline, beside copies of the model, or of ranks on CPUs.
     """
-    ranks = args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size
-    if args.async_scheduling and ranks > 1:
+    divided = args.pipeline_parallel_size * args.data_parallel_size > 1
+    if device != "cuda":
+        divided = divided or args.tensor_parallel_size > 1
+    if args.async_scheduling and divided:
         raise UsageError(
             "steps are not planned ahead where ranks divide a model", field="async_scheduling", value=True,
-            limit="one rank", fix="leave async_scheduling out",
+            limit="one rank, or on GPUs tensor_parallel_size alone", fix="leave async_scheduling out",
         )  # fmt: skip
-    return device == "cuda" and ranks == 1 if args.async_scheduling is None else args.async_scheduling
+    return device == "cuda" and not divided if args.async_scheduling is None else args.async_scheduling
 
 
 def _lora_config(args: EngineArgs) -> LoRAConfig | None:

@@ -19,6 +19,7 @@ from bestiary.api.lora import LoRAInfo
 from bestiary.api.structured import StructuredOutputBackend
 from bestiary.engine.batch import ForwardBatch
 from bestiary.engine.executor import live
+from bestiary.engine.pending import Begun, settle, told
 from bestiary.engine.plan import StepPlan, StepResult
 from bestiary.engine.runner import ModelRunner
 from bestiary.engine.stage import Made
@@ -31,34 +32,43 @@ from .team import Team
 class RankExecutor:
     """The executor of one of several ranks; all of them launch and collect the same plans in the same order."""
 
-    def __init__(self, runner: ModelRunner, team: Team) -> None:
+    def __init__(self, runner: ModelRunner, team: Team, ahead: bool = False) -> None:
         self.runner: ModelRunner | None = runner
-        self.team = team
-        self._launched: deque[tuple[ForwardBatch | None, Drawn | None]] = deque()
+        self.team, self.ahead = team, ahead
+        self._launched: deque[Begun] = deque()
         self.balancer = ExpertBalancer(runner.model, team) if team.parallel.enable_eplb else None
 
     def launch(self, plan: StepPlan, copy: int = 0) -> None:
         runner = live(self.runner)
         if copy != self.team.own:
             return
-        batch = runner.prepare(plan)
-        self._launched.append((batch, None if batch is None else self._run(runner, plan, batch)))
+        if self.balancer is not None and plan.items:
+            self.balancer.begin_step()
+        self._launched.append(runner.begin(plan) if self.ahead else self._whole(runner, plan))
 
     def collect(self, plan: StepPlan, copy: int = 0) -> StepResult:
-        batch, drawn = self._launched.popleft() if copy == self.team.own else (None, None)
+        begun = self._launched.popleft() if copy == self.team.own else None
         if not plan.items:
             return StepResult(plan.step, {})
-        drawn = self.team.exchange(copy, drawn)
+        draws = begun is not None and self.runner is not None and self.runner.draws
+        drawn = self.team.exchange(copy, Drawn.of(plan, told(begun)) if draws and begun is not None else None)
         if (drawn.step, drawn.check) != (plan.step, checksum(plan)):
             raise EngineError(
                 f"rank {self.team.rank} derived another plan than the one whose tokens were drawn",
                 code="RANKS_DISAGREE", field=f"step {plan.step}",
                 fix="ranks that run a script of yours must make the same calls in the same order",
             )  # fmt: skip
-        result = drawn.result
-        if batch is not None and self.runner is not None:
-            self.runner.record(batch, result)
-        return result
+        if begun is not None and self.runner is not None:
+            self._record(self.runner, begun, drawn.result)
+        return drawn.result
+
+    def _record(self, runner: ModelRunner, begun: Begun, result: StepResult) -> None:
+        if begun.queued is not None:
+            settle(begun, result)
+        elif begun.batch is not None:
+            runner.record(begun.batch, result)
+        for later in self._launched:
+            runner.draw_begun(later)
 
     def add_adapter(self, name: str, path: str) -> LoRAInfo:
         return live(self.runner).add_adapter(name, path)
@@ -78,13 +88,13 @@ class RankExecutor:
         self._launched.clear()
         self.team.close()
 
-    def _run(self, runner: ModelRunner, plan: StepPlan, batch: ForwardBatch) -> Drawn | None:
-        if self.balancer is not None:
-            self.balancer.begin_step()
+    def _whole(self, runner: ModelRunner, plan: StepPlan) -> Begun:
+        """A step that is over, on the rank that draws, when this returns."""
+        batch = runner.prepare(plan)
+        if batch is None:
+            return Begun(plan, None)
         made = run_stage(runner, plan, batch)
-        if not runner.draws:
-            return None
-        return Drawn.of(plan, runner.draw(plan, batch, made))
+        return Begun(plan, batch, runner.draw(plan, batch, made) if runner.draws else None)
 
 
 @torch.inference_mode()
