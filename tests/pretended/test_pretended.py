@@ -57,7 +57,7 @@ def test_what_it_notices() -> None:
     require(str(HERE / "noticed.py"))
 
 
-@pytest.mark.parametrize("which", ["tokens_are_the_cpus", "wait_for_nothing or int4"])
+@pytest.mark.parametrize("which", ["tokens_are_the_cpus and not bloom", "wait_for_nothing or int4"])
 def test_whole_models(which: str) -> None:
     require("-m", "gpu", ON_ONE, "-k", which)
 
@@ -76,6 +76,8 @@ def test_latent_attention_bit_by_bit() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("which", ["captured_at", "graphs", "experts", "same_bits", "adapters"])
+@pytest.mark.parametrize(
+    "which", ["captured_at", "graphs", "experts", "same_bits", "adapters", "tokens_are_the_cpus and bloom"]
+)
 def test_more_of_whole_models(which: str) -> None:
     require("-m", "gpu", ON_ONE, "-k", which)

@@ -56,6 +56,11 @@ def interpreted() -> bool:
     return HOW == "interpreted"
 
 
+def examples(count: int) -> int:
+    """How many examples of Hypothesis a test tries that would like to have `count`: the interpreter is slow."""
+    return max(3, count // 3) if interpreted() else count
+
+
 def why_not() -> str | None:
     """Why this machine cannot emulate one."""
     return None if _compiler() else "NO C++ COMPILER HERE: kernels cannot be run without a GPU"

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -89,7 +90,7 @@ def check(step: Step, backend: TritonBackend, rtol: float = 1e-4, atol: float = 
 SEQUENCES = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), min_size=1, max_size=4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.sampled_from(sorted(SPECS)), SEQUENCES, st.booleans(), st.integers(0, 9))
 def test_like_the_reference(name: str, sequences: list[tuple[int, int]], exact: bool, seed: int) -> None:
     check(Step(SPECS[name], sequences, seed=seed), TritonExactBackend() if exact else TritonBackend())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ KINDS = [
 ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.integers(0, 6), st.integers(1, 3), st.sampled_from([8, 80, 64]), st.sampled_from(KINDS), st.integers(0, 99))
 def test_write(tokens: int, heads: int, size: int, kinds: tuple[torch.dtype, torch.dtype], seed: int) -> None:
     make = torch.Generator().manual_seed(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,7 +61,7 @@ def test_blocks_between_words(kind: GgmlType) -> None:
     assert torch.equal(dequant.linear_gguf(x, weight, run), reference.linear_gguf.reference(x, weight, run))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     kind=st.sampled_from(sorted(FORMATS)), rows=st.sampled_from([0, 1, 16, 17, 70]), width=st.integers(1, 40),
     blocks=st.integers(1, 3), dtype=st.sampled_from([torch.float32, torch.float16]), has_bias=st.booleans(),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from emulated import examples
 from gguf import GGMLQuantizationType, quants
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -168,7 +169,7 @@ def check(kind: str, found: Tensor, wanted: Tensor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(kind=st.sampled_from([each for each in KINDS if each not in IN_BLOCKS]), tokens=st.integers(0, 20),
        count=st.integers(2, 5), hidden=st.sampled_from([32, 34, 100]), width=st.sampled_from([16, 34]),
        has_bias=st.booleans(), gated=st.booleans())  # fmt: skip

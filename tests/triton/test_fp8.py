@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(rows=st.integers(0, 5), depth=st.sampled_from([1, 33, 4100]), static=st.booleans(), zeros=st.booleans())
 def test_rounding_equals_reference(rows: int, depth: int, static: bool, zeros: bool) -> None:
     x = _random(rows, depth) * (0 if zeros else 3)
@@ -43,7 +44,7 @@ def test_a_token_with_nan_has_no_scale() -> None:
     assert scales.isnan().flatten().tolist() == [True, False]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(rows=st.sampled_from([0, 1, 17, 40]), width=st.integers(1, 40), depth=st.sampled_from([40, 128, 384]),
        by=st.sampled_from(["token", "stored", "group"]), blocks=st.booleans(), has_bias=st.booleans(),
        half=st.booleans())  # fmt: skip

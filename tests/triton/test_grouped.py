@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +34,7 @@ def _close(name: str, *given_: Any) -> None:
     torch.testing.assert_close(getattr(grouped, name)(*given_), wanted, atol=3e-2, rtol=4e-3)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(**_SHAPE, has_bias=st.booleans())
 def test_int8(rows: int, width: int, depth: int, dtype: torch.dtype, has_bias: bool) -> None:
     x, scale = _random(rows, depth).to(dtype), torch.full((width,), 0.01)
@@ -41,7 +42,7 @@ def test_int8(rows: int, width: int, depth: int, dtype: torch.dtype, has_bias: b
     _close("linear_int8", x, _codes(128, width, depth, low=-128).to(torch.int8), scale, bias)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(**_SHAPE, name=st.sampled_from(["linear_int4", "linear_uint8"]),
        group=st.sampled_from([16, 32, 64, 128, 200, 7]), ordered=st.booleans())  # fmt: skip
 def test_grouped(rows: int, width: int, depth: int, dtype: torch.dtype, name: str, group: int, ordered: bool) -> None:
@@ -54,7 +55,7 @@ def test_grouped(rows: int, width: int, depth: int, dtype: torch.dtype, name: st
     _close(name, _random(rows, depth).to(dtype), weight, scale, zero, group, order)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(**_SHAPE, group=st.sampled_from([0, 32, 128]))
 def test_fp8(rows: int, width: int, depth: int, dtype: torch.dtype, group: int) -> None:
     made = fp8_rows(_random(width, depth, seed=1) * 0.1)
@@ -63,7 +64,7 @@ def test_fp8(rows: int, width: int, depth: int, dtype: torch.dtype, group: int) 
     _close("linear_fp8", _random(rows, depth).to(dtype), made["weight"], scale, group or depth)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(**_SHAPE, group=st.sampled_from([16, 64, 200]))
 def test_codebook(rows: int, width: int, depth: int, dtype: torch.dtype, group: int) -> None:
     weight = reference.packed(_codes(16, width, depth).to(torch.uint8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ def weights(width: int, depth: int) -> torch.Tensor:
     return torch.randint(-128, 128, (width, depth + 3), generator=make).to(torch.int8)[:, :depth]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(
     st.sampled_from([0, 1, 16, 17, 40]), st.integers(1, 140), st.integers(1, 300), st.sampled_from(KINDS),
     st.booleans(), st.sampled_from([torch.float32, torch.float16]),

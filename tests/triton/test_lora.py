@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -151,7 +152,7 @@ SHAPES: dict[str, Any] = {
 
 
 @pytest.mark.usefixtures("no_row_kernels")
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(**SHAPES, dtype=st.sampled_from([torch.float32, torch.float16]))
 def test_tiles(runs: list[tuple[int, int]], sizes: list[int], width: int, rank: int, dtype: torch.dtype) -> None:
     check_tiles([*runs, (0, 80)], sizes, width, rank, dtype, 1e-4 if dtype is torch.float32 else 4e-3)

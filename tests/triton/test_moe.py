@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -29,7 +30,7 @@ def compared(
     )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(
     st.sampled_from([0, 1, 3, 40]), st.sampled_from([(2, 1), (5, 3)]), st.sampled_from([(16, 24), (40, 70)]),
     st.sampled_from(["silu", "gelu", "gelu_tanh"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -28,7 +29,7 @@ def close(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=loose, atol=loose)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.integers(0, 5), st.sampled_from([1, 7, 64, 96, 576, 1000]), DTYPES, st.booleans())
 def test_rms_norm(rows: int, width: int, dtype: torch.dtype, weighted: bool) -> None:
     x, weight = numbers((rows, width), dtype), numbers((width,), dtype, 1) if weighted else None
@@ -37,7 +38,7 @@ def test_rms_norm(rows: int, width: int, dtype: torch.dtype, weighted: bool) -> 
         close(norm.gemma_rms_norm(x, weight, 1e-6), reference.gemma_rms_norm.reference(x, weight, 1e-6))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(st.integers(0, 3), st.sampled_from([5, 64, 576]), DTYPES)
 def test_fused_add_rms_norm(rows: int, width: int, dtype: torch.dtype) -> None:
     x, residual, weight = numbers((rows, width), dtype), numbers((rows, width), dtype, 1), numbers((width,), dtype, 2)
@@ -49,7 +50,7 @@ def test_fused_add_rms_norm(rows: int, width: int, dtype: torch.dtype) -> None:
     assert torch.equal(residual, before[1])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(st.integers(0, 4), st.sampled_from([5, 64, 576]), DTYPES, st.booleans())
 def test_layer_norm(rows: int, width: int, dtype: torch.dtype, weighted: bool) -> None:
     x = numbers((rows, width), dtype)

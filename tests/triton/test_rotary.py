@@ -5,6 +5,7 @@ from __future__ import annotations
 import emulated
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ def angles(tokens: int, rotary_dim: int, neox: bool, dtype: torch.dtype) -> tupl
     return reference.rotary_angles.reference(table, torch.arange(tokens) * 3 % 50, neox, dtype)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.integers(0, 40), st.sampled_from([2, 24, 64, 256]), st.booleans(), st.sampled_from([*LOOSE]))
 def test_angles(tokens: int, rotary_dim: int, neox: bool, dtype: torch.dtype) -> None:
     table = torch.randn(50, rotary_dim, generator=torch.Generator().manual_seed(tokens))
@@ -41,7 +42,7 @@ def test_angles(tokens: int, rotary_dim: int, neox: bool, dtype: torch.dtype) ->
         torch.testing.assert_close(one, other, rtol=0.01 if dtype is torch.bfloat16 else 0.0, atol=0.0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(
     st.integers(1, 4), st.sampled_from([(64, 64), (80, 32), (48, 48)]), st.booleans(), st.booleans(), DTYPES
 )  # fmt: skip
@@ -83,7 +84,7 @@ def norm_of(kind: str, size: int, dtype: torch.dtype, device: str = "cpu") -> QK
     return QKNorm(*given, eps=1e-5, weight_is_offset=kind == "offsets")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(st.integers(1, 3), st.sampled_from([(64, 64), (80, 32)]), st.booleans(), NORMS, st.sampled_from(SAME))
 def test_norm_and_rotary(
     tokens: int, sizes: tuple[int, int], neox: bool, kind: str, dtypes: tuple[torch.dtype, torch.dtype]
@@ -101,7 +102,7 @@ def test_norm_and_rotary(
 CACHES = [*SAME, (torch.float32, torch.float16)]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     st.integers(1, 3), st.sampled_from([(64, 64), (80, 32)]), st.integers(1, 9), NORMS, st.sampled_from(CACHES),
     st.sampled_from([(1.0, 1.0), (0.5, 0.25)]),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ def check(tokens: int, experts: int, top_k: int, kind: tuple[str, bool], grouped
     torch.testing.assert_close(weights, wanted)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     st.integers(1, 3), st.sampled_from([(8, 2), (12, 3), (60, 4)]), st.sampled_from(KINDS), st.booleans()
 )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,7 +106,7 @@ def test_truncation_keeps_exact_sets(options: dict[str, float], kept: set[int]) 
     assert torch.equal(again, drawn[:10])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(
     rows=st.integers(0, 3), width=st.sampled_from([1, 7, 300, 4099]), seed=st.integers(-(2**63), 2**63 - 1),
     position=st.integers(0, 2**40), temperature=st.sampled_from([0.0, 0.7, 2.0]), top_k=st.sampled_from([0, 1, 20]),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bestiary.nn.triton.sorting import Tiles, sort_by_expert, tiles_by_expert
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     st.integers(1, 300), st.sampled_from([1, 2, 8]), st.sampled_from([1, 5, 32, 200]), st.sampled_from([1, 16, 64]),
     st.integers(0, 2**16), st.sampled_from([-1, 0]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from bestiary.nn.ops.step import place_rows as reference
 from bestiary.nn.triton.step import place_rows
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.integers(0, 300), st.integers(0, 200), st.booleans(), st.integers(0, 2**16))
 def test_rows(rows: int, changed: int, unknown: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from emulated import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from bestiary.nn.triton import vector
 LOOSE = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     st.sampled_from([1, 7, 8, 65]), st.sampled_from([8, 40, 1024, 1544, 2048]), st.booleans(), st.booleans(),
     st.sampled_from([torch.float16, torch.bfloat16]), st.sampled_from([(1,), (1, 1), ()]),
