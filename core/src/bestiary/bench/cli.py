@@ -196,7 +196,7 @@ def peers(**shared: Any) -> None:
 
 @bench.command()
 @click.option("--device", default="cuda", show_default=True, help="cuda, or cpu to try the command.")
-@click.option("--only", multiple=True, metavar="ROW", help="G1 … G9, T1 … T3; repeatable.  [default: all]")
+@click.option("--only", multiple=True, metavar="ROW", help="G1 … G9, T1 … T4; repeatable.  [default: all]")
 @click.option("--budget", type=click.FloatRange(1), default=420.0, show_default=True,
               help="Seconds after which no further row is begun.")  # fmt: skip
 @click.option("--tiny", is_flag=True, help="Shapes of a few kilobytes, to try the command.")

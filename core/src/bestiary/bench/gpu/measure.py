@@ -10,7 +10,7 @@ from json import dumps
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,10 +31,11 @@ _BLOCK = 16
 _BEYOND_CACHES = 1 << 29
 
 
-def decode_seconds(llm: LLM, rows: int, context: int, steps: int) -> float:
-    """The median step of `rows` requests whose prompts of `context` tokens lie behind them."""
+def decode_seconds(llm: LLM, rows: int, context: int, steps: int, **asked: Any) -> float:
+    """The median step of `rows` requests whose prompts of `context` tokens lie behind them. `asked`: of each, beside
+    the likeliest tokens (fields of `SamplingParams`)."""
     work, engine = Workload(llm.engine.vocab_size), llm.engine
-    params = SamplingParams(temperature=0, max_tokens=steps + _WARM + 2, ignore_eos=True)
+    params = SamplingParams(**{"temperature": 0, "max_tokens": steps + _WARM + 2, "ignore_eos": True, **asked})
     names = [f"decode-{number}" for number in range(rows)]
     for number, name in enumerate(names):
         engine.add_request(name, work.prompt(context, number), params)

@@ -240,8 +240,27 @@ def one_row(machine: Machine) -> Iterator[Figure]:
                          limit=most / 1e9, fraction=read / most)  # fmt: skip
 
 
+_ASKED: Mapping[str, Mapping[str, Any]] = {
+    "the likeliest tokens": {},
+    "draws with top-p": {"temperature": 0.8, "top_p": 0.95},
+    "repetition penalty": {"repetition_penalty": 1.1},
+    "five log-probabilities": {"logprobs": 5},
+}
+
+
+def asking(machine: Machine) -> Iterator[Figure]:
+    """T4: steps of requests that ask more of their tokens: what the host does for them, the device should not see."""
+    rows, context = machine.size(64, 2), machine.size(512, 16)
+    with engine(
+        machine.shape("qwen3-0.6b"), **machine.options(max_num_seqs=rows, max_model_len=machine.size(1024, 64))
+    ) as llm:
+        for what, asked in _ASKED.items():
+            seconds = measure.decode_seconds(llm, rows, context, machine.size(64, 4), **asked)
+            yield Figure(name="T4", what=f"qwen3-0.6b shape, batch {rows}, {what}", value=seconds * 1e3, unit="ms")
+
+
 ROWS: Mapping[str, Callable[[Machine], Iterator[Figure]]] = {
     "G1": single, "G2": batches, "G3": offline, "G4": prompt, "G5": attention, "G6": experts, "G7": eight_bits,
     "G8": starting, "G9": exactly, "T1": transformers_single, "T2": queues,
-    "T3": one_row,
+    "T3": one_row, "T4": asking,
 }  # fmt: skip
