@@ -5,6 +5,8 @@ import torch
 import transformers
 
 from bestiary import LLM, SamplingParams
+from bestiary.api.errors import ModelFailed
+from bestiary.engine.runner import ModelRunner
 
 PROMPTS = [[1, 5, 9], [7] * 20, [2, 3], list(range(3, 40))]
 
@@ -94,6 +96,35 @@ def test_what_a_row_that_cannot_be_drawn_leaves_is_no_token(checkpoint):
     assert {reason for at, (reason, _) in enumerate(found) if at != 1} <= {"length", "stop"}
     places = [{item.request_id: item.start for item in plan.items}["1"] for plan in steps[2:4]]
     assert places[1] == places[0] + 1
+
+
+def test_a_step_that_fails_after_its_draw_is_forgotten(checkpoint, monkeypatch):
+    """What was launched is collected in order, and nothing of what was not."""
+    wanted = answers(checkpoint, GREEDY, async_scheduling=True)
+    llm = LLM(
+        checkpoint, dtype="float32", kernels="torch", skip_tokenizer_init=True, progress=False, async_scheduling=True
+    )
+    record, failed = ModelRunner.record, []
+
+    def failing(self, batch, result):
+        if result.step == 4 and not failed:
+            failed.append(result.step)
+            raise ZeroDivisionError("after the draw")
+        record(self, batch, result)
+
+    monkeypatch.setattr(ModelRunner, "record", failing)
+    for at, ids in enumerate(PROMPTS):
+        llm.engine.add_request(str(at), ids, GREEDY)
+    tokens = {str(at): [] for at in range(len(PROMPTS))}
+    while llm.engine.has_unfinished_requests:
+        try:
+            for update in llm.engine.step():
+                tokens[update.request_id].append(update.token_id)
+        except ModelFailed:
+            failed.append("told")
+    llm.close()
+    assert failed == [4, "told"]
+    assert [*tokens.values()] == [ids for ids, _ in wanted]
 
 
 def test_ranks_that_divide_a_model_do_not_plan_ahead(checkpoint):

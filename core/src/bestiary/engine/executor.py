@@ -56,9 +56,10 @@ class UniprocExecutor:
         elif self._begun and self._begun[-1].error is not None:  # nothing can be begun upon what failed
             self._begun.append(Begun(plan, None, error=self._begun[-1].error))
         else:
-            self._begun.append(begun := runner.begin(plan))
+            begun = runner.begin(plan)
             if begun.batch is not None and begun.result is not None:
                 runner.record(begun.batch, begun.result)
+            self._begun.append(begun)
 
     def collect(self, plan: StepPlan, copy: int = 0) -> StepResult:
         try:
