@@ -232,6 +232,19 @@ def test_rows_drawn_from_everything_are_drawn_as_others_are():
     assert alone[2] == -1
 
 
+def test_rows_that_take_the_best_are_told_no_numbers(waits):
+    """Beside one that is drawn they are drawn as that is, to the same tokens."""
+    logits = torch.stack([row(at) for at in range(5)])
+    logits[1, 7], logits[2] = math.nan, -math.inf
+    requests = [state(at, temperature=0) for at in range(4)] + [state(4, temperature=0.8, top_k=5)]
+    alone = device_draws.draw_together(logits[:4], requests, range(4))
+    some = device_draws.draw_together(logits, requests, [0, 3])
+    assert waits == ["send"]
+    assert alone.tolist() == device_draws.draw_together(logits, requests, range(5)).tolist()[:4]
+    assert alone.tolist() == [int(row(0).argmax()), -1, -1, int(row(3).argmax())]
+    assert some.tolist() == [alone[0], alone[3]]
+
+
 def test_rows_drawn_where_the_logits_are():
     """As on a GPU: plain rows together, by seed and position alone; greedy and reshaped ones as ever."""
     requests = [

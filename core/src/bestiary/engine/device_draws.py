@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bestiary.nn.ops.sampling import draw_from_part, draw_tokens
+from bestiary.nn.ops.sampling import best_tokens, draw_from_part, draw_tokens
 from bestiary.nn.sending import send
 
 from .request_state import RequestState
@@ -24,10 +24,15 @@ def draw_together(logits: torch.Tensor, states: Sequence[RequestState], rows: Se
     """
     if not rows:
         return torch.empty(0, dtype=torch.int64, device=logits.device)
+    whole = len(rows) == len(logits)
+    if all(states[row].sampling.greedy for row in rows):
+        places = None if whole else send(np.array(rows, np.int64), logits.device)
+        peaks, ids = best_tokens(logits if places is None else logits.index_select(0, places))
+        return torch.where(torch.isfinite(peaks), ids, -1)
     sent = _send(states, rows, logits.device)
     seeds, at, places, top_k = sent[:4]
     temperature, top_p, min_p = sent[4:].view(torch.float64).float()
-    picked = logits if len(rows) == len(logits) else logits.index_select(0, places)
+    picked = logits if whole else logits.index_select(0, places)
     if all(draws_from_all(states[row]) for row in rows):
         scores, ids = draw_from_part(picked, seeds, at, temperature, 0)
         return torch.where(torch.isfinite(scores), ids, -1)
