@@ -116,7 +116,7 @@ def test_a_step_that_fails_after_its_draw_is_forgotten(checkpoint, monkeypatch):
     for at, ids in enumerate(PROMPTS):
         llm.engine.add_request(str(at), ids, GREEDY)
     tokens = {str(at): [] for at in range(len(PROMPTS))}
-    while llm.engine.has_unfinished_requests:
+    while llm.engine.has_unfinished_requests and len(failed) < 3:
         try:
             for update in llm.engine.step():
                 tokens[update.request_id].append(update.token_id)

@@ -59,13 +59,15 @@ def queue(
     states: Sequence[RequestState],
     grammars: Sequence[bytes | SampledToken | None] | None = None,
     best: Sequence[torch.Tensor] | None = None,
+    *,
+    explain: bool = True,
 ) -> Queued:
     """Have the device draw a token from each row of logits ``[len(states), vocabulary]``, and wait for nothing. Takes
-    what `sampler.sample` takes."""
+    what `sampler.sample` takes. `explain`: with log-probabilities where these are asked for."""
     allowed = grammars or [None] * len(states)
     peaks, ids = best or logits.max(dim=-1)
     drawn = _drawn(logits, ids.long(), states, allowed)
-    explained = [row for row, state in enumerate(states) if wants_logprobs(state)]
+    explained = [row for row, state in enumerate(states) if explain and wants_logprobs(state)]
     count = max((states[row].sampling.logprobs or 0 for row in explained), default=0)
     usable, parts = drawn.clamp_min(0), [peaks.double(), drawn.double()]
     if explained:

@@ -50,8 +50,9 @@ def can_draw(batch: ForwardBatch) -> bool:
     return not any(state.pending is not None and needs_history(state) for state, _ in batch.sampled)
 
 
-def draw_begun(begun: Begun, grammars: Grammars | None) -> None:
-    """Queue the draws of a step, and wait for nothing but its grammars."""
+def draw_begun(begun: Begun, grammars: Grammars | None, explain: bool = True) -> None:
+    """Queue the draws of a step, and wait for nothing but its grammars. `explain`: whether anybody will read more than
+    its tokens here."""
     if begun.batch is None or begun.made is None:
         return
     states, made = [state for state, _ in begun.batch.sampled], begun.made
@@ -63,7 +64,7 @@ def draw_begun(begun: Begun, grammars: Grammars | None) -> None:
         if grammars is not None:
             grammars.begin(states)
         allowed = None if grammars is None else grammars.allowed(states)
-        begun.queued = queue(logits, states, allowed, best or best_tokens(logits))
+        begun.queued = queue(logits, states, allowed, best or best_tokens(logits), explain=explain)
     begun.made = None
     for row, state in enumerate(states):
         state.pending = begun.queued.ids, row

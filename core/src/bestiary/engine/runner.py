@@ -125,7 +125,7 @@ class ModelRunner:
     def draw_begun(self, begun: Begun) -> None:
         """Draw the tokens of a step that was begun, unless that was done before: those of the one before are known."""
         with self.stage.ops.active():
-            draw_begun(begun, self.grammars)
+            draw_begun(begun, self.grammars, self.draws)
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> torch.Tensor:
