@@ -56,7 +56,8 @@ def test_a_question_waits_until_the_model_is_there(fake: Fake, new_page: Callabl
 
 def test_a_question_is_sent_again_when_the_server_was_not_ready_after_all(page: Page, fake: Fake) -> None:
     fake.script = Script(status=503, error={"code": "ENGINE_NOT_READY", "message": "the engine is starting"})
-    answer = ask(page, wait=False)
+    with page.expect_response("**/v1/chat/completions"):
+        answer = ask(page, wait=False)
     page.wait_for_function("() => document.querySelector('.message.assistant .waiting')?.checkVisibility()")
     assert not answer.locator(".error").count()
     fake.script = Script(content("Ready now."))
