@@ -66,8 +66,8 @@ class StateRows:
 
     def schedule_ahead(self, sequences: SequenceOf[Sequence]) -> list[tuple[int, int]] | None:
         """The rows that sequences' steps upon those in flight read and write; None where there are too few."""
-        idle = sum(self._held[row] == 1 for row in self._checkpoints.values())
-        if len(self._free) + idle < len(sequences):
+        missing = len(sequences) - len(self._free)
+        if missing > 0 and sum(self._held[row] == 1 for row in self._checkpoints.values()) < missing:
             return None
         for sequence in sequences:
             sequence.ahead_row = self._take()
